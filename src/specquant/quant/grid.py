@@ -1,0 +1,43 @@
+"""The values that a quantized weight can take."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Grid(NamedTuple):
+    """The grid of every row and group of a weight matrix: code -> unit * step * (code - zero).
+
+    All tensors are float32 and broadcast to [out, groups]. Where `integer`, step * (code - zero) is rounded to an integer
+    first, as a product with int8 weights does.
+    """
+
+    unit: torch.Tensor
+    step: torch.Tensor
+    zero: torch.Tensor
+    lowest: torch.Tensor
+    highest: torch.Tensor
+    integer: bool = False
+
+    def encode(self, weight: torch.Tensor) -> torch.Tensor:
+        """The nearest codes of values that broadcast with the grid, as integers in float32."""
+        codes = (weight / (self.unit * self.step)).add_(self.zero).round_()
+        return torch.clamp(codes, self.lowest, self.highest)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """The values of codes."""
+        values = (codes - self.zero).mul_(self.step)
+        return (values.round_() if self.integer else values).mul_(self.unit)
+
+    def expand(self, shape: tuple[int, int]) -> "Grid":
+        """The same grid with every tensor expanded to [out, groups]."""
+        return Grid(*(tensor.expand(shape) for tensor in self[:-1]), self.integer)
+
+    def at(self, *index) -> "Grid":
+        """The same grid with every tensor indexed."""
+        return Grid(*(tensor[index] for tensor in self[:-1]), self.integer)
+
+
+def in_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """[out, in] -> [out, groups, in / groups]."""
+    return weight.reshape(weight.shape[0], groups, -1)

@@ -1,0 +1,317 @@
+"""One class per storage format: what is stored, how it comes from a range of values, and which kernel multiplies it."""
+
+import torch
+from torch import nn
+
+from specquant.errors import SpecquantError
+from specquant.kernels.activations import compute_dtype
+from specquant.kernels.fp16 import fp16_operand_dtype, fp16_product
+from specquant.kernels.int4 import pack_int4, unpack_int4
+from specquant.kernels.w4a8 import qoq_group_weight, qoq_product, qoq_weight, qqq_group_weight, qqq_weight
+from specquant.kernels.w4a16 import w4a16_product, w4a16_weight
+from specquant.kernels.w8a8 import w8a8_product
+from specquant.quant.grid import Grid, in_groups
+
+SMALLEST_FP16 = 2.0**-24
+
+
+class PackedLinear(nn.Module):
+    """One weight matrix [out, in] as its scheme stores it: buffers only, so that a state dict holds it.
+
+    Storage is packed and stays so (`nbytes`). The reference products multiply an unpacked float copy, made at the first
+    call and kept beside the storage, because a CPU has no 4-bit arithmetic; it is not part of the state.
+    """
+
+    group_size = 0  # inputs that share a scale; 0: all
+
+    def __init__(self, out_features: int, in_features: int):
+        super().__init__()
+        if self.group_size and in_features % self.group_size:
+            raise SpecquantError(
+                f"a {out_features} x {in_features} matrix cannot be quantized in groups of {self.group_size}: "
+                f"its inputs must be a multiple of {self.group_size}"
+            )
+        if in_features % 2:
+            raise SpecquantError(f"a {out_features} x {in_features} matrix cannot be packed: its inputs must be even")
+        self.out_features, self.in_features = out_features, in_features
+        self.groups = in_features // self.group_size if self.group_size else 1
+        for name, (dtype, shape) in self.layout().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self._operand: torch.Tensor | None = None
+
+    def layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """What is stored: name -> dtype and shape."""
+        raise NotImplementedError
+
+    def fit(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Set scales (and zero points) for weights between low and high, both float32 [out, groups], low <= 0 <= high."""
+        raise NotImplementedError
+
+    def grid(self) -> Grid:
+        """The values that the stored scales allow."""
+        raise NotImplementedError
+
+    def set_codes(self, codes: torch.Tensor) -> None:
+        """Store codes [out, in]."""
+        self.codes = pack_int4(codes)
+
+    def integer_codes(self) -> torch.Tensor:
+        """The stored codes [out, in]."""
+        return unpack_int4(self.codes)
+
+    def operand(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix [out, in] that `multiply` takes, in `dtype`."""
+        raise NotImplementedError
+
+    def multiply(self, x: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
+        """The product of x [rows, in] with `operand` and the scales."""
+        raise NotImplementedError
+
+    def operand_dtype(self, x: torch.Tensor) -> torch.dtype:
+        return compute_dtype(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, in] -> [rows, out] in x's dtype."""
+        dtype = self.operand_dtype(x)
+        if self._operand is None or self._operand.dtype != dtype:
+            self._operand = self.operand(dtype)
+        return self.multiply(x, self._operand)
+
+    def dequantize(self) -> torch.Tensor:
+        """The stored weights as float32 [out, in]."""
+        codes = in_groups(self.integer_codes().float(), self.groups)
+        return self.grid().at(..., None).decode(codes).flatten(1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def extra_repr(self) -> str:
+        return f"out_features={self.out_features}, in_features={self.in_features}"
+
+    def _apply(self, function, recurse=True):
+        self._operand = None
+        return super()._apply(function, recurse)
+
+    def _load_from_state_dict(self, *arguments, **keywords):
+        self._operand = None
+        super()._load_from_state_dict(*arguments, **keywords)
+
+
+class Float16Linear(PackedLinear):
+    """fp16 weights."""
+
+    def layout(self):
+        return {"weight": (torch.float16, (self.out_features, self.in_features))}
+
+    def operand_dtype(self, x):
+        return fp16_operand_dtype(x)
+
+    def operand(self, dtype):
+        return self.weight.to(dtype)
+
+    def multiply(self, x, operand):
+        return fp16_product(x, operand)
+
+    def dequantize(self):
+        return self.weight.float()
+
+
+class Int8Linear(PackedLinear):
+    """int8 weights with an fp16 scale per output channel; int8 activations (`kernels.w8a8`)."""
+
+    def layout(self):
+        return {
+            "codes": (torch.int8, (self.out_features, self.in_features)),
+            "scales": (torch.float16, (self.out_features,)),
+        }
+
+    def fit(self, low, high):
+        self.scales = _fp16_scale(torch.maximum(-low, high)[:, 0] / 127)
+
+    def grid(self):
+        return _grid(self.scales[:, None], lowest=-127, highest=127)
+
+    def set_codes(self, codes):
+        self.codes = codes.to(torch.int8)
+
+    def integer_codes(self):
+        return self.codes
+
+    def operand(self, dtype):
+        return self.codes.to(dtype)
+
+    def multiply(self, x, operand):
+        return w8a8_product(x, operand, self.scales)
+
+
+class Int4GroupLinear(PackedLinear):
+    """4-bit codes with an fp16 scale per 128 inputs; fp16 activations (`kernels.w4a16`)."""
+
+    group_size = 128
+
+    def layout(self):
+        return {
+            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "scales": (torch.float16, (self.out_features, self.groups)),
+        }
+
+    def fit(self, low, high):
+        self.scales = _fp16_scale(_symmetric_step(low, high))
+
+    def grid(self):
+        return _grid(1, self.scales, zero=8)
+
+    def operand(self, dtype):
+        return w4a16_weight(self.codes, self.scales, dtype)
+
+    def multiply(self, x, operand):
+        return w4a16_product(x, operand)
+
+
+class QQQLinear(PackedLinear):
+    """4-bit codes with an fp16 scale per output channel; int8 activations (`kernels.w4a8`)."""
+
+    def layout(self):
+        return {
+            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "scales": (torch.float16, (self.out_features,)),
+        }
+
+    def fit(self, low, high):
+        self.scales = _fp16_scale(_symmetric_step(low, high)[:, 0])
+
+    def grid(self):
+        return _grid(self.scales[:, None], zero=8)
+
+    def operand(self, dtype):
+        return qqq_weight(self.codes, dtype)
+
+    def multiply(self, x, operand):
+        return w8a8_product(x, operand, self.scales)
+
+
+class QQQGroupLinear(PackedLinear):
+    """4-bit codes with an fp16 scale per 128 inputs, requantized to int8 per output channel in the product; int8
+    activations (`kernels.w4a8`). The channel's scale is such that no code can leave int8."""
+
+    group_size = 128
+
+    def layout(self):
+        return {
+            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "scales": (torch.float16, (self.out_features,)),
+            "group_scales": (torch.float16, (self.out_features, self.groups)),
+        }
+
+    def fit(self, low, high):
+        steps = _symmetric_step(low, high)
+        self.scales = _fp16_scale(8 * steps.amax(dim=1) / 127)
+        self.group_scales = (steps / self.scales[:, None]).clamp_max_(127 / 8).half()
+
+    def grid(self):
+        return _grid(self.scales[:, None], self.group_scales, zero=8, integer=True)
+
+    def operand(self, dtype):
+        return qqq_group_weight(self.codes, self.group_scales, dtype)
+
+    def multiply(self, x, operand):
+        return w8a8_product(x, operand, self.scales)
+
+
+class QoQLinear(PackedLinear):
+    """Unsigned 4-bit codes with an fp16 scale and a zero point per output channel; int8 activations (`kernels.w4a8`)."""
+
+    def layout(self):
+        return {
+            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "scales": (torch.float16, (self.out_features,)),
+            "zeros": (torch.uint8, (self.out_features,)),
+        }
+
+    def fit(self, low, high):
+        self.scales = _fp16_scale((high - low)[:, 0] / 15)
+        self.zeros = (-low[:, 0] / self.scales).round_().clamp_(0, 15).to(torch.uint8)
+
+    def grid(self):
+        return _grid(self.scales[:, None], zero=self.zeros[:, None])
+
+    def operand(self, dtype):
+        return qoq_weight(self.codes, dtype)
+
+    def multiply(self, x, operand):
+        return qoq_product(x, operand, self.scales, self.zeros)
+
+
+class QoQGroupLinear(PackedLinear):
+    """Progressive: int8 per output channel within +-119, then unsigned 4-bit codes with an 8-bit scale and zero point per
+    128 inputs; int8 activations (`kernels.w4a8`). Codes that would leave +-127 at the first level are not used."""
+
+    group_size = 128
+    protective_range = 119  # QServe, section 4.1: then the second level's rounding stays in int8
+
+    def layout(self):
+        return {
+            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "scales": (torch.float16, (self.out_features,)),
+            "group_scales": (torch.uint8, (self.out_features, self.groups)),
+            "group_zeros": (torch.uint8, (self.out_features, self.groups)),
+        }
+
+    def fit(self, low, high):
+        limit = self.protective_range
+        self.scales = _fp16_scale(torch.maximum(-low, high).amax(dim=1) / limit)
+        low = (low / self.scales[:, None]).round_().clamp_(-limit, 0)
+        high = (high / self.scales[:, None]).round_().clamp_(0, limit)
+        steps = ((high - low) / 15).round_().clamp_(1, 16)
+        self.group_scales = steps.to(torch.uint8)
+        self.group_zeros = (-low / steps).round_().clamp_(0, 15).to(torch.uint8)
+
+    def grid(self):
+        zeros = self.group_zeros.float()
+        reach = (127 / self.group_scales.float()).floor_()
+        return _grid(
+            self.scales[:, None],
+            self.group_scales,
+            zeros,
+            lowest=(zeros - reach).clamp_min_(0),
+            highest=(zeros + reach).clamp_max_(15),
+            integer=True,
+        )
+
+    def operand(self, dtype):
+        return qoq_group_weight(self.codes, self.group_scales, self.group_zeros, dtype)
+
+    def multiply(self, x, operand):
+        return w8a8_product(x, operand, self.scales)
+
+
+STORAGE: dict[str, type[PackedLinear]] = {
+    "fp16": Float16Linear,
+    "w8a8": Int8Linear,
+    "w4a16-g128": Int4GroupLinear,
+    "w4a16-g128-rot": Int4GroupLinear,
+    "w4a8-qqq": QQQLinear,
+    "w4a8-qqq-g128": QQQGroupLinear,
+    "w4a8-qoq": QoQLinear,
+    "w4a8-qoq-g128": QoQGroupLinear,
+}
+
+
+def _symmetric_step(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The step at which 16 values, -8 to 7, span a symmetric range (as GPTQ and QQQ define it: 15 steps)."""
+    return torch.maximum(-low, high) * (2 / 15)
+
+
+def _fp16_scale(scale: torch.Tensor) -> torch.Tensor:
+    """A scale as it is stored: never zero, so that a row of zeros is no special case."""
+    return scale.clamp(SMALLEST_FP16, torch.finfo(torch.float16).max).half()
+
+
+def _grid(unit, step=1, zero=0, lowest=0, highest=15, integer=False) -> Grid:
+    """A Grid of numbers and tensors."""
+    parts = (unit, step, zero, lowest, highest)
+    device = next(part.device for part in parts if isinstance(part, torch.Tensor))
+    tensors = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in parts)
+    return Grid(*torch.broadcast_tensors(*tensors), integer)

@@ -1,0 +1,43 @@
+"""The schemes of the study: how the linear layers of a model are quantized."""
+
+from dataclasses import dataclass
+
+from specquant.errors import SpecquantError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights and activations of the linear layers are stored and multiplied.
+
+    group_size: inputs that share a scale; 0 for one scale per output channel. symmetric: without zero points.
+    rotated: the residual stream is Hadamard-rotated offline before quantization.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    group_size: int = 0
+    symmetric: bool = True
+    rotated: bool = False
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("fp16", 16, 16),
+        Scheme("w8a8", 8, 8),
+        Scheme("w4a16-g128", 4, 16, group_size=128),
+        Scheme("w4a16-g128-rot", 4, 16, group_size=128, rotated=True),
+        Scheme("w4a8-qqq", 4, 8, rotated=True),
+        Scheme("w4a8-qqq-g128", 4, 8, group_size=128, rotated=True),
+        Scheme("w4a8-qoq", 4, 8, symmetric=False, rotated=True),
+        Scheme("w4a8-qoq-g128", 4, 8, group_size=128, symmetric=False, rotated=True),
+    )
+}
+
+
+def get_scheme(name: str) -> Scheme:
+    """The scheme of that name. Raises SpecquantError that lists the known ones."""
+    if name not in SCHEMES:
+        raise SpecquantError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
+    return SCHEMES[name]
