@@ -1,0 +1,58 @@
+# `make study` and `make test` are all that a newcomer needs; each sets up .venv first. `make help` lists the rest.
+BIN := .venv/bin
+PROFILE ?= tiny
+# One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output.
+PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env
+
+.DEFAULT_GOAL := help
+.PHONY: help study test test-full test-gpu figures lab lint lock clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
+
+study: .venv/.ready  ## run the study and link it from results/PROFILE/index.html (PROFILE=tiny)
+	$(BIN)/specquant study --profile $(PROFILE)
+
+test: .venv/.ready  ## run the tests and the notebooks' checks that take minutes
+	$(PYTEST) -m "not gpu and not full"
+
+test-full: .venv/.ready  ## run the long tests as well
+	$(PYTEST) -m "not gpu"
+
+test-gpu: .venv/.ready  ## run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest tests -m gpu
+
+figures: .venv/.ready  ## rebuild figures/ from data/ alone
+	$(BIN)/specquant figures
+
+lab: .venv/.ready  ## open JupyterLab on the notebooks
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (specquant)"
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+
+lint: .venv/.ready  ## check the style
+	$(BIN)/ruff check .
+
+clean:  ## remove all that can be made again, .venv and results/ too
+	rm -rf .venv build results src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp comes last, so an interrupted installation is taken up again, and a newer lock is installed.
+.venv/.ready: requirements.lock
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	  done; \
+	  test -n "$$python" || { echo "specquant needs Python 3.11 or newer and found none: install it, or name it with make PYTHON=..." >&2; exit 1; }; \
+	  echo "Making .venv with $$($$python --version)"; \
+	  $$python -m venv --clear .venv; }
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Keeps the pins that stand in the lock; to move one, add UPGRADE="--upgrade-package NAME". Left out are packages that only
+# Windows needs, and those that torch's CUDA build asks for by itself: the CPU build installs from the same lock.
+lock:  ## resolve requirements.lock anew for every supported Python, on Linux and macOS (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate $(UPGRADE) \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+	grep -vE "^(cuda|nvidia)-|sys_platform == 'win32'|os_name == 'nt'" requirements.lock > requirements.lock.new
+	mv requirements.lock.new requirements.lock
