@@ -1,17 +1,18 @@
 """4-bit weights, int8 activations with a scale per token: QQQ (arXiv 2406.09904) and QoQ (QServe, arXiv 2405.04532).
 
-All four forms multiply int8 by int8 into int32, as `w8a8` does; they differ in how the int8 weight comes from the stored
-4-bit code. Stored are codes, two per byte, [out, in / 2], and
+All four forms multiply int8 by int8 into int32, as `w8a8` does; they differ in how the int8 weight comes from the
+stored 4-bit code. Stored are codes, two per byte, [out, in / 2], and
 
 * QQQ per channel: fp16 `scales` [out]. int8 weight = code - 8.
 * QQQ per group: fp16 `scales` [out]; fp16 `group_scales` [out, in / 128], already divided by the channel's scale.
-  int8 weight = (code - 8) * group scale, the exact product rounded once, half to even. (QQQ's kernel does it by one fp16
-  fused multiply-add onto 1152, where fp16 numbers are integers.)
-* QoQ per channel: fp16 `scales` [out]; uint8 `zeros` [out], 0 to 15. The product takes the codes as they are and subtracts
-  the zero point's share afterwards, from the token's sum of activations *before* their quantization (QServe, section 5.2.1).
+  int8 weight = (code - 8) * group scale, the exact product rounded once, half to even. (QQQ's kernel does it by one
+  fp16 fused multiply-add onto 1152, where fp16 numbers are integers.)
+* QoQ per channel: fp16 `scales` [out]; uint8 `zeros` [out], 0 to 15. The product takes the codes as they are and
+  subtracts the zero point's share afterwards, from the token's sum of activations *before* their quantization (QServe,
+  section 5.2.2).
 * QoQ per group, progressive: fp16 `scales` [out]; uint8 `group_scales` [out, in / 128], 1 to 16; uint8 `group_zeros`,
-  0 to 15. int8 weight = (code - zero) * group scale: integers throughout. code * group scale <= 240 fits a byte, and the
-  quantizer keeps every weight within +-127 (QServe, section 4.1).
+  0 to 15. int8 weight = (code - zero) * group scale: integers throughout. code * group scale <= 240 fits a byte, and
+  the quantizer keeps every weight within +-127 (QServe, section 4.1).
 """
 
 import torch

@@ -1,4 +1,6 @@
-"""int8 weights with a scale per output channel, int8 activations with a scale per token (SmoothQuant, arXiv 2211.10438).
+"""int8 weights with a scale per output channel, int8 activations with a scale per token.
+
+Source: SmoothQuant, arXiv 2211.10438; its per-token dynamic form.
 
 Stored: int8 codes [out, in] within +-127; fp16 scales [out]. A weight is code * scale.
 """

@@ -2,8 +2,9 @@
 
 Why our own quantizers: llm-compressor 0.14 (with compressed-tensors 0.19) installs beside our pins and can do W8A8 and
 W4A16; gptqmodel 7.6 only with an older NumPy than ours, and can do W4A16 and QQQ. Neither does QoQ, neither writes the
-fused matrices and the exact grids that our kernels multiply, and each brings a dozen packages (datasets, accelerate, ...)
-to a study that quantizes eight schemes in seconds. What they share, GPTQ and smoothing, is about a hundred lines here.
+fused matrices and the exact grids that our kernels multiply, and each brings a dozen packages (torchao,
+accelerate, datasets) to a study that quantizes eight schemes in seconds. What they share, GPTQ and smoothing, is
+about a hundred lines here.
 """
 
 import torch
@@ -28,13 +29,14 @@ def empty_linear(scheme: Scheme, out_features: int, in_features: int) -> PackedL
 def quantize_linear(scheme: Scheme, weight: torch.Tensor, hessian: torch.Tensor | None = None) -> PackedLinear:
     """Quantize a float weight [out, in]: by round-to-nearest over each group's full range, or by GPTQ given a Hessian.
 
-    hessian: [in, in], the sum over calibration tokens of x x^T. With it, each group's range is first clipped to where its
-    weighted rounding error is least. Raises SpecquantError where the shape does not fit the scheme or a value is not finite.
+    hessian: [in, in], the sum over calibration tokens of x x^T. With it, each group's range is first clipped to where
+    its weighted rounding error is least. Raises SpecquantError where the shape does not fit the scheme or a value is
+    not finite.
     """
     linear = empty_linear(scheme, *weight.shape).to(weight.device)
     weight = weight.float()
     if not weight.isfinite().all():
-        raise SpecquantError("a weight matrix to be quantized has values that are not finite: the checkpoint is damaged")
+        raise SpecquantError("a weight matrix has values that are not finite: the checkpoint is damaged")
     if isinstance(linear, Float16Linear):
         linear.weight = weight.half()
         return linear

@@ -8,8 +8,8 @@ import torch
 class Grid(NamedTuple):
     """The grid of every row and group of a weight matrix: code -> unit * step * (code - zero).
 
-    All tensors are float32 and broadcast to [out, groups]. Where `integer`, step * (code - zero) is rounded to an integer
-    first, as a product with int8 weights does.
+    All tensors are float32 and broadcast to [out, groups]. Where `integer`, step * (code - zero) is rounded to an
+    integer first, as a product with int8 weights does.
     """
 
     unit: torch.Tensor

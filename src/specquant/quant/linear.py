@@ -44,7 +44,8 @@ class PackedLinear(nn.Module):
         raise NotImplementedError
 
     def fit(self, low: torch.Tensor, high: torch.Tensor) -> None:
-        """Set scales (and zero points) for weights between low and high, both float32 [out, groups], low <= 0 <= high."""
+        """Set scales (and zero points) for weights between low and high, both float32 [out, groups], low <= 0 <=
+        high."""
         raise NotImplementedError
 
     def grid(self) -> Grid:
@@ -221,7 +222,8 @@ class QQQGroupLinear(PackedLinear):
 
 
 class QoQLinear(PackedLinear):
-    """Unsigned 4-bit codes with an fp16 scale and a zero point per output channel; int8 activations (`kernels.w4a8`)."""
+    """Unsigned 4-bit codes with an fp16 scale and a zero point per output channel; int8 activations
+    (`kernels.w4a8`)."""
 
     def layout(self):
         return {
@@ -245,8 +247,8 @@ class QoQLinear(PackedLinear):
 
 
 class QoQGroupLinear(PackedLinear):
-    """Progressive: int8 per output channel within +-119, then unsigned 4-bit codes with an 8-bit scale and zero point per
-    128 inputs; int8 activations (`kernels.w4a8`). Codes that would leave +-127 at the first level are not used."""
+    """Progressive: int8 per output channel within +-119, then unsigned 4-bit codes with an 8-bit scale and zero point
+    per 128 inputs; int8 activations (`kernels.w4a8`). Codes that would leave +-127 at the first level are not used."""
 
     group_size = 128
     protective_range = 119  # QServe, section 4.1: then the second level's rounding stays in int8

@@ -1,0 +1,180 @@
+"""Quantize a model directory, layer by layer, into another one."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from specquant.errors import SpecquantError
+from specquant.models.llama import Llama, LlamaLayer, causal_mask
+from specquant.models.loading import load_config, load_model, load_tokenizer, stored_scheme
+from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
+from specquant.quant import Scheme, get_scheme, quantize_linear
+from specquant.quant.hadamard import random_hadamard
+
+CALIBRATION_TEXT = Path(__file__).resolve().parents[3] / "data/tiny/calibration.txt"
+CALIBRATION_TOKENS = 8192
+SEQUENCE_LENGTH = 512
+SMOOTHING_STRENGTH = 0.5
+# Read by tokenizers and by transformers' generation.
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+METHODS = ("calibrated", "round-to-nearest")
+
+
+def quantize_model(
+    model_dir: str | Path,
+    scheme: str | Scheme,
+    out_dir: str | Path,
+    calibration: str | Path | None = None,
+    method: str = "calibrated",
+    device: str = "cpu",
+    progress: bool = True,
+) -> None:
+    """Quantize the fp16 model in `model_dir` and write a directory that `load_model` loads.
+
+    calibration: a UTF-8 text file (default: the one that ships with the tiny models). method: "calibrated" is GPTQ for
+    4-bit weights, and SmoothQuant's smoothing where activations are int8; "round-to-nearest" uses no text. A scheme
+    that is rotated is rotated by both. Layers are calibrated in order, each on what the quantized layers before it
+    give it. Raises SpecquantError for an unknown scheme or method, a model that is quantized already or does not fit
+    the scheme, a calibration text that is missing or too short, and an output directory that exists or cannot be
+    written. Nothing is left half-written.
+    """
+    model_dir, out_dir = Path(model_dir), Path(out_dir)
+    scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+    if scheme.name == "fp16":
+        raise SpecquantError("fp16 is what models are stored in before quantization: choose another scheme")
+    if method not in METHODS:
+        raise SpecquantError(f"unknown quantization method {method!r}: choose one of {', '.join(METHODS)}")
+    stored = stored_scheme(load_config(model_dir))
+    if stored != "fp16":
+        raise SpecquantError(f"{model_dir} is already quantized to {stored}: quantize the fp16 model it was made from")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise SpecquantError(f"{out_dir} exists and is not empty: choose another output directory or remove it")
+    record = {"quant_method": "specquant", "scheme": scheme.name, "method": method, "rotated": scheme.rotated}
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    except OSError as error:
+        raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
+    try:
+        model = load_model(model_dir, dtype=torch.float32, device=device)
+        tokens = None
+        if method == "calibrated":
+            text = Path(calibration or CALIBRATION_TEXT)
+            tokens = calibration_tokens(model_dir, text, min(SEQUENCE_LENGTH, model.config.max_position_embeddings))
+            digest = hashlib.sha256(text.read_bytes()).hexdigest()
+            record["calibration"] = {"text": text.name, "sha256": digest, "tokens": tokens.numel()}
+        quantize_layers(model, scheme, tokens, progress)
+        write_model(model, record, model_dir, unfinished)
+        os.replace(unfinished, out_dir)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SpecquantError(f"cannot write {out_dir} ({reason}): free space or choose another directory") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def calibration_tokens(model_dir: Path, text_file: Path, length: int) -> torch.Tensor:
+    """The first CALIBRATION_TOKENS tokens of a text as sequences [n, length], each with the tokenizer's begin token
+    first."""
+    try:
+        text = text_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecquantError(f"cannot read calibration text {text_file} ({error}): give a UTF-8 text file") from None
+    tokenizer = load_tokenizer(model_dir)
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+    content = length - len(begin)
+    sequences = min(len(tokens) // content, max(CALIBRATION_TOKENS // length, 1))
+    if sequences == 0:
+        raise SpecquantError(f"calibration text {text_file} has {len(tokens)} tokens: give one of at least {content}")
+    body = tokens[: sequences * content].view(sequences, content)
+    return torch.cat((torch.tensor(begin, dtype=torch.long).expand(sequences, -1), body), dim=1)
+
+
+@torch.no_grad()
+def quantize_layers(model: Llama, scheme: Scheme, tokens: torch.Tensor | None, progress: bool = False) -> None:
+    """Quantize a float32 model in place. tokens: int64 [sequences, length] to calibrate on; None rounds to nearest."""
+    rotation = random_hadamard(model.config.hidden_size).to(model.device) if scheme.rotated else None
+    if rotation is not None:
+        rotate_ends(model, rotation)
+        for module in (model.embed_tokens, model.lm_head):
+            module.half().float()  # calibrate on what will be stored
+    states = None if tokens is None else model.embed_tokens(tokens.to(model.device))
+    for layer in tqdm(model.layers, desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress):
+        unpack_layer(layer)
+        if rotation is not None:
+            rotate_layer(layer, rotation)
+        if states is None:
+            for name in LINEARS:
+                setattr(layer, name, quantize_linear(scheme, getattr(layer, name).weight))
+            continue
+        if scheme.activation_bits == 8:
+            largest = {}
+            run_layer(model, layer, states, lambda name, x: largest.update({name: x.abs().amax(dim=0)}))  # noqa: B023
+            smooth_layer(layer, largest, SMOOTHING_STRENGTH, norms=not scheme.rotated)
+
+        def quantize(name: str, x: torch.Tensor, layer: LlamaLayer = layer) -> None:
+            hessian = x.t() @ x if scheme.weight_bits == 4 else None
+            setattr(layer, name, quantize_linear(scheme, getattr(layer, name).weight, hessian))
+
+        states = run_layer(model, layer, states, quantize)
+    model.scheme = scheme
+
+
+def run_layer(
+    model: Llama, layer: LlamaLayer, states: torch.Tensor, visit: Callable[[str, torch.Tensor], None]
+) -> torch.Tensor:
+    """Run a layer over states [sequences, length, hidden] and return the next ones.
+
+    Before each matrix runs, `visit` is given its name and its inputs [sequences * length, in], and may replace it.
+    """
+    sequences, length, hidden = states.shape
+    positions = torch.arange(length, device=model.device)
+    mask = causal_mask(length, model.device)
+    cache = model.new_cache(length)
+
+    x = states.flatten(0, 1)
+    normed = layer.input_norm(x)
+    visit("qkv_proj", normed)
+    attended = torch.cat(
+        [layer.attend(rows, positions, model.rotary, cache, mask) for rows in normed.view(sequences, length, hidden)]
+    )
+    visit("o_proj", attended)
+    x = x + layer.o_proj(attended)
+    normed = layer.post_attention_norm(x)
+    visit("gate_up_proj", normed)
+    gated = layer.gate(normed)
+    visit("down_proj", gated)
+    return (x + layer.down_proj(gated)).view(states.shape)
+
+
+def write_model(model: Llama, record: dict, source: Path, out_dir: Path) -> None:
+    """Write a quantized model's tensors and config.json, with `record` in it, and copy its tokenizer's files."""
+    tensors = {
+        name: (tensor.half() if name.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight")) else tensor)
+        for name, tensor in model.state_dict().items()
+    }
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, out_dir / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"tie_word_embeddings": model.config.tie_word_embeddings, "quantization_config": record}
+    (out_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in COPIED_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out_dir / name)

@@ -1,0 +1,107 @@
+"""Changes to a model's weights that leave what it computes as it is, but make it easier to quantize.
+
+Rotation (QuaRot, arXiv 2404.00456, its offline part): every vector h of the residual stream becomes h Q. Smoothing
+(SmoothQuant, arXiv 2211.10438): an input channel is divided by s, and the weights that read it are multiplied by s.
+Both change a layer that `unpack_layer` has prepared.
+"""
+
+import torch
+from torch import nn
+
+from specquant.errors import SpecquantError
+from specquant.models.llama import Llama, LlamaLayer
+from specquant.quant.hadamard import random_hadamard
+
+LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+def unpack_layer(layer: LlamaLayer) -> None:
+    """Replace a layer's packed matrices by float32 ones, so that changing them does not round them."""
+    for name in LINEARS:
+        set_weight(layer, name, getattr(layer, name).dequantize())
+
+
+def set_weight(layer: LlamaLayer, name: str, weight: torch.Tensor) -> None:
+    """Make a float32 linear layer of weight [out, in]."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
+    setattr(layer, name, linear)
+
+
+def rotate_ends(model: Llama, rotation: torch.Tensor) -> None:
+    """Rotate what writes to the residual stream first and reads from it last, and set the model's `feature_map`.
+
+    rotation: float64 [hidden, hidden], orthogonal. The final norm's gain goes into the LM head; embedding and LM head
+    are then no longer tied.
+    """
+    embedding, gain, head = (module.weight.double() for module in (model.embed_tokens, model.norm, model.lm_head))
+    dtype = model.embed_tokens.weight.dtype
+    model.lm_head.weight = nn.Parameter((head * gain @ rotation).to(dtype), requires_grad=False)
+    model.embed_tokens.weight = nn.Parameter((embedding @ rotation).to(dtype), requires_grad=False)
+    model.norm.weight.fill_(1)
+    model.feature_map = (rotation.t() * gain).float()
+    model.config.tie_word_embeddings = False
+
+
+def rotate_layer(layer: LlamaLayer, rotation: torch.Tensor) -> None:
+    """Rotate a layer's side of the residual stream, with the norms' gains folded into the matrices behind them."""
+    for norm, name in ((layer.input_norm, "qkv_proj"), (layer.post_attention_norm, "gate_up_proj")):
+        weight = getattr(layer, name).weight.double()
+        set_weight(layer, name, weight * norm.weight.double() @ rotation)
+        norm.weight.fill_(1)
+    for name in ("o_proj", "down_proj"):
+        set_weight(layer, name, rotation.t() @ getattr(layer, name).weight.double())
+
+
+def original_ends(model: Llama) -> tuple[nn.Embedding, nn.Linear]:
+    """Embedding and LM head as they were before `rotate_ends`, up to their rounding to fp16, for an EAGLE head.
+
+    Raises SpecquantError where the model's `feature_map` does not belong to `random_hadamard`.
+    """
+    rotation = random_hadamard(model.config.hidden_size).to(model.device)
+    gains = rotation @ model.feature_map.double()
+    gain = gains.diagonal()
+    if not torch.allclose(gains, torch.diag(gain), atol=1e-5 * gain.abs().max().item()):
+        raise SpecquantError(
+            "the model was rotated by another matrix than this version's: give the EAGLE head the embedding and the LM "
+            "head from before the rotation, or quantize the fp16 model again"
+        )
+    embedding = model.embed_tokens.weight.double() @ rotation.t()
+    head = model.lm_head.weight.double() @ rotation.t() / torch.where(gain == 0, torch.inf, gain)
+    embed_tokens = nn.Embedding.from_pretrained(embedding.to(model.dtype))
+    lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
+    lm_head.weight = nn.Parameter(head.to(model.dtype), requires_grad=False)
+    return embed_tokens, lm_head
+
+
+def smooth_layer(layer: LlamaLayer, largest: dict[str, torch.Tensor], strength: float, norms: bool) -> None:
+    """Smooth the inputs of a layer's matrices; what comes before each takes the division.
+
+    largest: name of a matrix -> [in], the largest magnitude of each of its input channels. norms: also smooth the
+    inputs that come from a norm (by its gain); a rotated layer's are even already. o_proj is smoothed by the value
+    rows of qkv_proj, for all query heads of a group alike, as they share a value head; down_proj by the up rows of
+    gate_up_proj.
+    """
+    if norms:
+        for norm, name in ((layer.input_norm, "qkv_proj"), (layer.post_attention_norm, "gate_up_proj")):
+            linear = getattr(layer, name)
+            scale = smoothing_scale(largest[name], linear.weight.abs().amax(dim=0), strength)
+            gain = norm.weight.clone()
+            norm.weight.copy_((gain / scale).half())  # as it is stored; what that rounds goes into the matrix
+            linear.weight.mul_(torch.where(norm.weight == 0, scale, gain / norm.weight))
+
+    shape = (layer.kv_heads, layer.heads // layer.kv_heads, layer.head_dim)
+    weights = layer.o_proj.weight.abs().amax(dim=0)
+    scale = smoothing_scale(*(part.view(shape).amax(dim=1) for part in (largest["o_proj"], weights)), strength)
+    layer.qkv_proj.weight[-scale.numel() :].div_(scale.reshape(-1, 1))
+    layer.o_proj.weight.mul_(scale[:, None].expand(shape).reshape(-1))
+
+    scale = smoothing_scale(largest["down_proj"], layer.down_proj.weight.abs().amax(dim=0), strength)
+    layer.gate_up_proj.weight[-scale.numel() :].div_(scale[:, None])
+    layer.down_proj.weight.mul_(scale)
+
+
+def smoothing_scale(activations: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
+    """max|x|^strength / max|w|^(1 - strength) of each input channel (SmoothQuant, equation 4); 1 where either is 0."""
+    scale = activations**strength / weights ** (1 - strength)
+    return torch.where((activations > 0) & (weights > 0), scale, 1.0)

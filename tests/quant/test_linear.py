@@ -1,0 +1,164 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specquant.errors import SpecquantError
+from specquant.kernels.activations import quantize_per_token
+from specquant.quant import SCHEMES, empty_linear, get_scheme, quantize_linear
+from specquant.quant.linear import QoQGroupLinear, QQQGroupLinear
+
+OUTPUTS, INPUTS = 48, 384
+GROUPS = INPUTS // 128
+# fp16 scales and the rest, per output channel
+BYTES_PER_ROW = {
+    "fp16": 2 * INPUTS,
+    "w8a8": INPUTS + 2,
+    "w4a16-g128": INPUTS // 2 + 2 * GROUPS,
+    "w4a16-g128-rot": INPUTS // 2 + 2 * GROUPS,
+    "w4a8-qqq": INPUTS // 2 + 2,
+    "w4a8-qqq-g128": INPUTS // 2 + 2 + 2 * GROUPS,
+    "w4a8-qoq": INPUTS // 2 + 2 + 1,
+    "w4a8-qoq-g128": INPUTS // 2 + 2 + 2 * GROUPS,
+}
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+every_integer_scheme = pytest.mark.parametrize(
+    "scheme", [s for s in SCHEMES.values() if s.activation_bits == 8], ids=lambda s: s.name
+)
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(0)) * 0.05
+
+
+@every_scheme
+def test_storage_is_as_small_as_the_scheme_says(scheme, weight):
+    linear = quantize_linear(scheme, weight)
+    linear(torch.randn(1, INPUTS))  # the operand made here is not storage
+    assert linear.nbytes == OUTPUTS * BYTES_PER_ROW[scheme.name]
+    assert sum(tensor.nbytes for tensor in linear.state_dict().values()) == linear.nbytes
+
+
+@every_scheme
+def test_rounding_error_is_that_of_the_bits(scheme, weight):
+    error = (quantize_linear(scheme, weight).dequantize() - weight).norm() / weight.norm()
+    assert error < {16: 1e-3, 8: 1e-2, 4: 0.14}[scheme.weight_bits]
+
+
+@every_scheme
+def test_the_product_is_that_of_the_dequantized_matrices(scheme, weight):
+    """Ties `dequantize` to the kernels: they unpack the same storage by separate code."""
+    linear = quantize_linear(scheme, weight)
+    x = torch.randn(9, INPUTS, dtype=torch.float64)
+    codes, scales = quantize_per_token(x)
+    seen = codes * scales if scheme.activation_bits == 8 else x
+    expected = seen @ linear.dequantize().double().t()
+    if scheme.name == "w4a8-qoq":  # its zero points are corrected by the sum before quantization
+        expected -= (x - seen).sum(dim=1, keepdim=True) * (linear.scales.double() * linear.zeros)
+    assert torch.allclose(linear(x), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
+@every_scheme
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+def test_any_number_of_rows_and_the_dtype_of_x(scheme, rows, weight):
+    linear = quantize_linear(scheme, weight)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        y = linear(torch.randn(rows, INPUTS).to(dtype))
+        assert y.shape == (rows, OUTPUTS)
+        assert y.dtype == dtype
+
+
+@every_scheme
+def test_rows_of_zeros_are_zero_in_weights_and_activations(scheme, weight):
+    weight[3] = 0
+    linear = quantize_linear(scheme, weight)
+    assert not linear.dequantize()[3].any()
+    x = torch.randn(4, INPUTS)
+    x[2] = 0
+    y = linear(x)
+    assert y.isfinite().all()
+    assert not y[2].any()
+    assert not y[:, 3].any()
+
+
+@every_scheme
+@pytest.mark.parametrize("magnitude", [1e-9, 1e-4, 1e4])
+def test_very_small_and_large_weights_stay_finite(scheme, magnitude, weight):
+    stored = quantize_linear(scheme, weight / weight.abs().max() * magnitude).dequantize()
+    assert stored.isfinite().all()
+    assert stored.abs().max() <= 1.1 * magnitude + 1e-6
+
+
+@every_scheme
+def test_a_state_dict_carries_the_matrix(scheme, weight):
+    linear = quantize_linear(scheme, weight)
+    copy = empty_linear(scheme, OUTPUTS, INPUTS)
+    x = torch.randn(5, INPUTS)
+    assert not copy(x).any()
+    copy.load_state_dict(linear.state_dict())  # also replaces what the call before has unpacked
+    assert torch.equal(copy(x), linear(x))
+
+
+@every_scheme
+def test_the_hessian_reaches_the_quantizer(scheme, weight):
+    hessian = torch.diag(torch.linspace(0.01, 100, INPUTS))
+    nearest, calibrated = quantize_linear(scheme, weight), quantize_linear(scheme, weight, hessian)
+    assert torch.equal(nearest.dequantize(), calibrated.dequantize()) == (scheme.name == "fp16")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([QoQGroupLinear, QQQGroupLinear]),
+    st.floats(-3, 3),
+    st.floats(0, 1.5),
+    st.booleans(),
+)
+def test_weights_per_group_never_leave_int8(seed, storage, offset, spread, calibrated):
+    """Not even for weights beyond the range that the scales were made for, which GPTQ's corrections produce."""
+    generator = torch.Generator().manual_seed(seed)
+    magnitudes = torch.exp(torch.randn(6, 2, 1, generator=generator) * spread)
+    weight = ((torch.randn(6, 2, 128, generator=generator) + offset) * magnitudes).flatten(1)
+    if calibrated:
+        scheme = get_scheme("w4a8-qoq-g128" if storage is QoQGroupLinear else "w4a8-qqq-g128")
+        mixing = torch.randn(256, 256, generator=generator)
+        linear = quantize_linear(scheme, weight, mixing @ mixing.t())
+    else:
+        linear = storage(6, 256)
+        grouped = weight.unflatten(1, (2, 128))
+        linear.fit(grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0))
+        linear.set_codes(linear.grid().at(..., None).encode(grouped * 100).flatten(1))
+    integers = linear.operand(torch.float32)
+    assert integers.abs().max() <= 127
+    assert torch.equal(integers, integers.round())
+    if storage is QoQGroupLinear:  # a kernel multiplies before it subtracts, in a byte
+        products = linear.integer_codes().unflatten(1, (2, 128)).int() * linear.group_scales[..., None].int()
+        assert products.max() <= 255
+
+
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if scheme.group_size])
+def test_inputs_that_are_no_whole_groups_are_refused(name):
+    with pytest.raises(SpecquantError, match=r"48 x 320 .* multiple of 128"):
+        empty_linear(get_scheme(name), 48, 320)
+
+
+def test_an_odd_number_of_inputs_is_refused():
+    with pytest.raises(SpecquantError, match="even"):
+        empty_linear(get_scheme("w4a8-qqq"), 48, 321)
+
+
+@every_scheme
+def test_weights_that_are_not_finite_are_refused(scheme, weight):
+    weight[0, 0] = torch.inf
+    with pytest.raises(SpecquantError, match="not finite"):
+        quantize_linear(scheme, weight)
+
+
+@every_integer_scheme
+def test_integer_products_are_the_same_in_float32_and_float64_up_to_rounding(scheme, weight):
+    linear = quantize_linear(scheme, weight)
+    x = torch.randn(6, INPUTS)
+    single, double = linear(x), linear(x.double())
+    # A code may fall on the other side of a tie, so not bit by bit.
+    assert (single - double).abs().max() < 2e-3 * double.abs().max()
