@@ -1,0 +1,23 @@
+"""Draft trees, drafters, acceptance rules, and the speculative loop."""
+
+from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy, Sampling
+from specquant.decoding.drafter import Drafter
+from specquant.decoding.eagle import EagleDrafter
+from specquant.decoding.generation import Generation, acceptance_rule, generate
+from specquant.decoding.speculator import Speculator, Step
+from specquant.decoding.tree import DraftTree
+
+__all__ = [
+    "Acceptance",
+    "AcceptanceRule",
+    "DraftTree",
+    "Drafter",
+    "EagleDrafter",
+    "Generation",
+    "Greedy",
+    "Sampling",
+    "Speculator",
+    "Step",
+    "acceptance_rule",
+    "generate",
+]

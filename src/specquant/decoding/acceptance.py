@@ -1,0 +1,113 @@
+"""Acceptance rules: what of a draft is kept, and which token the model adds.
+
+A rule sees only the tree and the model's logits on it, so every rule works for sequences and trees, and for every
+model and drafter. Both are lossless: greedy gives exactly the tokens, and sampling exactly the distribution, that the
+model has without drafts.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+
+from specquant.decoding.tree import DraftTree
+from specquant.errors import SpecquantError
+
+
+class Acceptance(NamedTuple):
+    """path: accepted rows of the tree in order, without the root. token: what the model adds behind them.
+
+    q: None, or [len(path) + 1, vocab_size]: the distributions that the path's tokens and then `token` follow. A
+    speculator that drafts for a larger model hands them up.
+    """
+
+    path: list[int]
+    token: int
+    q: torch.Tensor | None = None
+
+
+class AcceptanceRule(Protocol):
+    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
+        """Judge a tree [n] by the logits [n, vocab_size] that the model has after each of its nodes."""
+        ...
+
+
+class Greedy:
+    """Keep the longest path whose every token is the model's most likely one."""
+
+    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
+        choices = logits.argmax(dim=-1)
+        wrong = tree.tokens != choices[tree.parents]
+        wrong[0] = False
+        accepted = ~(tree.ancestors & wrong).any(dim=1)
+        last = torch.where(accepted, tree.depths, -1).argmax()
+        # One transfer to the host: the path as flags, then the token.
+        *on_path, token = torch.cat((tree.ancestors[last].long(), choices[last, None])).tolist()
+        return Acceptance([row for row, flag in enumerate(on_path) if flag and row], token)
+
+
+@dataclass
+class Sampling:
+    """Lossless sampling at a temperature from the nucleus `top_p`.
+
+    At each node the children are tried in order: a child x drawn from q is accepted with probability min(1, p(x) / q(x)),
+    else p becomes the normalized max(p - q, 0) (speculative sampling, arXiv 2302.01318, with several children as in
+    SpecInfer, arXiv 2305.09781). Where drafts were chosen deterministically, q is a point mass: x is accepted with
+    probability p(x), else taken out of p.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise SpecquantError(f"sampling needs a temperature above 0, not {self.temperature}: 0 means greedy decoding")
+        if not 0 < self.top_p <= 1:
+            raise SpecquantError(f"top-p is the probability of the nucleus, above 0 and at most 1, not {self.top_p}")
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
+        distributions = self.distributions(logits)
+        tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
+        children: dict[int, list[int]] = {}
+        for row in range(1, len(tokens)):
+            children.setdefault(parents[row], []).append(row)
+        path, node = [], 0
+        while True:
+            p = distributions[node]
+            for child in children.get(node, ()):
+                x = tokens[child]
+                q_of_x = 1.0 if tree.q is None else float(tree.q[child, x])
+                if self.uniform() * q_of_x < float(p[x]):
+                    path.append(child)
+                    break
+                p = self.residual(p, x, None if tree.q is None else tree.q[child].to(p))
+            else:
+                token = int(torch.multinomial(p, 1, generator=self.generator))
+                return Acceptance(path, token, distributions[[0, *path]])
+            node = path[-1]
+
+    def distributions(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [n, vocab_size] -> the distributions that are sampled from, float64 on the CPU, same shape."""
+        p = torch.softmax(logits.double().cpu() / self.temperature, dim=-1)
+        if self.top_p == 1:
+            return p
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        # A token stays if the more likely ones before it do not fill the nucleus: the most likely one always stays.
+        outside = ordered.cumsum(dim=-1) - ordered >= self.top_p
+        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(outside, 0))
+        return p / p.sum(dim=-1, keepdim=True)
+
+    def residual(self, p: torch.Tensor, x: int, q: torch.Tensor | None) -> torch.Tensor:
+        """What is left of p [vocab_size] after the child x was rejected."""
+        if q is None:
+            rest = p.clone()
+            rest[x] = 0
+        else:
+            rest = (p - q).clamp(min=0)
+        return rest / rest.sum()
+
+    def uniform(self) -> float:
+        return float(torch.rand((), dtype=torch.float64, generator=self.generator))

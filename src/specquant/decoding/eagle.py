@@ -1,0 +1,124 @@
+"""EAGLE-2 drafting: a dynamic tree from a one-layer head (arXiv 2406.16858)."""
+
+import torch
+
+from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.tree import DraftTree
+from specquant.errors import SpecquantError
+from specquant.models.eagle import EagleHead
+from specquant.models.llama import PREFILL_CHUNK, causal_mask
+
+
+class EagleDrafter:
+    """Grows a tree by cumulative confidence, then keeps its best nodes.
+
+    Every iteration runs the head once. The first runs the newly confirmed tokens on their true features and takes the
+    `top_k` likeliest next tokens; each further one runs the `top_k` likeliest paths so far, each of which proposes
+    `top_k` children. Of all proposals, the `draft_size - 1` with the highest probability of their whole path stay
+    (EAGLE-2, section 4). `draft_size` counts the root.
+
+    The head's row t needs the feature of position t and the token at t + 1. True features and confirmed tokens are kept
+    by position; what the head computed for drafts lies behind its cache's confirmed slots and is overwritten.
+    """
+
+    def __init__(
+        self,
+        head: EagleHead,
+        draft_size: int = 60,
+        iterations: int = 6,
+        top_k: int = 10,
+        feature_map: torch.Tensor | None = None,
+    ):
+        if min(draft_size, iterations, top_k) < 1:
+            raise SpecquantError(
+                f"an EAGLE-2 tree needs draft size, iterations and top-k of at least 1, not {draft_size}, {iterations}, {top_k}"
+            )
+        largest = 1 + top_k + (iterations - 1) * top_k**2
+        if draft_size > largest:
+            raise SpecquantError(
+                f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree of at "
+                f"most {largest} nodes (with its root); ask for fewer nodes or more iterations"
+            )
+        if top_k > head.config.vocab_size:
+            raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({head.config.vocab_size})")
+        self.head = head
+        self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
+        self.feature_map = feature_map
+        self.vocab_size = head.config.vocab_size
+        self.context_length = head.config.max_position_embeddings
+        self.cache = head.new_cache(self.context_length + iterations * top_k)
+        self.features = torch.empty(
+            self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device
+        )
+        self.tokens: list[int] = []
+        self.known = 0  # positions whose true feature is known
+
+    def start(self, tokens: list[int], features: torch.Tensor, rule: AcceptanceRule) -> None:
+        self.tokens, self.known = [], 0
+        self.cache.truncate(0)
+        self.commit(0, tokens, features)
+        # The prompt's rows but the last, which the first draft needs the output of.
+        while self.cache.length < self.known - 1:
+            self._run_confirmed(min(self.cache.length + PREFILL_CHUNK, self.known - 1))
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor) -> None:
+        self.tokens[length:] = tokens
+        self.known = min(self.known, length)
+        if self.feature_map is not None:
+            features = features @ self.feature_map
+        self.features[self.known : self.known + len(features)] = features
+        self.known += len(features)
+        # Row t holds token t + 1; and the last confirmed row always runs again, for its output.
+        self.cache.truncate(max(min(length - 1, len(self.tokens) - 2), 0))
+
+    @torch.inference_mode()
+    def propose(self, limit: int) -> DraftTree:
+        root = torch.tensor(self.tokens[-1:], device=self.head.device)
+        iterations = min(self.iterations, limit)
+        if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
+            return DraftTree.sequence(root)
+
+        k = self.top_k
+        output = self._run_confirmed(self.known)[-1:]
+        scores, tokens = self._children(output, torch.zeros(1, device=root.device, dtype=output.dtype))
+        scores, tokens = scores[0], tokens[0]
+        # All proposals in order of level, the root first: their parents' index among them, token and path score.
+        all_parents = [torch.full((1,), -1, device=root.device), torch.zeros(k, dtype=torch.long, device=root.device)]
+        all_tokens, all_scores = [root, tokens], [scores]
+        inputs, nodes = output.expand(k, -1), torch.arange(1, k + 1, device=root.device)
+        mask = torch.eye(k, dtype=torch.bool, device=root.device)
+        for level in range(1, iterations):
+            positions = torch.full((k,), self.known + level - 1, device=root.device)
+            outputs = self.head(tokens, inputs, positions, self.cache, mask)
+            child_scores, child_tokens = self._children(outputs, scores)
+            first_child = 1 + k + (level - 1) * k * k
+            all_parents.append(nodes.repeat_interleave(k))
+            all_tokens.append(child_tokens.flatten())
+            all_scores.append(child_scores.flatten())
+            scores, chosen = child_scores.flatten().topk(k)
+            tokens, parents = child_tokens.flatten()[chosen], chosen // k
+            inputs, nodes = outputs[parents], first_child + chosen
+            mask = torch.cat((mask[parents], torch.eye(k, dtype=torch.bool, device=root.device)), dim=1)
+
+        # A path is never likelier than its beginning, and a stable sort prefers the earlier of two: parents stay.
+        ranked = torch.cat(all_scores).sort(descending=True, stable=True).indices
+        kept = torch.cat((nodes.new_zeros(1), 1 + ranked[: self.draft_size - 1].sort().values))
+        parents = torch.searchsorted(kept, torch.cat(all_parents)[kept])
+        parents[0] = -1
+        return DraftTree.from_parents(torch.cat(all_tokens)[kept], parents)
+
+    def _run_confirmed(self, last: int) -> torch.Tensor:
+        """Run the confirmed rows up to position `last`, exclusive, and confirm them in the head's cache."""
+        first, device = self.cache.length, self.head.device
+        tokens = torch.tensor(self.tokens[first + 1 : last + 1], device=device)
+        positions = torch.arange(first, last, device=device)
+        output = self.head(
+            tokens, self.features[first:last], positions, self.cache, causal_mask(last - first, device)
+        )
+        self.cache.length = last
+        return output
+
+    def _children(self, outputs: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The top-k next tokens of each node [n, k], and the log-probabilities of the paths to them."""
+        log_p, tokens = self.head.logits(outputs).log_softmax(dim=-1).topk(self.top_k, dim=-1)
+        return scores[:, None] + log_p, tokens

@@ -1,0 +1,161 @@
+"""The speculative loop. One class serves every method of the paper:
+
+    autoregressive   Speculator(target)
+    vanilla          Speculator(target, Speculator(small, min_draft_length=6))
+    EAGLE-2          Speculator(target, EagleDrafter(head))
+    hierarchical     Speculator(target, Speculator(intermediate, EagleDrafter(head), min_draft_length=6))
+"""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+
+from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.drafter import Drafter
+from specquant.decoding.tree import DraftTree
+from specquant.errors import SpecquantError
+from specquant.models.llama import Llama
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a level: what it added to its confirmed tokens, and where the time went.
+
+    tokens: the accepted drafts and the token that the model added: their number is the accepted length. tree: what was
+    verified, and path: its accepted rows. inner_accepted_lengths: one for each step (round) of the level below.
+    q: None under greedy decoding, else [len(tokens), vocab_size], the distribution that each token follows.
+    """
+
+    tokens: list[int]
+    tree: DraftTree = field(repr=False)
+    path: list[int]
+    inner_accepted_lengths: list[int]
+    draft_ms: float
+    verify_ms: float
+    other_ms: float
+    q: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def accepted_length(self) -> int:
+        return len(self.tokens)
+
+
+class Speculator:
+    """A model that verifies what a drafter proposes; without a drafter it decodes token by token.
+
+    It is also a `Drafter`: what it has accepted is a sequence draft for a larger model. As a drafter it takes steps
+    until at least `min_draft_length` tokens are drafted.
+
+    State: `tokens` are the confirmed tokens of this level, the last of which the model has not run; the cache holds a
+    prefix of them. Every step makes one forward pass over what the cache lacks (one token, or two after the level above
+    accepted a whole draft) and the tree.
+    """
+
+    def __init__(self, model: Llama, drafter: Drafter | None = None, min_draft_length: int = 1):
+        if min_draft_length < 1:
+            raise SpecquantError(f"the minimum draft length is {min_draft_length}; it must be at least 1")
+        if drafter is not None and drafter.vocab_size != model.config.vocab_size:
+            raise SpecquantError(
+                f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's {model.config.vocab_size}: "
+                "they must be one tokenizer's"
+            )
+        self.model = model
+        self.drafter = drafter
+        self.min_draft_length = min_draft_length
+        self.vocab_size = model.config.vocab_size
+        own_length = model.config.max_position_embeddings
+        self.context_length = min(own_length, drafter.context_length) if drafter else own_length
+        # Behind the context: room for a draft (a tree, or the sequence that a level below hands up).
+        self.cache = model.new_cache(self.context_length + getattr(drafter, "draft_size", 0) + 2)
+        self.tokens: list[int] = []
+        self.rounds: list[Step] = []  # the steps of the latest `propose`
+
+    def prefill(self, prompt: list[int], rule: AcceptanceRule) -> Step:
+        """The outermost level's beginning: run the prompt, choose the first token, start all drafters."""
+        began = perf_counter()
+        features = self._run_prompt(prompt, rule)
+        root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
+        token = rule.accept(root, self.model.logits(features[-1:])).token
+        verified = self._clock()
+        self._start_drafter(token, features)
+        return Step([token], root, [], [], 1e3 * (self._clock() - verified), 1e3 * (verified - began), 0.0)
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        self._start_drafter(tokens[-1], self._run_prompt(tokens[:-1], rule))
+
+    def _run_prompt(self, prompt: list[int], rule: AcceptanceRule) -> torch.Tensor:
+        self.tokens, self.rule = list(prompt), rule
+        self.cache.truncate(0)
+        return self.model.prefill(torch.tensor(prompt, device=self.model.device), self.cache)
+
+    def _start_drafter(self, first_token: int, features: torch.Tensor) -> None:
+        self.tokens.append(first_token)
+        if self.drafter:
+            self.drafter.start(self.tokens, features, self.rule)
+
+    @torch.inference_mode()
+    def step(self, limit: int) -> Step:
+        """Draft, verify in one forward pass, accept, commit. Adds at least one and at most `limit` tokens."""
+        began = perf_counter()
+        tree = self._propose(limit - 1)
+        drafted = self._clock()
+
+        pending = self.tokens[self.cache.length : -1]
+        batch = tree.after(pending)
+        features = self.model(batch.tokens, self.cache.length + batch.depths, self.cache, batch.ancestors)
+        logits = self.model.logits(features[len(pending) :])
+        accepted = self.rule.accept(tree, logits)
+        verified = self._clock()
+
+        kept = torch.tensor(
+            [*range(len(pending) + 1), *(len(pending) + row for row in accepted.path)], device=features.device
+        )
+        self.cache.keep(kept)
+        tokens = [*tree.tokens[accepted.path].tolist(), accepted.token]
+        length = len(self.tokens)
+        self.tokens += tokens
+        if self.drafter:
+            self.drafter.commit(length, tokens, features[kept])
+        done = self._clock()
+        inner = [] if len(tree) == 1 else [step.accepted_length for step in getattr(self.drafter, "rounds", [])]
+        times_ms = (1e3 * (drafted - began), 1e3 * (verified - drafted), 1e3 * (done - verified))
+        return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)
+
+    def _propose(self, limit: int) -> DraftTree:
+        if self.drafter is None or limit < 1:
+            return DraftTree.sequence(torch.tensor(self.tokens[-1:], device=self.model.device))
+        return self.drafter.propose(limit)
+
+    def propose(self, limit: int) -> DraftTree:
+        self.rounds = []
+        root, drafted = self.tokens[-1], []
+        while len(drafted) < min(self.min_draft_length, limit):
+            self.rounds.append(self.step(limit - len(drafted)))
+            drafted += self.rounds[-1].tokens
+        q = [round.q for round in self.rounds if round.q is not None]
+        return DraftTree.sequence(
+            torch.tensor([root, *drafted], device=self.model.device),
+            torch.cat((torch.zeros_like(q[0][:1]), *q)) if q else None,
+        )
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None = None) -> None:
+        confirmed = self.tokens[:length] + tokens
+        # What this level drafted and the level above kept stays; the last token always runs again, for its logits.
+        shared = length
+        while shared < min(len(self.tokens), len(confirmed) - 1) and self.tokens[shared] == confirmed[shared]:
+            shared += 1
+        self.cache.truncate(shared)
+        if self.drafter:
+            self.drafter.commit(shared, confirmed[shared:], self._no_features)
+        self.tokens = confirmed
+
+    @property
+    def _no_features(self) -> torch.Tensor:
+        return torch.empty(0, self.model.config.hidden_size, dtype=self.model.dtype, device=self.model.device)
+
+    def _clock(self) -> float:
+        """Seconds, once the device has done what it was asked to."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return perf_counter()

@@ -1,0 +1,66 @@
+"""A draft: a tree of tokens under the last confirmed token."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """Drafted tokens, to be verified in one pass. A sequence is a tree with one branch.
+
+    tokens: int64 [n]; row 0 is the root, the last confirmed token. parents: int64 [n], each lower than its own index; the
+    root's is -1. depths: int64 [n], the root's is 0. ancestors: bool [n, n]: row i sees itself and its ancestors.
+    q: None where drafts were chosen deterministically, else [n, vocab_size], the distribution that each token was drawn
+    from (the root's row means nothing).
+    """
+
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    depths: torch.Tensor
+    ancestors: torch.Tensor
+    q: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_parents(cls, tokens: torch.Tensor, parents: torch.Tensor) -> "DraftTree":
+        """A tree from tokens [n] and parents [n]; parents come before their children.
+
+        Raises ValueError where a parent does not: such a tree is a bug of the drafter.
+        """
+        n = len(tokens)
+        if parents[0] != -1 or bool((parents[1:] >= torch.arange(1, n, device=parents.device)).any()):
+            raise ValueError("a draft tree has its root first and every parent before its children")
+        nodes = torch.arange(n, device=tokens.device)
+        # The closure of "is my parent" by repeated squaring: paths of length 1, 2, 4, ... in a few small products.
+        reach = torch.eye(n, device=tokens.device)
+        reach[nodes[1:], parents[1:]] = 1
+        for _ in range(max(n - 1, 1).bit_length()):
+            reach = (reach @ reach).clamp_(max=1)
+        ancestors = reach > 0
+        return cls(tokens, parents, ancestors.sum(dim=1) - 1, ancestors)
+
+    @classmethod
+    def sequence(cls, tokens: torch.Tensor, q: torch.Tensor | None = None) -> "DraftTree":
+        """A tree with one branch: tokens [n], the root first."""
+        nodes = torch.arange(len(tokens), device=tokens.device)
+        return cls(tokens, nodes - 1, nodes, nodes[:, None] >= nodes, q)
+
+    def after(self, chain: list[int]) -> "DraftTree":
+        """This tree behind a chain of confirmed tokens that the model has not run yet; the chain's first is the root."""
+        if not chain:
+            return self
+        n = len(chain)
+        device = self.tokens.device
+        nodes = torch.arange(n, device=device)
+        ancestors = F.pad(self.ancestors, (n, 0, n, 0), value=True)
+        ancestors[:n] = nodes[:, None] >= torch.arange(n + len(self), device=device)
+        return DraftTree(
+            torch.cat((torch.tensor(chain, device=device), self.tokens)),
+            torch.cat((nodes - 1, torch.where(self.parents < 0, n - 1, self.parents + n))),
+            torch.cat((nodes, self.depths + n)),
+            ancestors,
+        )

@@ -1,0 +1,47 @@
+"""The key-value cache: preallocated, positional, and able to keep one path of a draft tree."""
+
+import torch
+from transformers import LlamaConfig
+
+from specquant.errors import SpecquantError
+
+
+class KVCache:
+    """Keys and values [layers, kv_heads, capacity, head_dim] of which the first `length` slots are confirmed.
+
+    A forward pass writes its rows behind the confirmed slots; `keep` then confirms some of them, and the rest is
+    overwritten by the next pass. Slots are positions: truncating is setting the length.
+    """
+
+    def __init__(self, config: LlamaConfig, capacity: int, dtype: torch.dtype, device: torch.device | str):
+        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor, first_slot: int) -> None:
+        """Store keys and values [kv_heads, rows, head_dim] of one layer from `first_slot` on."""
+        last = first_slot + keys.shape[1]
+        if last > self.capacity:
+            raise SpecquantError(
+                f"the cache holds {self.capacity} positions and this pass needs {last}: shorten the prompt or the draft, "
+                "or give a larger context length"
+            )
+        self.keys[layer, :, first_slot:last] = keys
+        self.values[layer, :, first_slot:last] = values
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Confirm these rows (int64 [n], ascending) of the pass that was written behind the confirmed slots."""
+        source = self.length + rows
+        target = slice(self.length, self.length + len(rows))
+        self.keys[:, :, target] = self.keys[:, :, source]
+        self.values[:, :, target] = self.values[:, :, source]
+        self.length += len(rows)
+
+    def truncate(self, length: int) -> None:
+        """Forget all confirmed positions from `length` on."""
+        self.length = min(self.length, length)

@@ -1,0 +1,165 @@
+"""The Llama forward pass over a few new tokens: one sequence, a draft tree, or a chunk of a prompt."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlamaConfig
+
+from specquant.kernels.attention import tree_attention
+from specquant.models.cache import KVCache
+from specquant.quant import Scheme, empty_linear, get_scheme
+
+PREFILL_CHUNK = 512
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, epsilon: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size), requires_grad=False)
+        self.epsilon = epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines [positions, head_dim] of rotary position embeddings (RoFormer, arXiv 2104.09864)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        theta = config.rope_parameters["rope_theta"]
+        frequencies = theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+        angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        self.register_buffer("cosines", angles.cos(), persistent=False)
+        self.register_buffer("sines", angles.sin(), persistent=False)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rotate x [rows, heads, head_dim] to its positions [rows]."""
+        first, second = x.chunk(2, dim=-1)
+        rotated = torch.cat((-second, first), dim=-1)
+        return x * self.cosines[positions, None] + rotated * self.sines[positions, None]
+
+
+class LlamaLayer(nn.Module):
+    """One decoder layer. An EAGLE head uses the same layer without the input norm."""
+
+    def __init__(self, config: LlamaConfig, scheme: Scheme, index: int = 0, input_norm: bool = True):
+        super().__init__()
+        self.index = index
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        hidden, inner = config.hidden_size, config.intermediate_size
+        query_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.input_norm = RMSNorm(hidden, config.rms_norm_eps) if input_norm else nn.Identity()
+        self.qkv_proj = empty_linear(scheme, query_size + 2 * kv_size, hidden)
+        self.o_proj = empty_linear(scheme, hidden, query_size)
+        self.post_attention_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.gate_up_proj = empty_linear(scheme, 2 * inner, hidden)
+        self.down_proj = empty_linear(scheme, hidden, inner)
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, rotary: RotaryEmbedding, cache: KVCache, mask: torch.Tensor
+    ) -> torch.Tensor:
+        x = x + self.o_proj(self.attend(self.input_norm(x), positions, rotary, cache, mask))
+        return x + self.down_proj(self.gate(self.post_attention_norm(x)))
+
+    def attend(
+        self, x: torch.Tensor, positions: torch.Tensor, rotary: RotaryEmbedding, cache: KVCache, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Normalized x [rows, hidden] -> the input of o_proj [rows, heads * head_dim]; writes the cache."""
+        rows = len(x)
+        query, key, value = (
+            self.qkv_proj(x)
+            .view(rows, -1, self.head_dim)
+            .split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        )
+        query, key = rotary(query, positions), rotary(key, positions)
+        first_slot = cache.length + mask.shape[1] - rows
+        cache.write(self.index, key.transpose(0, 1), value.transpose(0, 1), first_slot)
+        output = tree_attention(query, cache.keys[self.index], cache.values[self.index], cache.length, mask)
+        return output.reshape(rows, -1)
+
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class Llama(nn.Module):
+    """A Llama model for inference at batch 1, its linear layers stored by a scheme.
+
+    `feature_map` is None, or for a rotated model the matrix [hidden, hidden] that turns its features into those of
+    the model before rotation (an EAGLE head was trained on these).
+    """
+
+    def __init__(self, config: LlamaConfig, scheme: str | Scheme = "fp16"):
+        super().__init__()
+        self.config = config
+        self.scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=torch.float16)
+        self.layers = nn.ModuleList(LlamaLayer(config, self.scheme, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.float16)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.rotary = RotaryEmbedding(config)
+        self.register_buffer("feature_map", None)
+        self.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def new_cache(self, capacity: int) -> KVCache:
+        return KVCache(self.config, capacity, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Run new tokens behind the cache's confirmed slots.
+
+        tokens, positions: int64 [rows]. mask: bool [rows, n], n >= rows: which of the n slots behind the confirmed ones
+        each row sees; the last `rows` of them are the rows of this pass. Returns features [rows, hidden]: the hidden
+        states after the final norm.
+        """
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, positions, self.rotary, cache, mask)
+        return self.norm(x)
+
+    @torch.inference_mode()
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """features [rows, hidden] -> logits [rows, vocab_size]."""
+        return self.lm_head(features)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Run a prompt, int64 [n], in chunks behind the confirmed slots and confirm it. Returns features [n, hidden]."""
+        features = []
+        for chunk in tokens.split(PREFILL_CHUNK):
+            rows = torch.arange(len(chunk), device=self.device)
+            features.append(self(chunk, cache.length + rows, cache, causal_mask(len(chunk), self.device)))
+            cache.length += len(chunk)
+        return torch.cat(features) if features else torch.empty(0, self.config.hidden_size, dtype=self.dtype)
+
+
+def causal_mask(rows: int, device: torch.device | str) -> torch.Tensor:
+    """The mask [rows, rows] of a chain: each row sees itself and the rows before it."""
+    return torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
+
+
+def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert embedding, norms, LM head and rotary tables in place; packed weights stay as they are stored."""
+    for part in module.modules():
+        if isinstance(part, RMSNorm | RotaryEmbedding | nn.Embedding | nn.Linear):
+            part.to(dtype)
+    return module

@@ -1,0 +1,122 @@
+"""The rules on fixed trees and logits. Sampling: by chi-square, and that the test would notice a broken rule."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from specquant.decoding import DraftTree, Greedy, Sampling
+from specquant.errors import SpecquantError
+
+VOCABULARY = 6
+
+
+def logits_choosing(*tokens):
+    logits = torch.zeros(len(tokens), VOCABULARY)
+    logits[range(len(tokens)), list(tokens)] = 5.0
+    return logits
+
+
+#   root 0 -> 1 (token 3) -> 3 (token 5) -> 5 (token 1)
+#          -> 2 (token 4) -> 4 (token 2)
+TREE = DraftTree.from_parents(torch.tensor([0, 3, 4, 5, 2, 1]), torch.tensor([-1, 0, 0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("choices", "path", "token"),
+    [
+        ((3, 5, 0, 1, 0, 2), [1, 3, 5], 2),  # everything on the left branch
+        ((3, 5, 2, 0, 0, 2), [1, 3], 0),  # its last token is rejected
+        ((4, 5, 2, 1, 5, 2), [2, 4], 5),  # the right branch
+        ((4, 5, 3, 1, 5, 2), [2], 3),
+        ((1, 5, 2, 1, 5, 2), [], 1),  # no child of the root; a rejected node's child is not accepted
+    ],
+)
+def test_greedy_keeps_the_path_of_the_likeliest_tokens(choices, path, token):
+    assert Greedy().accept(TREE, logits_choosing(*choices))[:2] == (path, token)
+
+
+def joint_counts(rule, tree, logits, draws, redraw=None):
+    """How often each pair of first two tokens comes out; a pair's second token is drawn afresh where the draft ended."""
+    counts = torch.zeros(VOCABULARY, VOCABULARY)
+    p = rule.distributions(logits)
+    for _ in range(draws):
+        tree_now = redraw() if redraw else tree
+        accepted = rule.accept(tree_now, logits_of(tree_now, logits))
+        tokens = [*tree_now.tokens[accepted.path].tolist(), accepted.token]
+        if len(tokens) == 1:  # what the next step would add: here every first token has the same successor distribution
+            tokens.append(int(torch.multinomial(p[1], 1, generator=rule.generator)))
+        counts[tokens[0], tokens[1]] += 1
+    return counts
+
+
+def logits_of(tree, logits):
+    """The model of this test: its distribution depends on the depth alone."""
+    return logits[tree.depths]
+
+
+def p_value(rule, tree, logits, draws=6000, redraw=None):
+    p = rule.distributions(logits)
+    expected = draws * p[0][:, None] * p[1][None, :]
+    counts = joint_counts(rule, tree, logits, draws, redraw)
+    assert counts[expected == 0].sum() == 0
+    return chisquare(counts[expected > 0], expected[expected > 0]).pvalue
+
+
+LOGITS = torch.tensor(
+    [[0.3, 1.2, -0.5, 0.9, 0.0, -1.0], [1.0, 0.1, 0.4, -0.6, 0.8, -0.2], [0.0, 0.5, 0.2, 0.1, 0.9, -0.4]]
+)
+# Two children of the root and two of the first child: a top-k, not a sample.
+TOP_K_TREE = DraftTree.from_parents(torch.tensor([0, 1, 3, 0, 4]), torch.tensor([-1, 0, 0, 1, 1]))
+DRAFT = torch.softmax(torch.tensor([[0.0] * 6, [1.0, 0.2, 0.1, 0.5, -0.3, 0.0], [0.1, 0.9, 0.2, 0.4, 0.0, 0.3]]), dim=-1)
+
+
+def sampled_sequence(generator):
+    def redraw():
+        tokens = torch.multinomial(DRAFT, 1, generator=generator).flatten()
+        return DraftTree.sequence(tokens, q=DRAFT)
+
+    return redraw
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_sampling_from_a_tree_has_the_models_joint_distribution(top_p):
+    assert p_value(Sampling(0.8, top_p, seed=5), TOP_K_TREE, LOGITS) > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_sampling_from_a_sequence_has_the_models_joint_distribution(top_p):
+    redraw = sampled_sequence(torch.Generator().manual_seed(1))
+    assert p_value(Sampling(0.8, top_p, seed=5), None, LOGITS, redraw=redraw) > 1e-3
+
+
+class ForgetsTheResidual(Sampling):
+    """Broken on purpose: after a rejection it samples from p again."""
+
+    def residual(self, p, x, q):
+        return p
+
+
+class AcceptsTooEasily(Sampling):
+    """Broken on purpose: it accepts with probability sqrt(p) instead of p."""
+
+    def uniform(self):
+        return super().uniform() ** 2
+
+
+@pytest.mark.parametrize("broken", [ForgetsTheResidual, AcceptsTooEasily])
+def test_the_chi_square_test_notices_a_broken_rule(broken):
+    assert p_value(broken(0.8, seed=5), TOP_K_TREE, LOGITS) < 1e-6
+    redraw = sampled_sequence(torch.Generator().manual_seed(1))
+    assert p_value(broken(0.8, seed=5), None, LOGITS, redraw=redraw) < 1e-6
+
+
+def test_the_nucleus_is_the_smallest_set_that_holds_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    p = Sampling(1.0, top_p=0.7).distributions(logits)[0]
+    assert torch.allclose(p, torch.tensor([0.625, 0.375, 0, 0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("values", [{"temperature": -1.0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_impossible_sampling_is_refused(values):
+    with pytest.raises(SpecquantError):
+        Sampling(**values)
