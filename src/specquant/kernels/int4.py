@@ -4,7 +4,7 @@ import torch
 
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """Integer codes 0 to 15 [rows, columns], columns even -> uint8 [rows, columns / 2], even columns in the low half."""
+    """Integer codes 0 to 15 [rows, columns], columns even -> uint8 [rows, columns / 2], even columns in low halves."""
     codes = codes.to(torch.uint8)
     return codes[:, 0::2] | codes[:, 1::2] << 4
 
