@@ -1,0 +1,296 @@
+"""The figures: each a function from a table of results to a figure, the same for notebooks and for recorded data."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from specquant.errors import SpecquantError
+from specquant.paths import resolve, write_file
+from specquant.study.results import read_provenance, read_results
+from specquant.study.style import METHODS, SCHEMES, Mark, caption, in_house_order, mark, new_figure, save_figure
+
+
+@dataclass(frozen=True)
+class RecordedFigure:
+    """A figure that `specquant figures` rebuilds, from `data/published/` or, once per GPU, from `data/recorded/GPU/`."""
+
+    name: str
+    table: str
+    draw: Callable[[pd.DataFrame], Figure]
+    text: str
+    published: bool = False
+
+
+def published_speedups(frame: pd.DataFrame) -> Figure:
+    """What the paper reports (its figure 1): the schemes' own speedup, and what EAGLE-2 adds to it.
+
+    `frame`: rows of data/published/speedups.csv; value is the speedup of one scheme, model and GPU.
+    """
+    frame = frame[frame["where"].str.startswith("figure 1")]
+    figure, axes = new_figure(1, 2, height_in=2.5, sharey=True)
+    schemes = in_house_order(frame["scheme"], SCHEMES)
+    settings = {
+        ("Llama-3-8B", "A100"): ("#0173b2", "o"),
+        ("Llama-3-8B", "RTX 3090"): ("#029e73", "s"),
+        ("Llama-3-70B", "A100"): ("#d55e00", "D"),
+    }
+    panels = {
+        "autoregressive": "speedup over FP16\n(70B: over W8A8)",
+        "eagle2": "speedup of EAGLE-2\nover the same scheme",
+    }
+    for axis, (method, xlabel) in zip(axes, panels.items(), strict=True):
+        for (model, gpu), (color, marker) in settings.items():
+            rows = frame[(frame["model"] == model) & (frame["gpu"] == gpu) & (frame["method"] == method)]
+            positions = [schemes.index(scheme) for scheme in rows["scheme"]]
+            axis.plot(rows["value"], positions, marker, color=color, label=f"{model}, {gpu}")
+        axis.axvline(1, color="0.4", linewidth=0.6)
+        axis.set(xlabel=xlabel, xlim=(0.8, 3))
+    axes[0].set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
+    axes[0].invert_yaxis()
+    _legend_above(figure, axes[0], columns=1)
+    return figure
+
+
+def verify_cost(frame: pd.DataFrame) -> Figure:
+    """Time of one verification pass against the draft size, as a multiple of the pass over one token.
+
+    `frame`: verify_cost.csv; a panel per model and context length, bars from the 10th to the 90th percentile.
+    """
+    groups = list(frame.groupby(["model", "context_length"]))
+    figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
+    for axis, ((model, context_length), rows) in zip(axes, groups, strict=True):
+        for scheme in in_house_order(rows["scheme"], SCHEMES):
+            line = rows[rows["scheme"] == scheme].sort_values("draft_size")
+            one = line.loc[line["draft_size"] == 1, "time_ms"]
+            if one.empty:
+                raise SpecquantError(
+                    f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with."
+                )
+            relative = line[["time_ms", "p10_ms", "p90_ms"]] / one.iloc[0]
+            look = mark(scheme, SCHEMES)
+            axis.errorbar(
+                line["draft_size"],
+                relative["time_ms"],
+                yerr=(relative["time_ms"] - relative["p10_ms"], relative["p90_ms"] - relative["time_ms"]),
+                color=look.color,
+                marker=look.marker,
+                elinewidth=0.5,
+                label=look.label,
+            )
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
+        axis.set_ylim(bottom=0)
+    axes[-1].set_xlabel("draft size (tokens in one pass)")
+    _legend_above(figure, axes[0], columns=3)
+    return figure
+
+
+def accepted_lengths(frame: pd.DataFrame) -> Figure:
+    """Accepted length (tokens per target pass) of each method, by scheme. `frame`: throughput.csv."""
+    drafted = frame[frame["method"] != "autoregressive"]
+    means = drafted.groupby(["scheme", "method"])["accepted_length"].mean()
+    return _dots(means, SCHEMES, "accepted length (tokens per target pass)")
+
+
+def speedups_by_scheme(frame: pd.DataFrame) -> Figure:
+    """Speedup of each method over autoregressive decoding with the same scheme, by scheme. `frame`: throughput.csv."""
+    return _dots(_speedups(frame, "scheme"), SCHEMES, "speedup over the same scheme without drafts")
+
+
+def speedups_by_task(frame: pd.DataFrame) -> Figure:
+    """Speedup of each method over autoregressive decoding with the same scheme, by task. `frame`: throughput.csv."""
+    return _dots(_speedups(frame, "task"), {}, "speedup over autoregressive decoding")
+
+
+def step_times(frame: pd.DataFrame) -> Figure:
+    """Where the time of a step goes, in milliseconds: drafting, verifying, the rest. `frame`: throughput.csv.
+
+    A bar per scheme and method, a step being one pass of the target.
+    """
+    means = frame.groupby(["scheme", "method"])[["draft_ms", "verify_ms", "other_ms"]].mean()
+    order = [
+        (scheme, method)
+        for scheme in in_house_order(frame["scheme"], SCHEMES)
+        for method in in_house_order(frame["method"], METHODS)
+        if (scheme, method) in means.index
+    ]
+    figure, (axis,) = new_figure(height_in=0.8 + 0.19 * len(order))
+    left = np.zeros(len(order))
+    colors = {"draft_ms": "#0173b2", "verify_ms": "#de8f05", "other_ms": "#949494"}
+    for column, color in colors.items():
+        widths = means.loc[order, column].to_numpy()
+        axis.barh(range(len(order)), widths, left=left, color=color, label=column.removesuffix("_ms"), height=0.7)
+        left += np.nan_to_num(widths)
+    labels = [f"{mark(scheme, SCHEMES).label}, {mark(method, METHODS).label}" for scheme, method in order]
+    axis.set_yticks(range(len(order)), labels)
+    axis.invert_yaxis()
+    axis.set_xlabel("time of a step (ms)")
+    _legend_above(figure, axis, columns=3)
+    return figure
+
+
+def quality(frame: pd.DataFrame) -> Figure:
+    """Held-out perplexity of each scheme over that of FP16, in percent, by domain. `frame`: quality.csv."""
+    perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
+    if "fp16" not in perplexity.index:
+        raise SpecquantError("The quality table has no fp16 row to compare the schemes with.")
+    increase = (perplexity / perplexity.loc["fp16"] - 1) * 100
+    schemes = [scheme for scheme in in_house_order(frame["scheme"], SCHEMES) if scheme != "fp16"]
+    figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
+    looks = (("#0173b2", "o"), ("#de8f05", "s"), ("#029e73", "^"), ("#cc78bc", "D"))
+    for (color, marker), domain in zip(looks, increase.columns, strict=False):
+        axis.plot(increase.loc[schemes, domain], range(len(schemes)), marker, color=color, label=domain)
+    axis.axvline(0, color="0.4", linewidth=0.6)
+    axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
+    axis.invert_yaxis()
+    axis.set_xlabel("perplexity above FP16 (%)")
+    _legend_above(figure, axis, columns=3)
+    return figure
+
+
+def kernels(frame: pd.DataFrame) -> Figure:
+    """Time of one linear layer against the number of tokens, by implementation and scheme. `frame`: kernels.csv."""
+    groups = list(frame.groupby(["layer", "in_features", "out_features"]))
+    figure, axes = new_figure(len(groups), 1, height_in=0.9 + 1.5 * len(groups), sharex=True)
+    for axis, ((layer, in_features, out_features), rows) in zip(axes, groups, strict=True):
+        for number, ((scheme, implementation), line) in enumerate(rows.groupby(["scheme", "implementation"])):
+            line = line.sort_values("draft_size")
+            look = mark(scheme, SCHEMES)
+            dashes = ("-", "--", ":", "-.")[number % 4]
+            axis.plot(
+                line["draft_size"],
+                line["time_us"],
+                dashes,
+                color=look.color,
+                marker=look.marker,
+                label=f"{look.label}, {implementation}",
+            )
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        axis.set(title=f"{layer}, {in_features} to {out_features}", ylabel="time (µs)")
+        axis.set_ylim(bottom=0)
+    axes[-1].set_xlabel("tokens in one pass")
+    _legend_above(figure, axes[0], columns=1)
+    return figure
+
+
+RECORDED_FIGURES = (
+    RecordedFigure(
+        "published_speedups",
+        "speedups.csv",
+        published_speedups,
+        "Speedups that arXiv 2505.22179 reports in its figure 1 on MT-Bench, read off the figure to one decimal. "
+        "EAGLE-2 adds least where the weights have 4 bits. Weights: trained. Acceptance: measured.",
+        published=True,
+    ),
+    RecordedFigure(
+        "verify_cost",
+        "verify_cost.csv",
+        verify_cost,
+        "Time of one verification pass against the number of tokens in it, over the time for one token; bars span the "
+        "10th to 90th percentile.",
+    ),
+    RecordedFigure(
+        "accepted_lengths", "throughput.csv", accepted_lengths, "Tokens per pass of the target, by scheme and method."
+    ),
+    RecordedFigure(
+        "speedups_by_scheme",
+        "throughput.csv",
+        speedups_by_scheme,
+        "Decoding speedup over the same scheme without drafts, prefill excluded.",
+    ),
+    RecordedFigure(
+        "speedups_by_task",
+        "throughput.csv",
+        speedups_by_task,
+        "Decoding speedup over autoregressive decoding by task, prefill excluded.",
+    ),
+    RecordedFigure("step_times", "throughput.csv", step_times, "Where the time of one decoding step goes."),
+    RecordedFigure("quality", "quality.csv", quality, "Held-out perplexity of each scheme above FP16, by domain."),
+    RecordedFigure(
+        "kernels", "kernels.csv", kernels, "Time of one linear layer against the number of tokens in one pass."
+    ),
+)
+
+
+def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures") -> list[Path]:
+    """Rebuild every figure whose table is there, and the README.md that shows them; returns the PNGs' paths.
+
+    Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
+    and library versions give the same bytes. Raises SpecquantError for a broken table or an unwritable folder.
+    """
+    data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
+    paths, sections = [], []
+    for folder, figure, table in _tables(data_dir):
+        frame = read_results(table)
+        device = None if figure.published else read_provenance(table)["device"]
+        text = caption(figure.text, frame, device)
+        drawn = figure.draw(frame)
+        paths.append(save_figure(drawn, figure.name, figures_dir / folder, text))
+        plt.close(drawn)
+        location = paths[-1].relative_to(figures_dir).as_posix()
+        sections.append(f"## {location.removesuffix('.png')}\n\n![{figure.name}]({location})\n\n{text}\n")
+    if not paths:
+        raise SpecquantError(f"There is no table to draw from in {data_dir}/published or {data_dir}/recorded.")
+    heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF.\n"
+    write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
+    return paths
+
+
+def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, Path]]:
+    """(Folder below figures/, figure, table) for each table that exists, in a fixed order."""
+    for figure in RECORDED_FIGURES:
+        if figure.published and (data_dir / "published" / figure.table).is_file():
+            yield "", figure, data_dir / "published" / figure.table
+    for folder in sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir()):
+        for figure in RECORDED_FIGURES:
+            if not figure.published and (folder / figure.table).is_file():
+                yield folder.name, figure, folder / figure.table
+
+
+def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
+    """Speedup over autoregressive decoding of the same model and scheme; index (`by`, method).
+
+    Tokens per second average as times per token do: by the harmonic mean.
+    """
+    keys = list(dict.fromkeys(["model", "scheme", by]))
+    time_per_token = (
+        (1 / frame["tokens_per_s"]).groupby([frame[key] for key in [*keys, "method"]]).mean().unstack("method")
+    )
+    if "autoregressive" not in time_per_token or time_per_token["autoregressive"].isna().any():
+        raise SpecquantError(
+            "The throughput table lacks autoregressive rows to compare with, for each model and scheme."
+        )
+    speedups = time_per_token.rdiv(time_per_token["autoregressive"], axis=0).drop(columns="autoregressive")
+    return speedups.stack().groupby([by, "method"]).mean()
+
+
+def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
+    """A row per first index level, a mark per method."""
+    rows = in_house_order(values.index.get_level_values(0).to_series(), marks)
+    methods = in_house_order(values.index.get_level_values("method").to_series(), METHODS)
+    figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(rows))
+    for method in methods:
+        line = values.xs(method, level="method")
+        look = mark(method, METHODS)
+        axis.plot(line, [rows.index(name) for name in line.index], look.marker, color=look.color, label=look.label)
+    axis.axvline(1, color="0.4", linewidth=0.6)
+    axis.set_yticks(range(len(rows)), [mark(name, marks).label for name in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    _legend_above(figure, axis, columns=3)
+    return figure
+
+
+def _legend_above(figure: Figure, axis: Axes, columns: int) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)

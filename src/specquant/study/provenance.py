@@ -1,0 +1,101 @@
+"""What a result rests on: recorded as one JSON beside each table, so that a number can be traced and measured again."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from specquant.paths import project_root
+
+LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "matplotlib", "seaborn")
+
+
+def provenance(
+    parameters: Mapping[str, Any], device: str = "cpu", repeats: int | None = None, clock: str | None = None
+) -> dict[str, Any]:
+    """Everything that the JSON beside a table says; it holds no local path.
+
+    `device` is where the measurement ran, as torch names it ("cpu", "cuda", "cuda:1"). `repeats` is how often each row
+    was measured and `clock` what measured it, such as "time.perf_counter, median"; None where a table holds no time.
+    """
+    commit, dirty = _commit()
+    return {
+        "commit": commit,
+        "uncommitted_changes": dirty,
+        "parameters": without_local_paths(dict(parameters)),
+        "device": device_name(device),
+        "driver": _driver() if str(device).startswith("cuda") else None,
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "repeats": repeats,
+        "clock": clock,
+    }
+
+
+def device_name(device: str = "cpu") -> str:
+    """What people call the device: the GPU's name, or the processor's model and how many threads torch uses on it."""
+    import torch
+
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def without_local_paths(value: Any) -> Any:
+    """The value with each absolute path made relative to the project root or, where it is elsewhere, cut to its name."""
+    if isinstance(value, Mapping):
+        return {str(key): without_local_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and os.path.isabs(os.path.expanduser(value)):
+        path, root = Path(value).expanduser(), project_root()
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return value
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the clone and whether files differ from it; (None, None) where there is no git or no clone."""
+    head = _output("git", "-C", str(project_root()), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(project_root()), "status", "--porcelain")
+    return head, None if head is None or changes is None else bool(changes)
+
+
+def _driver() -> str | None:
+    printed = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return printed.splitlines()[0] if printed else None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        if names:
+            return names[0]
+    return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue  # no triton on macOS
+    return found
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, or None where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,120 @@
+"""The house style: one look for every figure, readable at one column's width and by colour-blind readers."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from specquant.paths import resolve, write_file
+
+COLUMN_WIDTH_IN = 3.3
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How one scheme or method looks in every figure."""
+
+    label: str
+    color: str
+    marker: str
+
+
+# Colours are seaborn's "colorblind" palette; shapes differ too, so that print in grey still tells them apart.
+SCHEMES = {
+    "fp16": Mark("FP16", "#000000", "o"),
+    "w8a8": Mark("W8A8", "#949494", "s"),
+    "w4a16-g128": Mark("W4A16-g128", "#0173b2", "^"),
+    "w4a16-g128-rot": Mark("W4A16-g128-rot", "#56b4e9", "v"),
+    "w4a8-qqq": Mark("W4A8-QQQ", "#d55e00", "D"),
+    "w4a8-qqq-g128": Mark("W4A8-QQQ-g128", "#de8f05", "P"),
+    "w4a8-qoq": Mark("W4A8-QoQ", "#029e73", "X"),
+    "w4a8-qoq-g128": Mark("W4A8-QoQ-g128", "#cc78bc", "p"),
+    "fp8": Mark("FP8", "#ca9161", "<"),
+    "w4a8-fp8-g128": Mark("W4A8-FP8-g128", "#fbafe4", ">"),
+}
+METHODS = {
+    "autoregressive": Mark("autoregressive", "#949494", "o"),
+    "vanilla": Mark("vanilla", "#de8f05", "s"),
+    "eagle2": Mark("EAGLE-2", "#0173b2", "^"),
+    "hierarchical": Mark("hierarchical", "#029e73", "D"),
+    "eagle3": Mark("EAGLE-3", "#cc78bc", "v"),
+}
+
+RC = {
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.title_fontsize": 6.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.4,
+    "pdf.fonttype": 42,  # embedded TrueType, which publishers ask for
+    "svg.hashsalt": "specquant",
+}
+
+
+def new_figure(rows: int = 1, columns: int = 1, height_in: float = 2.2, **subplots) -> tuple[Figure, list[Axes]]:
+    """A figure of one column's width and `height_in` in the house style, and its axes in reading order.
+
+    Sets the style for the process, so that what a notebook draws by itself matches.
+    """
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc=RC)
+    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH_IN, height_in), squeeze=False, **subplots)
+    return figure, list(axes.flat)
+
+
+def in_house_order(values: pd.Series, marks: dict[str, Mark]) -> list[str]:
+    """The distinct values of a column in the order of `marks`, those that it does not know last."""
+    present = list(pd.unique(values))
+    return [name for name in marks if name in present] + sorted(name for name in present if name not in marks)
+
+
+def mark(name: str, marks: dict[str, Mark]) -> Mark:
+    """The mark of a scheme or method; a name of its own for one that the house style does not know."""
+    return marks.get(name, Mark(name, "#ece133", "*"))
+
+
+def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
+    """`text`, followed by what the numbers rest on: the table's `weights` and `acceptance` columns, and the device."""
+    facts = [
+        f"{column.capitalize()}: {', '.join(sorted(frame[column].dropna().unique()))}."
+        for column in ("weights", "acceptance")
+        if column in frame.columns and frame[column].notna().any()
+    ]
+    if device is not None:
+        facts.append(f"Device: {device}.")
+    return " ".join([text, *facts])
+
+
+def save_figure(figure: Figure, name: str, directory: str | os.PathLike, caption: str | None = None) -> Path:
+    """Save `name`.pdf and `name`.png, and the caption as `name`.txt; returns the PNG's path.
+
+    A relative directory is below the project root. The files carry no date, so the same versions of the libraries write
+    the same bytes. Raises SpecquantError where the directory cannot be written.
+    """
+    directory = resolve(directory)
+    no_dates = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
+    for kind, metadata in no_dates.items():
+        content = io.BytesIO()
+        with matplotlib.rc_context(RC):
+            figure.savefig(content, format=kind, metadata=metadata)
+        write_file(directory / f"{name}.{kind}", content.getvalue())
+    if caption is not None:
+        write_file(directory / f"{name}.txt", caption + "\n")
+    return directory / f"{name}.png"
