@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from specquant.errors import SpecquantError
 from specquant.models import quantize
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.quantize import calibration_tokens, quantize_layers, quantize_model, run_layer
+from specquant.models.quantize import calibration_sequences, quantize_layers, quantize_model, run_layer
 from specquant.quant import SCHEMES, get_scheme
 from specquant.training.tokenizer import train_tokenizer
 
@@ -76,7 +76,8 @@ def test_a_quantized_directory_loads_again(source, tmp_path, name, monkeypatch):
     assert record["scheme"] == name
     assert record["rotated"] == SCHEMES[name].rotated
     assert record["calibration"]["text"] == "text.txt"
-    assert record["calibration"]["tokens"] == len(calibration_tokens(source, source / "text.txt", LENGTH)) * LENGTH
+    sequences = calibration_sequences(source, source / "text.txt", LENGTH)
+    assert record["calibration"]["tokens"] == sum(map(len, sequences))
 
 
 @quantized_schemes
@@ -84,7 +85,7 @@ def test_calibration_beats_round_to_nearest(source, tmp_path, name):
     quantize_model(source, name, tmp_path / "calibrated", source / "text.txt", progress=False)
     quantize_model(source, name, tmp_path / "nearest", method="round-to-nearest", progress=False)
     assert "calibration" not in json.loads((tmp_path / "nearest/config.json").read_text())["quantization_config"]
-    tokens = calibration_tokens(source, source / "text.txt", LENGTH)[0]
+    tokens = calibration_sequences(source, source / "text.txt", LENGTH)[0]
     expected = logits_of(source, tokens)
     calibrated, nearest = ((logits_of(tmp_path / d, tokens) - expected).norm() for d in ("calibrated", "nearest"))
     assert calibrated < nearest
@@ -99,39 +100,48 @@ def test_quantizing_again_gives_the_same_bytes(source, tmp_path):
 
 def test_running_layer_by_layer_is_the_forward_pass(source):
     model = load_model(source)
-    tokens = torch.arange(2 * LENGTH).view(2, LENGTH) * 3 % 256
+    sequences = [torch.arange(LENGTH) * 3 % 256, torch.arange(20) * 5 % 256]
     visited = []
-    states = model.embed_tokens(tokens)
+    states = [model.embed_tokens(tokens) for tokens in sequences]
     for layer in model.layers:
         states = run_layer(model, layer, states, lambda name, x: visited.append((name, tuple(x.shape))))
-    for sequence, state in zip(tokens, states, strict=True):
-        assert torch.allclose(model.logits(model.norm(state)), logits_of(model, sequence), atol=1e-4)
+    for tokens, rows in zip(sequences, states, strict=True):
+        assert torch.allclose(model.logits(model.norm(rows)), logits_of(model, tokens), atol=1e-4)
     sizes = {"qkv_proj": 128, "o_proj": 128, "gate_up_proj": 128, "down_proj": 256}
-    assert visited == [(name, (2 * LENGTH, size)) for name, size in sizes.items()] * 2
+    assert visited == [(name, (LENGTH + 20, size)) for name, size in sizes.items()] * 2
 
 
 def test_each_layer_is_calibrated_on_what_the_quantized_ones_before_it_give(source, monkeypatch):
     """What the second layer's Hessian is made of must come through the quantized first layer."""
-    tokens = calibration_tokens(source, source / "text.txt", LENGTH)[:2]
+    sequences = calibration_sequences(source, source / "text.txt", LENGTH)[:2]
     hessians = []
     original = quantize.quantize_linear
     monkeypatch.setattr(
         quantize, "quantize_linear", lambda s, w, h=None: (hessians.append(h), original(s, w, h))[1]
     )
     model = load_model(source)
-    quantize_layers(model, get_scheme("w4a16-g128"), tokens)
-    states = model.embed_tokens(tokens)
+    quantize_layers(model, get_scheme("w4a16-g128"), sequences)
+    states = [model.embed_tokens(tokens) for tokens in sequences]
     states = run_layer(model, model.layers[0], states, lambda *_: None)
-    inputs = model.layers[1].input_norm(states).flatten(0, 1)
+    inputs = model.layers[1].input_norm(torch.cat(states))
     assert torch.allclose(hessians[4], inputs.t() @ inputs, rtol=1e-4, atol=1e-3)
 
 
-def test_calibration_sequences_begin_as_prompts_do(source):
-    tokens = calibration_tokens(source, source / "text.txt", LENGTH)
-    assert tokens.shape[1] == LENGTH
-    assert (tokens[:, 0] == 0).all()
-    text = load_tokenizer(source)(TEXT, add_special_tokens=False)["input_ids"]
-    assert tokens[:, 1:].flatten().tolist() == text[: tokens[:, 1:].numel()]
+def test_calibration_sequences_are_documents_that_begin_as_prompts_do(source, tmp_path):
+    documents = ["1 plus 1 makes 2.\nGood.", TEXT]
+    (tmp_path / "text.txt").write_text("\n\f\n".join(documents))
+    first, *rest = calibration_sequences(source, tmp_path / "text.txt", LENGTH)
+    tokenize = load_tokenizer(source)
+    assert first.tolist() == tokenize(documents[0])["input_ids"]
+    assert all(len(tokens) == LENGTH and tokens[0] == 0 for tokens in rest[:-1])
+    content = [token for tokens in rest for token in tokens[1:].tolist()]
+    assert content == tokenize(TEXT, add_special_tokens=False)["input_ids"][: len(content)]
+
+
+def test_calibration_takes_only_the_beginning_of_a_long_text(source, tmp_path):
+    (tmp_path / "long.txt").write_text(TEXT * 20)
+    tokens = sum(map(len, calibration_sequences(source, tmp_path / "long.txt", LENGTH)))
+    assert quantize.CALIBRATION_TOKENS <= tokens < quantize.CALIBRATION_TOKENS + LENGTH
 
 
 @pytest.fixture
@@ -156,7 +166,7 @@ def test_bad_arguments_are_refused(refused, source, tmp_path):
     refused("no config.json", model_dir=tmp_path / "missing")
     refused("cannot read calibration text", calibration=tmp_path / "missing.txt")
     (tmp_path / "short.txt").write_text("1 plus 1")
-    refused(r"has \d+ tokens: give one of at least", calibration=tmp_path / "short.txt")
+    refused(r"only \d+ tokens: give one of 32 or more", calibration=tmp_path / "short.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
     refused("give a UTF-8 text file", calibration=tmp_path / "binary.txt")
     (tmp_path / "full").mkdir()

@@ -21,6 +21,7 @@ from specquant.quant.hadamard import random_hadamard
 
 CALIBRATION_TEXT = Path(__file__).resolve().parents[3] / "data/tiny/calibration.txt"
 CALIBRATION_TOKENS = 8192
+FEWEST_TOKENS = 32
 SEQUENCE_LENGTH = 512
 SMOOTHING_STRENGTH = 0.5
 # Read by tokenizers and by transformers' generation.
@@ -72,13 +73,14 @@ def quantize_model(
         raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
     try:
         model = load_model(model_dir, dtype=torch.float32, device=device)
-        tokens = None
+        sequences = None
         if method == "calibrated":
             text = Path(calibration or CALIBRATION_TEXT)
-            tokens = calibration_tokens(model_dir, text, min(SEQUENCE_LENGTH, model.config.max_position_embeddings))
+            length = min(SEQUENCE_LENGTH, model.config.max_position_embeddings)
+            sequences = calibration_sequences(model_dir, text, length)
             digest = hashlib.sha256(text.read_bytes()).hexdigest()
-            record["calibration"] = {"text": text.name, "sha256": digest, "tokens": tokens.numel()}
-        quantize_layers(model, scheme, tokens, progress)
+            record["calibration"] = {"text": text.name, "sha256": digest, "tokens": sum(map(len, sequences))}
+        quantize_layers(model, scheme, sequences, progress)
         write_model(model, record, model_dir, unfinished)
         os.replace(unfinished, out_dir)
     except OSError as error:
@@ -88,38 +90,50 @@ def quantize_model(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def calibration_tokens(model_dir: Path, text_file: Path, length: int) -> torch.Tensor:
-    """The first CALIBRATION_TOKENS tokens of a text as sequences [n, length], each with the tokenizer's begin token
-    first."""
+def calibration_sequences(model_dir: Path, text_file: Path, length: int) -> list[torch.Tensor]:
+    """The beginning of a text, about CALIBRATION_TOKENS tokens, as sequences of at most `length`, int64.
+
+    Documents are separated by lines that hold one form feed; longer ones are cut. Each sequence begins as a prompt
+    does, with the tokenizer's begin token.
+    """
     try:
-        text = text_file.read_text(encoding="utf-8")
+        documents = text_file.read_text(encoding="utf-8").split("\n\f\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot read calibration text {text_file} ({error}): give a UTF-8 text file") from None
     tokenizer = load_tokenizer(model_dir)
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
-    content = length - len(begin)
-    sequences = min(len(tokens) // content, max(CALIBRATION_TOKENS // length, 1))
-    if sequences == 0:
-        raise SpecquantError(f"calibration text {text_file} has {len(tokens)} tokens: give one of at least {content}")
-    body = tokens[: sequences * content].view(sequences, content)
-    return torch.cat((torch.tensor(begin, dtype=torch.long).expand(sequences, -1), body), dim=1)
+    begin = torch.tensor([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], dtype=torch.long)
+    sequences, count = [], 0
+    for document in documents:
+        tokens = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        for part in torch.tensor(tokens, dtype=torch.long).split(length - len(begin)):
+            if count >= CALIBRATION_TOKENS:
+                return sequences
+            sequences.append(torch.cat((begin, part)))
+            count += len(sequences[-1])
+    if count < FEWEST_TOKENS:
+        raise SpecquantError(
+            f"calibration text {text_file} has only {count} tokens: give one of {FEWEST_TOKENS} or more, better "
+            f"{CALIBRATION_TOKENS}"
+        )
+    return sequences
 
 
 @torch.no_grad()
-def quantize_layers(model: Llama, scheme: Scheme, tokens: torch.Tensor | None, progress: bool = False) -> None:
-    """Quantize a float32 model in place. tokens: int64 [sequences, length] to calibrate on; None rounds to nearest."""
+def quantize_layers(
+    model: Llama, scheme: Scheme, sequences: list[torch.Tensor] | None, progress: bool = False
+) -> None:
+    """Quantize a float32 model in place. sequences: tokens to calibrate on; without, it rounds to nearest."""
     rotation = random_hadamard(model.config.hidden_size).to(model.device) if scheme.rotated else None
     if rotation is not None:
         rotate_ends(model, rotation)
         for module in (model.embed_tokens, model.lm_head):
             module.half().float()  # calibrate on what will be stored
-    states = None if tokens is None else model.embed_tokens(tokens.to(model.device))
+    states = sequences and [model.embed_tokens(tokens.to(model.device)) for tokens in sequences]
     for layer in tqdm(model.layers, desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress):
         unpack_layer(layer)
         if rotation is not None:
             rotate_layer(layer, rotation)
-        if states is None:
+        if not states:
             for name in LINEARS:
                 setattr(layer, name, quantize_linear(scheme, getattr(layer, name).weight))
             continue
@@ -137,30 +151,30 @@ def quantize_layers(model: Llama, scheme: Scheme, tokens: torch.Tensor | None, p
 
 
 def run_layer(
-    model: Llama, layer: LlamaLayer, states: torch.Tensor, visit: Callable[[str, torch.Tensor], None]
-) -> torch.Tensor:
-    """Run a layer over states [sequences, length, hidden] and return the next ones.
+    model: Llama, layer: LlamaLayer, states: list[torch.Tensor], visit: Callable[[str, torch.Tensor], None]
+) -> list[torch.Tensor]:
+    """Run a layer over sequences of states [length, hidden] and return the next ones.
 
-    Before each matrix runs, `visit` is given its name and its inputs [sequences * length, in], and may replace it.
+    Before each matrix runs, `visit` is given its name and its inputs [all sequences' rows, in], and may replace it.
     """
-    sequences, length, hidden = states.shape
-    positions = torch.arange(length, device=model.device)
-    mask = causal_mask(length, model.device)
-    cache = model.new_cache(length)
+    lengths = [len(rows) for rows in states]
+    cache = model.new_cache(max(lengths))
 
-    x = states.flatten(0, 1)
+    def attend(rows: torch.Tensor) -> torch.Tensor:
+        positions = torch.arange(len(rows), device=model.device)
+        return layer.attend(rows, positions, model.rotary, cache, causal_mask(len(rows), model.device))
+
+    x = torch.cat(states)
     normed = layer.input_norm(x)
     visit("qkv_proj", normed)
-    attended = torch.cat(
-        [layer.attend(rows, positions, model.rotary, cache, mask) for rows in normed.view(sequences, length, hidden)]
-    )
+    attended = torch.cat([attend(rows) for rows in normed.split(lengths)])
     visit("o_proj", attended)
     x = x + layer.o_proj(attended)
     normed = layer.post_attention_norm(x)
     visit("gate_up_proj", normed)
     gated = layer.gate(normed)
     visit("down_proj", gated)
-    return (x + layer.down_proj(gated)).view(states.shape)
+    return list((x + layer.down_proj(gated)).split(lengths))
 
 
 def write_model(model: Llama, record: dict, source: Path, out_dir: Path) -> None:
