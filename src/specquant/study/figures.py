@@ -20,7 +20,7 @@ from specquant.study.style import METHODS, SCHEMES, Mark, caption, in_house_orde
 
 @dataclass(frozen=True)
 class RecordedFigure:
-    """A figure that `specquant figures` rebuilds, from `data/published/` or, once per GPU, from `data/recorded/GPU/`."""
+    """A figure that `specquant figures` rebuilds from `data/published/` or, per GPU, from `data/recorded/GPU/`."""
 
     name: str
     table: str

@@ -47,7 +47,7 @@ def device_name(device: str = "cpu") -> str:
 
 
 def without_local_paths(value: Any) -> Any:
-    """The value with each absolute path made relative to the project root or, where it is elsewhere, cut to its name."""
+    """The value with each absolute path made relative to the project root or, if elsewhere, cut to its name."""
     if isinstance(value, Mapping):
         return {str(key): without_local_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

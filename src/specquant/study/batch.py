@@ -1,0 +1,214 @@
+"""The batch: runs the notebooks by papermill, skips those that did not change, and goes on after a failure.
+
+It fills results/PROFILE/: the tables and figures that the notebooks write; notebooks/NAME.ipynb and NAME.html, as
+executed; notebooks/NAME.json, the record that decides whether a notebook runs again; and index.html, which links them.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from specquant.errors import SpecquantError
+from specquant.paths import project_root, resolve, write_file
+from specquant.study.provenance import without_local_paths
+from specquant.study.report import write_report
+
+# What any notebook may read: a change in these makes all of them run again.
+SHARED_INPUTS = ("src", "data", "requirements.lock")
+
+
+def run_study(
+    profile: str = "tiny",
+    only: Iterable[str] = (),
+    force: bool = False,
+    results: str | os.PathLike = "results",
+) -> list[str]:
+    """Run the notebooks in order with the parameters in notebooks/profiles/`profile`.yaml; returns the names of those
+    that failed.
+
+    `only` names notebooks, with or without their number; all of them where it is empty. A notebook whose code, source,
+    parameters and data are those of its last good run is skipped unless `force`. Output goes to `results`/`profile`.
+    Raises SpecquantError, before anything runs, for an unknown profile, notebook or parameter and for a folder that
+    cannot be written. KeyboardInterrupt passes through; what had finished then stays and is skipped by the next run.
+    """
+    root = project_root()
+    notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    chosen = [_notebook_named(name, notebooks) for name in only] or list(notebooks)
+    declared = {name: set(papermill.inspect_notebook(path)) for name, path in notebooks.items()}
+    values = read_profile(profile, known=set().union(*declared.values()))
+    folder = resolve(results) / profile
+    executed = folder / "notebooks"
+    values |= {"results_dir": _as_parameter(folder, root), "figures_dir": _as_parameter(folder / "figures", root)}
+    shared_digest = _digest_of_files(root)
+    write_report(folder, profile, notebooks)
+    executed.mkdir(exist_ok=True)
+    _remove_unfinished(executed)
+
+    failed = []
+    try:
+        with tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
+            for name in bar:
+                bar.set_description(name)
+                parameters = {key: value for key, value in values.items() if key in declared[name]}
+                inputs = _digest(shared_digest, _source(notebooks[name]), json.dumps(parameters, default=str))
+                if not force and _is_current(folder, name, inputs):
+                    tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
+                    continue
+                record = _run(notebooks[name], parameters, folder)
+                record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
+                write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
+                if record["error"] is None:
+                    tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
+                else:
+                    failed.append(name)
+                    kept = executed / f"{name}.ipynb"
+                    tqdm.write(f"{name}: FAILED, kept with its traceback in {kept}: {record['error']}", file=sys.stderr)
+    finally:
+        _remove_unfinished(executed)
+        report = write_report(folder, profile, notebooks)
+    tqdm.write(f"Report: {report}", file=sys.stderr)
+    return failed
+
+
+def read_profile(profile: str, known: Iterable[str]) -> dict[str, Any]:
+    """The parameter values in notebooks/profiles/`profile`.yaml.
+
+    Raises SpecquantError for a profile that is not there or is no flat mapping, and for a name that is not in `known`.
+    """
+    folder = project_root() / "notebooks" / "profiles"
+    profiles = sorted(path.stem for path in folder.glob("*.yaml"))
+    if profile not in profiles:
+        raise SpecquantError(f"Unknown profile {profile!r}: notebooks/profiles/ has {', '.join(profiles) or 'none'}.")
+    file = f"notebooks/profiles/{profile}.yaml"
+    try:
+        values = yaml.safe_load((folder / f"{profile}.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SpecquantError(f"{file} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SpecquantError(f"{file} must hold lines of the form `parameter: value`.")
+    for name in values:
+        if name not in known:
+            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}.{_did_you_mean(name, known)}")
+    return values
+
+
+def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Execute one notebook and keep it, as .ipynb and .html, whether it failed or not; returns its record.
+
+    It executes into a hidden file, which takes its place when it is whole.
+    """
+    executed = folder / "notebooks"
+    partial = executed / f".{notebook.stem}.partial.ipynb"
+    (executed / f"{notebook.stem}.json").unlink(missing_ok=True)  # from here on there is no good run to rely on
+    before = _outputs(folder)
+    start = time.perf_counter()
+    error = None
+    try:
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters,
+            kernel_name="python3",
+            cwd=project_root(),
+            extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings would tear the progress bar
+            progress_bar={"desc": f"  cells of {notebook.stem}", "position": 1, "leave": False, "file": sys.stderr},
+        )
+    except PapermillExecutionError as failure:
+        error = f"{failure.ename}: {failure.evalue}"
+    except Exception as failure:  # the kernel died or did not start: this notebook failed, the others still run
+        error = f"{type(failure).__name__}: {failure}"
+    after = _outputs(folder)
+    result = nbformat.read(partial if partial.is_file() else notebook, as_version=4)
+    for path in ("input_path", "output_path"):
+        result.metadata.get("papermill", {}).pop(path, None)
+    write_file(executed / notebook.name, nbformat.writes(result) + "\n")
+    page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(
+        result, resources={"metadata": {"name": notebook.stem}}
+    )
+    write_file(executed / f"{notebook.stem}.html", page)
+    partial.unlink(missing_ok=True)
+    return {
+        "error": None if error is None else " ".join(error.split()),
+        "seconds": round(time.perf_counter() - start, 1),
+        "files": sorted(name for name, stamp in after.items() if before.get(name) != stamp),
+    }
+
+
+def _is_current(folder: Path, name: str, inputs: str) -> bool:
+    """Whether the last run was good, had the same inputs, and all that it wrote is still there."""
+    executed = folder / "notebooks"
+    try:
+        record = json.loads((executed / f"{name}.json").read_text(encoding="utf-8"))
+        files = [*record["files"], f"notebooks/{name}.ipynb", f"notebooks/{name}.html"]
+        return record["error"] is None and record["inputs"] == inputs and all((folder / f).is_file() for f in files)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _outputs(folder: Path) -> dict[str, tuple[int, int]]:
+    """Tables and figures below `folder`: relative path -> (modification time in ns, size)."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != "notebooks" and not path.name.startswith((".", "index."))
+    }
+
+
+def _remove_unfinished(executed: Path) -> None:
+    """What an interrupted batch leaves, or a killed one has left."""
+    for path in executed.glob(".*"):
+        path.unlink()
+
+
+def _notebook_named(name: str, notebooks: Mapping[str, Path]) -> str:
+    wanted = name.removesuffix(".ipynb")
+    for stem in notebooks:
+        if wanted in (stem, stem.partition("_")[2]):
+            return stem
+    raise SpecquantError(f"There is no notebook {name!r}. Notebooks: {', '.join(notebooks) or 'none'}.")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known ones: {', '.join(sorted(known)) or 'none'}."
+
+
+def _as_parameter(folder: Path, root: Path) -> str:
+    """Relative to the project root where it is below it, so that an executed notebook tells nothing of this machine."""
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+
+
+def _source(notebook: Path) -> str:
+    """What a notebook does: its cells' sources and tags, not their outputs."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return json.dumps([(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells])
+
+
+def _digest_of_files(root: Path) -> str:
+    digest = hashlib.sha256()
+    for top in SHARED_INPUTS:
+        for path in sorted([root / top, *(root / top).rglob("*")]):
+            if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
+                digest.update(_digest(path.relative_to(root).as_posix()).encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

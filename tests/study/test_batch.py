@@ -1,0 +1,169 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.study import batch
+
+WRITE_TABLE = "open(results_dir + '/table.csv', 'w').write(f'weights,draft_size\\ntrained,{draft_size}\\n');"
+
+
+def test_runs_all_in_order_and_skips_what_did_not_change(clone, run):
+    clone.notebook("01_second", "print('drafts:', draft_size)")
+    clone.notebook("00_first", WRITE_TABLE)
+    assert run() == []
+    assert clone.runs() == ["00_first", "01_second"]
+    assert clone.executed("01_second").cells[-1].outputs[0].text == "drafts: 4\n"
+    assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
+
+    assert run() == []
+    assert len(clone.runs()) == 2  # nothing changed
+
+    (clone.results / "tiny/table.csv").unlink()
+    run()
+    assert clone.runs()[2:] == ["00_first"]  # its table was gone
+
+    clone.notebook("01_second", "print('other drafts:', draft_size)")
+    run()
+    assert clone.runs()[3:] == ["01_second"]
+
+    run(only=["second"], force=True)
+    assert clone.runs()[4:] == ["01_second"]
+
+    report = (clone.results / "tiny/index.html").read_text()
+    for link in ("notebooks/00_first.html", "notebooks/01_second.ipynb", 'href="table.csv"'):
+        assert link in report
+    assert "other drafts: 4" in (clone.results / "tiny/notebooks/01_second.html").read_text()
+    leftovers = [path.name for path in (clone.results / "tiny").rglob(".*")]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("change", ["code", "data", "parameters"])
+def test_inputs_decide(clone, run, change):
+    clone.notebook("00_first", "print(draft_size)")
+    run()
+    if change == "parameters":
+        clone.profile("tiny", "draft_size: 5\n")
+    else:
+        (clone.root / {"code": "src/code.py", "data": "data/new.txt"}[change]).write_text("changed\n")
+    run()
+    assert len(clone.runs()) == 2
+
+
+def test_outputs_in_the_source_notebook_are_no_input(clone, run):
+    clone.notebook("00_first", "print(draft_size)")
+    run()
+    source = clone.root / "notebooks/00_first.ipynb"
+    content = json.loads(source.read_text())
+    content["cells"][-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "4"}]
+    source.write_text(json.dumps(content))
+    run()
+    assert len(clone.runs()) == 1
+
+
+def test_a_failing_notebook_is_kept_and_the_others_run(clone, run, capsys):
+    clone.notebook("00_broken", "def verify():\n    raise ArithmeticError('tokens differ')\nverify()")
+    clone.notebook("01_good", "print('fine')")
+    assert run() == ["00_broken"]
+    assert "00_broken: FAILED" in capsys.readouterr().err
+    kept = clone.results / "tiny/notebooks/00_broken.html"
+    outputs = [output for cell in clone.executed("00_broken").cells for output in cell.get("outputs", [])]
+    error = next(output for output in outputs if output.output_type == "error")
+    assert error.ename == "ArithmeticError"
+    assert any("verify()" in line for line in error.traceback)
+    assert "tokens differ" in kept.read_text()
+    assert "tokens differ" in (clone.results / "tiny/index.html").read_text()
+
+    assert run() == ["00_broken"]  # a failure is no good run: it runs again, the good one does not
+    assert clone.runs() == ["00_broken", "01_good", "00_broken"]
+
+
+def test_a_dead_kernel_is_a_failure(clone, run):
+    clone.notebook("00_dies", "import os; os.kill(os.getpid(), 9)")
+    assert run() == ["00_dies"]
+    assert "DeadKernel" in json.loads((clone.results / "tiny/notebooks/00_dies.json").read_text())["error"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_batch_continues_where_it_stopped(clone, run, how):
+    clone.notebook("00_first", WRITE_TABLE)
+    waiting, go_on = clone.root / "waiting", clone.root / "go_on"
+    clone.notebook(
+        "01_second",
+        f"import pathlib, time\npathlib.Path({str(waiting)!r}).touch()\n"
+        f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.05)",
+    )
+    program = (
+        "import pathlib, sys; from specquant.study import batch; from specquant.cli import main;"
+        f"batch.project_root = lambda: pathlib.Path({str(clone.root)!r});"
+        f"sys.exit(main(['study', '--results', {str(clone.results)!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not waiting.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, how)
+    status = process.wait(timeout=60)
+    go_on.touch()
+    assert status == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    names = {path.name for path in (clone.results / "tiny/notebooks").iterdir()}
+    partial = {".01_second.partial.ipynb"} if how == signal.SIGKILL else set()
+    assert names == {"00_first.ipynb", "00_first.html", "00_first.json"} | partial
+
+    assert run() == []
+    assert clone.runs() == ["00_first", "01_second", "01_second"]
+    assert not list((clone.results / "tiny").rglob(".*"))
+
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(clone, run):
+    clone.notebook("00_first", "print(draft_size)")
+    clone.profile("tiny", "draft_sise: 4\n")
+    with pytest.raises(SpecquantError, match=r"tiny\.yaml: .*'draft_sise'.*Did you mean 'draft_size'"):
+        run()
+    assert clone.runs() == []
+    assert not clone.results.exists()
+
+
+def test_a_notebook_gets_only_the_parameters_it_declares(clone, run):
+    clone.notebook("00_first", "print(sorted(set(globals()) & {'draft_size', 'top_k', 'results_dir'}))")
+    clone.notebook("01_second", "print(top_k)", parameters="top_k = 2")
+    clone.profile("tiny", "draft_size: 4\ntop_k: 10\n")
+    assert run() == []
+    assert clone.executed("00_first").cells[-1].outputs[0].text == "['draft_size', 'results_dir']\n"
+    assert clone.executed("01_second").cells[-1].outputs[0].text == "10\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"profile": "huge"}, "Unknown profile 'huge': notebooks/profiles/ has listed, tiny"),
+        ({"profile": "listed"}, "listed.yaml must hold lines of the form"),
+        ({"only": ["02_missing"]}, "no notebook '02_missing'. Notebooks: 00_first"),
+    ],
+)
+def test_bad_requests_are_refused(clone, run, options, sentence):
+    clone.notebook("00_first", "pass")
+    clone.profile("listed", "- draft_size\n")
+    with pytest.raises(SpecquantError, match=sentence.replace(".", r"\.")):
+        run(**options)
+    assert clone.runs() == []
+
+
+def test_broken_yaml_is_refused(clone, run):
+    clone.notebook("00_first", "pass")
+    clone.profile("tiny", "draft_size: [1, 2\n")
+    with pytest.raises(SpecquantError, match=r"tiny\.yaml is not valid YAML"):
+        run()
+
+
+def test_an_unwritable_output_folder_is_refused_before_anything_runs(clone, tmp_path):
+    clone.notebook("00_first", "pass")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SpecquantError, match=r"Cannot write .*file"):
+        batch.run_study(results=tmp_path / "file")
+    assert clone.runs() == []
