@@ -67,7 +67,9 @@ LOGITS = torch.tensor(
 )
 # Two children of the root and two of the first child: a top-k, not a sample.
 TOP_K_TREE = DraftTree.from_parents(torch.tensor([0, 1, 3, 0, 4]), torch.tensor([-1, 0, 0, 1, 1]))
-DRAFT = torch.softmax(torch.tensor([[0.0] * 6, [1.0, 0.2, 0.1, 0.5, -0.3, 0.0], [0.1, 0.9, 0.2, 0.4, 0.0, 0.3]]), dim=-1)
+DRAFT = torch.softmax(
+    torch.tensor([[0.0] * 6, [1.0, 0.2, 0.1, 0.5, -0.3, 0.0], [0.1, 0.9, 0.2, 0.4, 0.0, 0.3]]), dim=-1
+)
 
 
 def sampled_sequence(generator):

@@ -8,7 +8,10 @@ from specquant.decoding import DraftTree, EagleDrafter, Greedy, Sampling, Specul
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import perturbed, random_head, random_model
 
-PROMPTS = [torch.randint(0, 37, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (1, 2, 7, 20)]
+PROMPTS = [
+    torch.randint(0, 37, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    for length in (1, 2, 7, 20)
+]
 
 
 def decode(speculator, prompt, count, rule=None):
@@ -24,11 +27,14 @@ def methods(target, intermediate, smallest, head):
         "eagle2": Speculator(target, EagleDrafter(head, draft_size=20, iterations=4, top_k=4)),
         "eagle2, one iteration": Speculator(target, EagleDrafter(head, draft_size=4, iterations=1, top_k=5)),
         "hierarchical": Speculator(
-            target, Speculator(intermediate, EagleDrafter(head, draft_size=12, iterations=3, top_k=4), min_draft_length=5)
+            target,
+            Speculator(intermediate, EagleDrafter(head, draft_size=12, iterations=3, top_k=4), min_draft_length=5),
         ),
         "three levels": Speculator(
             target,
-            Speculator(intermediate, Speculator(smallest, EagleDrafter(head, 8, 2, 4), min_draft_length=2), min_draft_length=4),
+            Speculator(
+                intermediate, Speculator(smallest, EagleDrafter(head, 8, 2, 4), min_draft_length=2), min_draft_length=4
+            ),
         ),
     }
 

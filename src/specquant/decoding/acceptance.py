@@ -63,7 +63,9 @@ class Sampling:
 
     def __post_init__(self):
         if self.temperature <= 0:
-            raise SpecquantError(f"sampling needs a temperature above 0, not {self.temperature}: 0 means greedy decoding")
+            raise SpecquantError(
+                f"sampling needs a temperature above 0, not {self.temperature}: 0 means greedy decoding"
+            )
         if not 0 < self.top_p <= 1:
             raise SpecquantError(f"top-p is the probability of the nucleus, above 0 and at most 1, not {self.top_p}")
         self.generator = torch.Generator().manual_seed(self.seed)

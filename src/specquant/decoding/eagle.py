@@ -47,9 +47,7 @@ class EagleDrafter:
         self.vocab_size = head.config.vocab_size
         self.context_length = head.config.max_position_embeddings
         self.cache = head.new_cache(self.context_length + iterations * top_k)
-        self.features = torch.empty(
-            self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device
-        )
+        self.features = torch.empty(self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device)
         self.tokens: list[int] = []
         self.known = 0  # positions whose true feature is known
 
@@ -112,9 +110,7 @@ class EagleDrafter:
         first, device = self.cache.length, self.head.device
         tokens = torch.tensor(self.tokens[first + 1 : last + 1], device=device)
         positions = torch.arange(first, last, device=device)
-        output = self.head(
-            tokens, self.features[first:last], positions, self.cache, causal_mask(last - first, device)
-        )
+        output = self.head(tokens, self.features[first:last], positions, self.cache, causal_mask(last - first, device))
         self.cache.length = last
         return output
 

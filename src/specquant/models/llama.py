@@ -73,9 +73,7 @@ class LlamaLayer(nn.Module):
         """Normalized x [rows, hidden] -> the input of o_proj [rows, heads * head_dim]; writes the cache."""
         rows = len(x)
         query, key, value = (
-            self.qkv_proj(x)
-            .view(rows, -1, self.head_dim)
-            .split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            self.qkv_proj(x).view(rows, -1, self.head_dim).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         )
         query, key = rotary(query, positions), rotary(key, positions)
         first_slot = cache.length + mask.shape[1] - rows

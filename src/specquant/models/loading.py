@@ -106,11 +106,15 @@ def load_eagle_head(path: str | Path, model: Llama, embed_tokens=None, lm_head=N
     for field in ("hidden_size", "vocab_size"):
         ours, theirs = getattr(config, field), getattr(model.config, field)
         if ours != theirs:
-            raise SpecquantError(f"the EAGLE head in {path} has {field} {ours}, and its model {theirs}: they do not fit")
+            raise SpecquantError(
+                f"the EAGLE head in {path} has {field} {ours}, and its model {theirs}: they do not fit"
+            )
     head = EagleHead(config, embed_tokens or model.embed_tokens, lm_head or model.lm_head)
     tensors = join_tensors(read_tensors(path), path, "", 1, final=False)
     tensors = {name.replace("layers.0.", "layer."): tensor for name, tensor in tensors.items()}
-    shared = {name: tensor for name, tensor in head.state_dict().items() if name.startswith(("embed_tokens.", "lm_head."))}
+    shared = {
+        name: tensor for name, tensor in head.state_dict().items() if name.startswith(("embed_tokens.", "lm_head."))
+    }
     fill(head, shared | tensors, path, False)
     return set_compute_dtype(head, model.dtype).to(model.device)
 

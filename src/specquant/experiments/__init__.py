@@ -1,0 +1,1 @@
+"""What the notebooks measure: functions that return tidy tables."""

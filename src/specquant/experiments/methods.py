@@ -1,0 +1,101 @@
+"""The paper's four methods, put together from model directories."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specquant.decoding import EagleDrafter, Speculator
+from specquant.errors import SpecquantError
+from specquant.models.llama import Llama
+from specquant.models.loading import load_eagle_head, load_model
+from specquant.models.transforms import original_ends
+
+METHODS = ("autoregressive", "vanilla", "eagle2", "hierarchical")
+
+
+@dataclass(frozen=True)
+class DraftSettings:
+    """How the methods draft; the defaults are the paper's (sections 3 and 5).
+
+    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that the
+    intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
+    """
+
+    draft_size: int = 60
+    iterations: int = 6
+    top_k: int = 10
+    inner_draft_size: int = 30
+    inner_iterations: int = 3
+    min_draft_length: int = 6
+
+
+class Models:
+    """A target with the companions that draft for it; each is loaded when a method first needs it.
+
+    target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
+    intermediate model and that model's head are directories of fp16 weights.
+    """
+
+    def __init__(
+        self,
+        target: str | Path,
+        eagle_target: str | Path | None = None,
+        intermediate: str | Path | None = None,
+        eagle_intermediate: str | Path | None = None,
+        scheme: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.paths = {
+            "eagle_target": eagle_target,
+            "intermediate": intermediate,
+            "eagle_intermediate": eagle_intermediate,
+        }
+        self.target = load_model(target, scheme, dtype)
+        self._intermediate: Llama | None = None
+
+    def speculator(self, method: str, settings: DraftSettings | None = None) -> Speculator:
+        """The decoder of one of METHODS. Raises SpecquantError for another, or where a companion was not given."""
+        s = settings or DraftSettings()
+        match method:
+            case "autoregressive":
+                return Speculator(self.target)
+            case "vanilla":
+                return Speculator(self.target, Speculator(self.intermediate(method), None, s.min_draft_length))
+            case "eagle2":
+                drafter = self._eagle("eagle_target", method, self.target, s.draft_size, s.iterations, s.top_k)
+                return Speculator(self.target, drafter)
+            case "hierarchical":
+                intermediate = self.intermediate(method)
+                drafter = self._eagle(
+                    "eagle_intermediate", method, intermediate, s.inner_draft_size, s.inner_iterations, s.top_k
+                )
+                return Speculator(self.target, Speculator(intermediate, drafter, s.min_draft_length))
+        raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+
+    def intermediate(self, method: str) -> Llama:
+        if self._intermediate is None:
+            self._intermediate = load_model(self._path("intermediate", method), dtype=self.target.dtype)
+        return self._intermediate
+
+    def _eagle(self, which: str, method: str, model: Llama, *tree: int) -> EagleDrafter:
+        ends = original_ends(model) if model.feature_map is not None else ()
+        head = load_eagle_head(self._path(which, method), model, *ends)
+        return EagleDrafter(head, *tree, feature_map=model.feature_map)
+
+    def _path(self, which: str, method: str) -> str | Path:
+        if self.paths[which] is None:
+            raise SpecquantError(f"the method {method} needs the directory of the {which.replace('_', ' ')} model")
+        return self.paths[which]
+
+
+def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:
+    """The tiny family in a directory, `data/tiny`; `target` may be a quantized copy of its target."""
+    root = Path(root)
+    return Models(
+        target or root / "target",
+        root / "eagle-target",
+        root / "intermediate",
+        root / "eagle-intermediate",
+        **options,
+    )
