@@ -1,0 +1,152 @@
+"""The model card of data/tiny, written from training.json alone: no number in it is typed by hand."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+MODELS = ("target", "intermediate")
+LICENCES = {
+    "mathematics": ("GSM8K, training questions", "MIT"),
+    "code": ("the standard library of Python {python}", "PSF-2.0"),
+    "prose": ("WikiText-2, validation and test articles; Shakespeare", "CC BY-SA; public domain"),
+}
+
+
+def write_card(directory: Path) -> None:
+    """Write README.md and training.png beside the training.json in `directory`."""
+    directory = Path(directory)
+    log = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    figure = draw_curves(log["training"])
+    figure.savefig(directory / ".training.tmp.png", dpi=110)
+    os.replace(directory / ".training.tmp.png", directory / "training.png")
+    (directory / ".README.tmp").write_text(card_text(log), encoding="utf-8")
+    os.replace(directory / ".README.tmp", directory / "README.md")
+
+
+def draw_curves(training: dict) -> Figure:
+    """Training and held-out loss against steps, one panel for each network."""
+    figure = Figure(figsize=(8, 2.3), layout="constrained")
+    for axes, (name, run) in zip(figure.subplots(1, len(training)), training.items(), strict=True):
+        steps = [point["step"] for point in run["curve"]]
+        axes.plot(steps, [point["train_loss"] for point in run["curve"]], color="#0072B2", label="training")
+        axes.plot(steps, [point["held_out_loss"] for point in run["curve"]], color="#D55E00", label="held out")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("loss", fontsize=8)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def card_text(log: dict) -> str:
+    """The card as Markdown."""
+    recipe, held_out, training = log["recipe"], log["held_out"], log["training"]
+    domains = list(log["corpora"])
+    columns = [*domains, "mean"]
+
+    def table(header: list[str], rows: list[list[str]]) -> str:
+        lines = [header, ["---"] * len(header), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def shape(name: str) -> list[str]:
+        s = recipe[f"{name}_shape"]
+        keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+        return [name, *(str(s[key]) for key in keys), f"{parameters(s, recipe['vocabulary_size']) / 1e6:.2f} M"]
+
+    losses = {name: held_out[name]["loss_fp16"] for name in MODELS}
+    rounding = max(
+        abs(held_out[name]["loss_fp16"][c] - held_out[name]["loss_fp32"][c]) for name in MODELS for c in columns
+    )
+    corpora_rows = [
+        [
+            domain,
+            LICENCES[domain][0].format(**log["versions"]),
+            LICENCES[domain][1],
+            *(f"{log['corpora'][domain][key]:,}" for key in ("documents", "training_tokens", "held_out_tokens")),
+        ]
+        for domain in domains
+    ]
+    runs = [
+        [name, str(run["curve"][-1]["step"]), str(best["step"]), f"{best['held_out_loss']:.3f}", f"{run['seconds']:.0f}"]
+        for name, run in training.items()
+        for best in [min(run["curve"], key=lambda point: point["held_out_loss"])]
+    ]
+    return f"""# The tiny models
+
+Llama models that are small enough to ship and good enough to study: a `target`, an `intermediate` that drafts for it,
+and an EAGLE head for each (`eagle-target`, `eagle-intermediate`). fp16 safetensors in Hugging Face layout;
+`transformers.AutoModelForCausalLM` and `AutoTokenizer` load the two models.
+
+This card is written by `specquant.training.card` from `training.json`, which the recipe recorded.
+
+    {log["command"]}
+
+Trained on {log["date"]} on one {log["device"]} in {log["seconds"] / 60:.1f} minutes (Python {log["versions"]["python"]},
+PyTorch {log["versions"]["torch"]}, transformers {log["versions"]["transformers"]}, seed {recipe["seed"]}).
+
+## Text
+
+{table(["domain", "source", "licence", "documents", "training tokens", "held-out tokens"], corpora_rows)}
+
+A document is held out if a hash of its name says so (about one in twenty); Shakespeare is split in contiguous sections,
+WikiText-2 in articles. Training never reads held-out text, but the weights that ship are those of the checkpoint with
+the lowest held-out loss, so the numbers below flatter the models a little.
+
+`calibration.txt` is text that the target itself wrote at temperature 1, from nothing or a short opener. Documents are
+separated by a line with one form feed: `text.split("\\n\\f\\n")`.
+
+## Models
+
+{table(["model", "layers", "hidden", "heads", "KV heads", "MLP", "parameters"], [shape(name) for name in MODELS])}
+
+Head dimension 64, tied embeddings, RoPE base 10000, context {recipe["row_length"]}. The tokenizer is byte-level BPE with
+{recipe["vocabulary_size"]:,} entries, trained on the training text; `<|begin|>` (0) begins every text, `<|end|>` (1) ends
+a training document. Rows of {recipe["row_length"]} tokens continue over documents.
+
+* `target`: next-token prediction, dropout {recipe["target_dropout"]:g}, weight decay {recipe["target"]["weight_decay"]:g}.
+* `intermediate`: distilled from the target (cross-entropy against its distribution, plus {recipe["label_weight"]:g} of the
+  corpora's own tokens), half on the corpora and half on {recipe["written_rows"]:,} rows that the target wrote.
+* heads: EAGLE's loss (1.0 feature regression, 0.1 token cross-entropy, uniform noise on the features) on the same text,
+  averaged over {recipe["eagle_depth"]} steps of the head reading its own predictions, as HASS and EAGLE-3 do; EAGLE itself
+  trains on one.
+
+AdamW, warm-up, cosine to zero.
+
+{table(["network", "steps", "best step", "held-out loss there", "seconds"], runs)}
+
+![Loss curves](training.png)
+
+The heads' loss is EAGLE's; the others' are nats per token, but for the intermediate's training loss, which is the
+distillation's.
+
+## Held-out quality
+
+Perplexity, weights rounded to fp16 and computed in fp32 (the rounding changes no loss by more than {rounding:.4f} nats):
+
+{table(["model", *columns[:-1]], [[n, *(f"{math.exp(losses[n][c]):.2f}" for c in columns[:-1])] for n in MODELS])}
+
+Nats per token:
+
+{table(["model", *columns], [[n, *(f"{losses[n][c]:.3f}" for c in columns)] for n in MODELS])}
+
+The target is {losses["intermediate"]["mean"] - losses["target"]["mean"]:.2f} nats per token better than the intermediate.
+The intermediate's most likely token is the target's in {held_out["agreement"]["mean"]:.1%} of held-out positions
+({", ".join(f"{d} {held_out['agreement'][d]:.1%}" for d in domains)}).
+
+Mean accepted length (with the model's own token) of greedy chains of 5 drafts by each model's EAGLE head, where the model
+continues held-out prompts greedily; EAGLE-2's trees accept more than chains:
+
+{table(["head of", *columns], [[n, *(f"{held_out['accepted_length'][n][c]:.2f}" for c in columns)] for n in MODELS])}
+"""
+
+
+def parameters(shape: dict, vocabulary_size: int, head_dim: int = 64) -> int:
+    """How many parameters a Llama of this shape has, with tied embeddings."""
+    hidden, heads, kv_heads = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    layer = attention + 3 * hidden * shape["intermediate_size"] + 2 * hidden
+    return vocabulary_size * hidden + shape["num_hidden_layers"] * layer + hidden

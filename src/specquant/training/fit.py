@@ -1,0 +1,106 @@
+"""One training loop for all four networks: AdamW, warm-up and cosine, checkpoints, the best held-out weights kept."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast one network learns."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int = 100
+    evaluate_every: int = 250
+
+    def factor(self, step: int) -> float:
+        """The learning rate at a step, as a fraction of its peak: a linear warm-up, then half a cosine to zero."""
+        warmup = min(self.warmup_steps, self.steps // 2)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    loss_at: Callable[[int], torch.Tensor],
+    held_out_loss: Callable[[], float],
+    schedule: Schedule,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every: int = 500,
+) -> dict:
+    """Minimize loss_at(step) over the module's trainable parameters; leave the best held-out weights in it.
+
+    Returns {"seconds", "curve"}; the curve's points are {"step", "train_loss" (mean since the last point),
+    "held_out_loss"}. After an interruption the same call continues from `checkpoint`; the result is that of an
+    uninterrupted run, since batches, dropout and noise depend on the seed and the step alone. Called again after the
+    end, it only loads the result.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": schedule.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=schedule.learning_rate,
+        betas=(0.9, 0.98),
+        fused=device.type == "cuda",
+    )
+    step, curve, best, seconds = 0, [], None, 0.0
+    recent_loss = torch.zeros((), device=device)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        step, curve, best, seconds = state["step"], state["curve"], state["best"], state["seconds"]
+        if step < schedule.steps:
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            recent_loss = state["recent_loss"]
+
+    started = time.monotonic() - seconds
+    module.train()
+    with tqdm(total=schedule.steps, initial=step, desc=name, unit="step", mininterval=2) as progress:
+        while step < schedule.steps:
+            torch.manual_seed(seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.learning_rate * schedule.factor(step)
+            loss = loss_at(step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent_loss += loss.detach()
+            step += 1
+            progress.update()
+            if step % schedule.evaluate_every == 0 or step == schedule.steps:
+                module.eval()
+                held_out = held_out_loss()
+                module.train()
+                steps_since = step - (curve[-1]["step"] if curve else 0)
+                curve.append({"step": step, "train_loss": recent_loss.item() / steps_since, "held_out_loss": held_out})
+                recent_loss.zero_()
+                progress.set_postfix(train=f"{curve[-1]['train_loss']:.3f}", held_out=f"{held_out:.3f}")
+                if held_out <= min(point["held_out_loss"] for point in curve):
+                    best = {key: value.detach().clone() for key, value in module.state_dict().items()}
+            if step % checkpoint_every == 0 or step == schedule.steps:
+                state = {"step": step, "curve": curve, "best": best, "seconds": time.monotonic() - started}
+                if step < schedule.steps:
+                    state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+                    state["recent_loss"] = recent_loss
+                temporary = checkpoint.with_suffix(".tmp")
+                torch.save(state, temporary)
+                os.replace(temporary, checkpoint)
+    module.load_state_dict(best)
+    module.eval()
+    return {"seconds": round(time.monotonic() - started, 1), "curve": curve}
