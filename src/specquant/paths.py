@@ -16,7 +16,7 @@ def project_root() -> Path:
             if (folder / "data").is_dir() and (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
                 return folder
     raise SpecquantError(
-        f"No specquant clone with its data/ and notebooks/ around {Path.cwd()}: go into the clone, or install it with "
+        f"no specquant clone with its data/ and notebooks/ around {Path.cwd()}: go into the clone, or install it with "
         "pip install -e ."
     )
 
@@ -39,5 +39,5 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
-        raise SpecquantError(f"Cannot write {path}: {error.strerror}. Choose a folder you can write to.") from None
+        raise SpecquantError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from None
     return path

@@ -123,7 +123,7 @@ def test_an_interrupted_batch_continues_where_it_stopped(clone, run, how):
 def test_an_unknown_parameter_is_refused_before_anything_runs(clone, run):
     clone.notebook("00_first", "print(draft_size)")
     clone.profile("tiny", "draft_sise: 4\n")
-    with pytest.raises(SpecquantError, match=r"tiny\.yaml: .*'draft_sise'.*Did you mean 'draft_size'"):
+    with pytest.raises(SpecquantError, match=r"tiny\.yaml: .*'draft_sise'.*did you mean 'draft_size'"):
         run()
     assert clone.runs() == []
     assert not clone.results.exists()
@@ -141,9 +141,9 @@ def test_a_notebook_gets_only_the_parameters_it_declares(clone, run):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"profile": "huge"}, "Unknown profile 'huge': notebooks/profiles/ has listed, tiny"),
+        ({"profile": "huge"}, "unknown profile 'huge': notebooks/profiles/ has listed, tiny"),
         ({"profile": "listed"}, "listed.yaml must hold lines of the form"),
-        ({"only": ["02_missing"]}, "no notebook '02_missing'. Notebooks: 00_first"),
+        ({"only": ["02_missing"]}, "no notebook '02_missing': choose from 00_first"),
     ],
 )
 def test_bad_requests_are_refused(clone, run, options, sentence):
@@ -164,6 +164,6 @@ def test_broken_yaml_is_refused(clone, run):
 def test_an_unwritable_output_folder_is_refused_before_anything_runs(clone, tmp_path):
     clone.notebook("00_first", "pass")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SpecquantError, match=r"Cannot write .*file"):
+    with pytest.raises(SpecquantError, match=r"cannot write .*file"):
         batch.run_study(results=tmp_path / "file")
     assert clone.runs() == []

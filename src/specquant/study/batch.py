@@ -91,7 +91,7 @@ def read_profile(profile: str, known: Iterable[str]) -> dict[str, Any]:
     folder = project_root() / "notebooks" / "profiles"
     profiles = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in profiles:
-        raise SpecquantError(f"Unknown profile {profile!r}: notebooks/profiles/ has {', '.join(profiles) or 'none'}.")
+        raise SpecquantError(f"unknown profile {profile!r}: notebooks/profiles/ has {', '.join(profiles) or 'none'}")
     file = f"notebooks/profiles/{profile}.yaml"
     try:
         values = yaml.safe_load((folder / f"{profile}.yaml").read_text(encoding="utf-8"))
@@ -100,10 +100,10 @@ def read_profile(profile: str, known: Iterable[str]) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SpecquantError(f"{file} must hold lines of the form `parameter: value`.")
+        raise SpecquantError(f"{file} must hold lines of the form `parameter: value`")
     for name in values:
         if name not in known:
-            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}.{_did_you_mean(name, known)}")
+            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}{_did_you_mean(name, known)}")
     return values
 
 
@@ -180,12 +180,12 @@ def _notebook_named(name: str, notebooks: Mapping[str, Path]) -> str:
     for stem in notebooks:
         if wanted in (stem, stem.partition("_")[2]):
             return stem
-    raise SpecquantError(f"There is no notebook {name!r}. Notebooks: {', '.join(notebooks) or 'none'}.")
+    raise SpecquantError(f"there is no notebook {name!r}: choose from {', '.join(notebooks) or 'none'}")
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known ones: {', '.join(sorted(known)) or 'none'}."
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known)) or 'none'}"
 
 
 def _as_parameter(folder: Path, root: Path) -> str:

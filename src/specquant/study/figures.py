@@ -71,9 +71,7 @@ def verify_cost(frame: pd.DataFrame) -> Figure:
             line = rows[rows["scheme"] == scheme].sort_values("draft_size")
             one = line.loc[line["draft_size"] == 1, "time_ms"]
             if one.empty:
-                raise SpecquantError(
-                    f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with."
-                )
+                raise SpecquantError(f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with")
             relative = line[["time_ms", "p10_ms", "p90_ms"]] / one.iloc[0]
             look = mark(scheme, SCHEMES)
             axis.errorbar(
@@ -142,7 +140,7 @@ def quality(frame: pd.DataFrame) -> Figure:
     """Held-out perplexity of each scheme over that of FP16, in percent, by domain. `frame`: quality.csv."""
     perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
     if "fp16" not in perplexity.index:
-        raise SpecquantError("The quality table has no fp16 row to compare the schemes with.")
+        raise SpecquantError("the quality table has no fp16 row to compare the schemes with")
     increase = (perplexity / perplexity.loc["fp16"] - 1) * 100
     schemes = [scheme for scheme in in_house_order(frame["scheme"], SCHEMES) if scheme != "fp16"]
     figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
@@ -160,12 +158,13 @@ def quality(frame: pd.DataFrame) -> Figure:
 def kernels(frame: pd.DataFrame) -> Figure:
     """Time of one linear layer against the number of tokens, by implementation and scheme. `frame`: kernels.csv."""
     groups = list(frame.groupby(["layer", "in_features", "out_features"]))
+    implementations = sorted(frame["implementation"].unique())
     figure, axes = new_figure(len(groups), 1, height_in=0.9 + 1.5 * len(groups), sharex=True)
     for axis, ((layer, in_features, out_features), rows) in zip(axes, groups, strict=True):
-        for number, ((scheme, implementation), line) in enumerate(rows.groupby(["scheme", "implementation"])):
+        for (scheme, implementation), line in rows.groupby(["scheme", "implementation"]):
             line = line.sort_values("draft_size")
             look = mark(scheme, SCHEMES)
-            dashes = ("-", "--", ":", "-.")[number % 4]
+            dashes = ("-", "--", ":", "-.")[implementations.index(implementation) % 4]
             axis.plot(
                 line["draft_size"],
                 line["time_us"],
@@ -240,7 +239,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         location = paths[-1].relative_to(figures_dir).as_posix()
         sections.append(f"## {location.removesuffix('.png')}\n\n![{figure.name}]({location})\n\n{text}\n")
     if not paths:
-        raise SpecquantError(f"There is no table to draw from in {data_dir}/published or {data_dir}/recorded.")
+        raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
     heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF.\n"
     write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
     return paths
@@ -268,7 +267,7 @@ def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
     )
     if "autoregressive" not in time_per_token or time_per_token["autoregressive"].isna().any():
         raise SpecquantError(
-            "The throughput table lacks autoregressive rows to compare with, for each model and scheme."
+            "the throughput table lacks autoregressive rows to compare with, for each model and scheme"
         )
     speedups = time_per_token.rdiv(time_per_token["autoregressive"], axis=0).drop(columns="autoregressive")
     return speedups.stack().groupby([by, "method"]).mean()

@@ -47,7 +47,7 @@ def write_results(
     required = _columns(path, TEXT_COLUMNS) + _columns(path, NUMBER_COLUMNS) or ("weights",)
     _require_columns(frame, required, path)
     if frame.empty:
-        raise SpecquantError(f"{path.name} would hold no row: nothing was measured.")
+        raise SpecquantError(f"{path.name} would hold no row: nothing was measured")
     record = provenance(parameters, device=device, repeats=repeats, clock=clock)
     write_file(path, frame.to_csv(index=False, lineterminator="\n"))
     write_file(path.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n")
@@ -61,13 +61,13 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = ()) -> pd.Dat
     torn row, lacks one of `columns` or a column that a table of its name has, or has text where numbers belong.
     """
     path = resolve(path)
-    remedy = f"Measure it again (specquant study) or take {path.name} from the repository."
+    remedy = "measure it again, or take it from the repository"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecquantError(f"There are no results at {path}. Measure them first (specquant study).") from None
+        raise SpecquantError(f"there are no results at {path}: measure them first, with specquant study") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecquantError(f"Cannot read {path} as text: {error}. {remedy}") from None
+        raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
     _require_whole_rows(text, path, remedy)
     frame = pd.read_csv(io.StringIO(text))
     numbers = _columns(path, NUMBER_COLUMNS)
@@ -76,7 +76,7 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = ()) -> pd.Dat
         if not pd.api.types.is_numeric_dtype(frame[column]):
             wrong = frame[column][pd.to_numeric(frame[column], errors="coerce").isna() & frame[column].notna()]
             line = int(wrong.index[0]) + 2
-            raise SpecquantError(f'{path}, line {line}: "{wrong.iloc[0]}" in column {column} is no number. {remedy}')
+            raise SpecquantError(f'{path}, line {line}: "{wrong.iloc[0]}" in column {column} is no number: {remedy}')
     return frame
 
 
@@ -86,9 +86,9 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecquantError(f"There is no provenance at {path}: its table was not written by specquant.") from None
+        raise SpecquantError(f"there is no provenance at {path}: specquant did not write its table") from None
     except ValueError as error:
-        raise SpecquantError(f"{path} is no JSON ({error}). Measure its table again.") from None
+        raise SpecquantError(f"{path} is no JSON ({error}): measure its table again") from None
 
 
 def _columns(path: Path, columns: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def _columns(path: Path, columns: Mapping[str, tuple[str, ...]]) -> tuple[str, .
 def _require_columns(frame: pd.DataFrame, required: Iterable[str], path: Path) -> None:
     missing = [column for column in required if column not in frame.columns]
     if missing:
-        raise SpecquantError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+        raise SpecquantError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
 
 
 def _require_whole_rows(text: str, path: Path, remedy: str) -> None:
@@ -107,13 +107,13 @@ def _require_whole_rows(text: str, path: Path, remedy: str) -> None:
     try:
         header = next(reader, None)
         if not header:
-            raise SpecquantError(f"{path} is empty. {remedy}")
+            raise SpecquantError(f"{path} is empty: {remedy}")
         if not text.endswith("\n"):
-            raise SpecquantError(f"{path} breaks off in its last line. {remedy}")
+            raise SpecquantError(f"{path} breaks off in its last line: {remedy}")
         for row in reader:
             if len(row) != len(header):
                 raise SpecquantError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields under {len(header)} column names. {remedy}"
+                    f"{path}, line {reader.line_num}: {len(row)} fields under {len(header)} column names: {remedy}"
                 )
     except csv.Error as error:
-        raise SpecquantError(f"{path}, line {reader.line_num}: {error}. {remedy}") from None
+        raise SpecquantError(f"{path}, line {reader.line_num}: {error}: {remedy}") from None

@@ -1,0 +1,172 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.paths import project_root
+from specquant.study import figures, write_results
+from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, caption, mark, new_figure, save_figure
+
+SOME_SCHEMES = ["w4a16-g128", "fp16"]
+TIMES_MS = {"autoregressive": 10.0, "eagle2": 5.0}
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    facts = {"model": "llama-3-8b", "weights": "synthetic"}
+    verify_cost = [
+        {
+            **facts,
+            "scheme": scheme,
+            "draft_size": size,
+            "context_length": 512,
+            "time_ms": 10 + size,
+            "p10_ms": 10 + size,
+        }
+        | {"p90_ms": 12 + size, "repeats": 20}
+        for scheme in SOME_SCHEMES
+        for size in (1, 8, 64)
+    ]
+    throughput = [
+        {**facts, "acceptance": "replayed: trace", "scheme": scheme, "method": method, "task": task, "draft_ms": 1.0}
+        | {"verify_ms": 4.0, "other_ms": 0.1, "accepted_length": 3.0, "tokens_per_s": 1000 / time_ms}
+        for scheme in SOME_SCHEMES
+        for method, time_ms in TIMES_MS.items()
+        for task in ("code", "mathematics")
+    ]
+    quality = [
+        {**facts, "scheme": scheme, "domain": domain, "perplexity": 10.0 if scheme == "fp16" else 11.0}
+        for scheme in SOME_SCHEMES
+        for domain in ("code", "prose")
+    ]
+    kernels = [
+        {
+            "weights": "synthetic",
+            "implementation": "reference",
+            "scheme": scheme,
+            "layer": "qkv_proj",
+            "draft_size": size,
+        }
+        | {"in_features": 4096, "out_features": 6144, "time_us": 50.0 + size}
+        for scheme in SOME_SCHEMES
+        for size in (1, 16)
+    ]
+    rows = {"verify_cost": verify_cost, "throughput": throughput, "quality": quality, "kernels": kernels}
+    return {name: pd.DataFrame(table) for name, table in rows.items()}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A data/ folder with the published numbers and one table of each kind measured on one GPU."""
+    shutil.copytree(project_root() / "data/published", tmp_path / "data/published")
+    for name, frame in tables().items():
+        write_results(frame, tmp_path / "data/recorded/H200" / f"{name}.csv", {})
+    return tmp_path / "data"
+
+
+def points(figure: plt.Figure, label: str) -> list[tuple[float, float]]:
+    """The (x, y) of the line that a legend calls `label`, in the figure's first panel."""
+    line = next(line for line in figure.axes[0].get_lines() if line.get_label() == label)
+    return [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
+
+
+def test_figures_are_the_same_bytes_in_another_process(recorded, tmp_path):
+    paths = figures.build_figures(recorded, tmp_path / "one")
+    program = f"from specquant.study.figures import build_figures; build_figures({str(recorded)!r}, sys.argv[1])"
+    subprocess.run([sys.executable, "-c", f"import sys; {program}", tmp_path / "two"], check=True)
+    assert [path.relative_to(tmp_path / "one").as_posix() for path in paths] == [
+        "published_speedups.png",
+        *(f"H200/{figure.name}.png" for figure in figures.RECORDED_FIGURES[1:]),
+    ]
+    written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*") if path.is_file())
+    assert len(written) == 3 * len(figures.RECORDED_FIGURES) + 1
+    for path in written:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+
+
+def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path):
+    figures.build_figures(recorded, tmp_path / "figures")
+    text = (tmp_path / "figures/H200/speedups_by_scheme.txt").read_text()
+    assert "Weights: synthetic. Acceptance: replayed: trace. Device: " in text
+    assert text.strip() in (tmp_path / "figures/README.md").read_text()
+    assert caption("Loss.", pd.DataFrame({"loss": [1.0]})) == "Loss."
+
+
+def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path):
+    rebuilt = figures.build_figures("data", tmp_path)
+    for path in rebuilt:
+        assert (project_root() / "figures" / path.relative_to(tmp_path)).is_file(), f"run make figures: {path.name}"
+
+
+def test_fonts_are_embedded_and_the_width_is_one_column(tmp_path):
+    figure, (axis,) = new_figure()
+    axis.plot([1, 2], label="time (ms)")
+    axis.set_xlabel("draft size")
+    png = save_figure(figure, "line", tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert plt.imread(png).shape[1] == COLUMN_WIDTH_IN * 300
+    pdf = (tmp_path / "line.pdf").read_bytes()
+    assert b"/FontFile2" in pdf
+    assert b"/CIDFontType2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+
+
+def test_marks_differ_in_colour_and_shape():
+    for marks in (SCHEMES, METHODS):
+        assert len({look.color for look in marks.values()}) == len(marks)
+        assert len({look.marker for look in marks.values()}) == len(marks)
+    assert mark("my-scheme", SCHEMES).label == "my-scheme"
+
+
+def test_verify_cost_is_relative_to_one_token():
+    figure = figures.verify_cost(tables()["verify_cost"])
+    line = figure.axes[0].containers[0].lines[0]
+    assert figure.axes[0].containers[0].get_label() == "FP16"  # in house order
+    assert list(line.get_xdata()) == [1, 8, 64]
+    assert list(line.get_ydata()) == pytest.approx([1, 18 / 11, 74 / 11])
+
+
+def test_speedups_are_ratios_of_mean_times_per_token():
+    frame = tables()["throughput"]
+    slower = (frame["method"] == "eagle2") & (frame["task"] == "code") & (frame["scheme"] == "fp16")
+    frame.loc[slower, "tokens_per_s"] = 1000 / 15  # 15 and 5 ms are 10 ms a token on average: no speedup
+    assert points(figures.speedups_by_scheme(frame), "EAGLE-2") == [(1.0, 0.0), (2.0, 1.0)]
+
+
+def test_quality_is_relative_to_fp16():
+    assert points(figures.quality(tables()["quality"]), "prose") == [(pytest.approx(10.0), 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "rows", "sentence"),
+    [
+        (figures.verify_cost, "verify_cost", "draft_size > 1", "no row with draft_size 1"),
+        (figures.speedups_by_scheme, "throughput", "method != 'autoregressive'", "lacks autoregressive rows"),
+        (figures.quality, "quality", "scheme != 'fp16'", "no fp16 row"),
+    ],
+)
+def test_a_table_without_its_baseline_is_refused(draw, table, rows, sentence):
+    with pytest.raises(SpecquantError, match=sentence):
+        draw(tables()[table].query(rows))
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(SpecquantError, match="no table to draw from"):
+        figures.build_figures(tmp_path, tmp_path / "figures")
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SpecquantError, match=r"cannot write .*file"):
+        save_figure(new_figure()[0], "line", tmp_path / "file")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")

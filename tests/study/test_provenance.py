@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+from specquant.paths import project_root
+from specquant.study import provenance as module
+from specquant.study.provenance import provenance, without_local_paths
+
+
+def test_it_holds_no_local_path():
+    parameters = {
+        "model_dir": str(project_root() / "data/tiny/target"),
+        "others": [Path("/home/somebody/checkpoints/llama"), "~/private"],
+        "nested": {"task": "code", "ratio": "1/2"},
+    }
+    record = provenance(parameters)
+    assert record["parameters"] == {
+        "model_dir": "data/tiny/target",
+        "others": ["llama", "private"],
+        "nested": {"task": "code", "ratio": "1/2"},
+    }
+    text = json.dumps(record)
+    assert str(project_root()) not in text
+
+
+def test_other_values_pass_unchanged():
+    values = {"draft_sizes": [1, 2], "scheme": None, "relative": "data/tiny", "temperature": 0.5}
+    assert without_local_paths(values) == values
+
+
+def test_commit_and_changes(monkeypatch):
+    answers = {"rev-parse": "0123abcd", "status": " M src/specquant/cli.py"}
+    monkeypatch.setattr(module, "_output", lambda *command: answers[command[3]] if command[0] == "git" else None)
+    record = provenance({})
+    assert (record["commit"], record["uncommitted_changes"]) == ("0123abcd", True)
+    answers["status"] = ""
+    assert provenance({})["uncommitted_changes"] is False
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    record = provenance({})
+    assert (record["commit"], record["uncommitted_changes"]) == (None, None)

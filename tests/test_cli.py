@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import pytest
+
+from specquant import __version__
+from specquant.cli import main
+from specquant.errors import SpecquantError
+
+
+def test_help_answers_without_loading_anything_heavy():
+    program = (
+        "import sys; from specquant.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'pandas', 'numpy', 'papermill', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "study" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["--version"])
+    assert exited.value.code == 0
+    assert capsys.readouterr().out == f"specquant {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["study", "--unknown"]])
+def test_a_wrong_command_line_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 2
+    assert "usage: specquant" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_and_status_2(capsys):
+    assert main(["study", "--profile", "huge"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("specquant: unknown profile 'huge'")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
+    def fail(*_):
+        raise SpecquantError("first\n  second")
+
+    monkeypatch.setattr("specquant.study.figures.build_figures", fail)
+    assert main(["figures"]) == 2
+    assert capsys.readouterr().err == "specquant: first second\n"
+
+
+@pytest.mark.parametrize(("failed", "status"), [([], 0), (["01_compatibility", "03_quality"], 1)])
+def test_study_passes_its_options_and_exits_with_1_if_a_notebook_failed(monkeypatch, capsys, tmp_path, failed, status):
+    asked = []
+    monkeypatch.setattr("specquant.study.batch.run_study", lambda *arguments: asked.append(arguments) or failed)
+    monkeypatch.chdir(tmp_path)
+    options = ["--profile", "llama-3-8b", "--only", "tour", "--only", "03_quality", "--force", "--results", "out"]
+    assert main(["study", *options]) == status
+    assert asked == [("llama-3-8b", ["tour", "03_quality"], True, tmp_path / "out")]
+    err = capsys.readouterr().err
+    assert all(name in err for name in failed)
+
+
+def test_an_interruption_exits_with_130(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specquant.study.batch.run_study", interrupt)
+    assert main(["study"]) == 130
+    assert "interrupted" in capsys.readouterr().err

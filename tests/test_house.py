@@ -1,0 +1,186 @@
+"""What holds the project together: one list of packages told three times, and imports that go one way."""
+
+import ast
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "src/specquant").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# Each part may import itself and the parts before it. training stops short of decoding.
+ORDER = ["errors", "paths", "kernels", "quant", "models", "decoding", "training", "experiments", "study", "cli"]
+NOT_EVEN = {"training": {"decoding"}}
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def dependencies() -> list[Requirement]:
+    extras = project()["optional-dependencies"].values()
+    return [Requirement(line) for lines in (project()["dependencies"], *extras) for line in lines]
+
+
+def locked() -> dict[str, list[Requirement]]:
+    """The lock's lines by package; a package has several where Python versions need different ones."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    packages: dict[str, list[Requirement]] = {}
+    for line in lines:
+        if line.strip() and not line.startswith("#"):
+            requirement = Requirement(line)
+            packages.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return packages
+
+
+def pinned_version(requirement: Requirement) -> Version:
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "==", f"{requirement} is no exact version"
+    return Version(specifier.version)
+
+
+def environment(python: str, platform: str) -> dict[str, str]:
+    names = {"linux": ("Linux", "x86_64"), "darwin": ("Darwin", "arm64")}[platform]
+    return default_environment() | {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": platform,
+        "platform_system": names[0],
+        "platform_machine": names[1],
+        "os_name": "posix",
+    }
+
+
+def applies(requirement: Requirement, where: dict[str, str]) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate(where | {"extra": ""})
+
+
+ENVIRONMENTS = [
+    environment(python, platform) for python in ("3.11", "3.12", "3.13") for platform in ("linux", "darwin")
+]
+
+
+@pytest.mark.parametrize("where", ENVIRONMENTS, ids=lambda where: f"{where['python_version']}-{where['sys_platform']}")
+def test_the_lock_holds_every_dependency_once_in_a_version_that_pyproject_accepts(where):
+    for dependency in dependencies():
+        pins = [pin for pin in locked().get(canonicalize_name(dependency.name), []) if applies(pin, where)]
+        assert len(pins) == (1 if applies(dependency, where) else 0), dependency
+        for pin in pins:
+            assert dependency.specifier.contains(pinned_version(pin)), (dependency, pin)
+
+
+def test_the_lock_holds_what_its_packages_need_and_nothing_of_cuda():
+    """CUDA's packages are left to torch's CUDA build, so that the CPU build installs from the same lock."""
+    here = default_environment()
+    lock = locked()
+    assert not [name for name in lock if name.startswith(("nvidia-", "cuda-"))]
+    for name, pins in lock.items():
+        if not any(applies(pin, here) for pin in pins):
+            continue
+        try:
+            needs = [Requirement(line) for line in distribution(name).requires or []]
+        except PackageNotFoundError:
+            continue  # an environment made otherwise
+        for need in needs:
+            needed = canonicalize_name(need.name)
+            if applies(need, here) and not needed.startswith(("nvidia-", "cuda-")):
+                assert needed in lock, f"{name} needs {need}"
+
+
+def test_torch_and_triton_are_pinned_together_and_triton_only_for_linux():
+    (torch,), (triton,) = locked()["torch"], locked()["triton"]
+    assert (str(torch.specifier), str(triton.specifier)) == ("==2.13.0", "==3.7.1")
+    (floor,) = [dependency for dependency in dependencies() if dependency.name == "triton"]
+    for requirement in (triton, floor):
+        assert [applies(requirement, where) for where in ENVIRONMENTS] == [
+            where["sys_platform"] == "linux" for where in ENVIRONMENTS
+        ]
+
+
+def test_conda_takes_python_from_conda_and_the_rest_from_the_lock():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    assert pip == ["-r requirements.lock", "-e ."]
+    (python,) = [entry for entry in conda if isinstance(entry, str) and entry.startswith("python")]
+    assert {entry for entry in conda if isinstance(entry, str)} == {python, "pip"}
+    offered, required = SpecifierSet(python.removeprefix("python")), SpecifierSet(project()["requires-python"])
+    for minor in range(8, 20):
+        assert not offered.contains(f"3.{minor}") or required.contains(f"3.{minor}")
+    assert all(offered.contains(where["python_version"]) for where in ENVIRONMENTS)
+
+
+def test_make_and_ci_set_up_from_the_lock():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^\.venv/\.ready: requirements\.lock$", makefile, re.MULTILINE)
+    for target in ("study", "test", "test-full", "test-gpu", "figures", "lab", "lint"):
+        assert re.search(rf"^{target}: \.venv/\.ready", makefile, re.MULTILINE), target
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def imported_parts(source: str, package: str) -> set[str]:
+    """The parts of specquant that a module's source imports, anywhere in it. `package`: the dotted package it is in."""
+    parts = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            modules = [f"{base}.{alias.name}" for alias in node.names] if base == "specquant" else [base]
+        else:
+            continue
+        parts |= {module.split(".")[1] for module in modules if module.startswith("specquant.")}
+    return parts & set(ORDER)
+
+
+def forbidden_imports(part: str, imported: set[str]) -> set[str]:
+    return imported - set(ORDER[: ORDER.index(part) + 1]) | imported & NOT_EVEN.get(part, set())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT / "src/specquant").as_posix())
+def test_imports_go_one_way(path):
+    place = path.relative_to(ROOT / "src").with_suffix("").parts
+    if place == ("specquant", "__init__"):
+        assert not imported_parts(path.read_text(), "specquant")
+        return
+    assert place[1] in ORDER, f"{path.name}: give it a place in ORDER"
+    imported = imported_parts(path.read_text(), ".".join(place[:-1]))
+    assert not forbidden_imports(place[1], imported)
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("kernels", "from specquant.quant.schemes import Scheme"),
+        ("quant", "def f():\n    import specquant.models.llama"),
+        ("decoding", "from specquant import study"),
+        ("models", "from ..decoding import tree"),
+        ("training", "from specquant.decoding import Speculator"),
+    ],
+)
+def test_a_wrong_import_is_seen(part, source):
+    assert forbidden_imports(part, imported_parts(source, f"specquant.{part}"))
+
+
+def test_notebooks_run_in_the_kernel_that_the_lock_brings():
+    for path in NOTEBOOKS:
+        assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3", path.name
+
+
+def test_profiles_set_only_parameters_that_notebooks_have():
+    known = set().union(*(papermill.inspect_notebook(path) for path in NOTEBOOKS))
+    for path in (ROOT / "notebooks/profiles").glob("*.yaml"):
+        if NOTEBOOKS:
+            assert set(yaml.safe_load(path.read_text()) or {}) <= known, path.name
