@@ -1,12 +1,20 @@
 """The command line. Commands import what they need when they run, so that `specquant --help` answers at once."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from specquant import __version__
 from specquant.errors import SpecquantError
+
+# Options of `generate` for the directories of models that draft.
+COMPANIONS = {
+    "eagle-target": "the target's EAGLE head",
+    "intermediate": "the small model of vanilla and hierarchical decoding",
+    "eagle-intermediate": "the intermediate model's EAGLE head",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +47,82 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.set_defaults(command=_study)
 
+    generate = commands.add_parser("generate", help="continue a prompt by one of the paper's methods")
+    generate.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target, fp16 or quantized")
+    generate.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
+    generate.add_argument(
+        "--method",
+        default="autoregressive",
+        help="autoregressive, vanilla, eagle2 or hierarchical (default: the first)",
+    )
+    for option, what in COMPANIONS.items():
+        generate.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
+    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    generate.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample from this nucleus (default: all)"
+    )
+    generate.add_argument("--seed", type=int, default=0, metavar="N")
+    generate.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may repeat"
+    )
+    generate.add_argument("--json", action="store_true", help="print one object instead of streaming text")
+    generate.set_defaults(command=_generate)
+
+    quantize = commands.add_parser("quantize", help="quantize a model directory into another")
+    quantize.add_argument("model", type=Path, metavar="MODEL", help="a directory of fp16 weights")
+    quantize.add_argument("--scheme", required=True)
+    quantize.add_argument("--out", type=Path, required=True, metavar="DIR")
+    quantize.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: the tiny target's own)")
+    quantize.add_argument(
+        "--quantizer", default="calibrated", help="calibrated (default: GPTQ, smoothing) or round-to-nearest"
+    )
+    quantize.set_defaults(command=_quantize)
+
     figures = commands.add_parser("figures", help="rebuild figures/ from data/recorded and data/published alone")
     figures.set_defaults(command=_figures)
     return parser
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from specquant.decoding import acceptance_rule, generate
+    from specquant.experiments.methods import Models
+    from specquant.models.loading import load_tokenizer
+
+    target = arguments.model
+    companions = {
+        name: getattr(arguments, name) or target.parent / default
+        for name, default in (
+            ("eagle_target", f"eagle-{target.name}"),
+            ("intermediate", "intermediate"),
+            ("eagle_intermediate", "eagle-intermediate"),
+        )
+    }
+    rule = acceptance_rule(arguments.temperature, arguments.top_p, arguments.seed)
+    speculator = Models(target, scheme=arguments.scheme, **companions).speculator(arguments.method)
+    generation = generate(
+        speculator,
+        load_tokenizer(target),
+        arguments.prompt,
+        arguments.max_new_tokens,
+        rule,
+        tuple(arguments.stop),
+        on_text=(lambda text: None) if arguments.json else (lambda text: print(text, end="", flush=True)),
+    )
+    if arguments.json:
+        fields = ("text", "token_ids", "accepted_lengths", "tokens_per_s", "stopped_by", "prefill_ms")
+        print(json.dumps({field: getattr(generation, field) for field in fields}))
+    else:
+        print()
+    return 0
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from specquant.models.quantize import quantize_model
+
+    quantize_model(arguments.model, arguments.scheme, arguments.out, arguments.calibration, arguments.quantizer)
+    return 0
 
 
 def _study(arguments: argparse.Namespace) -> int:
