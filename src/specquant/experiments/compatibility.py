@@ -1,0 +1,69 @@
+"""Verify time against draft size, for one model in one scheme (the paper's figure on compatibility, section 3)."""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.models.llama import Llama, causal_mask
+
+
+@torch.inference_mode()
+def verify_cost(
+    model: Llama,
+    name: str,
+    weights: str,
+    draft_sizes: Sequence[int],
+    context_length: int = 256,
+    repeats: int = 20,
+    warm_up: int = 3,
+) -> pd.DataFrame:
+    """Time one forward pass with LM head over each draft size, behind `context_length` cached positions.
+
+    name: what the `model` column says. weights: "trained" or "synthetic". Draft sizes take turns, so that a machine that
+    grows slower slows all of them. Returns one row per draft size: the median, p10 and p90 in milliseconds. Raises
+    SpecquantError where context and draft do not fit the model, or a size is below 1.
+    """
+    longest = model.config.max_position_embeddings
+    if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
+        raise SpecquantError(
+            f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 and "
+            f"context plus draft at most {longest}"
+        )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (context_length + max(draft_sizes),), generator=generator)
+    tokens = tokens.to(model.device)
+    cache = model.new_cache(len(tokens))
+    model.prefill(tokens[:context_length], cache)
+    times_ms = {size: [] for size in draft_sizes}
+    for repeat in range(warm_up + repeats):
+        for size in draft_sizes:
+            rows = torch.arange(context_length, context_length + size, device=model.device)
+            mask = causal_mask(size, model.device)
+            began = _now(model)
+            model.logits(model(tokens[rows], rows, cache, mask))
+            if repeat >= warm_up:
+                times_ms[size].append(1e3 * (_now(model) - began))
+    return pd.DataFrame(
+        {
+            "model": name,
+            "scheme": model.scheme.name,
+            "weights": weights,
+            "draft_size": size,
+            "context_length": context_length,
+            "time_ms": np.median(times),
+            "p10_ms": np.quantile(times, 0.1),
+            "p90_ms": np.quantile(times, 0.9),
+            "repeats": repeats,
+        }
+        for size, times in times_ms.items()
+    )
+
+
+def _now(model: Llama) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return perf_counter()

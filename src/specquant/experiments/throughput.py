@@ -1,0 +1,117 @@
+"""What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from specquant.decoding import Generation, generate
+from specquant.errors import SpecquantError
+from specquant.experiments.methods import DraftSettings, Models
+
+FIELDS = ("id", "task", "prompt")
+
+
+def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str, str]]:
+    """The prompts in a JSON-lines file, at most `per_task` of each task."""
+    path = Path(path)
+    if not path.is_file():
+        raise SpecquantError(f"there is no prompt file {path}")
+    chosen, counts = [], {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            prompt = json.loads(line)
+            task = {field: prompt[field] for field in FIELDS}["task"]
+        except (ValueError, KeyError, TypeError):
+            raise SpecquantError(f"{path}, line {number}: not an object with {', '.join(FIELDS)}") from None
+        counts[task] = counts.get(task, 0) + 1
+        if per_task is None or counts[task] <= per_task:
+            chosen.append(prompt)
+    return chosen
+
+
+def decode_prompts(
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[dict[str, str]],
+    methods: Sequence[str],
+    name: str,
+    settings: DraftSettings | None = None,
+    max_new_tokens: int = 64,
+) -> pd.DataFrame:
+    """Decode every prompt greedily by every method, on trained weights: acceptance is measured.
+
+    Methods take turns on each prompt, so that a machine that grows slower slows all of them. Returns one row for each
+    prompt and method, with `token_ids`, the first of its `methods` being what `same_tokens` compares with, and
+    `first_difference`, the position of the first other token or -1.
+    """
+    settings = settings or DraftSettings()
+    speculators = {method: models.speculator(method, settings) for method in methods}
+    rows = []
+    for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
+        reference = None
+        for method, speculator in speculators.items():
+            generation = generate(speculator, tokenizer, prompt["prompt"], max_new_tokens)
+            reference = reference or generation.token_ids
+            rows.append(
+                {"model": name, "scheme": models.target.scheme.name, "method": method, "task": prompt["task"]}
+                | {"id": prompt["id"], "weights": "trained", "acceptance": "measured"}
+                | measurements(generation)
+                | {"first_difference": first_difference(reference, generation.token_ids)}
+            )
+    return pd.DataFrame(rows)
+
+
+def measurements(generation: Generation) -> dict:
+    """One row's figures: means over the target's steps; times in milliseconds a step."""
+    steps = generation.steps
+    rounds = [length for step in steps for length in step.inner_accepted_lengths]
+
+    def mean(values: list[float]) -> float:
+        return fmean(values) if values else float("nan")
+
+    return {
+        "new_tokens": len(generation.token_ids),
+        "steps": len(steps),
+        "draft_size": mean([len(step.tree) for step in steps]),
+        "accepted_length": mean(generation.accepted_lengths),
+        "inner_rounds": len(rounds) / len(steps) if steps else float("nan"),
+        "inner_accepted_length": mean(rounds),
+        "prefill_ms": generation.prefill_ms,
+        "draft_ms": mean([step.draft_ms for step in steps]),
+        "verify_ms": mean([step.verify_ms for step in steps]),
+        "other_ms": mean([step.other_ms for step in steps]),
+        "decode_ms": generation.decode_ms,
+        "tokens_per_s": generation.tokens_per_s or float("nan"),
+    }
+
+
+def first_difference(expected: list[int], tokens: list[int]) -> int:
+    """The first position where two token lists differ, or -1."""
+    for position, (first, second) in enumerate(zip(expected, tokens, strict=False)):
+        if first != second:
+            return position
+    return -1 if len(expected) == len(tokens) else min(len(expected), len(tokens))
+
+
+def by_task(rows: pd.DataFrame) -> pd.DataFrame:
+    """The throughput table: for each scheme, method and task the mean over prompts, and the speedup.
+
+    tokens_per_s is all new tokens of the steps over all their time; speedup compares with the same scheme's
+    autoregressive decoding of the same prompts.
+    """
+    keys = ["model", "scheme", "method", "task", "weights", "acceptance"]
+    means = ["accepted_length", "draft_size", "inner_rounds", "inner_accepted_length", "draft_ms", "verify_ms", "other_ms"]
+    groups = rows.assign(decoded=rows.new_tokens - 1).groupby(keys, sort=False)
+    table = groups[means].mean()
+    table["tokens_per_s"] = 1e3 * groups.decoded.sum() / groups.decode_ms.sum()
+    table["prompts"] = groups.size()
+    table = table.reset_index()
+    plain = table[table.method == "autoregressive"].set_index(["scheme", "task"]).tokens_per_s
+    keys = pd.MultiIndex.from_frame(table[["scheme", "task"]])
+    table["speedup"] = table.tokens_per_s / plain.reindex(keys).to_numpy()
+    return table
