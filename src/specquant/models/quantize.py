@@ -16,11 +16,12 @@ from specquant.errors import SpecquantError
 from specquant.models.llama import Llama, LlamaLayer, causal_mask
 from specquant.models.loading import load_config, load_model, load_tokenizer, stored_scheme
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
+from specquant.paths import resolve
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 
-CALIBRATION_TEXT = Path(__file__).resolve().parents[3] / "data/tiny/calibration.txt"
-CALIBRATION_TOKENS = 8192
+CALIBRATION_TEXT = "data/tiny/calibration.txt"
+CALIBRATION_TOKENS_PER_INPUT = 4  # of the widest matrix: well above 1, where a Hessian has full rank
 FEWEST_TOKENS = 32
 SEQUENCE_LENGTH = 512
 SMOOTHING_STRENGTH = 0.5
@@ -72,12 +73,14 @@ def quantize_model(
     except OSError as error:
         raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
     try:
-        model = load_model(model_dir, dtype=torch.float32, device=device)
+        # In float64, because rounding errors of float32 sums differ between machines, and codes would with them.
+        model = load_model(model_dir, dtype=torch.float64, device=device)
         sequences = None
         if method == "calibrated":
-            text = Path(calibration or CALIBRATION_TEXT)
+            text = resolve(CALIBRATION_TEXT) if calibration is None else Path(calibration)
             length = min(SEQUENCE_LENGTH, model.config.max_position_embeddings)
-            sequences = calibration_sequences(model_dir, text, length)
+            widest = max(getattr(model.layers[0], name).in_features for name in LINEARS)
+            sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
             digest = hashlib.sha256(text.read_bytes()).hexdigest()
             record["calibration"] = {"text": text.name, "sha256": digest, "tokens": sum(map(len, sequences))}
         quantize_layers(model, scheme, sequences, progress)
@@ -90,8 +93,8 @@ def quantize_model(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def calibration_sequences(model_dir: Path, text_file: Path, length: int) -> list[torch.Tensor]:
-    """The beginning of a text, about CALIBRATION_TOKENS tokens, as sequences of at most `length`, int64.
+def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: int) -> list[torch.Tensor]:
+    """The beginning of a text, `most` tokens (rounded up to whole sequences) if it has them, as sequences of at most `length`, int64.
 
     Documents are separated by lines that hold one form feed; longer ones are cut. Each sequence begins as a prompt
     does, with the tokenizer's begin token.
@@ -106,14 +109,13 @@ def calibration_sequences(model_dir: Path, text_file: Path, length: int) -> list
     for document in documents:
         tokens = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
         for part in torch.tensor(tokens, dtype=torch.long).split(length - len(begin)):
-            if count >= CALIBRATION_TOKENS:
+            if count >= most:
                 return sequences
             sequences.append(torch.cat((begin, part)))
             count += len(sequences[-1])
     if count < FEWEST_TOKENS:
         raise SpecquantError(
-            f"calibration text {text_file} has only {count} tokens: give one of {FEWEST_TOKENS} or more, better "
-            f"{CALIBRATION_TOKENS}"
+            f"calibration text {text_file} has only {count} tokens: give one of {FEWEST_TOKENS} or more, better {most}"
         )
     return sequences
 
@@ -122,12 +124,15 @@ def calibration_sequences(model_dir: Path, text_file: Path, length: int) -> list
 def quantize_layers(
     model: Llama, scheme: Scheme, sequences: list[torch.Tensor] | None, progress: bool = False
 ) -> None:
-    """Quantize a float32 model in place. sequences: tokens to calibrate on; without, it rounds to nearest."""
+    """Quantize an fp16 model in place. sequences: tokens to calibrate on; without, it rounds to nearest.
+
+    All that decides between two codes is computed in the model's dtype.
+    """
     rotation = random_hadamard(model.config.hidden_size).to(model.device) if scheme.rotated else None
     if rotation is not None:
         rotate_ends(model, rotation)
         for module in (model.embed_tokens, model.lm_head):
-            module.half().float()  # calibrate on what will be stored
+            module.half().to(model.norm.weight.dtype)  # calibrate on what will be stored
     states = sequences and [model.embed_tokens(tokens.to(model.device)) for tokens in sequences]
     for layer in tqdm(model.layers, desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress):
         unpack_layer(layer)

@@ -16,15 +16,15 @@ LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
 def unpack_layer(layer: LlamaLayer) -> None:
-    """Replace a layer's packed matrices by float32 ones, so that changing them does not round them."""
+    """Replace a layer's packed matrices by ones in its norms' dtype, so that changing them does not round them."""
     for name in LINEARS:
-        set_weight(layer, name, getattr(layer, name).dequantize())
+        set_weight(layer, name, getattr(layer, name).dequantize().to(layer.post_attention_norm.weight.dtype))
 
 
 def set_weight(layer: LlamaLayer, name: str, weight: torch.Tensor) -> None:
-    """Make a float32 linear layer of weight [out, in]."""
+    """Make a linear layer of weight [out, in]."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     setattr(layer, name, linear)
 
 
@@ -46,11 +46,12 @@ def rotate_ends(model: Llama, rotation: torch.Tensor) -> None:
 def rotate_layer(layer: LlamaLayer, rotation: torch.Tensor) -> None:
     """Rotate a layer's side of the residual stream, with the norms' gains folded into the matrices behind them."""
     for norm, name in ((layer.input_norm, "qkv_proj"), (layer.post_attention_norm, "gate_up_proj")):
-        weight = getattr(layer, name).weight.double()
-        set_weight(layer, name, weight * norm.weight.double() @ rotation)
+        weight = getattr(layer, name).weight
+        set_weight(layer, name, (weight.double() * norm.weight.double() @ rotation).to(weight.dtype))
         norm.weight.fill_(1)
     for name in ("o_proj", "down_proj"):
-        set_weight(layer, name, rotation.t() @ getattr(layer, name).weight.double())
+        weight = getattr(layer, name).weight
+        set_weight(layer, name, (rotation.t() @ weight.double()).to(weight.dtype))
 
 
 def original_ends(model: Llama) -> tuple[nn.Embedding, nn.Linear]:

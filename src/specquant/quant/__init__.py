@@ -10,6 +10,7 @@ about a hundred lines here.
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.kernels.activations import compute_dtype
 from specquant.quant.gptq import gptq, search_clipping
 from specquant.quant.grid import in_groups
 from specquant.quant.linear import STORAGE, Float16Linear, PackedLinear
@@ -34,7 +35,7 @@ def quantize_linear(scheme: Scheme, weight: torch.Tensor, hessian: torch.Tensor 
     not finite.
     """
     linear = empty_linear(scheme, *weight.shape).to(weight.device)
-    weight = weight.float()
+    weight = weight.to(compute_dtype(weight))
     if not weight.isfinite().all():
         raise SpecquantError("a weight matrix has values that are not finite: the checkpoint is damaged")
     if isinstance(linear, Float16Linear):
