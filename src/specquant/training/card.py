@@ -57,11 +57,17 @@ def card_text(log: dict) -> str:
         keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
         return [name, *(str(s[key]) for key in keys), f"{parameters(s, recipe['vocabulary_size']) / 1e6:.2f} M"]
 
+    def mix(rows_of: dict) -> str:
+        written = rows_of["written"]
+        return f"{sum(rows_of.values()) - written} rows a step from the corpora and {written} that the target wrote"
+
     losses = {name: held_out[name]["loss_fp16"] for name in MODELS}
+    better = losses["intermediate"]["mean"] - losses["target"]["mean"]
+    agreement = held_out["agreement"]
     rounding = max(
         abs(held_out[name]["loss_fp16"][c] - held_out[name]["loss_fp32"][c]) for name in MODELS for c in columns
     )
-    corpora_rows = [
+    corpora = [
         [
             domain,
             LICENCES[domain][0].format(**log["versions"]),
@@ -70,11 +76,12 @@ def card_text(log: dict) -> str:
         ]
         for domain in domains
     ]
-    runs = [
-        [name, str(run["curve"][-1]["step"]), str(best["step"]), f"{best['held_out_loss']:.3f}", f"{run['seconds']:.0f}"]
-        for name, run in training.items()
-        for best in [min(run["curve"], key=lambda point: point["held_out_loss"])]
-    ]
+    runs = []
+    for name, run in training.items():
+        best = min(run["curve"], key=lambda point: point["held_out_loss"])
+        steps = run["curve"][-1]["step"]
+        runs.append([name, str(steps), str(best["step"]), f"{best['held_out_loss']:.3f}", f"{run['seconds']:.0f}"])
+    versions = "Python {python}, PyTorch {torch}, transformers {transformers}".format(**log["versions"])
     return f"""# The tiny models
 
 Llama models that are small enough to ship and good enough to study: a `target`, an `intermediate` that drafts for it,
@@ -85,36 +92,38 @@ This card is written by `specquant.training.card` from `training.json`, which th
 
     {log["command"]}
 
-Trained on {log["date"]} on one {log["device"]} in {log["seconds"] / 60:.1f} minutes (Python {log["versions"]["python"]},
-PyTorch {log["versions"]["torch"]}, transformers {log["versions"]["transformers"]}, seed {recipe["seed"]}).
+Trained on {log["date"]} on one {log["device"]} in {sum(run["seconds"] for run in training.values()) / 60:.1f} minutes
+({versions}, seed {recipe["seed"]}).
 
 ## Text
 
-{table(["domain", "source", "licence", "documents", "training tokens", "held-out tokens"], corpora_rows)}
+{table(["domain", "source", "licence", "documents", "training tokens", "held-out tokens"], corpora)}
 
 A document is held out if a hash of its name says so (about one in twenty); Shakespeare is split in contiguous sections,
 WikiText-2 in articles. Training never reads held-out text, but the weights that ship are those of the checkpoint with
 the lowest held-out loss, so the numbers below flatter the models a little.
 
 `calibration.txt` is text that the target itself wrote at temperature 1, from nothing or a short opener. Documents are
-separated by a line with one form feed: `text.split("\\n\\f\\n")`.
+separated by a line with one form feed: `text.split("\n\f\n")`.
 
 ## Models
 
 {table(["model", "layers", "hidden", "heads", "KV heads", "MLP", "parameters"], [shape(name) for name in MODELS])}
 
-Head dimension 64, tied embeddings, RoPE base 10000, context {recipe["row_length"]}. The tokenizer is byte-level BPE with
-{recipe["vocabulary_size"]:,} entries, trained on the training text; `<|begin|>` (0) begins every text, `<|end|>` (1) ends
-a training document. Rows of {recipe["row_length"]} tokens continue over documents.
+Head dimension 64, tied embeddings, RoPE base 10000, context {recipe["row_length"]}. The tokenizer is byte-level BPE
+with {recipe["vocabulary_size"]:,} entries, trained on the training text; `<|begin|>` (0) begins every text, `<|end|>`
+(1) ends a training document. Rows of {recipe["row_length"]} tokens continue over documents.
 
-* `target`: next-token prediction, dropout {recipe["target_dropout"]:g}, weight decay {recipe["target"]["weight_decay"]:g}.
-* `intermediate`: distilled from the target (cross-entropy against its distribution, plus {recipe["label_weight"]:g} of the
-  corpora's own tokens), half on the corpora and half on {recipe["written_rows"]:,} rows that the target wrote.
-* heads: EAGLE's loss (1.0 feature regression, 0.1 token cross-entropy, uniform noise on the features) on the same text,
-  averaged over {recipe["eagle_depth"]} steps of the head reading its own predictions, as HASS and EAGLE-3 do; EAGLE itself
-  trains on one.
+* `target`: next-token prediction on {sum(recipe["target_rows"].values())} rows a step, dropout
+  {recipe["target_dropout"]:g}, weight decay {recipe["target"]["weight_decay"]:g}.
+* `intermediate`: distilled from the target (cross-entropy against its distribution, and with a weight of
+  {recipe["label_weight"]:g} against the corpora's own tokens), {mix(recipe["intermediate_rows"])}.
+* heads: EAGLE's loss (1.0 feature regression, 0.1 token cross-entropy, uniform noise on the features),
+  {mix(recipe["eagle_rows"])},
+  averaged over {recipe["eagle_depth"]} steps in which the head reads its own predictions, as HASS and EAGLE-3 do; EAGLE
+  itself trains on one.
 
-AdamW, warm-up, cosine to zero.
+The target wrote {recipe["written_rows"]:,} rows, at temperatures from 0.4 to 1. AdamW, warm-up, cosine to zero.
 
 {table(["network", "steps", "best step", "held-out loss there", "seconds"], runs)}
 
@@ -125,20 +134,19 @@ distillation's.
 
 ## Held-out quality
 
-Perplexity, weights rounded to fp16 and computed in fp32 (the rounding changes no loss by more than {rounding:.4f} nats):
+Perplexity, weights rounded to fp16, computed in fp32 (the rounding changes no loss by more than {rounding:.4f} nats):
 
-{table(["model", *columns[:-1]], [[n, *(f"{math.exp(losses[n][c]):.2f}" for c in columns[:-1])] for n in MODELS])}
+{table(["model", *domains], [[n, *(f"{math.exp(losses[n][c]):.2f}" for c in domains)] for n in MODELS])}
 
 Nats per token:
 
 {table(["model", *columns], [[n, *(f"{losses[n][c]:.3f}" for c in columns)] for n in MODELS])}
 
-The target is {losses["intermediate"]["mean"] - losses["target"]["mean"]:.2f} nats per token better than the intermediate.
-The intermediate's most likely token is the target's in {held_out["agreement"]["mean"]:.1%} of held-out positions
-({", ".join(f"{d} {held_out['agreement'][d]:.1%}" for d in domains)}).
+The target is {better:.2f} nats per token better than the intermediate. The intermediate's most likely token is the
+target's in {agreement["mean"]:.1%} of held-out positions ({", ".join(f"{d} {agreement[d]:.1%}" for d in domains)}).
 
-Mean accepted length (with the model's own token) of greedy chains of 5 drafts by each model's EAGLE head, where the model
-continues held-out prompts greedily; EAGLE-2's trees accept more than chains:
+Mean accepted length (with the model's own token) of greedy chains of 5 drafts by each model's EAGLE head, where the
+model continues held-out prompts greedily; EAGLE-2's trees accept more than chains:
 
 {table(["head of", *columns], [[n, *(f"{held_out['accepted_length'][n][c]:.2f}" for c in columns)] for n in MODELS])}
 """

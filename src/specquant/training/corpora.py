@@ -61,7 +61,7 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(
             f"cannot read the corpus {path} ({error.__class__.__name__}); "
-            "the corpora directory needs gsm8k_train.jsonl, wikitext2_valid.txt, wikitext2_test.txt, tinyshakespeare.txt"
+            "give a directory with gsm8k_train.jsonl, wikitext2_valid.txt, wikitext2_test.txt and tinyshakespeare.txt"
         ) from error
 
 

@@ -47,7 +47,8 @@ class EagleHead(nn.Module):
             hidden = self.fc(torch.cat((embeddings, inputs), dim=-1)).float()
             seen = None  # causal
             if step:
-                seen = torch.cat([distance >= step] + [distance == step - d for d in range(1, step + 1)], dim=1)[None, None]
+                own = [distance == step - d for d in range(1, step + 1)]
+                seen = torch.cat([distance >= step, *own], dim=1)[None, None]
             hidden = self.layers[0](hidden, attention_mask=seen, position_embeddings=rotary, past_key_values=cache)
             predicted.append(hidden)
             inputs = torch.cat((features[:, :1], hidden[:, :-1]), dim=1)

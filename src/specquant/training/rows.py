@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from specquant.errors import SpecquantError
 from specquant.training.tokenizer import BEGIN_ID, END_ID
 
 
@@ -30,37 +31,51 @@ def encode(tokenizer, texts: list[str]) -> list[np.ndarray]:
 class ShuffledRows:
     """Endless rows of one domain. Each epoch shuffles the documents, cuts elsewhere, and shuffles the rows.
 
-    A pure function of (seed, position): an interrupted training run continues with the rows it would have read.
+    A pure function of (seed, position): an interrupted training run continues with the rows it would have read. An
+    epoch's rows lie on the device, so that a step need not wait for a copy.
     """
 
-    def __init__(self, documents: list[np.ndarray], row_length: int, seed: int):
-        self.documents, self.row_length, self.seed = documents, row_length, seed
+    def __init__(self, documents: list[np.ndarray], row_length: int, seed: int, device: torch.device):
+        self.documents, self.row_length, self.seed, self.device = documents, row_length, seed, device
         self.rows_per_epoch = sum(map(len, documents)) // row_length
+        if not self.rows_per_epoch:
+            raise SpecquantError(f"the corpora hold less than one row of {row_length} tokens in some domain; add text")
         self._epoch, self._rows = -1, None
 
-    def take(self, start: int, count: int) -> np.ndarray:
+    def take(self, start: int, count: int) -> torch.Tensor:
         """Rows start to start + count: [count, row_length], int64."""
-        return np.stack([self._row(position) for position in range(start, start + count)])
+        taken = []
+        while count:
+            epoch, index = divmod(start, self.rows_per_epoch)
+            rows = self._epoch_rows(epoch)[index : index + count]
+            taken.append(rows)
+            start, count = start + len(rows), count - len(rows)
+        return torch.cat(taken)
 
-    def _row(self, position: int) -> np.ndarray:
-        epoch, index = divmod(position, self.rows_per_epoch)
+    def _epoch_rows(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
             random = np.random.default_rng([self.seed, epoch])
             order = random.permutation(len(self.documents))
             stream = np.roll(np.concatenate([self.documents[i] for i in order]), random.integers(self.row_length))
-            self._rows = random.permutation(pack([stream], self.row_length))
-            self._epoch = epoch
-        return self._rows[index]
+            rows = random.permutation(pack([stream], self.row_length))
+            self._epoch, self._rows = epoch, torch.from_numpy(rows).to(self.device)
+        return self._rows
 
 
 class MixedRows:
     """Training batches with a fixed number of rows from each domain, so that no domain drowns another."""
 
-    def __init__(self, documents: dict[str, list[np.ndarray]], rows_of: dict[str, int], row_length: int, seed: int):
+    def __init__(
+        self,
+        documents: dict[str, list[np.ndarray]],
+        rows_of: dict[str, int],
+        row_length: int,
+        seed: int,
+        device: torch.device,
+    ):
         self.rows_of = rows_of
-        self.sources = {domain: ShuffledRows(documents[domain], row_length, seed) for domain in rows_of}
+        self.sources = {domain: ShuffledRows(documents[domain], row_length, seed, device) for domain in rows_of}
 
-    def batch(self, step: int, device: torch.device) -> torch.Tensor:
+    def batch(self, step: int) -> torch.Tensor:
         """The rows of one training step: [rows, row_length], int64."""
-        taken = [source.take(step * self.rows_of[domain], self.rows_of[domain]) for domain, source in self.sources.items()]
-        return torch.from_numpy(np.concatenate(taken)).to(device)
+        return torch.cat([self.sources[domain].take(step * count, count) for domain, count in self.rows_of.items()])

@@ -39,7 +39,7 @@ from specquant.training.corpora import DOMAINS, Document, load_corpora
 from specquant.training.eagle import EagleHead, chain_accepted_lengths, head_loss
 from specquant.training.fit import Schedule, fit
 from specquant.training.rows import MixedRows, encode, pack
-from specquant.training.sample import write_rows
+from specquant.training.sample import NOT_GIVEN, write_rows
 from specquant.training.tokenizer import BEGIN_ID, END_ID, train_tokenizer
 
 TARGET_SHAPE = {
@@ -59,10 +59,12 @@ INTERMEDIATE_SHAPE = {
 # How calibration documents begin: half of them with nothing, half with one of these.
 OPENERS = ("Question: ", "Question: A ", "import ", '"""', "class ", "def ", "The ", "In ", "First Citizen:\n", "KING ")
 
+WRITTEN = "written"  # beside the domains of the corpora: text that the target wrote
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice of the recipe. Rows are sequences of row_length tokens; `*_rows` count them per step."""
+    """Every choice of the recipe. Rows are sequences of row_length tokens; `*_rows` say how many a step reads."""
 
     seed: int = 0
     vocabulary_size: int = 4096
@@ -71,18 +73,18 @@ class Recipe:
     intermediate_shape: dict = field(default_factory=lambda: dict(INTERMEDIATE_SHAPE))
 
     # About in proportion to the text, so that all domains are read equally often (about 16 times).
-    target: Schedule = Schedule(steps=2400, learning_rate=2e-3, weight_decay=1.0)
+    target: Schedule = field(default=Schedule(steps=2400, learning_rate=2e-3, weight_decay=1.0))
     target_rows: dict = field(default_factory=lambda: {"mathematics": 9, "code": 17, "prose": 6})
     target_dropout: float = 0.2
 
-    written_rows: int = 4096  # text by the target, temperatures from 0.4 to 1
-    intermediate: Schedule = Schedule(steps=3000, learning_rate=3e-3, weight_decay=0.1)
+    written_rows: int = 4096  # in all; temperatures from 0.4 to 1
+    intermediate: Schedule = field(default=Schedule(steps=3800, learning_rate=3e-3, weight_decay=0.1))
+    intermediate_rows: dict = field(default_factory=lambda: {"mathematics": 7, "code": 11, "prose": 6, WRITTEN: 8})
     label_weight: float = 0.1  # of the corpora's own tokens, beside the target's distribution
-    eagle_target: Schedule = Schedule(steps=3000, learning_rate=1e-3, weight_decay=0.05)
-    eagle_intermediate: Schedule = Schedule(steps=2000, learning_rate=1e-3, weight_decay=0.05)
+    eagle_target: Schedule = field(default=Schedule(steps=3000, learning_rate=1e-3, weight_decay=0.05))
+    eagle_intermediate: Schedule = field(default=Schedule(steps=1200, learning_rate=1e-3, weight_decay=0.05))
+    eagle_rows: dict = field(default_factory=lambda: {"mathematics": 4, "code": 5, "prose": 3, WRITTEN: 12})
     eagle_depth: int = 3
-    draft_corpora_rows: dict = field(default_factory=lambda: {"mathematics": 4, "code": 5, "prose": 3})
-    draft_written_rows: int = 12
 
     evaluation_rows: int = 24  # per domain, while training; at the end all
     prompts: int = 32  # per domain, for accepted lengths
@@ -212,7 +214,7 @@ class Data:
             }
 
     def training_rows(self, rows_of: dict[str, int], seed: int) -> MixedRows:
-        return MixedRows(self.training, rows_of, self.recipe.row_length, seed)
+        return MixedRows(self.training, rows_of, self.recipe.row_length, seed, self.device)
 
     @torch.no_grad()
     def mean_loss(self, loss: Callable[[torch.Tensor], torch.Tensor]) -> float:
@@ -281,9 +283,7 @@ def next_token_losses(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
 
 
-def train_target(
-    model: LlamaForCausalLM, data: Data, recipe: Recipe, checkpoints: Path, device: torch.device
-) -> dict:
+def train_target(model: LlamaForCausalLM, data: Data, recipe: Recipe, checkpoints: Path, device: torch.device) -> dict:
     """Next-token prediction on the corpora, with dropout, since they are small and read many times."""
     model.to(device)
     rows = data.training_rows(recipe.target_rows, recipe.seed)
@@ -291,12 +291,12 @@ def train_target(
 
     def loss_at(step: int) -> torch.Tensor:
         with _autocast(device):
-            return next_token_losses(model, rows.batch(step, device)).mean()
+            return next_token_losses(model, rows.batch(step)).mean()
 
     def held_out_loss() -> float:
         return data.mean_loss(lambda r: next_token_losses(model, r).mean())
 
-    with _compiled_layers(model, rows.batch(0, device)):
+    with _compiled_layers(model, rows.batch(0)):
         run = fit("target", model, loss_at, held_out_loss, recipe.target, recipe.seed, checkpoints / "target.pt")
     for hook in hooks:
         hook.remove()
@@ -312,7 +312,7 @@ def written_text(target: LlamaForCausalLM, recipe: Recipe, checkpoints: Path) ->
         temperatures = torch.linspace(0.4, 1.0, recipe.written_rows, device=device)
         order = torch.randperm(recipe.written_rows, generator=torch.Generator().manual_seed(recipe.seed))
         temperatures = temperatures[order.to(device)]
-        rows = write_rows(_writer(target), prompts, recipe.row_length, temperatures, recipe.seed, "target writes")
+        rows = write_rows(_in_bf16(target), prompts, recipe.row_length, temperatures, recipe.seed, "target writes")
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             np.save(file, rows.to(torch.int32).cpu().numpy())
@@ -320,14 +320,14 @@ def written_text(target: LlamaForCausalLM, recipe: Recipe, checkpoints: Path) ->
     return torch.from_numpy(np.load(path).astype(np.int64)).to(device)
 
 
-def _draft_rows(data: Data, written: torch.Tensor, recipe: Recipe, seed: int) -> Callable[[int], torch.Tensor]:
+def _draft_rows(data: Data, written: torch.Tensor, rows_of: dict[str, int], seed: int) -> Callable[[int], torch.Tensor]:
     """Batches that drafters learn from: rows of the corpora first, then rows that the target wrote."""
-    corpora_rows = data.training_rows(recipe.draft_corpora_rows, seed)
-    count = recipe.draft_written_rows
+    count = rows_of[WRITTEN]
+    corpora_rows = data.training_rows({domain: rows_of[domain] for domain in DOMAINS}, seed)
+    cycle = torch.arange(count, device=written.device)
 
     def batch(step: int) -> torch.Tensor:
-        chosen = (step * count + torch.arange(count, device=written.device)) % len(written)
-        return torch.cat((corpora_rows.batch(step, written.device), written[chosen]))
+        return torch.cat((corpora_rows.batch(step), written[(step * count + cycle) % len(written)]))
 
     return batch
 
@@ -343,14 +343,15 @@ def train_intermediate(
 ) -> dict:
     """Distillation: cross-entropy against the target's distribution, and a little against the corpora's own tokens."""
     model.to(device)
-    batch = _draft_rows(data, written, recipe, recipe.seed + 1)
-    labelled = sum(recipe.draft_corpora_rows.values())
+    batch = _draft_rows(data, written, recipe.intermediate_rows, recipe.seed + 1)
+    labelled = sum(recipe.intermediate_rows[domain] for domain in DOMAINS)
+    teacher = _in_bf16(target)
 
     def loss_at(step: int) -> torch.Tensor:
         rows = batch(step)
+        with torch.no_grad():
+            distribution = teacher(input_ids=rows, use_cache=False).logits.float().softmax(-1)
         with _autocast(device):
-            with torch.no_grad():
-                distribution = target(input_ids=rows, use_cache=False).logits.float().softmax(-1)
             logits = model(input_ids=rows, use_cache=False).logits.float()
         distilled = F.cross_entropy(logits.flatten(0, 1), distribution.flatten(0, 1))
         own = F.cross_entropy(logits[:labelled, :-1].flatten(0, 1), rows[:labelled, 1:].flatten())
@@ -385,7 +386,7 @@ def train_head(
 ) -> dict:
     """EAGLE's loss, unrolled over the head's own predictions `recipe.eagle_depth` deep. The model stays as it is."""
     head.to(device)
-    batch = _draft_rows(data, written, recipe, recipe.seed + 2)
+    batch = _draft_rows(data, written, recipe.eagle_rows, recipe.seed + 2)
 
     def loss_at(step: int) -> torch.Tensor:
         with _autocast(device):
@@ -402,20 +403,15 @@ def write_calibration(target: LlamaForCausalLM, tokenizer, recipe: Recipe, path:
 
     Read it with `path.read_text(encoding="utf-8").split("\\n\\f\\n")`.
     """
-    count = math.ceil(recipe.calibration_tokens / 200)  # a document ends early or at half a row
+    count = math.ceil(recipe.calibration_tokens / 200)  # a document ends early, or at half a row
+    openers = [OPENERS[i // 2 % len(OPENERS)].rstrip(" ") if i % 2 else "" for i in range(count)]
+    ids = [torch.tensor(ids) for ids in tokenizer(openers)["input_ids"]]
+    prompts = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=NOT_GIVEN).to(target.device)
+    temperatures = torch.ones(count, device=target.device)
+    documents = write_rows(
+        _in_bf16(target), prompts, recipe.row_length // 2, temperatures, recipe.seed, "calibration"
+    ).tolist()
     texts, tokens = [], 0
-    by_length = {}
-    for i in range(count):
-        opener = OPENERS[i // 2 % len(OPENERS)] if i % 2 else ""
-        ids = tokenizer(opener.rstrip(" "))["input_ids"]
-        by_length.setdefault(len(ids), []).append(ids)
-    documents = []
-    for length, prompts in sorted(by_length.items()):
-        prompts = torch.tensor(prompts, device=target.device)
-        temperatures = torch.ones(len(prompts), device=target.device)
-        seed = recipe.seed + length
-        rows = write_rows(_writer(target), prompts, recipe.row_length // 2, temperatures, seed, "calibration")
-        documents += rows.tolist()
     order = np.random.default_rng(recipe.seed).permutation(len(documents))
     for ids in (documents[i] for i in order):
         ids = ids[1 : ids.index(END_ID, 1) if END_ID in ids[1:] else None]
@@ -509,8 +505,8 @@ def _add_dropout(model: LlamaForCausalLM, probability: float) -> list:
     return [place.register_forward_hook(drop) for place in places]
 
 
-def _writer(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The model as it writes much text: in bf16 on a GPU (autocast would mix dtypes in the cache)."""
+def _in_bf16(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model as it writes and teaches on a GPU, a copy in bf16 (autocast would mix dtypes in the cache)."""
     return copy.deepcopy(model).to(torch.bfloat16) if model.device.type == "cuda" else model
 
 

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from specquant.training.fit import Schedule, fit
+
+SCHEDULE = Schedule(steps=30, learning_rate=0.05, weight_decay=0.01, warmup_steps=5, evaluate_every=7)
+
+
+class Interruption(Exception):
+    pass
+
+
+def train(checkpoint, interrupt_at=None, evaluate=None):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
+    truth = torch.tensor([1.0, -2.0, 0.5, 0.0])
+
+    def loss_at(step):
+        if step == interrupt_at:
+            raise Interruption
+        inputs = torch.randn(32, 4, generator=torch.Generator().manual_seed(step))
+        return (module(inputs)[:, 0] - inputs @ truth).square().mean()
+
+    def held_out_loss():
+        inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(10_000))
+        with torch.no_grad():
+            return (module(inputs)[:, 0] - inputs @ truth).square().mean().item()
+
+    run = fit("test", module, loss_at, evaluate or held_out_loss, SCHEDULE, 5, checkpoint, checkpoint_every=10)
+    return module, run
+
+
+def test_it_learns(tmp_path):
+    curve = train(tmp_path / "a.pt")[1]["curve"]
+    assert [point["step"] for point in curve] == [7, 14, 21, 28, 30]
+    assert curve[-1]["held_out_loss"] < 0.5 * curve[0]["held_out_loss"]
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole, whole_run = train(tmp_path / "whole.pt")
+    with pytest.raises(Interruption):
+        train(tmp_path / "parts.pt", interrupt_at=23)
+    assert torch.load(tmp_path / "parts.pt", weights_only=True)["step"] == 20
+    parts, parts_run = train(tmp_path / "parts.pt")
+    assert parts_run["curve"] == whole_run["curve"]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], weight)
+
+
+def test_a_finished_run_is_only_loaded(tmp_path):
+    whole, whole_run = train(tmp_path / "whole.pt")
+    again, again_run = train(tmp_path / "whole.pt", interrupt_at=0)
+    assert again_run == whole_run
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_the_best_held_out_weights_are_kept(tmp_path):
+    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    module = train(tmp_path / "a.pt", evaluate=lambda: next(losses))[0]
+    with pytest.raises(Interruption):
+        train(tmp_path / "b.pt", interrupt_at=14, evaluate=lambda: 0.0)
+    stopped = [Interruption]
+
+    def stop_at_the_second():
+        if len(stopped) == 3:
+            return 9.0
+        stopped.append(None)
+        return 3.0 - len(stopped)
+
+    same = train(tmp_path / "c.pt", evaluate=stop_at_the_second)[0]
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), same.parameters(), strict=True))
+
+
+def test_the_schedule_warms_up_and_ends_at_zero():
+    factors = [SCHEDULE.factor(step) for step in range(31)]
+    assert factors[4] == factors[5] == 1
+    assert factors[:5] == sorted(factors[:5])
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert factors[30] == pytest.approx(0, abs=1e-9)
