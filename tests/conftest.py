@@ -1,13 +1,21 @@
-"""What all tests share: tests marked gpu need a GPU, and generated examples are the same in every run."""
+"""What all tests share: tests marked gpu need a GPU, and generated examples are the same in every run.
+
+Triton kernels are tested on the GPU where there is one, else in Triton's interpreter: the `device` they run on.
+"""
 
 import os
 
 import hypothesis
 import pytest
 
-# Set before torch loads. Small matrices gain nothing from a second thread, and where other programs use the cores, threads
-# that wait for each other make the tests twenty times slower.
+# Set before torch loads. Small matrices gain nothing from a second thread, and where other programs use the cores,
+# threads that wait for each other make the tests twenty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton loads
 
 hypothesis.settings.register_profile("specquant", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("specquant")
@@ -17,8 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needing_gpu:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in needing_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton kernels run; without Triton (macOS) their tests are skipped."""
+    pytest.importorskip("triton")
+    return "cuda" if torch.cuda.is_available() else "cpu"
