@@ -1,4 +1,4 @@
-"""`specquant generate` on the models that ship: every method gives the same text; bad input gives one line and status 2."""
+"""`specquant generate` on the models that ship: every method gives the same text."""
 
 import json
 

@@ -1,5 +1,7 @@
 """The rules on fixed trees and logits. Sampling: by chi-square, and that the test would notice a broken rule."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -36,7 +38,7 @@ def test_greedy_keeps_the_path_of_the_likeliest_tokens(choices, path, token):
 
 
 def joint_counts(rule, tree, logits, draws, redraw=None):
-    """How often each pair of first two tokens comes out; a pair's second token is drawn afresh where the draft ended."""
+    """How often each pair of first two tokens comes out; the second is drawn afresh where the draft ended."""
     counts = torch.zeros(VOCABULARY, VOCABULARY)
     p = rule.distributions(logits)
     for _ in range(draws):
@@ -118,7 +120,17 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p():
     assert torch.allclose(p, torch.tensor([0.625, 0.375, 0, 0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("values", [{"temperature": -1.0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_impossible_sampling_is_refused(values):
-    with pytest.raises(SpecquantError):
-        Sampling(**values)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", value) for value in (-1.0, 0.0, math.nan, math.inf)]
+    + [("top_p", value) for value in (0.0, 1.5, -0.1, math.nan)]
+    + [("seed", value) for value in (2**64, -(2**63) - 1)],
+)
+def test_impossible_sampling_is_refused(field, value):
+    with pytest.raises(SpecquantError, match=field.replace("_", "-")):
+        Sampling(**{field: value})
+
+
+def test_no_temperature_is_too_small():
+    p = Sampling(temperature=5e-324).distributions(torch.tensor([[1.0, 3.0, 3.0, -torch.inf]]))
+    assert p.tolist() == [[0, 0.5, 0.5, 0]]

@@ -91,12 +91,21 @@ def test_sampling_depends_on_the_seed_alone(drafting, tokenizer):
     assert sample(1) == sample(1) != sample(2)
 
 
+@pytest.mark.parametrize("values", [(-1.0, 1.0, 0), (0.0, 0.0, 0), (0.0, 1.1, 0), (0.0, 1.0, 2**64)])
+def test_impossible_sampling_is_refused_also_for_greedy_decoding(values):
+    with pytest.raises(SpecquantError):
+        acceptance_rule(*values)
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "says"),
     [
         ("", {}, "empty"),
         ("hello", {"max_new_tokens": 0}, "at least 1"),
+        ("hello", {"max_new_tokens": -1}, "at least 1"),
         ("a" * 96, {}, "96 tokens and the context is 96"),
+        ([1, 37], {}, "tokens 1 to 37 and the model's vocabulary 37"),
+        ([-1], {}, "use the tokenizer that the model was trained with"),
         ("hello", {"stop_strings": ("",)}, "stop string is empty"),
     ],
 )

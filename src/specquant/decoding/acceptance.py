@@ -5,6 +5,7 @@ model and drafter. Both are lossless: greedy gives exactly the tokens, and sampl
 model has without drafts.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -50,10 +51,10 @@ class Greedy:
 class Sampling:
     """Lossless sampling at a temperature from the nucleus `top_p`.
 
-    At each node the children are tried in order: a child x drawn from q is accepted with probability min(1, p(x) / q(x)),
-    else p becomes the normalized max(p - q, 0) (speculative sampling, arXiv 2302.01318, with several children as in
-    SpecInfer, arXiv 2305.09781). Where drafts were chosen deterministically, q is a point mass: x is accepted with
-    probability p(x), else taken out of p.
+    At each node the children are tried in order: a child x drawn from q is accepted with probability
+    min(1, p(x) / q(x)), else p becomes the normalized max(p - q, 0) (speculative sampling, arXiv 2302.01318, with
+    several children as in SpecInfer, arXiv 2305.09781). Where drafts were chosen deterministically, q is a point mass:
+    x is accepted with probability p(x), else taken out of p.
     """
 
     temperature: float = 1.0
@@ -62,12 +63,14 @@ class Sampling:
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self):
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise SpecquantError(
-                f"sampling needs a temperature above 0, not {self.temperature}: 0 means greedy decoding"
+                f"sampling needs a finite temperature above 0, not {self.temperature}: 0 means greedy decoding"
             )
         if not 0 < self.top_p <= 1:
             raise SpecquantError(f"top-p is the probability of the nucleus, above 0 and at most 1, not {self.top_p}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise SpecquantError(f"the seed {self.seed} does not fit into 64 bits: choose a smaller one")
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
@@ -93,7 +96,9 @@ class Sampling:
 
     def distributions(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [n, vocab_size] -> the distributions that are sampled from, float64 on the CPU, same shape."""
-        p = torch.softmax(logits.double().cpu() / self.temperature, dim=-1)
+        logits = logits.double().cpu()
+        # The largest is 0 before the division, so that no temperature is too small.
+        p = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / self.temperature, dim=-1)
         if self.top_p == 1:
             return p
         ordered, order = p.sort(dim=-1, descending=True, stable=True)

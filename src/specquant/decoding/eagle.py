@@ -31,19 +31,20 @@ class EagleDrafter:
     ):
         if min(draft_size, iterations, top_k) < 1:
             raise SpecquantError(
-                f"an EAGLE-2 tree needs draft size, iterations and top-k of at least 1, not {draft_size}, {iterations}, {top_k}"
+                "an EAGLE-2 tree needs a draft size, iterations and top-k of at least 1, not "
+                f"{draft_size}, {iterations} and {top_k}"
             )
         largest = 1 + top_k + (iterations - 1) * top_k**2
         if draft_size > largest:
             raise SpecquantError(
-                f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree of at "
-                f"most {largest} nodes (with its root); ask for fewer nodes or more iterations"
+                f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree "
+                f"of at most {largest} nodes (with its root); ask for fewer nodes or more iterations"
             )
         if top_k > head.config.vocab_size:
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({head.config.vocab_size})")
         self.head = head
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
-        self.feature_map = feature_map
+        self.feature_map = None if feature_map is None else feature_map.to(head.dtype)
         self.vocab_size = head.config.vocab_size
         self.context_length = head.config.max_position_embeddings
         self.cache = head.new_cache(self.context_length + iterations * top_k)

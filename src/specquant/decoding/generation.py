@@ -14,9 +14,9 @@ from specquant.errors import SpecquantError
 class Generation:
     """What one prompt gave.
 
-    token_ids: all new tokens: the one that the prompt's pass chose, then those of the steps. accepted_lengths: one entry
-    for each step of the target, so they sum to len(token_ids) - 1; a last step cut off by a stop condition counts what
-    was kept. prefill_ms is the time to the first token and every drafter's start; the other times are the steps'.
+    token_ids: all new tokens: the one that the prompt's pass chose, then those of the steps. accepted_lengths: one
+    entry for each step of the target, so they sum to len(token_ids) - 1; a last step cut off by a stop condition counts
+    what was kept. prefill_ms is the time to the first token and every drafter's start; the other times are the steps'.
     stopped_by: "end token", "stop string", "maximum new tokens" or "context".
     """
 
@@ -38,8 +38,9 @@ class Generation:
 
 
 def acceptance_rule(temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> AcceptanceRule:
-    """Greedy at temperature 0, else lossless sampling."""
-    return Greedy() if temperature == 0 else Sampling(temperature, top_p, seed)
+    """Greedy at temperature 0, else lossless sampling. Raises SpecquantError for impossible values, also for greedy."""
+    sampling = Sampling(temperature or 1.0, top_p, seed)
+    return Greedy() if temperature == 0 else sampling
 
 
 def generate(
@@ -53,9 +54,10 @@ def generate(
 ) -> Generation:
     """Decode one prompt (a text, or its token ids) until a stop condition holds.
 
-    Tokens are judged one by one in their order, however many a step accepted: the result is what decoding token by token
-    gives. An end token is part of `token_ids`; the text ends before a stop string. `on_text` gets the text as it becomes
-    certain. Raises SpecquantError for an empty prompt, one that does not fit the context, and fewer than one new token.
+    Tokens are judged one by one in their order, however many a step accepted: the result is what decoding token by
+    token gives. An end token is part of `token_ids`; the text ends before a stop string. `on_text` gets the text as it
+    becomes certain. Raises SpecquantError for an empty prompt, one that does not fit the context or the vocabulary, and
+    fewer than one new token.
     """
     prompt = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
     if max_new_tokens < 1:
@@ -67,8 +69,13 @@ def generate(
     room = speculator.context_length - len(prompt)
     if room < 1:
         raise SpecquantError(
-            f"the prompt has {len(prompt)} tokens and the context is {speculator.context_length}: there is no room for a new "
-            "token; shorten the prompt"
+            f"the prompt has {len(prompt)} tokens and the context is {speculator.context_length}: there is no room for "
+            "a new token; shorten the prompt"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < speculator.vocab_size:
+        raise SpecquantError(
+            f"the prompt has tokens {min(prompt)} to {max(prompt)} and the model's vocabulary {speculator.vocab_size} "
+            "entries: use the tokenizer that the model was trained with"
         )
     output = _Output(tokenizer, speculator.model.config.eos_token_id, stop_strings, min(max_new_tokens, room), on_text)
     prefill = speculator.prefill(prompt, rule or Greedy())

@@ -57,8 +57,8 @@ class Speculator:
             raise SpecquantError(f"the minimum draft length is {min_draft_length}; it must be at least 1")
         if drafter is not None and drafter.vocab_size != model.config.vocab_size:
             raise SpecquantError(
-                f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's {model.config.vocab_size}: "
-                "they must be one tokenizer's"
+                f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's "
+                f"{model.config.vocab_size}: use a drafter with the target's tokenizer"
             )
         self.model = model
         self.drafter = drafter

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 class DraftTree:
     """Drafted tokens, to be verified in one pass. A sequence is a tree with one branch.
 
-    tokens: int64 [n]; row 0 is the root, the last confirmed token. parents: int64 [n], each lower than its own index; the
-    root's is -1. depths: int64 [n], the root's is 0. ancestors: bool [n, n]: row i sees itself and its ancestors.
+    tokens: int64 [n]; row 0 is the root, the last confirmed token. parents: int64 [n], each lower than its own index;
+    the root's is -1. depths: int64 [n], the root's is 0. ancestors: bool [n, n]: row i sees itself and its ancestors.
     q: None where drafts were chosen deterministically, else [n, vocab_size], the distribution that each token was drawn
     from (the root's row means nothing).
     """
@@ -50,7 +50,7 @@ class DraftTree:
         return cls(tokens, nodes - 1, nodes, nodes[:, None] >= nodes, q)
 
     def after(self, chain: list[int]) -> "DraftTree":
-        """This tree behind a chain of confirmed tokens that the model has not run yet; the chain's first is the root."""
+        """This tree behind a chain of confirmed tokens that the model has not run yet, the first of them its root."""
         if not chain:
             return self
         n = len(chain)

@@ -23,15 +23,15 @@ def verify_cost(
 ) -> pd.DataFrame:
     """Time one forward pass with LM head over each draft size, behind `context_length` cached positions.
 
-    name: what the `model` column says. weights: "trained" or "synthetic". Draft sizes take turns, so that a machine that
-    grows slower slows all of them. Returns one row per draft size: the median, p10 and p90 in milliseconds. Raises
+    name: what the `model` column says. weights: "trained" or "synthetic". Draft sizes take turns, so that a machine
+    that grows slower slows all of them. Returns one row per draft size: the median, p10 and p90 in milliseconds. Raises
     SpecquantError where context and draft do not fit the model, or a size is below 1.
     """
     longest = model.config.max_position_embeddings
     if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
         raise SpecquantError(
-            f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 and "
-            f"context plus draft at most {longest}"
+            f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 "
+            f"and context plus draft at most {longest}"
         )
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.config.vocab_size, (context_length + max(draft_sizes),), generator=generator)

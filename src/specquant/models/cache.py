@@ -28,8 +28,8 @@ class KVCache:
         last = first_slot + keys.shape[1]
         if last > self.capacity:
             raise SpecquantError(
-                f"the cache holds {self.capacity} positions and this pass needs {last}: shorten the prompt or the draft, "
-                "or give a larger context length"
+                f"the cache holds {self.capacity} positions and this pass needs {last}: shorten the prompt or the "
+                "draft, or give a larger context length"
             )
         self.keys[layer, :, first_slot:last] = keys
         self.values[layer, :, first_slot:last] = values

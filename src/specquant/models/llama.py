@@ -141,7 +141,7 @@ class Llama(nn.Module):
 
     @torch.inference_mode()
     def prefill(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Run a prompt, int64 [n], in chunks behind the confirmed slots and confirm it. Returns features [n, hidden]."""
+        """Run a prompt, int64 [n], in chunks behind the confirmed slots and confirm it; gives features [n, hidden]."""
         features = []
         for chunk in tokens.split(PREFILL_CHUNK):
             rows = torch.arange(len(chunk), device=self.device)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 from specquant.errors import SpecquantError
 from specquant.models.eagle import EagleHead
 from specquant.models.llama import Llama, set_compute_dtype
-from specquant.quant import PackedLinear, get_scheme, quantize_linear
+from specquant.quant import SCHEMES, PackedLinear, get_scheme, quantize_linear
 
 # Our module of a layer -> the Hugging Face tensors that it holds, joined along the outputs.
 LAYER_TENSORS = {
@@ -22,44 +22,83 @@ LAYER_TENSORS = {
     "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "down_proj": ("mlp.down_proj",),
 }
+# Fields that config.json must have: transformers would take the first Llama's values for what is missing.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+# The only values of these fields that the forward pass knows.
+SUPPORTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
 
 def load_config(path: str | Path) -> LlamaConfig:
-    """The configuration in a model directory. Raises SpecquantError if there is none, or not a Llama's."""
+    """The configuration in a model directory.
+
+    Raises SpecquantError if there is none, if it is damaged or lacks a size, and if it asks for more than this package
+    computes.
+    """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise SpecquantError(f"{path} is not a model directory: it has no config.json")
     try:
-        fields = json.loads(file.read_text())
-    except ValueError as error:
-        raise SpecquantError(f"{file} is not JSON ({error})") from None
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecquantError(f"{file} is not JSON ({error}): copy it again") from None
+    if not isinstance(fields, dict):
+        raise SpecquantError(f"{file} is no JSON object: copy it again")
     if fields.get("model_type") != "llama":
         raise SpecquantError(f"{file}: model_type is {fields.get('model_type')!r}; only 'llama' is supported")
+    for name in SIZES:
+        if not (isinstance(fields.get(name), int | float) and fields[name] > 0):
+            found = f"is {fields[name]!r}" if name in fields else "is missing"
+            raise SpecquantError(f"{file}: {name} {found}; give the number above 0 that the model was trained with")
     try:
         config = LlamaConfig(**fields)
     except Exception as error:  # transformers reports bad fields by several exception types
-        raise SpecquantError(f"{file} is not a valid Llama configuration: {str(error).splitlines()[0]}") from None
-    if config.rope_parameters.get("rope_type", "default") != "default":
-        raise SpecquantError(f"{file}: rope scaling {config.rope_parameters['rope_type']!r} is not supported yet")
+        reason = " ".join(str(error).split())
+        raise SpecquantError(f"{file} is not a valid Llama configuration: {reason}") from None
+    for name, value in SUPPORTED.items():
+        if getattr(config, name) != value:
+            raise SpecquantError(f"{file}: {name} {getattr(config, name)!r} is not supported yet, only {value!r}")
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise SpecquantError(f"{file}: rope scaling {rope['rope_type']!r} is not supported yet")
+    if not (isinstance(rope["rope_theta"], int | float) and rope["rope_theta"] > 0):
+        raise SpecquantError(f"{file}: rope_theta is {rope['rope_theta']!r}; it must be a number above 0")
     return config
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model directory."""
+    """The tokenizer in a model directory. Raises SpecquantError where there is none, or a damaged one."""
     if not (Path(path) / "tokenizer.json").is_file():
         raise SpecquantError(f"{path} has no tokenizer.json: give a model directory with its tokenizer")
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # each part of a tokenizer's files has its own exception types
+        reason = f"{type(error).__name__}: {error}"
+        raise SpecquantError(f"the tokenizer in {path} is damaged ({reason}): copy its files again") from None
 
 
-def stored_scheme(config: LlamaConfig) -> str:
-    """The scheme that a model directory's weights are stored in."""
+def stored_scheme(config: LlamaConfig, path: str | Path) -> str:
+    """The scheme in which the directory `path`, whose configuration this is, stores its weights."""
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
         return "fp16"
-    if quantization.get("quant_method") != "specquant":
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method != "specquant":
         raise SpecquantError(
-            f"quant_method {quantization.get('quant_method')!r} in config.json is not supported yet: "
-            "give an fp16 checkpoint, or a directory that `specquant quantize` wrote"
+            f"{path} is quantized by {method!r}, which is not supported yet: give an fp16 checkpoint, or a directory "
+            "that `specquant quantize` wrote"
+        )
+    if quantization.get("scheme") not in list(SCHEMES):
+        raise SpecquantError(
+            f"{path}: config.json names the scheme {quantization.get('scheme')!r}, which this version does not know: "
+            "quantize the fp16 model again"
         )
     return quantization["scheme"]
 
@@ -71,11 +110,11 @@ def load_model(
 
     scheme: None for the one that the weights are stored in. For fp16 weights any scheme that does not rotate: they are
     then quantized by round-to-nearest while loading (`specquant quantize` calibrates, and rotates). Raises
-    SpecquantError where a file is missing or damaged, a tensor is missing, unknown or of the wrong shape, or the weights
-    are already stored in another scheme.
+    SpecquantError where a file is missing or damaged, a tensor is missing, unknown, of the wrong shape or type, or the
+    weights are already stored in another scheme.
     """
     config = load_config(path)
-    stored = stored_scheme(config)
+    stored = stored_scheme(config, path)
     wanted = get_scheme(scheme or stored)
     if stored != "fp16" and wanted.name != stored:
         raise SpecquantError(f"{path} is stored in {stored}, not in {wanted.name}: quantize the fp16 model instead")
@@ -86,8 +125,8 @@ def load_model(
         )
     model = Llama(config, stored)
     tensors = read_tensors(path)
-    if "feature_map" in tensors:
-        model.feature_map = torch.empty_like(tensors["feature_map"])
+    if wanted.rotated:
+        model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
     if stored == "fp16":
         tensors = join_tensors(tensors, path, "model.", config.num_hidden_layers, final=True)
     fill(model, tensors, path, config.tie_word_embeddings)
@@ -109,6 +148,8 @@ def load_eagle_head(path: str | Path, model: Llama, embed_tokens=None, lm_head=N
             raise SpecquantError(
                 f"the EAGLE head in {path} has {field} {ours}, and its model {theirs}: they do not fit"
             )
+    if config.num_hidden_layers != 1:
+        raise SpecquantError(f"{path} is no EAGLE head: it has {config.num_hidden_layers} layers instead of one")
     head = EagleHead(config, embed_tokens or model.embed_tokens, lm_head or model.lm_head)
     tensors = join_tensors(read_tensors(path), path, "", 1, final=False)
     tensors = {name.replace("layers.0.", "layer."): tensor for name, tensor in tensors.items()}
@@ -163,7 +204,7 @@ def join_tensors(
 
 
 def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: str | Path, tied: bool) -> None:
-    """Load tensors into a module that has exactly these. Raises SpecquantError that names the first that does not fit."""
+    """Load tensors into a module that has exactly these, or raise SpecquantError that names the first unfit one."""
     expected = module.state_dict()
     if tied:
         expected.pop("lm_head.weight")
@@ -175,10 +216,15 @@ def fill(module: nn.Module, tensors: dict[str, torch.Tensor], path: str | Path, 
             raise SpecquantError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)} where config.json asks for {tuple(want.shape)}"
             )
+        if tensors[name].dtype != want.dtype and not (tensors[name].is_floating_point() and want.is_floating_point()):
+            raise SpecquantError(f"{path}: {name} holds {tensors[name].dtype} where {want.dtype} belongs")
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise SpecquantError(f"{path} has a tensor that config.json does not call for: {unknown[0]}")
     module.load_state_dict(tensors, strict=False)
+    for name, loaded in expected.items():
+        if loaded.is_floating_point() and not bool(loaded.isfinite().all()):
+            raise SpecquantError(f"{path}: {name} holds infinities or NaN in {loaded.dtype}: copy it again")
 
 
 def round_to_scheme(model: Llama, scheme) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -61,12 +62,13 @@ def quantize_model(
         raise SpecquantError("fp16 is what models are stored in before quantization: choose another scheme")
     if method not in METHODS:
         raise SpecquantError(f"unknown quantization method {method!r}: choose one of {', '.join(METHODS)}")
-    stored = stored_scheme(load_config(model_dir))
+    stored = stored_scheme(load_config(model_dir), model_dir)
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is already quantized to {stored}: quantize the fp16 model it was made from")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise SpecquantError(f"{out_dir} exists and is not empty: choose another output directory or remove it")
     record = {"quant_method": "specquant", "scheme": scheme.name, "method": method, "rotated": scheme.rotated}
+    new_folders = [folder for folder in out_dir.parents if not folder.exists()]
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
@@ -91,13 +93,17 @@ def quantize_model(
         raise SpecquantError(f"cannot write {out_dir} ({reason}): free space or choose another directory") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if not out_dir.exists():
+            for folder in new_folders:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: int) -> list[torch.Tensor]:
-    """The beginning of a text, `most` tokens (rounded up to whole sequences) if it has them, as sequences of at most `length`, int64.
+    """The beginning of a text as sequences of at most `length` tokens, int64: `most` tokens in all, if it has so many.
 
-    Documents are separated by lines that hold one form feed; longer ones are cut. Each sequence begins as a prompt
-    does, with the tokenizer's begin token.
+    The last sequence is kept whole. Documents are separated by lines that hold one form feed; longer ones are cut. Each
+    sequence begins as a prompt does, with the tokenizer's begin token.
     """
     try:
         documents = text_file.read_text(encoding="utf-8").split("\n\f\n")
