@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.set_defaults(command=_quantize)
 
+    train_tiny = commands.add_parser("train-tiny", help="train the models of data/tiny from text: minutes on one GPU")
+    train_tiny.add_argument("--corpora", type=Path, required=True, metavar="DIR", help="where the four text files are")
+    train_tiny.add_argument("--out", type=Path, required=True, metavar="DIR", help="where models and their card go")
+    train_tiny.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    train_tiny.add_argument(
+        "--budget", type=float, default=1.0, metavar="X", help="times the recipe's steps and written text (default: 1)"
+    )
+    train_tiny.set_defaults(command=_train_tiny)
+
     figures = commands.add_parser("figures", help="rebuild figures/ from data/recorded and data/published alone")
     figures.set_defaults(command=_figures)
     return parser
@@ -122,6 +132,17 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from specquant.models.quantize import quantize_model
 
     quantize_model(arguments.model, arguments.scheme, arguments.out, arguments.calibration, arguments.quantizer)
+    return 0
+
+
+def _train_tiny(arguments: argparse.Namespace) -> int:
+    from specquant.training.tiny import Recipe, train_tiny
+
+    command = ["specquant", "train-tiny", "--corpora", str(arguments.corpora), "--out", str(arguments.out)]
+    if arguments.budget != 1:
+        command += ["--budget", f"{arguments.budget:g}"]
+    recipe = Recipe().scaled(arguments.budget)
+    train_tiny(arguments.corpora, arguments.out, recipe, arguments.device, shlex.join(command))
     return 0
 
 

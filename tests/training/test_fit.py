@@ -1,8 +1,10 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from specquant.training.fit import Schedule, fit
+from specquant.training.fit import Schedule, fit, optimizers_of
 
 SCHEDULE = Schedule(steps=30, learning_rate=0.05, weight_decay=0.01, warmup_steps=5, evaluate_every=7)
 
@@ -11,7 +13,7 @@ class Interruption(Exception):
     pass
 
 
-def train(checkpoint, interrupt_at=None, evaluate=None):
+def train(checkpoint, interrupt_at=None, evaluate=None, schedule=SCHEDULE):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
     truth = torch.tensor([1.0, -2.0, 0.5, 0.0])
@@ -27,7 +29,7 @@ def train(checkpoint, interrupt_at=None, evaluate=None):
         with torch.no_grad():
             return (module(inputs)[:, 0] - inputs @ truth).square().mean().item()
 
-    run = fit("test", module, loss_at, evaluate or held_out_loss, SCHEDULE, 5, checkpoint, checkpoint_every=10)
+    run = fit("test", module, loss_at, evaluate or held_out_loss, schedule, 5, checkpoint, checkpoint_every=10)
     return module, run
 
 
@@ -37,15 +39,30 @@ def test_it_learns(tmp_path):
     assert curve[-1]["held_out_loss"] < 0.5 * curve[0]["held_out_loss"]
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
-    whole, whole_run = train(tmp_path / "whole.pt")
+@pytest.mark.parametrize("muon", [False, True])
+def test_resumed_equals_uninterrupted(tmp_path, muon):
+    schedule = dataclasses.replace(SCHEDULE, muon=muon)
+    whole, whole_run = train(tmp_path / "whole.pt", schedule=schedule)
     with pytest.raises(Interruption):
-        train(tmp_path / "parts.pt", interrupt_at=23)
+        train(tmp_path / "parts.pt", interrupt_at=23, schedule=schedule)
     assert torch.load(tmp_path / "parts.pt", weights_only=True)["step"] == 20
-    parts, parts_run = train(tmp_path / "parts.pt")
+    parts, parts_run = train(tmp_path / "parts.pt", schedule=schedule)
     assert parts_run["curve"] == whole_run["curve"]
     for name, weight in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], weight)
+
+
+def test_muon_learns_the_matrices_between_embedding_and_head(tmp_path):
+    module = nn.ModuleDict({"embed_tokens": nn.Embedding(5, 4), "hidden": nn.Linear(4, 3), "norm": nn.RMSNorm(4)})
+    muon, adamw = optimizers_of(module, dataclasses.replace(SCHEDULE, muon=True))
+    assert isinstance(muon, torch.optim.Muon)
+    assert [p for group in muon.param_groups for p in group["params"]] == [module["hidden"].weight]
+    decayed, free = adamw.param_groups
+    assert decayed["params"] == [module["embed_tokens"].weight]
+    assert free["params"] == [module["hidden"].bias, module["norm"].weight]
+    assert (decayed["weight_decay"], free["weight_decay"]) == (SCHEDULE.weight_decay, 0)
+    (adamw,) = optimizers_of(module, SCHEDULE)
+    assert sum(len(group["params"]) for group in adamw.param_groups) == 4
 
 
 def test_a_finished_run_is_only_loaded(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.training import tiny
 from specquant.training.corpora import DOMAINS, Document
@@ -26,8 +27,8 @@ RECIPE = Recipe(
     intermediate_shape=SHAPE,
     target=Schedule(steps=40, learning_rate=5e-3, weight_decay=0.1, warmup_steps=5, evaluate_every=10),
     target_rows={"mathematics": 2, "code": 2, "prose": 2},
-    written_rows=8,
-    intermediate=Schedule(steps=6, learning_rate=5e-3, weight_decay=0.1, evaluate_every=3),
+    written_rows={"mathematics": 2, "code": 4, "prose": 2},
+    intermediate=Schedule(steps=6, learning_rate=5e-3, weight_decay=0.1, muon=True, evaluate_every=3),
     intermediate_rows={"mathematics": 1, "code": 1, "prose": 1, "written": 2},
     eagle_target=Schedule(steps=6, learning_rate=5e-3, weight_decay=0.1, evaluate_every=3),
     eagle_intermediate=Schedule(steps=4, learning_rate=5e-3, weight_decay=0.1, evaluate_every=2),
@@ -177,7 +178,34 @@ def test_an_unwritable_directory_is_said(tmp_path):
 
 def test_the_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
-    with pytest.raises(SystemExit) as stop:
-        tiny.main(["--corpora", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"])
-    assert stop.value.code == 2
-    assert "cannot read the corpus" in capsys.readouterr().err
+    options = ["--corpora", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["train-tiny", *options]) == 2
+    assert main(["train-tiny", *options, "--budget", "0"]) == 2
+    missing, nothing = capsys.readouterr().err.splitlines()
+    assert "cannot read the corpus" in missing
+    assert "a budget of 0 trains nothing" in nothing
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_target_continues_rows_of_the_corpora(trained, tmp_path):
+    out, _ = trained
+    tokenizer = AutoTokenizer.from_pretrained(out / "target")
+    data = tiny.Data(synthetic_corpora(), tokenizer, RECIPE, torch.device("cpu"))
+    target = AutoModelForCausalLM.from_pretrained(out / "target").float()
+    rows = tiny.written_text(target, data, RECIPE, tmp_path)
+    assert rows.shape == (8, 32)
+    corpora = data.training_rows(RECIPE.written_rows, RECIPE.seed + 3).batch(0)
+    same = (rows[:, None] == corpora).long().cumprod(-1).sum(-1).amax(-1)  # how far each follows some row
+    assert (same >= 1).all()
+    assert (same > 2).any()
+    assert (same < 32).all()
+    assert torch.equal(rows, tiny.written_text(target, data, RECIPE, tmp_path))  # from the checkpoint
+
+
+def test_distillation_is_cross_entropy_against_distribution_and_argmax():
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    soft = torch.nn.functional.cross_entropy(logits.flatten(0, 1), teacher.softmax(-1).flatten(0, 1))
+    hard = torch.nn.functional.cross_entropy(logits.flatten(0, 1), teacher.argmax(-1).flatten())
+    assert tiny.Distillation(0.0)(logits, teacher) == pytest.approx(soft.item())
+    assert tiny.Distillation(0.3)(logits, teacher) == pytest.approx((0.7 * soft + 0.3 * hard).item())

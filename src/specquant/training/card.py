@@ -81,6 +81,7 @@ def card_text(log: dict) -> str:
         best = min(run["curve"], key=lambda point: point["held_out_loss"])
         steps = run["curve"][-1]["step"]
         runs.append([name, str(steps), str(best["step"]), f"{best['held_out_loss']:.3f}", f"{run['seconds']:.0f}"])
+    muon = [f"`{name}`" for name in training if recipe[name.replace("-", "_")]["muon"]]
     versions = "Python {python}, PyTorch {torch}, transformers {transformers}".format(**log["versions"])
     return f"""# The tiny models
 
@@ -116,21 +117,22 @@ with {recipe["vocabulary_size"]:,} entries, trained on the training text; `<|beg
 
 * `target`: next-token prediction on {sum(recipe["target_rows"].values())} rows a step, dropout
   {recipe["target_dropout"]:g}, weight decay {recipe["target"]["weight_decay"]:g}.
-* `intermediate`: distilled from the target (cross-entropy against its distribution, and with a weight of
-  {recipe["label_weight"]:g} against the corpora's own tokens), {mix(recipe["intermediate_rows"])}.
+* `intermediate`: distilled from the target (cross-entropy against its distribution and, with a weight of
+  {recipe["greedy_weight"]:g}, against its most likely token), {mix(recipe["intermediate_rows"])}.
 * heads: EAGLE's loss (1.0 feature regression, 0.1 token cross-entropy, uniform noise on the features),
   {mix(recipe["eagle_rows"])},
   averaged over {recipe["eagle_depth"]} steps in which the head reads its own predictions, as HASS and EAGLE-3 do; EAGLE
   itself trains on one.
 
-The target wrote {recipe["written_rows"]:,} rows, at temperatures from 0.4 to 1. AdamW, warm-up, cosine to zero.
+The target wrote {sum(recipe["written_rows"].values()):,} rows, at temperatures from {recipe["coldest"]:g} to
+{recipe["hottest"]:g}; each begins with up to {recipe["row_length"] // 4} tokens of the corpora. Warm-up, then cosine to
+zero; AdamW, but Muon for the matrices between embedding and LM head of {" and ".join(muon)}.
 
 {table(["network", "steps", "best step", "held-out loss there", "seconds"], runs)}
 
 ![Loss curves](training.png)
 
-The heads' loss is EAGLE's; the others' are nats per token, but for the intermediate's training loss, which is the
-distillation's.
+The target's loss is in nats per token, the intermediate's is the distillation's, and the heads' is EAGLE's.
 
 ## Held-out quality
 

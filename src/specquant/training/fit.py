@@ -1,4 +1,4 @@
-"""One training loop for all four networks: AdamW, warm-up and cosine, checkpoints, the best held-out weights kept."""
+"""One training loop for all four networks: AdamW or Muon, warm-up and cosine, checkpoints, the best weights kept."""
 
 import math
 import os
@@ -19,6 +19,7 @@ class Schedule:
     steps: int
     learning_rate: float
     weight_decay: float
+    muon: bool = False  # for the matrices between embedding and LM head; AdamW for the rest
     warmup_steps: int = 100
     evaluate_every: int = 250
 
@@ -28,6 +29,29 @@ class Schedule:
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+
+
+def optimizers_of(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """The optimizers of a module's trainable parameters: AdamW, after Muon where the schedule asks for it.
+
+    Muon (Jordan et al., 2024) orthogonalizes each matrix's update; scaled as in arXiv 2502.16982 it takes AdamW's
+    learning rates and weight decay.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    hidden = [p for name, p in trainable.items() if schedule.muon and p.ndim == 2 and "embed_tokens" not in name]
+    others = [p for p in trainable.values() if not any(p is matrix for matrix in hidden)]
+    settings = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
+    muon = [torch.optim.Muon(hidden, **settings, adjust_lr_fn="match_rms_adamw")] if hidden else []
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in others if p.ndim >= 2]},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        **settings,
+        betas=(0.9, 0.98),
+        fused=others[0].is_cuda,
+    )
+    return [*muon, adamw]
 
 
 def fit(
@@ -49,15 +73,7 @@ def fit(
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     device = parameters[0].device
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": schedule.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.98),
-        fused=device.type == "cuda",
-    )
+    optimizers = optimizers_of(module, schedule)
     step, curve, best, seconds = 0, [], None, 0.0
     recent_loss = torch.zeros((), device=device)
     if checkpoint.exists():
@@ -65,7 +81,8 @@ def fit(
         step, curve, best, seconds = state["step"], state["curve"], state["best"], state["seconds"]
         if step < schedule.steps:
             module.load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             recent_loss = state["recent_loss"]
 
     started = time.monotonic() - seconds
@@ -73,13 +90,15 @@ def fit(
     with tqdm(total=schedule.steps, initial=step, desc=name, unit="step", mininterval=2) as progress:
         while step < schedule.steps:
             torch.manual_seed(seed * 1_000_003 + step)
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate * schedule.factor(step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.learning_rate * schedule.factor(step)
             loss = loss_at(step)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            module.zero_grad(set_to_none=True)
             recent_loss += loss.detach()
             step += 1
             progress.update()
@@ -96,8 +115,8 @@ def fit(
             if step % checkpoint_every == 0 or step == schedule.steps:
                 state = {"step": step, "curve": curve, "best": best, "seconds": time.monotonic() - started}
                 if step < schedule.steps:
-                    state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-                    state["recent_loss"] = recent_loss
+                    state |= {"module": module.state_dict(), "recent_loss": recent_loss}
+                    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
                 temporary = checkpoint.with_suffix(".tmp")
                 torch.save(state, temporary)
                 os.replace(temporary, checkpoint)

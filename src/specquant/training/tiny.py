@@ -1,13 +1,12 @@
 """From text to the models in data/tiny: the whole recipe.
 
-target: trained on the corpora. It then writes text of its own, which never runs out and which is what drafts are judged
-on. intermediate: distilled from the target on both. One EAGLE head for each. Everything is measured on held-out text
-and recorded in training.json, from which the model card is written.
+target: trained on the corpora. It then continues pieces of them: its own text never runs out, and is what drafts are
+judged on. intermediate: distilled from the target on both. One EAGLE head for each. Everything is measured on held-out
+text and recorded in training.json, from which the model card is written.
 
-    python -m specquant.training.tiny --corpora DIR --out DIR [--device cuda] [--budget 1.0]
+    specquant train-tiny --corpora DIR --out DIR [--device cuda] [--budget 1.0]
 """
 
-import argparse
 import copy
 import dataclasses
 import hashlib
@@ -15,9 +14,7 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,10 +48,10 @@ TARGET_SHAPE = {
 }
 INTERMEDIATE_SHAPE = {
     "hidden_size": 256,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "intermediate_size": 384,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
 }
 # How calibration documents begin: half of them with nothing, half with one of these.
 OPENERS = ("Question: ", "Question: A ", "import ", '"""', "class ", "def ", "The ", "In ", "First Citizen:\n", "KING ")
@@ -77,12 +74,15 @@ class Recipe:
     target_rows: dict = field(default_factory=lambda: {"mathematics": 9, "code": 17, "prose": 6})
     target_dropout: float = 0.2
 
-    written_rows: int = 4096  # in all; temperatures from 0.4 to 1
-    intermediate: Schedule = field(default=Schedule(steps=3800, learning_rate=3e-3, weight_decay=0.1))
-    intermediate_rows: dict = field(default_factory=lambda: {"mathematics": 7, "code": 11, "prose": 6, WRITTEN: 8})
-    label_weight: float = 0.1  # of the corpora's own tokens, beside the target's distribution
-    eagle_target: Schedule = field(default=Schedule(steps=3000, learning_rate=1e-3, weight_decay=0.05))
-    eagle_intermediate: Schedule = field(default=Schedule(steps=1200, learning_rate=1e-3, weight_decay=0.05))
+    # In all: rows of the corpora of which the target reads up to a quarter and writes the rest.
+    written_rows: dict = field(default_factory=lambda: {"mathematics": 2560, "code": 5120, "prose": 2560})
+    coldest: float = 0.6  # temperatures of what it writes
+    hottest: float = 1.2
+    intermediate: Schedule = field(default=Schedule(steps=8000, learning_rate=4e-3, weight_decay=0.1, muon=True))
+    intermediate_rows: dict = field(default_factory=lambda: {"mathematics": 7, "code": 11, "prose": 6, WRITTEN: 40})
+    greedy_weight: float = 0.5  # of the target's most likely token, beside its distribution
+    eagle_target: Schedule = field(default=Schedule(steps=2500, learning_rate=1e-3, weight_decay=0.05))
+    eagle_intermediate: Schedule = field(default=Schedule(steps=1500, learning_rate=1e-3, weight_decay=0.05))
     eagle_rows: dict = field(default_factory=lambda: {"mathematics": 4, "code": 5, "prose": 3, WRITTEN: 12})
     eagle_depth: int = 3
 
@@ -94,6 +94,8 @@ class Recipe:
 
     def scaled(self, budget: float) -> "Recipe":
         """The same recipe with `budget` times the steps and the text that the target writes."""
+        if not 0 < budget < math.inf:
+            raise SpecquantError(f"a budget of {budget:g} trains nothing; give a positive number (1: the whole recipe)")
 
         def steps(schedule: Schedule) -> Schedule:
             return dataclasses.replace(schedule, steps=max(1, round(schedule.steps * budget)))
@@ -104,7 +106,7 @@ class Recipe:
             intermediate=steps(self.intermediate),
             eagle_target=steps(self.eagle_target),
             eagle_intermediate=steps(self.eagle_intermediate),
-            written_rows=max(1, round(self.written_rows * budget)),
+            written_rows={domain: max(1, round(count * budget)) for domain, count in self.written_rows.items()},
         )
 
 
@@ -155,7 +157,7 @@ def train_tiny(
     target_loss = data.held_out_losses(target)
     target = rounded(target)
 
-    written = written_text(target, recipe, checkpoints)
+    written = written_text(target, data, recipe, checkpoints)
     write_calibration(target, tokenizer, recipe, out_dir / "calibration.txt")
 
     intermediate = new_model(recipe.intermediate_shape, tokenizer, recipe)
@@ -296,22 +298,28 @@ def train_target(model: LlamaForCausalLM, data: Data, recipe: Recipe, checkpoint
     def held_out_loss() -> float:
         return data.mean_loss(lambda r: next_token_losses(model, r).mean())
 
-    with _compiled_layers(model, rows.batch(0)):
+    with _compiled(model, loss_at):
         run = fit("target", model, loss_at, held_out_loss, recipe.target, recipe.seed, checkpoints / "target.pt")
     for hook in hooks:
         hook.remove()
     return run
 
 
-def written_text(target: LlamaForCausalLM, recipe: Recipe, checkpoints: Path) -> torch.Tensor:
-    """Rows that the target writes from nothing, each at its own temperature from 0.4 to 1: [rows, row_length]."""
+def written_text(target: LlamaForCausalLM, data: Data, recipe: Recipe, checkpoints: Path) -> torch.Tensor:
+    """Rows that begin as the corpora's and that the target continues, each at its own temperature: [rows, row_length].
+
+    How much it is given is drawn too, from the beginning token alone to a quarter of the row.
+    """
     path = checkpoints / "written.npy"
     device = target.device
     if not path.exists():
-        prompts = torch.full((recipe.written_rows, 1), BEGIN_ID, device=device)
-        temperatures = torch.linspace(0.4, 1.0, recipe.written_rows, device=device)
-        order = torch.randperm(recipe.written_rows, generator=torch.Generator().manual_seed(recipe.seed))
-        temperatures = temperatures[order.to(device)]
+        random = torch.Generator().manual_seed(recipe.seed)
+        prompts = data.training_rows(recipe.written_rows, recipe.seed + 3).batch(0)[:, : recipe.row_length // 4]
+        prompts = prompts[torch.randperm(len(prompts), generator=random).to(device)]
+        given = torch.randint(1, prompts.shape[1] + 1, (len(prompts), 1), generator=random).to(device)
+        prompts = prompts.where(torch.arange(prompts.shape[1], device=device) < given, NOT_GIVEN)
+        temperatures = torch.linspace(recipe.coldest, recipe.hottest, len(prompts))
+        temperatures = temperatures[torch.randperm(len(prompts), generator=random)].to(device)
         rows = write_rows(_in_bf16(target), prompts, recipe.row_length, temperatures, recipe.seed, "target writes")
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
@@ -341,29 +349,48 @@ def train_intermediate(
     checkpoints: Path,
     device: torch.device,
 ) -> dict:
-    """Distillation: cross-entropy against the target's distribution, and a little against the corpora's own tokens."""
+    """Distillation from the target, on the corpora and on what it wrote."""
     model.to(device)
     batch = _draft_rows(data, written, recipe.intermediate_rows, recipe.seed + 1)
-    labelled = sum(recipe.intermediate_rows[domain] for domain in DOMAINS)
-    teacher = _in_bf16(target)
+    teacher, distillation = _in_bf16(target), Distillation(recipe.greedy_weight)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            teacher_logits = teacher(input_ids=rows, use_cache=False).logits
+        with _autocast(device):
+            logits = model(input_ids=rows, use_cache=False).logits
+        return distillation(logits, teacher_logits)
 
     def loss_at(step: int) -> torch.Tensor:
-        rows = batch(step)
-        with torch.no_grad():
-            distribution = teacher(input_ids=rows, use_cache=False).logits.float().softmax(-1)
-        with _autocast(device):
-            logits = model(input_ids=rows, use_cache=False).logits.float()
-        distilled = F.cross_entropy(logits.flatten(0, 1), distribution.flatten(0, 1))
-        own = F.cross_entropy(logits[:labelled, :-1].flatten(0, 1), rows[:labelled, 1:].flatten())
-        return (1 - recipe.label_weight) * distilled + recipe.label_weight * own
+        return loss(batch(step))
 
     def held_out_loss() -> float:
-        return data.mean_loss(lambda r: next_token_losses(model, r).mean())
+        return data.mean_loss(loss)
 
     seed = recipe.seed + 1
     checkpoint = checkpoints / "intermediate.pt"
-    with _compiled_layers(model, batch(0)):
+    with _compiled(model, loss_at, *teacher.model.layers, distillation):
         return fit("intermediate", model, loss_at, held_out_loss, recipe.intermediate, seed, checkpoint)
+
+
+class Distillation(nn.Module):
+    """Mean cross-entropy against a teacher's distribution and, by `greedy_weight`, against its most likely token.
+
+    The distribution is what sampling is judged on, the most likely token what greedy decoding is. (A module, so that
+    it can be compiled: its tensors are the largest of a training step.)
+    """
+
+    def __init__(self, greedy_weight: float):
+        super().__init__()
+        self.greedy_weight = greedy_weight
+
+    def forward(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        """logits, teacher_logits: [rows, length, vocabulary]."""
+        log_probabilities = logits.float().log_softmax(-1)
+        teacher_logits = teacher_logits.float()
+        distribution = (teacher_logits.softmax(-1) * log_probabilities).sum(-1)
+        greedy = log_probabilities.gather(-1, teacher_logits.argmax(-1, keepdim=True))[..., 0]
+        return -((1 - self.greedy_weight) * distribution + self.greedy_weight * greedy).mean()
 
 
 def head_config(model_config: LlamaConfig) -> LlamaConfig:
@@ -511,46 +538,27 @@ def _in_bf16(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 @contextmanager
-def _compiled_layers(model: LlamaForCausalLM, rows: torch.Tensor) -> Iterator[None]:
-    """Compile the decoder layers meanwhile, on a GPU; where the compiler does not work, stay with plain PyTorch."""
-    if rows.device.type != "cuda":
-        yield
-        return
-    for layer in model.model.layers:
-        layer.compile()
+def _compiled(model: LlamaForCausalLM, loss_at: Callable[[int], torch.Tensor], *others: nn.Module) -> Iterator[None]:
+    """Compile the model's layers and other modules of its loss meanwhile, on a GPU.
+
+    Where the compiler does not work, stay with plain PyTorch.
+    """
+    modules = [*model.model.layers, *others] if model.device.type == "cuda" else []
+    for module in modules:
+        module.compile(dynamic=False)
     try:
-        model.train()
-        with _autocast(rows.device):
-            next_token_losses(model, rows).mean().backward()
+        if modules:
+            model.train()
+            loss_at(0).backward()
     except Exception as error:  # whatever the compiler raises, training goes on without it
         print(f"torch.compile does not work here ({error.__class__.__name__}: {error}); going on without", flush=True)
-        _decompile_layers(model)
+        _decompile(modules)
     model.zero_grad(set_to_none=True)
     yield
-    _decompile_layers(model)
+    _decompile(modules)
 
 
-def _decompile_layers(model: LlamaForCausalLM) -> None:
-    for layer in model.model.layers:
-        layer._compiled_call_impl = None  # what nn.Module.compile sets
+def _decompile(modules: list[nn.Module]) -> None:
+    for module in modules:
+        module._compiled_call_impl = None  # what nn.Module.compile sets
     torch.compiler.reset()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line of the recipe."""
-    parser = argparse.ArgumentParser(prog="python -m specquant.training.tiny", description="Train the tiny models.")
-    parser.add_argument("--corpora", type=Path, required=True, help="directory with the four text files")
-    parser.add_argument("--out", type=Path, required=True, help="where the models, the card and training.json go")
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument("--budget", type=float, default=1.0, help="times the recipe's steps; default 1")
-    options = parser.parse_args(arguments)
-    command = "specquant train-tiny " + shlex.join(sys.argv[1:] if arguments is None else arguments)
-    try:
-        train_tiny(options.corpora, options.out, Recipe().scaled(options.budget), options.device, command)
-    except SpecquantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
