@@ -7,9 +7,11 @@ stored 4-bit code. Stored are codes, two per byte, [out, in / 2], and
 * QQQ per group: fp16 `scales` [out]; fp16 `group_scales` [out, in / 128], already divided by the channel's scale.
   int8 weight = (code - 8) * group scale, the exact product rounded once, half to even. (QQQ's kernel does it by one
   fp16 fused multiply-add onto 1152, where fp16 numbers are integers.)
-* QoQ per channel: fp16 `scales` [out]; uint8 `zeros` [out], 0 to 15. The product takes the codes as they are and
-  subtracts the zero point's share afterwards, from the token's sum of activations *before* their quantization (QServe,
-  section 5.2.2).
+* QoQ per channel: fp16 `scales` [out]; uint8 `zeros` [out], 0 to 15. int8 weight = code - zero. A kernel may multiply
+  the codes as they are and subtract the zero point times the sum of the token's int8 activations: the same integer.
+  (QServe, section 5.2.2, subtracts its share of the token's sum *before* quantization. Then code and zero point see
+  different activations, and the difference grows from layer to layer: on the tiny target rounding errors of 1e-15 grow
+  to 1e-2 within nine products, so that no verification agrees with decoding token by token. Integers cost the same.)
 * QoQ per group, progressive: fp16 `scales` [out]; uint8 `group_scales` [out, in / 128], 1 to 16; uint8 `group_zeros`,
   0 to 15. int8 weight = (code - zero) * group scale: integers throughout. code * group scale <= 240 fits a byte, and
   the quantizer keeps every weight within +-127 (QServe, section 4.1).
@@ -17,9 +19,9 @@ stored 4-bit code. Stored are codes, two per byte, [out, in / 2], and
 
 import torch
 
-from specquant.kernels.activations import compute_dtype, quantize_per_token
+from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import unpack_int4
-from specquant.kernels.w8a8 import integer_product, w8a8_product
+from specquant.kernels.w8a8 import w8a8_product
 
 
 def qqq_weight(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -35,9 +37,9 @@ def qqq_group_weight(
     return integers.mul_(_per_input(group_scales, integers)).round_()
 
 
-def qoq_weight(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The codes [out, in] of QoQ per channel, held in `dtype`: zero points are subtracted after the product."""
-    return unpack_int4(codes).to(dtype)
+def qoq_weight(codes: torch.Tensor, zeros: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The int8 weights [out, in] of QoQ per channel, held in `dtype`."""
+    return unpack_int4(codes).to(dtype).sub_(zeros[:, None])
 
 
 def qoq_group_weight(
@@ -46,18 +48,6 @@ def qoq_group_weight(
     """The int8 weights [out, in] of QoQ per group, held in `dtype`."""
     integers = unpack_int4(codes).to(dtype)
     return integers.sub_(_per_input(group_zeros, integers)).mul_(_per_input(group_scales, integers))
-
-
-def qoq_product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times (weight - zero) times scale -> [rows, out] in x's dtype; weight: `qoq_weight`.
-
-    The sum over a token is correctly rounded (taken in float64), so it does not depend on an order.
-    """
-    dtype = compute_dtype(x)
-    activations, token_scales = quantize_per_token(x)
-    token_sums = x.sum(dim=-1, keepdim=True, dtype=torch.float64).to(dtype)
-    product = integer_product(activations, weight).mul_(token_scales).mul_(scales)
-    return product.sub_(token_sums * (scales.to(dtype) * zeros)).to(x.dtype)
 
 
 def qqq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -72,7 +62,7 @@ def qqq_group(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_
 
 def qoq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
     """x [rows, in] times the matrix stored as QoQ per channel -> [rows, out] in x's dtype."""
-    return qoq_product(x, qoq_weight(codes, compute_dtype(x)), scales, zeros)
+    return w8a8_product(x, qoq_weight(codes, zeros, compute_dtype(x)), scales)
 
 
 def qoq_group(

@@ -7,7 +7,7 @@ from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.fp16 import fp16_operand_dtype, fp16_product
 from specquant.kernels.int4 import pack_int4, unpack_int4
-from specquant.kernels.w4a8 import qoq_group_weight, qoq_product, qoq_weight, qqq_group_weight, qqq_weight
+from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight
 from specquant.kernels.w4a16 import w4a16_product, w4a16_weight
 from specquant.kernels.w8a8 import w8a8_product
 from specquant.quant.grid import Grid, in_groups
@@ -240,10 +240,10 @@ class QoQLinear(PackedLinear):
         return _grid(self.scales[:, None], zero=self.zeros[:, None])
 
     def operand(self, dtype):
-        return qoq_weight(self.codes, dtype)
+        return qoq_weight(self.codes, self.zeros, dtype)
 
     def multiply(self, x, operand):
-        return qoq_product(x, operand, self.scales, self.zeros)
+        return w8a8_product(x, operand, self.scales)
 
 
 class QoQGroupLinear(PackedLinear):
