@@ -17,9 +17,10 @@ from specquant.quant.hadamard import random_hadamard
 HIDDEN, INNER, HEADS, KV_HEADS = 384, 256, 6, 2
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(params=[(True, torch.float32), (False, torch.float32), (True, torch.float64)], ids=str)
 def model(request):
-    """A random float32 model with uneven norm gains, prepared for changes."""
+    """A random model with uneven norm gains, prepared for changes."""
+    tied, dtype = request.param
     config = LlamaConfig(
         hidden_size=HIDDEN,
         intermediate_size=INNER,
@@ -29,10 +30,10 @@ def model(request):
         head_dim=64,
         vocab_size=100,
         max_position_embeddings=64,
-        tie_word_embeddings=request.param,
+        tie_word_embeddings=tied,
     )
     generator = torch.Generator().manual_seed(0)
-    model = Llama(config).float()
+    model = Llama(config).to(dtype)
     for layer in model.layers:
         unpack_layer(layer)
     for name, parameter in model.named_parameters():
@@ -67,7 +68,7 @@ def test_rotation_leaves_the_logits_and_its_map_restores_the_features(model):
     scale = logits.abs().max()
     assert (rotated_logits - logits).abs().max() < 1e-5 * scale
     assert (rotated_features - features).abs().max() > 0.1
-    assert (rotated_features @ model.feature_map - features).abs().max() < 1e-4
+    assert (rotated_features @ model.feature_map.to(features) - features).abs().max() < 1e-4
     assert not model.config.tie_word_embeddings
 
 
@@ -104,11 +105,11 @@ def test_smoothing_leaves_the_logits(model, norms):
 def test_smoothing_evens_out_what_matrices_read(model):
     """With strength 1, o_proj's and down_proj's inputs all become at most 1 (per value head, which heads share)."""
     layer = model.layers[0]
-    x = torch.randn(50, HIDDEN)
+    x = torch.randn(50, HIDDEN, dtype=model.dtype)
     before = layer.gate(x).abs().amax(dim=0)
-    largest = {"o_proj": torch.ones(HEADS * 64), "down_proj": before}
+    largest = {"o_proj": torch.ones(HEADS * 64, dtype=x.dtype), "down_proj": before}
     smooth_layer(layer, largest, 1.0, norms=False)
-    assert torch.allclose(layer.gate(x).abs().amax(dim=0), torch.ones(INNER), atol=1e-4)
+    assert torch.allclose(layer.gate(x).abs().amax(dim=0), torch.ones(INNER, dtype=x.dtype), atol=1e-4)
 
 
 def test_silent_channels_are_left_as_they_are():

@@ -10,6 +10,7 @@ from specquant.errors import SpecquantError
 from specquant.models.llama import Llama
 from specquant.models.loading import load_eagle_head, load_model
 from specquant.models.transforms import original_ends
+from specquant.paths import resolve
 
 METHODS = ("autoregressive", "vanilla", "eagle2", "hierarchical")
 
@@ -90,8 +91,11 @@ class Models:
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:
-    """The tiny family in a directory, `data/tiny`; `target` may be a quantized copy of its target."""
-    root = Path(root)
+    """The family in a directory laid out as `data/tiny` is; `target` may be a quantized copy of its target.
+
+    A relative root is below the project root.
+    """
+    root = resolve(root)
     return Models(
         target or root / "target",
         root / "eagle-target",

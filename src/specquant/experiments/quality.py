@@ -1,49 +1,113 @@
 """How good a quantized model still is: perplexity, and agreement with the fp16 model."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.models.llama import Llama
+from specquant.paths import resolve
+
+Documents = list[list[int]]
 
 
-def read_documents(path: str | Path, tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:
-    """Token ids of the documents in a text file that form-feed lines separate, each at most `longest` tokens."""
-    path = Path(path)
+def read_documents(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, longest: int, most_tokens: int | None = None
+) -> Documents:
+    """Token ids of the documents in a text file that form-feed lines separate, each cut into at most `longest` tokens.
+
+    Reads whole documents until they hold `most_tokens` tokens. A relative path is below the project root. Raises
+    SpecquantError where there is no file or no text in it.
+    """
+    path = resolve(path)
     if not path.is_file():
         raise SpecquantError(f"there is no text file {path}")
-    documents = [
-        tokenizer(text)["input_ids"] for text in path.read_text(encoding="utf-8").split("\f\n") if text.strip()
-    ]
-    if not documents:
+    texts = [text for text in path.read_text(encoding="utf-8").split("\f\n") if text.strip()]
+    if not texts:
         raise SpecquantError(f"{path} holds no text")
-    return [tokens[start : start + longest] for tokens in documents for start in range(0, len(tokens) - 1, longest)]
+    documents, count = [], 0
+    for text in texts:
+        if most_tokens is not None and count >= most_tokens:
+            break
+        tokens = tokenizer(text)["input_ids"]
+        documents += [tokens[start : start + longest] for start in range(0, len(tokens) - 1, longest)]
+        count += len(tokens)
+    return documents
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of some documents.
+
+    perplexity: exp of the mean negative log-likelihood, in nats, of every token after its document's first.
+    greedy_tokens: int64 [positions], the likeliest next token after each token of the documents. tokens: their number.
+    """
+
+    perplexity: float
+    greedy_tokens: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        return len(self.greedy_tokens)
+
+    def agreement(self, other: "Prediction") -> float:
+        """The share of positions, 0 to 1, in which both models' likeliest next tokens are the same."""
+        return float((self.greedy_tokens == other.greedy_tokens).double().mean())
 
 
 @torch.inference_mode()
-def document_logits(model: Llama, tokens: list[int]) -> torch.Tensor:
-    """Logits [n, vocab_size] after each token of one document."""
-    return model.logits(model.prefill(torch.tensor(tokens, device=model.device), model.new_cache(len(tokens))))
-
-
-def perplexity(model: Llama, documents: list[list[int]]) -> float:
-    """exp of the mean negative log-likelihood, in nats, of every token after its document's first."""
-    loss, count = 0.0, 0
+def predict(model: Llama, documents: Documents) -> Prediction:
+    """Run every document once, each from an empty cache."""
+    loss, count, greedy = 0.0, 0, []
     for tokens in documents:
-        logits = document_logits(model, tokens)[:-1].double()
-        loss += float(F.cross_entropy(logits, torch.tensor(tokens[1:], device=logits.device), reduction="sum"))
+        ids = torch.tensor(tokens, device=model.device)
+        logits = model.logits(model.prefill(ids, model.new_cache(len(tokens))))
+        loss += float(F.cross_entropy(logits[:-1].double(), ids[1:], reduction="sum"))
         count += len(tokens) - 1
-    return float(torch.tensor(loss / count).exp())
+        greedy.append(logits.argmax(dim=-1))
+    return Prediction(float(torch.tensor(loss / count).exp()), torch.cat(greedy))
 
 
-def agreement(model: Llama, other: Llama, documents: list[list[int]]) -> float:
-    """The share of positions in which both models' likeliest next tokens are the same."""
-    same, count = 0, 0
-    for tokens in documents:
-        first, second = (document_logits(each, tokens).argmax(dim=-1) for each in (model, other))
-        same += int((first == second).sum())
-        count += len(tokens)
-    return same / count
+def quality(
+    model: Llama,
+    name: str,
+    weights: str,
+    texts: Mapping[str, Documents],
+    reference: Mapping[str, Prediction] | None = None,
+) -> tuple[pd.DataFrame, dict[str, Prediction]]:
+    """One row per domain of `texts`: perplexity and agreement with `reference`, the fp16 model's predictions.
+
+    name, weights: what those columns say. Returns the rows and this model's own predictions; without a reference it is
+    its own, and agrees with itself.
+    """
+    own = {
+        domain: predict(model, documents)
+        for domain, documents in tqdm(texts.items(), desc=model.scheme.name, unit="domain", leave=False)
+    }
+    reference = reference or own
+    rows = pd.DataFrame(
+        {
+            "model": name,
+            "scheme": model.scheme.name,
+            "domain": domain,
+            "weights": weights,
+            "tokens": prediction.tokens,
+            "perplexity": prediction.perplexity,
+            "increase_percent": 100 * (prediction.perplexity / reference[domain].perplexity - 1),
+            "agreement_percent": 100 * prediction.agreement(reference[domain]),
+        }
+        for domain, prediction in own.items()
+    )
+    return rows, own
+
+
+def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
+    """The table of a paper: for each scheme the mean over domains of the increase in perplexity and of the agreement."""
+    columns = ["increase_percent", "agreement_percent"]
+    return rows.groupby("scheme")[columns].mean().reindex(list(schemes))

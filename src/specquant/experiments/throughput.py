@@ -6,19 +6,22 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import Generation, generate
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
+from specquant.models.llama import Llama
+from specquant.paths import resolve
 
 FIELDS = ("id", "task", "prompt")
 
 
 def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str, str]]:
-    """The prompts in a JSON-lines file, at most `per_task` of each task."""
-    path = Path(path)
+    """The prompts in a JSON-lines file, at most `per_task` of each task; a relative path is below the project root."""
+    path = resolve(path)
     if not path.is_file():
         raise SpecquantError(f"there is no prompt file {path}")
     chosen, counts = [], {}
@@ -46,22 +49,25 @@ def decode_prompts(
     """Decode every prompt greedily by every method, on trained weights: acceptance is measured.
 
     Methods take turns on each prompt, so that a machine that grows slower slows all of them. Returns one row for each
-    prompt and method, with `token_ids`, the first of its `methods` being what `same_tokens` compares with, and
-    `first_difference`, the position of the first other token or -1.
+    prompt and method. `first_difference` is the position of the first new token that is not that of the first of
+    `methods`, or -1; `margin` is then how far apart the logits of the two likeliest tokens are there: rounding decides
+    where it is tiny.
     """
     settings = settings or DraftSettings()
     speculators = {method: models.speculator(method, settings) for method in methods}
     rows = []
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
-        reference = None
+        prompt_tokens, reference = tokenizer(prompt["prompt"])["input_ids"], None
         for method, speculator in speculators.items():
-            generation = generate(speculator, tokenizer, prompt["prompt"], max_new_tokens)
+            generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens)
             reference = reference or generation.token_ids
+            differs = first_difference(reference, generation.token_ids)
             rows.append(
                 {"model": name, "scheme": models.target.scheme.name, "method": method, "task": prompt["task"]}
                 | {"id": prompt["id"], "weights": "trained", "acceptance": "measured"}
                 | measurements(generation)
-                | {"first_difference": first_difference(reference, generation.token_ids)}
+                | {"first_difference": differs}
+                | {"margin": float("nan") if differs < 0 else margin(models.target, prompt_tokens + reference[:differs])}
             )
     return pd.DataFrame(rows)
 
@@ -96,6 +102,28 @@ def first_difference(expected: list[int], tokens: list[int]) -> int:
         if first != second:
             return position
     return -1 if len(expected) == len(tokens) else min(len(expected), len(tokens))
+
+
+@torch.inference_mode()
+def margin(model: Llama, tokens: list[int]) -> float:
+    """By how much the logit of the likeliest next token exceeds that of the second."""
+    features = model.prefill(torch.tensor(tokens, device=model.device), model.new_cache(len(tokens)))
+    first, second = model.logits(features[-1]).topk(2).values.tolist()
+    return first - second
+
+
+def losslessness(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each scheme and method: prompts, their new tokens, and how many prompts got other tokens than the reference.
+
+    `rows`: from `decode_prompts`. largest_margin: over the prompts that differ, NaN where none does.
+    """
+    groups = rows.assign(differs=rows.first_difference >= 0).groupby(["scheme", "method", "weights"], sort=False)
+    return groups.agg(
+        prompts=("id", "size"),
+        new_tokens=("new_tokens", "sum"),
+        differing_prompts=("differs", "sum"),
+        largest_margin=("margin", "max"),
+    ).reset_index()
 
 
 def by_task(rows: pd.DataFrame) -> pd.DataFrame:

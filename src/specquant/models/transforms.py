@@ -38,8 +38,8 @@ def rotate_ends(model: Llama, rotation: torch.Tensor) -> None:
     dtype = model.embed_tokens.weight.dtype
     model.lm_head.weight = nn.Parameter((head * gain @ rotation).to(dtype), requires_grad=False)
     model.embed_tokens.weight = nn.Parameter((embedding @ rotation).to(dtype), requires_grad=False)
-    model.norm.weight.fill_(1)
     model.feature_map = (rotation.t() * gain).float()
+    model.norm.weight.fill_(1)  # last: in a float64 model, `gain` is this tensor
     model.config.tie_word_embeddings = False
 
 
