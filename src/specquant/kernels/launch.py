@@ -3,6 +3,8 @@
 Kernel files begin with `from __future__ import annotations`, so that `tl.constexpr` needs no Triton to import.
 """
 
+from functools import cache
+
 import torch
 
 try:
@@ -12,11 +14,13 @@ try:
 except ImportError:  # macOS: there the references run
     triton = tl = None
 
-    def jit(function):
-        return function
+    def jit(function=None, **_):
+        return function or jit
 
 
-__all__ = ["jit", "multiprocessors", "on_gpu", "tl", "triton"]
+__all__ = ["arrival_counters", "jit", "multiprocessors", "on_gpu", "tl", "triton"]
+
+MOST_COUNTERS = 4096
 
 
 def on_gpu(x: torch.Tensor) -> bool:
@@ -24,6 +28,17 @@ def on_gpu(x: torch.Tensor) -> bool:
     return x.is_cuda and triton is not None
 
 
+@cache
 def multiprocessors(device: torch.device) -> int:
     """How many blocks of a kernel run side by side at the least; the interpreter has one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def arrival_counters(device: torch.device) -> torch.Tensor:
+    """int32 [4096] zeros, by which a kernel's blocks find out which of them comes last and joins what all have done.
+
+    Whoever counts here sets the counter back to 0. Kernels that run at the same time must not share them: all launches
+    go through one stream.
+    """
+    return torch.zeros(MOST_COUNTERS, dtype=torch.int32, device=device)
