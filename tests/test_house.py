@@ -16,6 +16,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from specquant.study.batch import parameter_types
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src/specquant").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -184,3 +186,22 @@ def test_profiles_set_only_parameters_that_notebooks_have():
     for path in (ROOT / "notebooks/profiles").glob("*.yaml"):
         if NOTEBOOKS:
             assert set(yaml.safe_load(path.read_text()) or {}) <= known, path.name
+
+
+def test_papermill_sees_every_parameter_and_notebooks_agree_on_its_type():
+    """It overlooks annotations that it cannot parse, such as `str | None`."""
+    types: dict[str, str] = {}
+    for path in NOTEBOOKS:
+        (cell,) = [
+            cell for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])
+        ]
+        seen = parameter_types(path)
+        assigned = {
+            target.id
+            for node in ast.parse(cell.source).body
+            for target in getattr(node, "targets", [getattr(node, "target", None)])
+            if isinstance(target, ast.Name)
+        }
+        assert set(seen) == assigned, path.name
+        for name, type_name in seen.items():
+            assert types.setdefault(name, type_name) == type_name, f"{path.name}: {name}"

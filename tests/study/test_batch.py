@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,6 +130,48 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(clone, run):
     assert not clone.results.exists()
 
 
+@pytest.mark.parametrize(
+    ("declared", "wrong", "right"),
+    [
+        ("draft_size = 1", "many", 8),
+        ("draft_size: int = 1", "1.5", 8),
+        ("draft_size: int = 1", "true", 8),
+        ("draft_size: int = 1", "", 8),
+        ("draft_size: float = 1", "1e-3", 0.5),  # YAML 1.1 reads 1e-3 as text
+        ("draft_size = 0.5", "[0.5]", 1),
+        ("draft_size = 'small'", "3", "large"),
+        ("draft_size: bool = True", "1", False),
+        ("draft_size: list[int] = [1]", "[1, two]", [1, 2]),
+        ("draft_size = [1]", "3", ["anything"]),
+        ("draft_size: dict = {}", "[]", {"any": "thing"}),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_before_anything_runs(clone, run, declared, wrong, right):
+    clone.notebook("00_first", "print(draft_size)", parameters=declared)
+    clone.profile("tiny", f"draft_size: {wrong}\n")
+    type_name = batch.parameter_types(clone.root / "notebooks/00_first.ipynb")["draft_size"]
+    with pytest.raises(SpecquantError, match=re.escape(f"give a value of the type {type_name}")):
+        run()
+    assert clone.runs() == []
+    assert not clone.results.exists()
+    clone.profile("tiny", f"draft_size: {json.dumps(right)}\n")
+    assert batch.read_profile("tiny", {"draft_size": type_name}) == {"draft_size": right}
+
+
+def test_a_default_that_is_computed_may_be_anything(clone):
+    clone.notebook("00_first", "pass", parameters="draft_size = max(1, 2)")
+    assert batch.parameter_types(clone.root / "notebooks/00_first.ipynb") == {"draft_size": "Any"}
+    assert batch.read_profile("tiny", {"draft_size": "Any"}) == {"draft_size": 4}
+
+
+def test_a_file_that_is_no_notebook_is_refused(clone, run):
+    clone.notebook("00_first", "pass")
+    (clone.root / "notebooks/01_torn.ipynb").write_text('{"cells": [')
+    with pytest.raises(SpecquantError, match=r"01_torn\.ipynb is no notebook"):
+        run()
+    assert clone.runs() == []
+
+
 def test_a_notebook_gets_only_the_parameters_it_declares(clone, run):
     clone.notebook("00_first", "print(sorted(set(globals()) & {'draft_size', 'top_k', 'results_dir'}))")
     clone.notebook("01_second", "print(top_k)", parameters="top_k = 2")
@@ -156,9 +199,10 @@ def test_bad_requests_are_refused(clone, run, options, sentence):
 
 def test_broken_yaml_is_refused(clone, run):
     clone.notebook("00_first", "pass")
-    clone.profile("tiny", "draft_size: [1, 2\n")
-    with pytest.raises(SpecquantError, match=r"tiny\.yaml is not valid YAML"):
-        run()
+    for damaged in (b"draft_size: [1, 2\n", b"\xff\xfe"):
+        (clone.root / "notebooks/profiles/tiny.yaml").write_bytes(damaged)
+        with pytest.raises(SpecquantError, match=r"tiny\.yaml is not valid YAML"):
+            run()
 
 
 def test_an_unwritable_output_folder_is_refused_before_anything_runs(clone, tmp_path):
@@ -166,4 +210,21 @@ def test_an_unwritable_output_folder_is_refused_before_anything_runs(clone, tmp_
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SpecquantError, match=r"cannot write .*file"):
         batch.run_study(results=tmp_path / "file")
+    (clone.results / "tiny").mkdir(parents=True)
+    (clone.results / "tiny/notebooks").write_text("in the way")
+    with pytest.raises(SpecquantError, match=r"cannot write .*notebooks"):
+        batch.run_study(results=clone.results)
     assert clone.runs() == []
+
+
+def test_damaged_records_and_checkpoints_of_jupyterlab_do_no_harm(clone, run):
+    clone.notebook("00_first", "pass")
+    run()
+    record = clone.results / "tiny/notebooks/00_first.json"
+    (record.parent / ".ipynb_checkpoints").mkdir()
+    (record.parent / ".ipynb_checkpoints/00_first-checkpoint.ipynb").touch()
+    for runs, damaged in enumerate(("{", "[]", "{}", '"text"'), start=2):
+        record.write_text(damaged)
+        assert run() == []
+        assert len(clone.runs()) == runs
+    assert json.loads(record.read_text())["files"] == []

@@ -155,6 +155,19 @@ def test_a_table_without_its_baseline_is_refused(draw, table, rows, sentence):
         draw(tables()[table].query(rows))
 
 
+def test_percentiles_around_another_median_are_refused():
+    with pytest.raises(SpecquantError, match="outside its p10_ms to p90_ms"):
+        figures.verify_cost(tables()["verify_cost"].assign(p10_ms=1e9))
+
+
+def test_a_broken_table_is_seen_before_any_figure_is_written(recorded, tmp_path):
+    table = recorded / "recorded/H200/quality.csv"
+    table.write_text(table.read_text().replace("perplexity", "entropy"))
+    with pytest.raises(SpecquantError, match=r"quality\.csv lacks the column perplexity"):
+        figures.build_figures(recorded, tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
+
+
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(SpecquantError, match="no table to draw from"):
         figures.build_figures(tmp_path, tmp_path / "figures")

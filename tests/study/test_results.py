@@ -72,7 +72,12 @@ def test_every_row_says_what_it_rests_on(tmp_path):
         (lambda text: "", "is empty"),
         (lambda text: text[: text.rindex(",") - 3], "breaks off in its last line"),
         (lambda text: text[: text.rindex(",") - 3] + "\n", "line 3: 8 fields under 9 column names"),
-        (lambda text: text.replace("2.5", "fast"), 'line 2: "fast" in column p90_ms is no number'),
+        (lambda text: text.splitlines()[0] + "\n", "holds column names and no row"),
+        (lambda text: text.replace("2.5", "fast"), 'line 2: "fast" in column p90_ms where a number belongs'),
+        (lambda text: text.replace("2.5", "inf"), 'line 2: "inf" in column p90_ms'),
+        (lambda text: text.replace("2.5", "-2.5"), 'line 2: "-2.5" in column p90_ms'),
+        (lambda text: text.replace("2.5", ""), "line 2: nothing in column p90_ms where a number belongs"),
+        (lambda text: text.replace("w4a16-g128", ""), "line 3: column scheme is empty"),
         (lambda text: text.replace("tiny", '"tiny', 1), "line 3: unexpected end of data"),
         (lambda text: text.encode() + b"\xff\xfe\n", "cannot read .* as text"),
     ],
@@ -90,8 +95,12 @@ def test_missing_results_and_broken_provenance_are_named(tmp_path):
     with pytest.raises(SpecquantError, match=r"there are no results at .*verify_cost\.csv"):
         read_results(tmp_path / "verify_cost.csv")
     path = write_results(verify_cost(), tmp_path / "verify_cost.csv", {})
-    path.with_suffix(".json").write_text('{"commit": ')
-    with pytest.raises(SpecquantError, match=r"verify_cost\.json is no JSON"):
+    for damaged, sentence in (('{"commit": ', "is no JSON"), ("[]", "names no device"), ("{}", "names no device")):
+        path.with_suffix(".json").write_text(damaged)
+        with pytest.raises(SpecquantError, match=rf"verify_cost\.json {sentence}"):
+            read_provenance(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(SpecquantError, match="no provenance at"):
         read_provenance(path)
 
 

@@ -4,6 +4,7 @@ It fills results/PROFILE/: the tables and figures that the notebooks write; note
 executed; notebooks/NAME.json, the record that decides whether a notebook runs again; and index.html, which links them.
 """
 
+import ast
 import difflib
 import hashlib
 import json
@@ -41,20 +42,24 @@ def run_study(
 
     `only` names notebooks, with or without their number; all of them where it is empty. A notebook whose code, source,
     parameters and data are those of its last good run is skipped unless `force`. Output goes to `results`/`profile`.
-    Raises SpecquantError, before anything runs, for an unknown profile, notebook or parameter and for a folder that
-    cannot be written. KeyboardInterrupt passes through; what had finished then stays and is skipped by the next run.
+    Raises SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type
+    and a folder that cannot be written. KeyboardInterrupt passes through; what had finished then stays, and the next
+    run skips it.
     """
     root = project_root()
     notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     chosen = [_notebook_named(name, notebooks) for name in only] or list(notebooks)
-    declared = {name: set(papermill.inspect_notebook(path)) for name, path in notebooks.items()}
-    values = read_profile(profile, known=set().union(*declared.values()))
+    declared = {name: parameter_types(path) for name, path in notebooks.items()}
+    values = read_profile(profile, dict(item for types in declared.values() for item in types.items()))
     folder = resolve(results) / profile
     executed = folder / "notebooks"
     values |= {"results_dir": _as_parameter(folder, root), "figures_dir": _as_parameter(folder / "figures", root)}
     shared_digest = _digest_of_files(root)
     write_report(folder, profile, notebooks)
-    executed.mkdir(exist_ok=True)
+    try:
+        executed.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SpecquantError(f"cannot write to {executed} ({error.strerror}): choose another folder") from None
     _remove_unfinished(executed)
 
     failed = []
@@ -83,10 +88,31 @@ def run_study(
     return failed
 
 
-def read_profile(profile: str, known: Iterable[str]) -> dict[str, Any]:
+def parameter_types(notebook: Path) -> dict[str, str]:
+    """The parameters that a notebook declares, with the type of each: its annotation, or else its default's type.
+
+    Raises SpecquantError for a file that is no notebook.
+    """
+    try:
+        declared = papermill.inspect_notebook(notebook)
+    except Exception as error:  # each kind of damage has its own exception type
+        raise SpecquantError(f"{notebook} is no notebook ({error}): take it from the repository") from None
+    types = {}
+    for name, parameter in declared.items():
+        types[name] = parameter["inferred_type_name"]
+        if types[name] == "None":  # no annotation
+            try:
+                types[name] = type(ast.literal_eval(parameter["default"])).__name__
+            except (ValueError, SyntaxError):
+                types[name] = "Any"
+    return types
+
+
+def read_profile(profile: str, types: Mapping[str, str]) -> dict[str, Any]:
     """The parameter values in notebooks/profiles/`profile`.yaml.
 
-    Raises SpecquantError for a profile that is not there or is no flat mapping, and for a name that is not in `known`.
+    types: all parameters that there are, with their types. Raises SpecquantError for a profile that is not there or is
+    no flat mapping, for a name that is not in `types`, and for a value that is not of its type.
     """
     folder = project_root() / "notebooks" / "profiles"
     profiles = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -95,16 +121,37 @@ def read_profile(profile: str, known: Iterable[str]) -> dict[str, Any]:
     file = f"notebooks/profiles/{profile}.yaml"
     try:
         values = yaml.safe_load((folder / f"{profile}.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecquantError(f"{file} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SpecquantError(f"{file} must hold lines of the form `parameter: value`")
-    for name in values:
-        if name not in known:
-            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}{_did_you_mean(name, known)}")
+    for name, value in values.items():
+        if name not in types:
+            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}{_did_you_mean(name, types)}")
+        if not _is_a(value, types[name]):
+            raise SpecquantError(f"{file}: {name} is {value!r}; give a value of the type {types[name]}")
     return values
+
+
+def _is_a(value: Any, type_name: str) -> bool:
+    """Whether a value from YAML is of a type such as "float" or "list[int]"; of types unknown here, everything is."""
+    outer, _, inner = type_name.removesuffix("]").partition("[")
+    match outer:
+        case "bool":
+            return isinstance(value, bool)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+        case "list" | "tuple":
+            return isinstance(value, list) and all(_is_a(item, inner) for item in value)
+        case "dict":
+            return isinstance(value, dict)
+    return True
 
 
 def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -156,23 +203,25 @@ def _is_current(folder: Path, name: str, inputs: str) -> bool:
         record = json.loads((executed / f"{name}.json").read_text(encoding="utf-8"))
         files = [*record["files"], f"notebooks/{name}.ipynb", f"notebooks/{name}.html"]
         return record["error"] is None and record["inputs"] == inputs and all((folder / f).is_file() for f in files)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _outputs(folder: Path) -> dict[str, tuple[int, int]]:
     """Tables and figures below `folder`: relative path -> (modification time in ns, size)."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     return {
-        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size)
-        for path in folder.rglob("*")
-        if path.is_file() and path.parent.name != "notebooks" and not path.name.startswith((".", "index."))
+        name.as_posix(): (path.stat().st_mtime_ns, path.stat().st_size)
+        for name, path in files.items()
+        if name.parts[0] not in ("notebooks", "index.html") and not any(part.startswith(".") for part in name.parts)
     }
 
 
 def _remove_unfinished(executed: Path) -> None:
     """What an interrupted batch leaves, or a killed one has left."""
     for path in executed.glob(".*"):
-        path.unlink()
+        if path.is_file():  # and not JupyterLab's folder of checkpoints
+            path.unlink()
 
 
 def _notebook_named(name: str, notebooks: Mapping[str, Path]) -> str:

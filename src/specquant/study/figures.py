@@ -64,6 +64,8 @@ def verify_cost(frame: pd.DataFrame) -> Figure:
 
     `frame`: verify_cost.csv; a panel per model and context length, bars from the 10th to the 90th percentile.
     """
+    if not (frame["time_ms"].between(frame["p10_ms"], frame["p90_ms"])).all():
+        raise SpecquantError("the verify_cost table has a time_ms outside its p10_ms to p90_ms: measure it again")
     groups = list(frame.groupby(["model", "context_length"]))
     figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
     for axis, ((model, context_length), rows) in zip(axes, groups, strict=True):
@@ -225,21 +227,23 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     """Rebuild every figure whose table is there, and the README.md that shows them; returns the PNGs' paths.
 
     Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
-    and library versions give the same bytes. Raises SpecquantError for a broken table or an unwritable folder.
+    and library versions give the same bytes. Raises SpecquantError for a broken table, before anything is written, and
+    for an unwritable folder.
     """
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
-    paths, sections = [], []
+    drawings = []
     for folder, figure, table in _tables(data_dir):
         frame = read_results(table)
         device = None if figure.published else read_provenance(table)["device"]
-        text = caption(figure.text, frame, device)
-        drawn = figure.draw(frame)
-        paths.append(save_figure(drawn, figure.name, figures_dir / folder, text))
-        plt.close(drawn)
-        location = paths[-1].relative_to(figures_dir).as_posix()
-        sections.append(f"## {location.removesuffix('.png')}\n\n![{figure.name}]({location})\n\n{text}\n")
-    if not paths:
+        drawings.append((folder, figure.name, figure.draw(frame), caption(figure.text, frame, device)))
+        plt.close(drawings[-1][2])  # pyplot forgets it; it can still be saved
+    if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
+    paths, sections = [], []
+    for folder, name, drawing, text in drawings:
+        paths.append(save_figure(drawing, name, figures_dir / folder, text))
+        location = paths[-1].relative_to(figures_dir).as_posix()
+        sections.append(f"## {location.removesuffix('.png')}\n\n![{name}]({location})\n\n{text}\n")
     heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF.\n"
     write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
     return paths

@@ -51,11 +51,12 @@ def write_report(folder: Path, profile: str, notebooks: Iterable[str]) -> Path:
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
-    """A notebook's record, empty where it has not run."""
+    """A notebook's record, empty where it has not run or the record is damaged."""
     try:
-        return json.loads((folder / "notebooks" / f"{name}.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "notebooks" / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) and {"error", "seconds", "files"} <= record.keys() else {}
 
 
 def _row(name: str, record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,12 +21,14 @@ TEXT_COLUMNS = {
     "throughput": ("model", "scheme", "method", "task", "weights", "acceptance"),
     "quality": ("model", "scheme", "domain", "weights"),
     "kernels": ("implementation", "scheme", "layer", "weights"),
+    "speedups": ("source", "where", "model", "gpu", "scheme", "method"),
 }
 NUMBER_COLUMNS = {
     "verify_cost": ("draft_size", "context_length", "time_ms", "p10_ms", "p90_ms", "repeats"),
     "throughput": ("accepted_length", "draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
     "quality": ("perplexity",),
     "kernels": ("in_features", "out_features", "draft_size", "time_us"),
+    "speedups": ("value",),
 }
 
 
@@ -57,8 +60,9 @@ def write_results(
 def read_results(path: str | os.PathLike, columns: Iterable[str] = ()) -> pd.DataFrame:
     """Read a table back; a relative path is below the project root.
 
-    Raises SpecquantError that names the file, and the line or column, where the file is missing, is no table, has a
-    torn row, lacks one of `columns` or a column that a table of its name has, or has text where numbers belong.
+    Raises SpecquantError that names the file, and the line or column, where the file is missing, is no table, holds no
+    row or a torn one, lacks one of `columns` or a column that a table of its name has, leaves out a name or a number,
+    or has text, an infinite or a negative number where numbers belong.
     """
     path = resolve(path)
     remedy = "measure it again, or take it from the repository"
@@ -69,26 +73,36 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = ()) -> pd.Dat
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
     _require_whole_rows(text, path, remedy)
-    frame = pd.read_csv(io.StringIO(text))
-    numbers = _columns(path, NUMBER_COLUMNS)
-    _require_columns(frame, (*_columns(path, TEXT_COLUMNS), *numbers, *columns), path)
+    names, numbers = _columns(path, TEXT_COLUMNS), _columns(path, NUMBER_COLUMNS)
+    frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(names, str))
+    _require_columns(frame, (*names, *numbers, *columns), path)
+    if frame.empty:
+        raise SpecquantError(f"{path} holds column names and no row: {remedy}")
+    for column in names:
+        if frame[column].isna().any():
+            line = int(frame[column].isna().idxmax()) + 2
+            raise SpecquantError(f"{path}, line {line}: column {column} is empty: {remedy}")
     for column in numbers:
-        if not pd.api.types.is_numeric_dtype(frame[column]):
-            wrong = frame[column][pd.to_numeric(frame[column], errors="coerce").isna() & frame[column].notna()]
-            line = int(wrong.index[0]) + 2
-            raise SpecquantError(f'{path}, line {line}: "{wrong.iloc[0]}" in column {column} is no number: {remedy}')
+        values = pd.to_numeric(frame[column], errors="coerce")
+        wrong = frame[column][~values.between(0, math.inf, inclusive="left")]
+        if not wrong.empty:
+            line, value = int(wrong.index[0]) + 2, "nothing" if pd.isna(wrong.iloc[0]) else f'"{wrong.iloc[0]}"'
+            raise SpecquantError(f"{path}, line {line}: {value} in column {column} where a number belongs: {remedy}")
     return frame
 
 
 def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON beside the table at `path`. Raises SpecquantError where it is missing or broken."""
+    """The JSON beside the table at `path`. Raises SpecquantError where it is missing, broken or names no device."""
     path = resolve(path).with_suffix(".json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecquantError(f"there is no provenance at {path}: specquant did not write its table") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SpecquantError(f"{path} is no JSON ({error}): measure its table again") from None
+    if not isinstance(record, dict) or not isinstance(record.get("device"), str):
+        raise SpecquantError(f"{path} names no device: measure its table again")
+    return record
 
 
 def _columns(path: Path, columns: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -1,0 +1,90 @@
+"""What speculative decoding looks like: a draft tree drawn, and a text coloured by where its tokens came from."""
+
+from html import escape
+
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
+
+from specquant.decoding import DraftTree, Generation
+from specquant.study.style import new_figure
+
+ACCEPTED, REJECTED = "#0173b2", "0.55"
+# Light backgrounds from the same palette: drafted and accepted, added by the target.
+DRAFTED, ADDED = "#b8dcf0", "#ffd9a8"
+INCHES_PER_LEAF = 0.11
+
+
+def draft_tree(tree: DraftTree, path: list[int], tokenizer: PreTrainedTokenizerBase) -> Figure:
+    """A draft tree from its root on the left, a column per depth; the rows in `path`, which were accepted, stand out."""
+    parents = tree.parents.tolist()
+    heights = leaf_heights(parents)
+    shown = {0, *path}
+    figure, (axis,) = new_figure(height_in=0.4 + INCHES_PER_LEAF * (1 + heights.max()))
+    for row, (token, depth) in enumerate(zip(tree.tokens.tolist(), tree.depths.tolist(), strict=True)):
+        accepted = row in shown
+        color, order = (ACCEPTED, 3) if accepted else (REJECTED, 1)
+        if row:
+            start = (depth - 1, heights[parents[row]])
+            axis.plot((start[0], depth), (start[1], heights[row]), color=color, zorder=order, linewidth=0.5 + accepted)
+        axis.text(
+            depth,
+            heights[row],
+            visible(tokenizer.decode([token])),
+            color=color if accepted else "0.2",
+            fontsize=5.5,
+            fontweight="bold" if accepted else "normal",
+            ha="center",
+            va="center",
+            zorder=order + 1,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )
+    axis.set(xlim=(-0.4, tree.depths.max().item() + 0.4), ylim=(heights.max() + 1, -1), xlabel="depth")
+    axis.set_xticks(range(tree.depths.max().item() + 1))
+    axis.set_yticks([])
+    axis.grid(visible=False)
+    for side in ("left", "right", "top"):
+        axis.spines[side].set_visible(False)
+    return figure
+
+
+def leaf_heights(parents: list[int]) -> np.ndarray:
+    """A height for each node: leaves one apart in depth-first order, the others in the middle of their children."""
+    children: list[list[int]] = [[] for _ in parents]
+    for row, parent in enumerate(parents[1:], start=1):
+        children[parent].append(row)
+    heights, leaves, stack = np.zeros(len(parents)), 0, [(0, False)]
+    while stack:
+        row, children_done = stack.pop()
+        if not children[row]:
+            heights[row], leaves = leaves, leaves + 1
+        elif children_done:
+            heights[row] = (heights[children[row][0]] + heights[children[row][-1]]) / 2
+        else:
+            stack += [(row, True), *((child, False) for child in reversed(children[row]))]
+    return heights
+
+
+def visible(text: str) -> str:
+    """A token's text with its white space to be seen."""
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$") or "∅"
+
+
+def coloured_text(generation: Generation, tokenizer: PreTrainedTokenizerBase) -> HTML:
+    """The new text of a generation: accepted drafts on one colour, the target's own tokens on another."""
+    origins = [False]  # the prompt's pass chose the first token
+    for step, length in zip(generation.steps, generation.accepted_lengths, strict=True):
+        origins += ([True] * (len(step.tokens) - 1) + [False])[:length]
+    spans, shown = [], ""
+    for count, drafted in enumerate(origins, start=1):
+        text = tokenizer.decode(generation.token_ids[:count], skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            continue  # half a character: the token that completes it shows it
+        spans.append(f'<span style="background:{DRAFTED if drafted else ADDED}">{escape(text[len(shown) :])}</span>')
+        shown = text
+    legend = (
+        f'<span style="background:{DRAFTED}">drafted and accepted</span> '
+        f'<span style="background:{ADDED}">the target\'s own</span>'
+    )
+    return HTML(f'<p>{legend}</p><pre style="white-space:pre-wrap">{"".join(spans)}</pre>')
