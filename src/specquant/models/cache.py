@@ -23,16 +23,13 @@ class KVCache:
     def capacity(self) -> int:
         return self.keys.shape[2]
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor, first_slot: int) -> None:
-        """Store keys and values [kv_heads, rows, head_dim] of one layer from `first_slot` on."""
-        last = first_slot + keys.shape[1]
-        if last > self.capacity:
+    def require(self, slots: int) -> None:
+        """Raises SpecquantError where a pass needs more slots than there are."""
+        if slots > self.capacity:
             raise SpecquantError(
-                f"the cache holds {self.capacity} positions and this pass needs {last}: shorten the prompt or the "
+                f"the cache holds {self.capacity} positions and this pass needs {slots}: shorten the prompt or the "
                 "draft, or give a larger context length"
             )
-        self.keys[layer, :, first_slot:last] = keys
-        self.values[layer, :, first_slot:last] = values
 
     def keep(self, rows: torch.Tensor) -> None:
         """Confirm these rows (int64 [n], ascending) of the pass that was written behind the confirmed slots."""

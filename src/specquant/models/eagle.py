@@ -52,7 +52,8 @@ class EagleHead(nn.Module):
         `Llama.forward`.
         """
         x = self.fc(torch.cat((self.embed_tokens(tokens), features), dim=-1))
-        return self.layer(x, positions, self.rotary, cache, mask)
+        x, delta = self.layer(x, x, positions, self.rotary, cache, mask)
+        return x + delta
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:

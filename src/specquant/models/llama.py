@@ -1,11 +1,13 @@
 """The Llama forward pass over a few new tokens: one sequence, a draft tree, or a chunk of a prompt."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig
 
 from specquant.kernels.attention import tree_attention
+from specquant.kernels.norm import add_rms_norm
+from specquant.kernels.rotary import rotate_and_cache
+from specquant.kernels.swiglu import swiglu
 from specquant.models.cache import KVCache
 from specquant.quant import Scheme, empty_linear, get_scheme
 
@@ -19,7 +21,11 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        return add_rms_norm(x, None, self.weight, self.epsilon)[1]
+
+    def add(self, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta, and its norm."""
+        return add_rms_norm(x, delta, self.weight, self.epsilon)
 
 
 class RotaryEmbedding(nn.Module):
@@ -33,12 +39,6 @@ class RotaryEmbedding(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         self.register_buffer("cosines", angles.cos(), persistent=False)
         self.register_buffer("sines", angles.sin(), persistent=False)
-
-    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotate x [rows, heads, head_dim] to its positions [rows]."""
-        first, second = x.chunk(2, dim=-1)
-        rotated = torch.cat((-second, first), dim=-1)
-        return x * self.cosines[positions, None] + rotated * self.sines[positions, None]
 
 
 class LlamaLayer(nn.Module):
@@ -54,7 +54,7 @@ class LlamaLayer(nn.Module):
         )
         hidden, inner = config.hidden_size, config.intermediate_size
         query_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.input_norm = RMSNorm(hidden, config.rms_norm_eps) if input_norm else nn.Identity()
+        self.input_norm = RMSNorm(hidden, config.rms_norm_eps) if input_norm else None
         self.qkv_proj = empty_linear(scheme, query_size + 2 * kv_size, hidden)
         self.o_proj = empty_linear(scheme, hidden, query_size)
         self.post_attention_norm = RMSNorm(hidden, config.rms_norm_eps)
@@ -62,29 +62,32 @@ class LlamaLayer(nn.Module):
         self.down_proj = empty_linear(scheme, hidden, inner)
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, rotary: RotaryEmbedding, cache: KVCache, mask: torch.Tensor
-    ) -> torch.Tensor:
-        x = x + self.o_proj(self.attend(self.input_norm(x), positions, rotary, cache, mask))
-        return x + self.down_proj(self.gate(self.post_attention_norm(x)))
+        self,
+        x: torch.Tensor,
+        normed: torch.Tensor,
+        positions: torch.Tensor,
+        rotary: RotaryEmbedding,
+        cache: KVCache,
+        mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream x and its norm, both [rows, hidden] -> x behind the attention, and what the MLP adds to
+        it: the next norm adds it."""
+        x, normed = self.post_attention_norm.add(x, self.o_proj(self.attend(normed, positions, rotary, cache, mask)))
+        return x, self.down_proj(self.gate(normed))
 
     def attend(
         self, x: torch.Tensor, positions: torch.Tensor, rotary: RotaryEmbedding, cache: KVCache, mask: torch.Tensor
     ) -> torch.Tensor:
         """Normalized x [rows, hidden] -> the input of o_proj [rows, heads * head_dim]; writes the cache."""
-        rows = len(x)
-        query, key, value = (
-            self.qkv_proj(x).view(rows, -1, self.head_dim).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        )
-        query, key = rotary(query, positions), rotary(key, positions)
-        first_slot = cache.length + mask.shape[1] - rows
-        cache.write(self.index, key.transpose(0, 1), value.transpose(0, 1), first_slot)
-        output = tree_attention(query, cache.keys[self.index], cache.values[self.index], cache.length, mask)
-        return output.reshape(rows, -1)
+        used = cache.length + mask.shape[1]
+        cache.require(used)
+        keys, values = cache.keys[self.index], cache.values[self.index]
+        query = rotate_and_cache(self.qkv_proj(x), rotary.cosines, rotary.sines, positions, keys, values, used - len(x))
+        return tree_attention(query, keys, values, cache.length, mask).reshape(len(x), -1)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return swiglu(self.gate_up_proj(x))
 
 
 class Llama(nn.Module):
@@ -130,9 +133,12 @@ class Llama(nn.Module):
         states after the final norm.
         """
         x = self.embed_tokens(tokens)
-        for layer in self.layers:
-            x = layer(x, positions, self.rotary, cache, mask)
-        return self.norm(x)
+        normed = self.layers[0].input_norm(x)
+        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
+        for layer, next_norm in zip(self.layers, next_norms, strict=True):
+            x, delta = layer(x, normed, positions, self.rotary, cache, mask)
+            x, normed = next_norm.add(x, delta)
+        return normed
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,85 @@
+"""The residual stream's sum and its RMS norm (arXiv 1910.07467), also with int8 quantization, in one pass."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from specquant.kernels.activations import SMALLEST, quantize_per_token
+from specquant.kernels.launch import jit, on_gpu, tl, triton
+from specquant.kernels.rounding import int8_row
+
+# Normed rows, or their codes and scales.
+Normed = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+def add_rms_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float, quantized: bool = False
+) -> tuple[torch.Tensor, Normed]:
+    """Add delta to x and normalize the sum, both [rows, size] of one dtype; weight: [size].
+
+    Returns the sum (x itself where delta is None) and its norm: x / sqrt(mean(x**2) + epsilon) * weight, computed in
+    float32 (float64 for float64 inputs) from the rounded sum and rounded once. quantized: the norm's codes and scales
+    instead, as `quantize_per_token` makes them of the rounded norm. A row does not depend on the other rows.
+    """
+    return (add_rms_norm_triton if on_gpu(x) else add_rms_norm_reference)(x, delta, weight, epsilon, quantized)
+
+
+def add_rms_norm_reference(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float, quantized: bool = False
+) -> tuple[torch.Tensor, Normed]:
+    """What `add_rms_norm` computes, by torch."""
+    x = x if delta is None else x + delta
+    normed = F.rms_norm(x, weight.shape, weight, epsilon)
+    return x, quantize_per_token(normed) if quantized else normed
+
+
+def add_rms_norm_triton(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float, quantized: bool = False
+) -> tuple[torch.Tensor, Normed]:
+    """`add_rms_norm` by one launch, a block for each row; codes are int8."""
+    rows, size = x.shape
+    x = x.contiguous()
+    total = x if delta is None else torch.empty_like(x)
+    normed = torch.empty_like(x, dtype=torch.int8 if quantized else x.dtype)
+    scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device) if quantized else None
+    block = triton.next_power_of_2(size)
+    _add_rms_norm_kernel[(rows,)](
+        x,
+        None if delta is None else delta.contiguous(),
+        weight,
+        total,
+        normed,
+        scales,
+        size,
+        epsilon,
+        SMALLEST=SMALLEST,
+        BLOCK=block,
+        num_warps=max(1, min(16, block // 512)),
+    )
+    return total, (normed, scales) if quantized else normed
+
+
+@jit
+def _add_rms_norm_kernel(
+    x, delta, weight, total, normed, scales, size, epsilon, SMALLEST: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    inside = column < size
+    at = row * size + column
+    values = tl.load(x + at, mask=inside, other=0.0)
+    if delta is not None:
+        added = tl.load(delta + at, mask=inside, other=0.0)
+        values = (values.to(tl.float32) + added.to(tl.float32)).to(values.dtype)
+        tl.store(total + at, values, mask=inside)
+    values = values.to(tl.float32)
+    shrink = tl.rsqrt(tl.sum(values * values, 0) / size + epsilon)
+    result = values * shrink * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    result = result.to(x.dtype.element_ty)
+    if scales is not None:
+        codes, scale = int8_row(result.to(tl.float32), SMALLEST)
+        tl.store(normed + at, codes, mask=inside)
+        tl.store(scales + row, scale)
+    else:
+        tl.store(normed + at, result, mask=inside)
