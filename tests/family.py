@@ -1,0 +1,56 @@
+"""Small random models as directories, laid out as data/tiny is, for tests that read, damage and combine them."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specquant.training.tokenizer import train_tokenizer
+
+VOCABULARY, CONTEXT_LENGTH = 270, 128
+TEXT = "\n".join(f"{a} plus {b} makes {a + b}, and {a} times {b} makes {a * b}." for a in range(40) for b in range(5))
+
+
+def write_family(root: Path) -> Path:
+    """Write target, intermediate and a head for each; sizes that every scheme can store."""
+    tokenizer = train_tokenizer([TEXT], VOCABULARY, CONTEXT_LENGTH)
+    for seed, (name, layers, heads) in enumerate((("target", 2, 4), ("intermediate", 1, 2))):
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64 * heads,
+            intermediate_size=128,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=1,
+            head_dim=64,
+            max_position_embeddings=CONTEXT_LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).half().save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+        _write_head(config, root / f"eagle-{name}")
+    return root
+
+
+def _write_head(config: LlamaConfig, path: Path) -> None:
+    """Random weights under the names that EAGLE's authors publish."""
+    hidden, inner, kv_size = config.hidden_size, config.intermediate_size, config.head_dim * config.num_key_value_heads
+    shapes = {
+        "fc": (hidden, 2 * hidden),
+        "layers.0.self_attn.q_proj": (hidden, hidden),
+        "layers.0.self_attn.k_proj": (kv_size, hidden),
+        "layers.0.self_attn.v_proj": (kv_size, hidden),
+        "layers.0.self_attn.o_proj": (hidden, hidden),
+        "layers.0.mlp.gate_proj": (inner, hidden),
+        "layers.0.mlp.up_proj": (inner, hidden),
+        "layers.0.mlp.down_proj": (hidden, inner),
+        "layers.0.post_attention_layernorm": (hidden,),
+    }
+    tensors = {f"{name}.weight": 0.05 * torch.randn(shape, dtype=torch.float16) for name, shape in shapes.items()}
+    config = LlamaConfig(**config.to_dict() | {"num_hidden_layers": 1})
+    config.save_pretrained(path)
+    save_file(tensors | {"fc.bias": torch.zeros(hidden, dtype=torch.float16)}, path / "model.safetensors")

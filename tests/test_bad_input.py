@@ -1,0 +1,349 @@
+"""Bad input at the command line: one line that says what is wrong and where, status 2, and nothing written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from specquant import paths
+from specquant.cli import main
+from specquant.models.loading import SIZES
+from specquant.study import batch
+from tests.family import TEXT, write_family
+from tests.study.conftest import Clone
+
+NEEDS = {"intermediate": "vanilla", "eagle-target": "eagle2", "eagle-intermediate": "hierarchical"}
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    return write_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def family(originals, tmp_path):
+    """A family of models to damage."""
+    yield Path(shutil.copytree(originals, tmp_path / "family"))
+    shutil.rmtree(tmp_path / "family")
+
+
+@pytest.fixture
+def refused(capfd, tmp_path):
+    """Run a command that must be refused; returns its one line. Also what libraries print would be seen."""
+
+    def refused(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        output = capfd.readouterr()
+        assert (status, output.out) == (2, "")
+        assert output.err.startswith("specquant: ")
+        assert output.err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return output.err
+
+    return refused
+
+
+def generate(model, *options):
+    return ("generate", "--model", model, "--prompt", "1 plus 1 makes", "--max-new-tokens", 4, *options)
+
+
+def change_config(directory, **fields):
+    """Set fields of config.json; None removes one."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def change_tensors(directory, **tensors):
+    """Set tensors, `__` standing for a dot; None removes one."""
+    file = directory / "model.safetensors"
+    changed = load_file(file) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, file)
+
+
+def test_the_undamaged_family_works(family, capfd):
+    for method in ("autoregressive", *NEEDS.values()):
+        assert main([str(argument) for argument in generate(family / "target", "--method", method, "--json")]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 1 + len(NEEDS)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--scheme", "w3a16"], "unknown scheme 'w3a16': choose one of fp16, w8a8"),
+        (["--scheme", "w4a16-g128-rot"], "make it once by `specquant quantize"),
+        (["--method", "medusa"], "unknown method 'medusa': choose one of autoregressive"),
+        (["--model", "nowhere"], "nowhere is not a model directory: it has no config.json"),
+        *((["--method", method, f"--{name}", "nowhere"], "nowhere is not a mo") for name, method in NEEDS.items()),
+        (["--prompt", ""], "the prompt is empty: give at least one character"),
+        (["--prompt", "<|begin|>"], "the prompt is empty"),
+        (["--prompt", "1 plus " * 200], "the context is 128: there is no room for a new token; shorten the prompt"),
+        (["--max-new-tokens", "0"], "the maximum of new tokens is 0; it must be at least 1"),
+        (["--max-new-tokens", "-1"], "the maximum of new tokens is -1"),
+        (["--temperature", "-0.5"], "a finite temperature above 0, not -0.5: 0 means greedy decoding"),
+        (["--temperature", "nan"], "a finite temperature above 0, not nan"),
+        (["--top-p", "0"], "top-p is the probability of the nucleus, above 0 and at most 1, not 0.0"),
+        (["--top-p", "1.1", "--temperature", "1"], "top-p is the probability of the nucleus"),
+        (["--seed", str(2**64)], "the seed 18446744073709551616 does not fit into 64 bits"),
+        (["--stop", ""], "a stop string is empty"),
+    ],
+)
+def test_options(originals, refused, options, says):
+    assert says in refused(*generate(originals / "target", *options))
+
+
+@pytest.mark.parametrize("name", ["target", *NEEDS])
+def test_missing_extra_and_misshapen_tensors(family, refused, name):
+    directory = family / name
+    command = generate(family / "target", "--method", NEEDS.get(name, "autoregressive"))
+    tensors = load_file(directory / "model.safetensors")
+    for tensor in tensors:
+        save_file({other: tensors[other] for other in tensors if other != tensor}, directory / "model.safetensors")
+        line = refused(*command)
+        assert f"{directory} is incomplete: it has no tensor" in line
+        assert tensor in line
+        save_file(tensors | {tensor: torch.zeros(2, 3, 5).half()}, directory / "model.safetensors")
+        assert str(directory) in (line := refused(*command))
+        assert "(2, 3, 5)" in line
+    save_file(tensors | {"layers.7.norm.bias": torch.zeros(2)}, directory / "model.safetensors")
+    assert f"{directory} has a tensor that config.json does not call for: layers.7.norm.bias" in refused(*command)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.ones(256, dtype=torch.int32), "norm.weight holds torch.int32 where torch.float32 belongs"),
+        (torch.full((256,), torch.nan), "norm.weight holds infinities or NaN in torch.float32"),
+    ],
+)
+def test_tensors_of_a_wrong_type_or_without_meaning(family, refused, tensor, says):
+    change_tensors(family / "target", model__norm__weight=tensor)
+    assert says in refused(*generate(family / "target"))
+
+
+def test_weights_that_fp16_cannot_hold(family, refused):
+    change_tensors(family / "target", model__embed_tokens__weight=torch.full((270, 256), 1e6))
+    assert "embed_tokens.weight holds infinities or NaN in torch.float16" in refused(*generate(family / "target"))
+
+
+@pytest.mark.parametrize("name", ["target", *NEEDS])
+@pytest.mark.parametrize("keep", [0, 5, 100, 100_000], ids=lambda keep: f"{keep} bytes")
+def test_torn_weights(family, refused, name, keep):
+    file = family / name / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    line = refused(*generate(family / "target", "--method", NEEDS.get(name, "autoregressive")))
+    assert f"{file} is damaged or not a safetensors file" in line
+    assert "copy it again" in line
+
+
+@pytest.mark.parametrize("name", ["target", *NEEDS])
+def test_missing_files(family, refused, name):
+    command = generate(family / "target", "--method", NEEDS.get(name, "autoregressive"))
+    (family / name / "model.safetensors").unlink()
+    assert f"{family / name} has no weights: no *.safetensors file is in it" in refused(*command)
+    (family / name / "config.json").unlink()
+    assert f"{family / name} is not a model directory: it has no config.json" in refused(*command)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not JSON"),
+        (b'{"model_type": "lla', "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[]", "is no JSON object: copy it again"),
+        (b"null", "is no JSON object: copy it again"),
+        (b"{}", "model_type is None; only 'llama' is supported"),
+        (b'{"model_type": "mistral"}', "model_type is 'mistral'; only 'llama' is supported"),
+        (b'{"model_type": "llama"}', "vocab_size is missing; give the number above 0"),
+    ],
+)
+def test_a_config_that_is_none(family, refused, content, says):
+    file = family / "target/config.json"
+    file.write_bytes(content)
+    assert f"{file}" in (line := refused(*generate(family / "target")))
+    assert says in line
+
+
+@pytest.mark.parametrize("field", SIZES)
+def test_a_config_without_a_size(family, refused, field):
+    """transformers would take the first Llama's: at worst, a wrong result without a word."""
+    for value, says in ((None, "is missing"), (0, "is 0"), (-4, "is -4"), ("big", "is 'big'")):
+        change_config(family / "target", **{field: value})
+        assert f"config.json: {field} {says}; give the number above 0" in refused(*generate(family / "target"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"hidden_size": 255}, "hidden size (255) is not a multiple of the number of attention heads (4)"),
+        ({"num_hidden_layers": 1}, "has a tensor that config.json does not call for: model.layers.1"),
+        ({"num_key_value_heads": 2}, "where config.json asks for (512, 256)"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported yet, only 'silu'"),
+        ({"attention_bias": True}, "attention_bias True is not supported yet"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling 'linear' is not supported yet"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "big"}}, "rope_theta is 'big'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantized by 'gptq', which is not supported yet"),
+        ({"quantization_config": "int4"}, "is quantized by 'int4', which is not supported yet"),
+        ({"quantization_config": {"quant_method": "specquant"}}, "names the scheme None, which this version does not"),
+        ({"quantization_config": {"quant_method": "specquant", "scheme": "w8a8"}}, "it has no tensor for"),
+    ],
+)
+def test_a_config_that_does_not_fit(family, refused, fields, says):
+    change_config(family / "target", **fields)
+    assert says in (line := refused(*generate(family / "target")))
+    assert str(family / "target") in line
+
+
+def test_companions_that_do_not_fit(family, refused):
+    """Another vocabulary or hidden size, a model for a head, a head for a model."""
+    target = family / "target"
+    command = generate(target, "--method", "eagle2", "--eagle-target")
+    assert "has hidden_size 128, and its model 256" in refused(*command, family / "eagle-intermediate")
+    assert f"{target} is no EAGLE head: it has 2 layers" in refused(*command, target)
+    change_config(family / "eagle-target", vocab_size=269)
+    assert "has vocab_size 269, and its model 270" in refused(*command, family / "eagle-target")
+
+    command = generate(target, "--method", "vanilla", "--intermediate")
+    assert "is incomplete: it has no tensor" in refused(*command, family / "eagle-intermediate")
+    embedding = load_file(family / "intermediate/model.safetensors")["model.embed_tokens.weight"]
+    change_config(family / "intermediate", vocab_size=269)
+    change_tensors(family / "intermediate", model__embed_tokens__weight=embedding[:269].clone())
+    says = "the drafter's vocabulary has 269 entries and its target's 270: use a drafter with the target's tokenizer"
+    assert says in refused(*command, family / "intermediate")
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_tokenizers(family, refused, file):
+    for damaged in (b"", b'{"version": ', b"[]", b"\xff\xfe"):
+        (family / "target" / file).write_bytes(damaged)
+        line = refused(*generate(family / "target"))
+        assert f"the tokenizer in {family / 'target'} is damaged" in line
+        assert "copy its files again" in line
+
+
+def test_a_missing_tokenizer_and_one_of_another_model(family, refused):
+    embedding = load_file(family / "target/model.safetensors")["model.embed_tokens.weight"]
+    change_config(family / "target", vocab_size=20)
+    change_tensors(family / "target", model__embed_tokens__weight=embedding[:20].clone())
+    assert "use the tokenizer that the model was trained with" in refused(*generate(family / "target"))
+    (family / "target/tokenizer.json").unlink()
+    assert f"{family / 'target'} has no tokenizer.json" in refused(*generate(family / "target"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+def test_quantize_into_a_folder_that_cannot_be_written(originals, refused, text, tmp_path):
+    def command(out):
+        return "quantize", originals / "target", "--scheme", "w8a8", "--calibration", text, "--out", out
+
+    (tmp_path / "full/file").mkdir(parents=True)
+    assert f"{text} exists and is not empty: choose another output directory" in refused(*command(text))
+    assert f"cannot write to {text}" in refused(*command(text / "out"))
+    assert f"{tmp_path / 'full'} exists and is not empty" in refused(*command(tmp_path / "full"))
+
+
+def test_quantize_what_cannot_be_quantized(family, refused, text, tmp_path):
+    """With its folder to be made: a refused model leaves no folder behind."""
+
+    def command(model, scheme="w8a8", calibration=text, *options):
+        out = tmp_path / "new/folder/out"
+        return "quantize", model, "--scheme", scheme, "--calibration", calibration, "--out", out, *options
+
+    target = family / "target"
+    assert "unknown scheme 'w3'" in refused(*command(target, "w3"))
+    assert "unknown quantization method 'magic': choose one of" in refused(
+        *command(target, "w8a8", text, "--quantizer", "magic")
+    )
+    assert "nowhere is not a model directory" in refused(*command("nowhere"))
+    assert "cannot read calibration text nowhere.txt" in refused(*command(target, calibration="nowhere.txt"))
+    text.write_text("1 plus 1")
+    assert "tokens: give one of 32 or more" in refused(*command(target))
+    assert "is incomplete: it has no tensor" in refused(*command(family / "eagle-target"))
+    change_tensors(target, model__norm__weight=None)
+    assert f"{target} is incomplete: it has no tensor model.norm.weight" in refused(*command(target))
+    (target / "model.safetensors").write_bytes(b"torn")
+    assert "is damaged or not a safetensors file" in refused(*command(target))
+
+
+def test_a_quantized_model_with_damaged_codes(family, refused, tmp_path, capfd):
+    model, out = family / "intermediate", family / "quantized"
+    options = ["--scheme", "w8a8", "--quantizer", "round-to-nearest"]
+    assert main(["quantize", str(model), *options, "--out", str(out)]) == 0
+    assert f"{out} is already quantized to w8a8" in refused(
+        "quantize", out, "--scheme", "w8a8", "--out", tmp_path / "again"
+    )
+    assert f"{out} is stored in w8a8, not in fp16" in refused(*generate(out, "--scheme", "fp16"))
+    codes = load_file(out / "model.safetensors")["layers.0.o_proj.codes"]
+    for damaged, says in ((codes.float(), "holds torch.float32"), (codes[1:].clone(), "has shape (127, 128)")):
+        change_tensors(out, layers__0__o_proj__codes=damaged)
+        assert f"{out}: layers.0.o_proj.codes {says}" in refused(*generate(out))
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A small clone for `study` and `figures` to run in."""
+    made = Clone(tmp_path / "clone")
+    made.notebook("00_first", "print(draft_size)")
+    made.results.mkdir()
+    shutil.copytree(paths.project_root() / "data/published", made.root / "data/published")
+    monkeypatch.setattr(paths, "project_root", lambda: made.root)
+    monkeypatch.setattr(batch, "project_root", lambda: made.root)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("profile", "says"),
+    [
+        ("draft_sise: 4", "no notebook has a parameter 'draft_sise'; did you mean 'draft_size'?"),
+        ("draft_size: many", "draft_size is 'many'; give a value of the type int"),
+        ("draft_size: [1, 2", "tiny.yaml is not valid YAML"),
+        ("- draft_size", "tiny.yaml must hold lines of the form `parameter: value`"),
+    ],
+)
+def test_study_with_a_bad_profile(clone, refused, profile, says):
+    clone.profile("tiny", profile)
+    assert says in (line := refused("study", "--results", clone.results))
+    assert "notebooks/profiles/tiny.yaml" in line
+
+
+def test_study_with_unknown_names_and_an_unwritable_folder(clone, refused):
+    assert "unknown profile 'huge': notebooks/profiles/ has tiny" in refused("study", "--profile", "huge")
+    assert "there is no notebook '07_magic': choose from 00_first" in refused("study", "--only", "07_magic")
+    file = clone.root / "src/code.py"
+    assert f"cannot write {file}" in refused("study", "--results", file)
+    assert clone.runs() == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[:-20], "speedups.csv breaks off in its last line"),
+        (lambda text: text.replace("2.78", "fast"), 'speedups.csv, line 2: "fast" in column value where a number'),
+        (lambda text: text.replace("gpu", "device", 1), "speedups.csv lacks the column gpu"),
+    ],
+)
+def test_figures_from_a_damaged_table(clone, refused, damage, says):
+    table = clone.root / "data/published/speedups.csv"
+    table.write_text(damage(table.read_text()))
+    assert says in (line := refused("figures"))
+    assert str(table) in line
+
+
+def test_figures_into_a_folder_that_cannot_be_written(clone, refused):
+    (clone.root / "figures").write_text("in the way")
+    assert f"cannot write {clone.root / 'figures'}" in refused("figures")
+
+
+def test_figures_without_a_table(clone, refused):
+    shutil.rmtree(clone.root / "data/published")
+    assert "there is no table to draw from" in refused("figures")
