@@ -78,7 +78,7 @@ class Recipe:
     written_rows: dict = field(default_factory=lambda: {"mathematics": 2560, "code": 5120, "prose": 2560})
     coldest: float = 0.6  # temperatures of what it writes
     hottest: float = 1.2
-    intermediate: Schedule = field(default=Schedule(steps=8000, learning_rate=4e-3, weight_decay=0.1, muon=True))
+    intermediate: Schedule = field(default=Schedule(steps=9000, learning_rate=8e-3, weight_decay=0.1, muon=True))
     intermediate_rows: dict = field(default_factory=lambda: {"mathematics": 7, "code": 11, "prose": 6, WRITTEN: 40})
     greedy_weight: float = 0.5  # of the target's most likely token, beside its distribution
     eagle_target: Schedule = field(default=Schedule(steps=2500, learning_rate=1e-3, weight_decay=0.05))
