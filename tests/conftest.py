@@ -35,3 +35,11 @@ def device() -> str:
     """Where Triton kernels run; without Triton (macOS) their tests are skipped."""
     pytest.importorskip("triton")
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory):
+    """A directory of small random models, laid out as data/tiny is. Copy it before you change it."""
+    from tests.family import write_family  # loads transformers
+
+    return write_family(tmp_path_factory.mktemp("models"))

@@ -12,21 +12,16 @@ from specquant import paths
 from specquant.cli import main
 from specquant.models.loading import SIZES
 from specquant.study import batch
-from tests.family import TEXT, write_family
+from tests.family import TEXT
 from tests.study.conftest import Clone
 
 NEEDS = {"intermediate": "vanilla", "eagle-target": "eagle2", "eagle-intermediate": "hierarchical"}
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    return write_family(tmp_path_factory.mktemp("family"))
-
-
 @pytest.fixture
-def family(originals, tmp_path):
+def family(small_models, tmp_path):
     """A family of models to damage."""
-    yield Path(shutil.copytree(originals, tmp_path / "family"))
+    yield Path(shutil.copytree(small_models, tmp_path / "family"))
     shutil.rmtree(tmp_path / "family")
 
 
@@ -93,8 +88,8 @@ def test_the_undamaged_family_works(family, capfd):
         (["--stop", ""], "a stop string is empty"),
     ],
 )
-def test_options(originals, refused, options, says):
-    assert says in refused(*generate(originals / "target", *options))
+def test_options(small_models, refused, options, says):
+    assert says in refused(*generate(small_models / "target", *options))
 
 
 @pytest.mark.parametrize("name", ["target", *NEEDS])
@@ -242,9 +237,9 @@ def text(tmp_path):
     return tmp_path / "text.txt"
 
 
-def test_quantize_into_a_folder_that_cannot_be_written(originals, refused, text, tmp_path):
+def test_quantize_into_a_folder_that_cannot_be_written(small_models, refused, text, tmp_path):
     def command(out):
-        return "quantize", originals / "target", "--scheme", "w8a8", "--calibration", text, "--out", out
+        return "quantize", small_models / "target", "--scheme", "w8a8", "--calibration", text, "--out", out
 
     (tmp_path / "full/file").mkdir(parents=True)
     assert f"{text} exists and is not empty: choose another output directory" in refused(*command(text))

@@ -1,0 +1,122 @@
+"""The methods, put together from model directories: real ones, and small random ones for what goes wrong."""
+
+import pytest
+import torch
+
+from specquant.decoding import EagleDrafter, Greedy, Speculator
+from specquant.errors import SpecquantError
+from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
+from specquant.models.loading import load_tokenizer
+from specquant.models.quantize import quantize_model
+from specquant.paths import project_root
+from specquant.quant import SCHEMES, get_scheme
+
+PROMPT = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"
+
+
+def decode(speculator, prompt, count=16):
+    """Tokens and accepted lengths of greedy decoding."""
+    tokens, lengths = list(speculator.prefill(prompt, Greedy()).tokens), []
+    while len(tokens) < count:
+        step = speculator.step(count - len(tokens))
+        tokens += step.tokens
+        lengths.append(step.accepted_length)
+    return tokens, lengths
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_method_decodes_the_targets_own_tokens(small_models, tmp_path, scheme):
+    """Random companions: nearly every draft is wrong, and the tokens are right all the same."""
+    target = small_models / "target"
+    if get_scheme(scheme).rotated:
+        quantize_model(target, scheme, tmp_path / scheme, method="round-to-nearest", progress=False)
+        models = tiny_models(small_models, tmp_path / scheme, dtype=torch.float64)
+    else:
+        models = tiny_models(small_models, scheme=scheme, dtype=torch.float64)
+    assert models.target.scheme.name == scheme
+    prompt = load_tokenizer(target)("7 plus 5 makes")["input_ids"]
+    expected, lengths = decode(models.speculator("autoregressive"), prompt)
+    assert lengths == [1] * 15
+    for method in METHODS[1:]:
+        assert decode(models.speculator(method), prompt)[0] == expected, method
+
+
+def test_the_methods_are_built_as_the_settings_say(small_models):
+    settings = DraftSettings(12, 4, 5, inner_draft_size=9, inner_iterations=2, min_draft_length=3)
+    models = tiny_models(small_models)
+    autoregressive, vanilla, eagle2, hierarchical = (models.speculator(method, settings) for method in METHODS)
+    assert autoregressive.drafter is None
+    assert all(method.model is models.target for method in (autoregressive, vanilla, eagle2, hierarchical))
+
+    def tree(drafter):
+        assert isinstance(drafter, EagleDrafter)
+        return drafter.draft_size, drafter.iterations, drafter.top_k
+
+    assert tree(eagle2.drafter) == (12, 4, 5)
+    assert eagle2.drafter.head.lm_head is models.target.lm_head
+    for level in (vanilla.drafter, hierarchical.drafter):
+        assert isinstance(level, Speculator)
+        assert level.min_draft_length == 3
+        assert level.model is models.intermediate("vanilla")  # loaded once
+    assert vanilla.drafter.drafter is None
+    assert tree(hierarchical.drafter.drafter) == (9, 2, 5)
+    assert hierarchical.drafter.drafter.head.embed_tokens is models.intermediate("vanilla").embed_tokens
+
+
+def test_the_papers_settings_are_the_default(small_models):
+    drafter = tiny_models(small_models).speculator("eagle2").drafter
+    assert (drafter.draft_size, drafter.iterations, drafter.top_k) == (60, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("method", "missing"),
+    [
+        ("vanilla", "intermediate model"),
+        ("eagle2", "eagle target model"),
+        ("hierarchical", "intermediate model"),
+    ],
+)
+def test_a_missing_companion_is_named(small_models, method, missing):
+    models = Models(small_models / "target")
+    assert models.speculator("autoregressive")
+    with pytest.raises(SpecquantError, match=f"the method {method} needs the directory of the {missing}"):
+        models.speculator(method)
+
+
+def test_a_missing_head_of_the_intermediate_is_named(small_models):
+    models = Models(small_models / "target", intermediate=small_models / "intermediate")
+    assert models.speculator("vanilla")
+    with pytest.raises(SpecquantError, match="hierarchical needs the directory of the eagle intermediate model"):
+        models.speculator("hierarchical")
+
+
+def test_companions_are_loaded_when_a_method_needs_them(small_models):
+    models = Models(small_models / "target", eagle_target="nowhere", intermediate=small_models / "intermediate")
+    assert models.speculator("vanilla")
+    with pytest.raises(SpecquantError, match="nowhere is not a model directory"):
+        models.speculator("eagle2")
+
+
+def test_an_unknown_method_is_refused(small_models):
+    with pytest.raises(SpecquantError, match="unknown method 'medusa': choose one of autoregressive, vanilla"):
+        Models(small_models / "target").speculator("medusa")
+
+
+def test_a_draft_size_that_the_tree_cannot_have_is_refused(small_models):
+    with pytest.raises(SpecquantError, match="a draft size of 512 does not exist: 6 iterations with top-k 10"):
+        tiny_models(small_models).speculator("eagle2", DraftSettings(draft_size=512))
+
+
+def test_a_head_drafts_for_a_rotated_target_as_for_the_target_itself(tmp_path):
+    """On the trained models: a head that read rotated features would have hardly a draft accepted."""
+    tiny = project_root() / "data/tiny"
+    quantize_model(tiny / "target", "w4a16-g128-rot", tmp_path / "rot", method="round-to-nearest", progress=False)
+    prompt = load_tokenizer(tiny / "target")(PROMPT)["input_ids"]
+    means = []
+    for options in ({"scheme": "w4a16-g128"}, {"target": tmp_path / "rot"}):
+        models = tiny_models("data/tiny", dtype=torch.float64, **options)
+        expected, _ = decode(models.speculator("autoregressive"), prompt, 40)
+        tokens, lengths = decode(models.speculator("eagle2"), prompt, 40)
+        assert tokens == expected
+        means.append(sum(lengths) / len(lengths))
+    assert means[1] > 0.7 * means[0] > 1.1

@@ -1,0 +1,107 @@
+"""Perplexity against transformers' own loss, and agreement, on documents of the models' own tokenizer."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from specquant.errors import SpecquantError
+from specquant.experiments.quality import Prediction, by_scheme, predict, quality, read_documents
+from specquant.models.loading import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_models):
+    return load_tokenizer(small_models / "target")
+
+
+@pytest.fixture(scope="module")
+def model(small_models):
+    return load_model(small_models / "target")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path / "texts.txt").write_text("1 plus 1 makes 2.\n\f\n3 times 4 makes 12, and more.\n\f\n \n\f\nlast\n")
+    return tmp_path / "texts.txt"
+
+
+def test_perplexity_is_that_of_transformers(small_models, tokenizer, model):
+    tokens = tokenizer("17 plus 5 makes 22, and 17 times 5 makes 85.")["input_ids"]
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        theirs = AutoModelForCausalLM.from_pretrained(small_models / "target", dtype=torch.float32)(ids, labels=ids)
+    prediction = predict(model, [tokens])
+    assert math.log(prediction.perplexity) == pytest.approx(float(theirs.loss), abs=1e-5)
+    assert prediction.greedy_tokens.tolist() == theirs.logits[0].argmax(dim=-1).tolist()
+    assert prediction.tokens == len(tokens)
+
+
+def test_every_document_starts_anew_and_counts_by_its_length(model, tokenizer):
+    first, second = (tokenizer(text)["input_ids"] for text in ("1 plus 1 makes 2.", "a"))
+    losses = [math.log(predict(model, [tokens]).perplexity) * (len(tokens) - 1) for tokens in (first, second)]
+    both = predict(model, [first, second])
+    assert math.log(both.perplexity) * (len(first) + len(second) - 2) == pytest.approx(sum(losses))
+    assert both.tokens == len(first) + len(second)
+
+
+def test_agreement_is_the_share_of_equal_tokens(model, tokenizer):
+    prediction = predict(model, [tokenizer("2 plus 2 makes 4.")["input_ids"]])
+    assert prediction.agreement(prediction) == 1
+    three_of_four = Prediction(1.0, torch.tensor([1, 2, 3, 4])).agreement(Prediction(9.0, torch.tensor([1, 2, 0, 4])))
+    assert three_of_four == 0.75
+
+
+def test_documents_are_cut_and_empty_ones_left_out(texts, tokenizer):
+    whole = read_documents(texts, tokenizer, longest=100)
+    expected = ("1 plus 1 makes 2.\n", "3 times 4 makes 12, and more.\n", "last\n")
+    assert whole == [tokenizer(text)["input_ids"] for text in expected]
+    cut = read_documents(texts, tokenizer, longest=4)
+    assert max(map(len, cut)) == 4
+    assert min(map(len, cut)) > 1  # a single token has no next one
+    assert cut[0] + cut[1] == whole[0][:8]
+    assert read_documents(texts, tokenizer, 100, most_tokens=len(whole[0]) + 1) == whole[:2]
+    assert read_documents(texts, tokenizer, 100, most_tokens=1) == whole[:1]
+
+
+def test_texts_that_are_missing_or_empty_are_refused(tmp_path, tokenizer):
+    with pytest.raises(SpecquantError, match=r"there is no text file .*missing\.txt"):
+        read_documents(tmp_path / "missing.txt", tokenizer, 100)
+    (tmp_path / "empty.txt").write_text("\n\f\n \n")
+    with pytest.raises(SpecquantError, match=r"empty\.txt holds no text"):
+        read_documents(tmp_path / "empty.txt", tokenizer, 100)
+
+
+def test_the_table_compares_with_the_reference(small_models, model, texts, tokenizer):
+    documents = read_documents(texts, tokenizer, 100)
+    domains = {"mathematics": documents[:2], "prose": documents[2:]}
+    rows, reference = quality(model, "small", "synthetic", domains)
+    assert list(rows.domain) == ["mathematics", "prose"]
+    assert set(rows.scheme) == {"fp16"}
+    assert list(rows.increase_percent) == [0, 0]
+    assert list(rows.agreement_percent) == [100, 100]
+    assert list(rows.perplexity) == [reference[domain].perplexity for domain in domains]
+
+    other = load_model(small_models / "target", "w4a16-g128")
+    quantized, own = quality(other, "small", "synthetic", domains, reference)
+    assert set(quantized.scheme) == {"w4a16-g128"}
+    ratios = [own[domain].perplexity / reference[domain].perplexity for domain in domains]
+    assert list(quantized.increase_percent) == pytest.approx([100 * (ratio - 1) for ratio in ratios])
+    assert (quantized.increase_percent != 0).all()
+    assert list(quantized.agreement_percent) == [100 * own[domain].agreement(reference[domain]) for domain in domains]
+
+
+def test_the_summary_is_the_mean_over_domains_in_the_order_asked_for():
+    rows = pd.DataFrame(
+        {
+            "scheme": ["fp16", "fp16", "w8a8", "w8a8"],
+            "domain": ["code", "prose"] * 2,
+            "increase_percent": [0.0, 0.0, 1.0, 4.0],
+            "agreement_percent": [100.0, 100.0, 99.0, 90.0],
+        }
+    )
+    table = by_scheme(rows, ["w8a8", "fp16"])
+    assert list(table.index) == ["w8a8", "fp16"]
+    assert table.loc["w8a8"].tolist() == [2.5, 94.5]
