@@ -13,6 +13,7 @@ import torch
 
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
+from specquant.kernels.acceptance import accept_greedily
 
 
 class Acceptance(NamedTuple):
@@ -37,14 +38,9 @@ class Greedy:
     """Keep the longest path whose every token is the model's most likely one."""
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
-        choices = logits.argmax(dim=-1)
-        wrong = tree.tokens != choices[tree.parents]
-        wrong[0] = False
-        accepted = ~(tree.ancestors & wrong).any(dim=1)
-        last = torch.where(accepted, tree.depths, -1).argmax()
-        # One transfer to the host: the path as flags, then the token.
-        *on_path, token = torch.cat((tree.ancestors[last].long(), choices[last, None])).tolist()
-        return Acceptance([row for row, flag in enumerate(on_path) if flag and row], token)
+        verdict = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits)
+        *path, token = verdict.tolist()  # the one transfer to the host
+        return Acceptance([row for row in path if row > 0], token)
 
 
 @dataclass

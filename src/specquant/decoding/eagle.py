@@ -5,6 +5,9 @@ import torch
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
+from specquant.kernels.activations import compute_dtype
+from specquant.kernels.top_k import log_softmax_top_k
+from specquant.kernels.tree import Frontier, Proposals, expand, rerank
 from specquant.models.eagle import EagleHead
 from specquant.models.llama import PREFILL_CHUNK, causal_mask
 
@@ -78,33 +81,17 @@ class EagleDrafter:
             return DraftTree.sequence(root)
 
         k = self.top_k
-        output = self._run_confirmed(self.known)[-1:]
-        scores, tokens = self._children(output, torch.zeros(1, device=root.device, dtype=output.dtype))
-        scores, tokens = scores[0], tokens[0]
-        # All proposals in order of level, the root first: their parents' index among them, token and path score.
-        all_parents = [torch.full((1,), -1, device=root.device), torch.zeros(k, dtype=torch.long, device=root.device)]
-        all_tokens, all_scores = [root, tokens], [scores]
-        inputs, nodes = output.expand(k, -1), torch.arange(1, k + 1, device=root.device)
-        mask = torch.eye(k, dtype=torch.bool, device=root.device)
-        for level in range(1, iterations):
-            positions = torch.full((k,), self.known + level - 1, device=root.device)
-            outputs = self.head(tokens, inputs, positions, self.cache, mask)
-            child_scores, child_tokens = self._children(outputs, scores)
-            first_child = 1 + k + (level - 1) * k * k
-            all_parents.append(nodes.repeat_interleave(k))
-            all_tokens.append(child_tokens.flatten())
-            all_scores.append(child_scores.flatten())
-            scores, chosen = child_scores.flatten().topk(k)
-            tokens, parents = child_tokens.flatten()[chosen], chosen // k
-            inputs, nodes = outputs[parents], first_child + chosen
-            mask = torch.cat((mask[parents], torch.eye(k, dtype=torch.bool, device=root.device)), dim=1)
-
-        # A path is never likelier than its beginning, and a stable sort prefers the earlier of two: parents stay.
-        ranked = torch.cat(all_scores).sort(descending=True, stable=True).indices
-        kept = torch.cat((nodes.new_zeros(1), 1 + ranked[: self.draft_size - 1].sort().values))
-        parents = torch.searchsorted(kept, torch.cat(all_parents)[kept])
-        parents[0] = -1
-        return DraftTree.from_parents(torch.cat(all_tokens)[kept], parents)
+        outputs = self._run_confirmed(self.known)[-1:]
+        proposals = Proposals.under(root, 1 + k + (iterations - 1) * k * k, compute_dtype(outputs))
+        frontier, first = Frontier.root(proposals), 1
+        for level in range(iterations):
+            if level:
+                positions = torch.full((k,), self.known + level - 1, device=root.device)
+                outputs = self.head(frontier.tokens, outputs[frontier.parents], positions, self.cache, frontier.mask)
+            log_p, tokens = log_softmax_top_k(self.head.logits(outputs), k)
+            frontier = expand(proposals, first, frontier, log_p, tokens)
+            first += log_p.numel()
+        return DraftTree(*rerank(proposals, self.draft_size))
 
     def _run_confirmed(self, last: int) -> torch.Tensor:
         """Run the confirmed rows up to position `last`, exclusive, and confirm them in the head's cache."""
@@ -114,8 +101,3 @@ class EagleDrafter:
         output = self.head(tokens, self.features[first:last], positions, self.cache, causal_mask(last - first, device))
         self.cache.length = last
         return output
-
-    def _children(self, outputs: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The top-k next tokens of each node [n, k], and the log-probabilities of the paths to them."""
-        log_p, tokens = self.head.logits(outputs).log_softmax(dim=-1).topk(self.top_k, dim=-1)
-        return scores[:, None] + log_p, tokens

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from specquant.kernels.tree import ancestors_of
+
 
 @dataclass(frozen=True)
 class DraftTree:
@@ -34,13 +36,7 @@ class DraftTree:
         n = len(tokens)
         if parents[0] != -1 or bool((parents[1:] >= torch.arange(1, n, device=parents.device)).any()):
             raise ValueError("a draft tree has its root first and every parent before its children")
-        nodes = torch.arange(n, device=tokens.device)
-        # The closure of "is my parent" by repeated squaring: paths of length 1, 2, 4, ... in a few small products.
-        reach = torch.eye(n, device=tokens.device)
-        reach[nodes[1:], parents[1:]] = 1
-        for _ in range(max(n - 1, 1).bit_length()):
-            reach = (reach @ reach).clamp_(max=1)
-        ancestors = reach > 0
+        ancestors = ancestors_of(parents)
         return cls(tokens, parents, ancestors.sum(dim=1) - 1, ancestors)
 
     @classmethod

@@ -120,7 +120,8 @@ def _rotate_and_cache_kernel(
     # Both halves have the same angles. Each product is rounded to the dtype of the model, then their sum.
     angle = tl.load(positions + row) * (2 * HALF) + column
     cosine, sine = tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
-    a, b, dtype = first.to(tl.float32), second.to(tl.float32), first.dtype
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    dtype: tl.constexpr = first.dtype
     turned_first = ((a * cosine).to(dtype).to(tl.float32) - (b * sine).to(dtype).to(tl.float32)).to(dtype)
     turned_second = ((b * cosine).to(dtype).to(tl.float32) + (a * sine).to(dtype).to(tl.float32)).to(dtype)
 

@@ -4,6 +4,7 @@ import torch
 from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
+from specquant.kernels.compaction import keep_path
 
 
 class KVCache:
@@ -33,10 +34,7 @@ class KVCache:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Confirm these rows (int64 [n], ascending) of the pass that was written behind the confirmed slots."""
-        source = self.length + rows
-        target = slice(self.length, self.length + len(rows))
-        self.keys[:, :, target] = self.keys[:, :, source]
-        self.values[:, :, target] = self.values[:, :, source]
+        keep_path(self.keys, self.values, self.length, rows)
         self.length += len(rows)
 
     def truncate(self, length: int) -> None:
