@@ -35,14 +35,14 @@ def test_draft_sizes_take_turns_behind_the_same_context(model, monkeypatch):
 
     monkeypatch.setattr(model, "forward", run)
     monkeypatch.setattr(model, "logits", lambda features: logits.append(len(features)) or head(features))
-    monkeypatch.setattr(compatibility, "perf_counter", lambda: next(clock) ** 2)  # each pass seems to take longer
+    monkeypatch.setattr(compatibility, "perf_counter", lambda: next(clock) ** 3)  # each pass seems to take longer
     table = verify_cost(model, "small", "synthetic", [4, 2], context_length=7, repeats=2, warm_up=1)
     prefill, *timed = passes
     assert prefill == (7, 0, list(range(7)))
     assert timed == [(size, 7, list(range(7, 7 + size))) for size in (4, 2)] * 3
     assert logits == [4, 2] * 3
-    # The warm-up reads the clock at 0 and 1. Then, in turns: 3² - 2², 5² - 4², 7² - 6² and 9² - 8² seconds.
-    assert list(table.time_ms) == [1e3 * (5 + 13) / 2, 1e3 * (9 + 17) / 2]
+    # The warm-up reads the clock at 0 and 1. Then, in turns: 3³ - 2³, 5³ - 4³, 7³ - 6³ and 9³ - 8³ seconds.
+    assert list(table.time_ms) == [1e3 * (19 + 127) / 2, 1e3 * (61 + 217) / 2]
 
 
 @pytest.mark.parametrize(
