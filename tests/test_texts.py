@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from specquant.models.loading import load_tokenizer
+
 DATA = Path(__file__).parents[1] / "data"
 TASKS = ("conversation", "rewriting", "summarization", "question-answering", "mathematics", "retrieval", "code")
 DOMAINS = ("mathematics", "code", "prose")
@@ -45,9 +47,10 @@ def test_tasks_are_balanced_in_order_and_numbered(prompts):
         assert ids == [f"{task}-{number:02d}" for number in range(1, len(ids) + 1)]
 
 
-def test_prompt_lengths_are_in_bounds(prompts):
-    outside = {prompt["id"]: len(prompt["prompt"]) for prompt in prompts if not 130 <= len(prompt["prompt"]) <= 800}
-    assert not outside
+def test_prompts_have_40_to_250_tokens(prompts):
+    tokenizer = load_tokenizer(DATA / "tiny/target")
+    lengths = {prompt["id"]: len(tokenizer(prompt["prompt"])["input_ids"]) for prompt in prompts}
+    assert not {prompt: length for prompt, length in lengths.items() if not 40 <= length <= 250}
 
 
 def test_prompts_do_not_begin_or_end_with_white_space(prompts):
