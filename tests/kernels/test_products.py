@@ -8,11 +8,11 @@ import torch
 
 from specquant.kernels import w4a8
 from specquant.kernels.fp16 import fp16_operand_dtype, fp16_product
-from specquant.kernels.int4 import pack_int4
+from specquant.kernels.int4 import pack_int4, pair_outputs
 from specquant.kernels.w4a16 import w4a16
 from specquant.kernels.w8a8 import EXACT_CHUNK, integer_product, w8a8
 
-ROWS, OUTPUTS, INPUTS, GROUP = 3, 5, 256, 128
+ROWS, OUTPUTS, INPUTS, GROUP = 3, 16, 256, 128
 GROUPS = INPUTS // GROUP
 
 
@@ -77,7 +77,7 @@ def test_w8a8(x, scales, generator):
 
 def test_qqq(x, codes, scales):
     weight = [[code - 8 for code in row] for row in codes.tolist()]
-    check_integer_product(lambda x: w4a8.qqq(x, pack_int4(codes), scales), x, weight, scales)
+    check_integer_product(lambda x: w4a8.qqq(x, pack_int4(codes, 8), scales), x, weight, scales)
 
 
 def test_qqq_group_rounds_the_exact_product_half_to_even(x, codes, scales, generator):
@@ -88,7 +88,8 @@ def test_qqq_group_rounds_the_exact_product_half_to_even(x, codes, scales, gener
         for o, row in enumerate(codes.tolist())
     ]
     assert max(abs(w) for row in weight for w in row) == 127
-    check_integer_product(lambda x: w4a8.qqq_group(x, pack_int4(codes), scales, group_scales), x, weight, scales)
+    stored = pair_outputs(group_scales.t())
+    check_integer_product(lambda x: w4a8.qqq_group(x, pack_int4(codes, 8), scales, stored), x, weight, scales)
 
 
 def test_qoq_group(x, codes, scales, generator):
@@ -98,15 +99,14 @@ def test_qoq_group(x, codes, scales, generator):
         [(code - int(group_zeros[o, i // GROUP])) * int(group_scales[o, i // GROUP]) for i, code in enumerate(row)]
         for o, row in enumerate(codes.tolist())
     ]
-    check_integer_product(
-        lambda x: w4a8.qoq_group(x, pack_int4(codes), scales, group_scales, group_zeros), x, weight, scales
-    )
+    grids = torch.cat((pair_outputs(group_scales.t()), pair_outputs(group_zeros.t())), dim=-1)
+    check_integer_product(lambda x: w4a8.qoq_group(x, pack_int4(codes, 8), scales, grids), x, weight, scales)
 
 
 def test_qoq(x, codes, scales):
-    zeros = torch.tensor([0, 15, 7, 8, 3], dtype=torch.uint8)
+    zeros = torch.arange(OUTPUTS, dtype=torch.uint8)
     weight = [[code - zero for code in row] for row, zero in zip(codes.tolist(), zeros.tolist(), strict=True)]
-    check_integer_product(lambda x: w4a8.qoq(x, pack_int4(codes), scales, zeros), x, weight, scales)
+    check_integer_product(lambda x: w4a8.qoq(x, pack_int4(codes, 8), scales, zeros), x, weight, scales)
 
 
 def test_w4a16_weights_are_exact(x, codes, generator):
@@ -115,17 +115,18 @@ def test_w4a16_weights_are_exact(x, codes, generator):
         [(code - 8) * Fraction(group_scales[o, i // GROUP].item()) for i, code in enumerate(row)]
         for o, row in enumerate(codes.tolist())
     ]
+    packed, stored_scales = pack_int4(codes, 16), pair_outputs(group_scales.t())
     # One input at a time: the product then shows a weight as it is.
     for i in (0, 1, 127, 128, 255):
         unit = torch.zeros(1, INPUTS)
         unit[0, i] = 1
-        y = w4a16(unit, pack_int4(codes), group_scales)
+        y = w4a16(unit, packed, stored_scales)
         assert [Fraction(value) for value in y[0].tolist()] == [row[i] for row in weight]
     exact = [[sum(Fraction(a) * w for a, w in zip(row, out, strict=True)) for out in weight] for row in x.tolist()]
     exact = torch.tensor([[float(value) for value in row] for row in exact], dtype=torch.float64)
     magnitude = exact.abs().max()
-    assert (w4a16(x, pack_int4(codes), group_scales) - exact).abs().max() < 1e-6 * magnitude
-    assert (w4a16(x.double(), pack_int4(codes), group_scales) - exact).abs().max() < 1e-14 * magnitude
+    assert (w4a16(x, packed, stored_scales) - exact).abs().max() < 1e-6 * magnitude
+    assert (w4a16(x.double(), packed, stored_scales) - exact).abs().max() < 1e-14 * magnitude
 
 
 def test_fp16_computes_in_float32_on_a_cpu(x, generator):
@@ -149,9 +150,9 @@ def test_integer_sums_are_exact_where_they_are_largest(inputs):
 @pytest.mark.parametrize("rows", [1, 3, 64, 1001])
 def test_integer_products_of_a_row_do_not_depend_on_the_other_rows(codes, scales, rows):
     x = torch.randn(rows, INPUTS)
-    y = w4a8.qqq(x, pack_int4(codes), scales)
+    y = w4a8.qqq(x, pack_int4(codes, 8), scales)
     zeros = torch.full((OUTPUTS,), 7, dtype=torch.uint8)
-    z = w4a8.qoq(x, pack_int4(codes), scales, zeros)
+    z = w4a8.qoq(x, pack_int4(codes, 8), scales, zeros)
     for i in {0, rows // 2, rows - 1}:
-        assert torch.equal(w4a8.qqq(x[i : i + 1], pack_int4(codes), scales)[0], y[i])
-        assert torch.equal(w4a8.qoq(x[i : i + 1], pack_int4(codes), scales, zeros)[0], z[i])
+        assert torch.equal(w4a8.qqq(x[i : i + 1], pack_int4(codes, 8), scales)[0], y[i])
+        assert torch.equal(w4a8.qoq(x[i : i + 1], pack_int4(codes, 8), scales, zeros)[0], z[i])

@@ -6,7 +6,7 @@ from specquant.quant import SCHEMES, quantize_linear
 from specquant.quant.gptq import gptq, inverse_factor
 from specquant.quant.grid import Grid
 
-OUTPUTS, INPUTS = 40, 256
+OUTPUTS, INPUTS = 48, 256
 four_bit_schemes = pytest.mark.parametrize(
     "scheme", [s for s in SCHEMES.values() if s.weight_bits == 4], ids=lambda s: s.name
 )

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import quantize_per_token
+from specquant.kernels.int4 import unpair_outputs
 from specquant.quant import SCHEMES, empty_linear, get_scheme, quantize_linear
 from specquant.quant.linear import QoQGroupLinear, QQQGroupLinear
 
@@ -116,14 +117,14 @@ def test_the_hessian_reaches_the_quantizer(scheme, weight):
 def test_weights_per_group_never_leave_int8(seed, storage, offset, spread, calibrated):
     """Not even for weights beyond the range that the scales were made for, which GPTQ's corrections produce."""
     generator = torch.Generator().manual_seed(seed)
-    magnitudes = torch.exp(torch.randn(6, 2, 1, generator=generator) * spread)
-    weight = ((torch.randn(6, 2, 128, generator=generator) + offset) * magnitudes).flatten(1)
+    magnitudes = torch.exp(torch.randn(16, 2, 1, generator=generator) * spread)
+    weight = ((torch.randn(16, 2, 128, generator=generator) + offset) * magnitudes).flatten(1)
     if calibrated:
         scheme = get_scheme("w4a8-qoq-g128" if storage is QoQGroupLinear else "w4a8-qqq-g128")
         mixing = torch.randn(256, 256, generator=generator)
         linear = quantize_linear(scheme, weight, mixing @ mixing.t())
     else:
-        linear = storage(6, 256)
+        linear = storage(16, 256)
         grouped = weight.unflatten(1, (2, 128))
         linear.fit(grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0))
         linear.set_codes(linear.grid().at(..., None).encode(grouped * 100).flatten(1))
@@ -131,19 +132,16 @@ def test_weights_per_group_never_leave_int8(seed, storage, offset, spread, calib
     assert integers.abs().max() <= 127
     assert torch.equal(integers, integers.round())
     if storage is QoQGroupLinear:  # a kernel multiplies before it subtracts, in a byte
-        products = linear.integer_codes().unflatten(1, (2, 128)).int() * linear.group_scales[..., None].int()
+        group_scales = unpair_outputs(linear.group_grids[..., :2]).t()
+        products = linear.integer_codes().unflatten(1, (2, 128)).int() * group_scales[..., None].int()
         assert products.max() <= 255
 
 
-@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if scheme.group_size])
-def test_inputs_that_are_no_whole_groups_are_refused(name):
-    with pytest.raises(SpecquantError, match=r"48 x 320 .* multiple of 128"):
-        empty_linear(get_scheme(name), 48, 320)
-
-
-def test_an_odd_number_of_inputs_is_refused():
-    with pytest.raises(SpecquantError, match="even"):
-        empty_linear(get_scheme("w4a8-qqq"), 48, 321)
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if scheme.weight_bits == 4])
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 320), (40, 384)])
+def test_matrices_that_are_no_whole_tiles_are_refused(name, outputs, inputs):
+    with pytest.raises(SpecquantError, match=rf"{outputs} x {inputs} .* multiple of 128 and its outputs of 16"):
+        empty_linear(get_scheme(name), outputs, inputs)
 
 
 @every_scheme

@@ -1,14 +1,69 @@
-"""Two 4-bit codes in a byte."""
+"""4-bit codes, two in a byte, in the order in which tensor cores take them.
+
+A matrix [out, in] is cut into tiles of 16 outputs by 128 inputs. A warp multiplies a tile, and each of its 32 lanes
+finds its share as 32 consecutive bytes: the fragments of operand A that PTX's `mma` and `wgmma` define, for 16-bit
+operands (slabs of 16 inputs) or 8-bit ones (slabs of 32). So weights are widened in the registers from which they are
+multiplied; in natural order they would have to be shuffled through shared memory first. Tiles of the same inputs lie
+together.
+
+The two outputs of a byte are 8 rows apart: lane 4 g + c holds outputs g (low half) and g + 8 (high half).
+"""
 
 import torch
 
+from specquant.errors import SpecquantError
 
-def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """Integer codes 0 to 15 [rows, columns], columns even -> uint8 [rows, columns / 2], even columns in low halves."""
-    codes = codes.to(torch.uint8)
-    return codes[:, 0::2] | codes[:, 1::2] << 4
+TILE_OUTPUTS, TILE_INPUTS = 16, 128
 
 
-def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of `pack_int4`: uint8 [rows, columns / 2] -> uint8 [rows, columns]."""
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
+    """The shape of a packed matrix [out, in]: [in / 128, out / 16, 32 lanes, 32 bytes].
+
+    Raises SpecquantError where the matrix is not made of whole tiles.
+    """
+    if out_features % TILE_OUTPUTS or in_features % TILE_INPUTS:
+        raise SpecquantError(
+            f"a {out_features} x {in_features} matrix cannot be stored in 4 bits: its inputs must be a multiple of "
+            f"{TILE_INPUTS} and its outputs of {TILE_OUTPUTS}"
+        )
+    return in_features // TILE_INPUTS, out_features // TILE_OUTPUTS, 32, 32
+
+
+def pack_int4(codes: torch.Tensor, operand_bits: int) -> torch.Tensor:
+    """Integer codes 0 to 15 [out, in] -> uint8 [in / 128, out / 16, 32, 32], for operands of 8 or 16 bits."""
+    inputs, outputs, _, _ = shape = packed_shape(*codes.shape)
+    tiles = codes.to(torch.uint8).reshape(outputs, 2, 8, inputs, TILE_INPUTS)
+    tiles = tiles[..., _input_order(operand_bits, codes.device)]
+    return (tiles[:, 0] | tiles[:, 1] << 4).permute(2, 0, 1, 3).reshape(shape)
+
+
+def unpack_int4(packed: torch.Tensor, operand_bits: int) -> torch.Tensor:
+    """The inverse of `pack_int4`: uint8 [in / 128, out / 16, 32, 32] -> uint8 [out, in]."""
+    inputs, outputs = packed.shape[:2]
+    tiles = torch.stack((packed & 15, packed >> 4)).reshape(2, inputs, outputs, 8, TILE_INPUTS)
+    tiles = tiles[..., _input_order(operand_bits, packed.device).argsort()]
+    return tiles.permute(2, 0, 3, 1, 4).reshape(outputs * TILE_OUTPUTS, inputs * TILE_INPUTS)
+
+
+def pair_outputs(values: torch.Tensor) -> torch.Tensor:
+    """Values of groups [groups, out] in the order in which lanes need them: [groups, out / 16, 8, 2].
+
+    The last dimension has the values for the low and the high halves of a lane's bytes.
+    """
+    return values.unflatten(1, (-1, 2, 8)).transpose(2, 3).contiguous()
+
+
+def unpair_outputs(pairs: torch.Tensor) -> torch.Tensor:
+    """The inverse of `pair_outputs`: [groups, out / 16, 8, 2] -> [groups, out]."""
+    return pairs.transpose(2, 3).flatten(1)
+
+
+def _input_order(operand_bits: int, device: torch.device) -> torch.Tensor:
+    """The inputs of a tile [128], as the bytes of the four lanes that share an output name them one after the other."""
+    lane = torch.arange(4, device=device)[:, None]
+    byte = torch.arange(32, device=device)
+    if operand_bits == 8:
+        order = byte // 8 * 32 + byte // 4 % 2 * 16 + lane * 4 + byte % 4
+    else:  # one 32-bit word widens to four registers of two values: even inputs lie in its low half, odd in its high
+        order = byte // 4 * 16 + byte % 2 * 8 + lane * 2 + byte // 2 % 2
+    return order.flatten()

@@ -1,26 +1,161 @@
-"""4-bit weights with a scale per group of inputs, fp16 activations (GPTQ, arXiv 2210.17323; Marlin, arXiv 2408.11743).
+"""4-bit weights with a scale per group of 128 inputs, 16-bit activations.
 
-Stored: codes, two per byte, [out, in / 2]; fp16 scales [out, in / group]. A weight is (code - 8) * scale.
+Sources: GPTQ, arXiv 2210.17323; Marlin, arXiv 2408.11743.
+
+Stored: codes in the order of `int4`, for 16-bit operands; fp16 scales [in / 128, out / 16, 8, 2], in its order too. A
+weight is (code - 8) * scale.
+
+The kernel multiplies the integers, which are exact in fp16 and bf16, and scales a group's sum.
 """
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.int4 import unpack_int4
+from specquant.kernels.int4 import unpack_int4, unpair_outputs
+from specquant.kernels.launch import jit, on_gpu, tl
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
+
+
+def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, row_invariant: bool = False) -> torch.Tensor:
+    """x [rows, in] times the stored matrix -> [rows, out] in x's dtype.
+
+    row_invariant: a row's result does not depend on how many other rows there are.
+    """
+    if on_gpu(x) and x.dtype != torch.float32:  # float32 would be rounded to tf32
+        return w4a16_triton(x, codes, scales, row_invariant)
+    return w4a16_product(x, w4a16_weight(codes, scales, compute_dtype(x)))
 
 
 def w4a16_weight(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight matrix [out, in] that a product multiplies: exact in float32, for 4 and 11 bits make 15."""
-    integers = unpack_int4(codes).to(dtype) - 8
-    return integers.mul_(scales.to(dtype).repeat_interleave(integers.shape[1] // scales.shape[1], dim=1))
+    """The weight matrix [out, in] that the reference multiplies: exact in float32, for 4 and 11 bits make 15."""
+    integers = unpack_int4(codes, operand_bits=16).to(dtype) - 8
+    return integers.mul_(unpair_outputs(scales).to(dtype).t().repeat_interleave(128, dim=1))
 
 
 def w4a16_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times weight [out, in] -> [rows, out] in x's dtype; float32 (float64) products and sums."""
+    """The reference: x [rows, in] times weight [out, in] -> [rows, out] in x's dtype; float32 (float64) arithmetic."""
     return F.linear(x.to(compute_dtype(x)), weight).to(x.dtype)
 
 
-def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
-    return w4a16_product(x, w4a16_weight(codes, scales, compute_dtype(x)))
+def w4a16_triton(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    row_invariant: bool = False,
+    chosen: Configuration | None = None,
+    assembly: bool | None = None,
+) -> torch.Tensor:
+    """The kernel's launcher; x is fp16 or bf16. assembly: widen codes by inline assembly, as is done on a GPU."""
+    return launch_product(
+        _kernel,
+        "w4a16",
+        x.contiguous(),
+        (codes.view(torch.int32), scales.view(torch.int32)),
+        codes.shape[1] * 16,
+        x.dtype,
+        accumulator=torch.float32,
+        row_invariant=row_invariant,
+        chosen=chosen,
+        ASSEMBLY=x.is_cuda if assembly is None else assembly,
+    )
+
+
+@jit
+def _kernel(
+    x, codes, scales, out, partials, arrivals, rows, out_features, in_features,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    lane = tl.program_id(1) * (OUTPUTS * 2) + tl.arange(0, OUTPUTS * 2)
+    first, end = steps(in_features, SPLITS)
+    codes += first * (out_features * 16) + lane[:, None] * 8 + tl.arange(0, 8)[None, :]
+    pair = tl.program_id(1) * (OUTPUTS // 2) + tl.arange(0, OUTPUTS // 2)
+    scales += first * (out_features // 2) + pair
+    x += row[None, :] * in_features + (first * 128 + tl.arange(0, 128))[:, None]
+    sums = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    for _ in tl.range(first, end, num_stages=STAGES):
+        words = tl.load(codes) if WHOLE else tl.load(codes, mask=lane[:, None] < out_features * 2, other=0)
+        pairs = tl.load(scales) if WHOLE else tl.load(scales, mask=pair < out_features // 2, other=0)
+        activations = tl.load(x, mask=row[None, :] < rows, other=0)
+        weights = _widen(words, OUTPUTS, activations.dtype, ASSEMBLY)
+        if ASSEMBLY:
+            products = tl.dot(weights, activations)
+        else:  # the interpreter has no bf16 products
+            products = tl.dot(weights.to(tl.float32), activations.to(tl.float32), input_precision="ieee")
+        scale = tl.permute(tl.reshape(_halves(pairs, tl.float16), (OUTPUTS // 16, 8, 2)), (0, 2, 1))
+        sums += products * tl.reshape(scale, (OUTPUTS,))[:, None].to(tl.float32)
+        codes += out_features * 16
+        scales += out_features // 2
+        x += 128
+    out += row[None, :] * out_features + output[:, None]
+    mask = (row[None, :] < rows) & (output[:, None] < out_features)
+    if SPLITS == 1:
+        tl.store(out, sums.to(out.dtype.element_ty), mask=mask)
+    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS, SPLITS):
+        tl.store(out, add_splits(mask, partials, OUTPUTS, ROWS, SPLITS).to(out.dtype.element_ty), mask=mask)
+
+
+@jit
+def _widen(words, OUTPUTS: tl.constexpr, DTYPE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Words [lanes, 8 slabs] -> integer weights [OUTPUTS, 128], already where the tensor cores want them."""
+    if ASSEMBLY:
+        # A number with a code in its lowest bits is 2^m + code; in fp16, four bits higher, it is 1024 + 16 code.
+        if DTYPE.is_fp16():
+            pairs = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 high, sixteenth, bias;
+                mov.b32 sixteenth, 0x2c002c00; mov.b32 bias, 0xd480d480; mov.b32 high, 0x64086408;
+                lop3.b32 $0, $4, 0x000f000f, 0x64006400, 0xea;
+                lop3.b32 $1, $4, 0x00f000f0, 0x64006400, 0xea;
+                sub.rn.f16x2 $0, $0, high;
+                fma.rn.f16x2 $1, $1, sixteenth, bias;
+                shr.u32 $3, $4, 8;
+                lop3.b32 $2, $3, 0x000f000f, 0x64006400, 0xea;
+                lop3.b32 $3, $3, 0x00f000f0, 0x64006400, 0xea;
+                sub.rn.f16x2 $2, $2, high;
+                fma.rn.f16x2 $3, $3, sixteenth, bias;
+                }""",
+                "=&r,=&r,=&r,=&r,r", [words], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            pairs = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 one, bias;
+                mov.b32 one, 0x3f803f80; mov.b32 bias, 0xc308c308;
+                shr.u32 $1, $4, 4; shr.u32 $2, $4, 8; shr.u32 $3, $4, 12;
+                lop3.b32 $0, $4, 0x000f000f, 0x43004300, 0xea;
+                lop3.b32 $1, $1, 0x000f000f, 0x43004300, 0xea;
+                lop3.b32 $2, $2, 0x000f000f, 0x43004300, 0xea;
+                lop3.b32 $3, $3, 0x000f000f, 0x43004300, 0xea;
+                fma.rn.bf16x2 $0, $0, one, bias;
+                fma.rn.bf16x2 $1, $1, one, bias;
+                fma.rn.bf16x2 $2, $2, one, bias;
+                fma.rn.bf16x2 $3, $3, one, bias;
+                }""",
+                "=&r,=&r,=&r,=&r,r", [words], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+            )  # fmt: skip
+        p0, p1 = _halves(pairs[0], DTYPE), _halves(pairs[1], DTYPE)
+        p2, p3 = _halves(pairs[2], DTYPE), _halves(pairs[3], DTYPE)
+    else:
+        p0, p1, p2, p3 = _codes(words, 0), _codes(words, 4), _codes(words, 8), _codes(words, 12)
+    weights = tl.join(tl.join(p0, p1), tl.join(p2, p3))  # lane, slab | input + 1, output + 8, input + 8
+    weights = tl.reshape(weights, (OUTPUTS // 16, 8, 4, 8, 2, 2, 2))
+    weights = tl.permute(weights, (0, 5, 1, 3, 6, 2, 4))  # output: tile, + 8, lane / 4; input: slab, + 8, lane % 4, + 1
+    return tl.reshape(weights, (OUTPUTS, 128))
+
+
+@jit
+def _halves(pair, DTYPE: tl.constexpr):
+    low, high = (pair & 0xFFFF).to(tl.int16), (pair >> 16).to(tl.int16)
+    return tl.join(low.to(DTYPE, bitcast=True), high.to(DTYPE, bitcast=True))
+
+
+@jit
+def _codes(words, SHIFT: tl.constexpr):
+    """The plain twin of the assembly: the codes at one place in both halves of each word, less 8."""
+    return tl.join(((words >> SHIFT) & 15) - 8, ((words >> (SHIFT + 16)) & 15) - 8)

@@ -5,12 +5,23 @@ Source: SmoothQuant, arXiv 2211.10438; its per-token dynamic form.
 Stored: int8 codes [out, in] within +-127; fp16 scales [out]. A weight is code * scale.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 
-from specquant.kernels.activations import compute_dtype, quantize_per_token
+from specquant.kernels.activations import compute_dtype, quantize_per_token, quantize_per_token_triton
+from specquant.kernels.launch import jit, on_gpu, tl
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
 
 EXACT_CHUNK = 1024  # 1024 * 127 * 127 < 2**24: up to here float32 sums of int8 products are exact in any order
+
+
+def w8a8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
+    if on_gpu(x):
+        return w8a8_triton(*quantize_per_token_triton(x), codes, scales, out_dtype=x.dtype)
+    return w8a8_product(x, codes.to(compute_dtype(x)), scales)
 
 
 def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -26,7 +37,7 @@ def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def w8a8_product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times integer weight [out, in] times scales [out] -> [rows, out] in x's dtype.
+    """The reference: x [rows, in] times integer weight [out, in] times scales [out] -> [rows, out] in x's dtype.
 
     The int32 sum is rounded to float32, multiplied by the token's scale, then by the channel's. weight: int8 values in
     float32 (float64 where x is).
@@ -35,6 +46,62 @@ def w8a8_product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) ->
     return integer_product(activations, weight).mul_(token_scales).mul_(scales).to(x.dtype)
 
 
-def w8a8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
-    return w8a8_product(x, codes.to(compute_dtype(x)), scales)
+def w8a8_triton(
+    x: torch.Tensor,
+    token_scales: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    out_dtype: torch.dtype,
+    chosen: Configuration | None = None,
+) -> torch.Tensor:
+    """The kernel's launcher for x already quantized: int8 [rows, in], and its scales, float32 [rows, 1].
+
+    Integer sums are exact, so that a row never depends on the others.
+    """
+    return launch_product(
+        _kernel,
+        "w8a8",
+        x,
+        (token_scales, codes, scales),
+        len(codes),
+        out_dtype,
+        accumulator=torch.int32,
+        chosen=chosen,
+        enable_fp_fusion=False,
+    )
+
+
+@jit
+def _kernel(
+    x, token_scales, codes, scales, out, partials, arrivals, rows, out_features, in_features,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    first, end = steps(in_features, SPLITS)
+    step = first * 128 + tl.arange(0, 128)
+    codes += output[:, None].to(tl.int64) * in_features + step[None, :]
+    x += row[None, :] * in_features + step[:, None]
+    sums = tl.zeros((OUTPUTS, ROWS), tl.int32)
+    for _ in tl.range(first, end, num_stages=STAGES):
+        weights = tl.load(codes) if WHOLE else tl.load(codes, mask=output[:, None] < out_features, other=0)
+        activations = tl.load(x, mask=row[None, :] < rows, other=0)
+        sums = tl.dot(weights, activations, sums, out_dtype=tl.int32)
+        codes += 128
+        x += 128
+    mask = (row[None, :] < rows) & (output[:, None] < out_features)
+    if SPLITS == 1:
+        store_scaled(sums, mask, token_scales, scales, out, row, output, rows, out_features)
+    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS, SPLITS):
+        sums = add_splits(mask, partials, OUTPUTS, ROWS, SPLITS)
+        store_scaled(sums, mask, token_scales, scales, out, row, output, rows, out_features)
+
+
+@jit
+def store_scaled(sums, mask, token_scales, scales, out, row, output, rows, out_features):
+    """Store integer sums [outputs, rows] as the reference does: rounded, times the token's scale, the channel's."""
+    token_scale = tl.load(token_scales + row, mask=row < rows, other=0)
+    scale = tl.load(scales + output, mask=output < out_features, other=0).to(tl.float32)
+    result = sums.to(tl.float32) * token_scale[None, :] * scale[:, None]
+    tl.store(out + row[None, :] * out_features + output[:, None], result.to(out.dtype.element_ty), mask=mask)

@@ -3,13 +3,22 @@
 import torch
 from torch import nn
 
-from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.fp16 import fp16_operand_dtype, fp16_product
-from specquant.kernels.int4 import pack_int4, unpack_int4
-from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight
-from specquant.kernels.w4a16 import w4a16_product, w4a16_weight
-from specquant.kernels.w8a8 import w8a8_product
+from specquant.kernels.int4 import pack_int4, packed_shape, pair_outputs, unpack_int4, unpair_outputs
+from specquant.kernels.launch import on_gpu
+from specquant.kernels.w4a8 import (
+    qoq,
+    qoq_group,
+    qoq_group_weight,
+    qoq_weight,
+    qqq,
+    qqq_group,
+    qqq_group_weight,
+    qqq_weight,
+)
+from specquant.kernels.w4a16 import w4a16, w4a16_product, w4a16_weight
+from specquant.kernels.w8a8 import w8a8, w8a8_product
 from specquant.quant.grid import Grid, in_groups
 
 SMALLEST_FP16 = 2.0**-24
@@ -18,21 +27,17 @@ SMALLEST_FP16 = 2.0**-24
 class PackedLinear(nn.Module):
     """One weight matrix [out, in] as its scheme stores it: buffers only, so that a state dict holds it.
 
-    Storage is packed and stays so (`nbytes`). The reference products multiply an unpacked float copy, made at the first
-    call and kept beside the storage, because a CPU has no 4-bit arithmetic; it is not part of the state.
+    Storage is packed, in the order that the kernels read, and stays so (`nbytes`). Where there is no GPU, the reference
+    products multiply an unpacked float copy, made at the first call and kept beside the storage, because a CPU has no
+    4-bit arithmetic; it is not part of the state.
     """
 
     group_size = 0  # inputs that share a scale; 0: all
+    operand_bits = 8  # that codes are widened to
+    row_invariant = False  # whether a row's result may not depend on how many other rows there are
 
     def __init__(self, out_features: int, in_features: int):
         super().__init__()
-        if self.group_size and in_features % self.group_size:
-            raise SpecquantError(
-                f"a {out_features} x {in_features} matrix cannot be quantized in groups of {self.group_size}: "
-                f"its inputs must be a multiple of {self.group_size}"
-            )
-        if in_features % 2:
-            raise SpecquantError(f"a {out_features} x {in_features} matrix cannot be packed: its inputs must be even")
         self.out_features, self.in_features = out_features, in_features
         self.groups = in_features // self.group_size if self.group_size else 1
         for name, (dtype, shape) in self.layout().items():
@@ -42,6 +47,10 @@ class PackedLinear(nn.Module):
     def layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """What is stored: name -> dtype and shape."""
         raise NotImplementedError
+
+    def pairs_shape(self, values: int) -> tuple[int, ...]:
+        """The shape of `values` numbers for each pair of outputs of each group (`kernels.int4.pair_outputs`)."""
+        return self.groups, self.out_features // 16, 8, values
 
     def fit(self, low: torch.Tensor, high: torch.Tensor) -> None:
         """Set scales (and zero points) for weights between low and high, both float32 [out, groups], low <= 0 <=
@@ -54,11 +63,11 @@ class PackedLinear(nn.Module):
 
     def set_codes(self, codes: torch.Tensor) -> None:
         """Store codes [out, in]."""
-        self.codes = pack_int4(codes)
+        self.codes = pack_int4(codes, self.operand_bits)
 
     def integer_codes(self) -> torch.Tensor:
         """The stored codes [out, in]."""
-        return unpack_int4(self.codes)
+        return unpack_int4(self.codes, self.operand_bits)
 
     def operand(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [out, in] that `multiply` takes, in `dtype`."""
@@ -68,11 +77,17 @@ class PackedLinear(nn.Module):
         """The product of x [rows, in] with `operand` and the scales."""
         raise NotImplementedError
 
+    def run_kernel(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of x [rows, in] on a GPU."""
+        raise NotImplementedError
+
     def operand_dtype(self, x: torch.Tensor) -> torch.dtype:
         return compute_dtype(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [rows, in] -> [rows, out] in x's dtype."""
+        if on_gpu(x):
+            return self.run_kernel(x)
         dtype = self.operand_dtype(x)
         if self._operand is None or self._operand.dtype != dtype:
             self._operand = self.operand(dtype)
@@ -106,8 +121,8 @@ class Float16Linear(PackedLinear):
     def layout(self):
         return {"weight": (torch.float16, (self.out_features, self.in_features))}
 
-    def operand_dtype(self, x):
-        return fp16_operand_dtype(x)
+    def run_kernel(self, x):
+        return fp16_product(x, self.weight.to(fp16_operand_dtype(x)))
 
     def operand(self, dtype):
         return self.weight.to(dtype)
@@ -143,6 +158,9 @@ class Int8Linear(PackedLinear):
     def operand(self, dtype):
         return self.codes.to(dtype)
 
+    def run_kernel(self, x):
+        return w8a8(x, self.codes, self.scales)
+
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
 
@@ -151,21 +169,25 @@ class Int4GroupLinear(PackedLinear):
     """4-bit codes with an fp16 scale per 128 inputs; fp16 activations (`kernels.w4a16`)."""
 
     group_size = 128
+    operand_bits = 16
 
     def layout(self):
         return {
-            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
-            "scales": (torch.float16, (self.out_features, self.groups)),
+            "codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
+            "scales": (torch.float16, self.pairs_shape(2)),
         }
 
     def fit(self, low, high):
-        self.scales = _fp16_scale(_symmetric_step(low, high))
+        self.scales = pair_outputs(_fp16_scale(_symmetric_step(low, high)).t())
 
     def grid(self):
-        return _grid(1, self.scales, zero=8)
+        return _grid(1, unpair_outputs(self.scales).t(), zero=8)
 
     def operand(self, dtype):
         return w4a16_weight(self.codes, self.scales, dtype)
+
+    def run_kernel(self, x):
+        return w4a16(x, self.codes, self.scales, self.row_invariant)
 
     def multiply(self, x, operand):
         return w4a16_product(x, operand)
@@ -176,7 +198,7 @@ class QQQLinear(PackedLinear):
 
     def layout(self):
         return {
-            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
             "scales": (torch.float16, (self.out_features,)),
         }
 
@@ -188,6 +210,9 @@ class QQQLinear(PackedLinear):
 
     def operand(self, dtype):
         return qqq_weight(self.codes, dtype)
+
+    def run_kernel(self, x):
+        return qqq(x, self.codes, self.scales)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -201,21 +226,24 @@ class QQQGroupLinear(PackedLinear):
 
     def layout(self):
         return {
-            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
             "scales": (torch.float16, (self.out_features,)),
-            "group_scales": (torch.float16, (self.out_features, self.groups)),
+            "group_scales": (torch.float16, self.pairs_shape(2)),
         }
 
     def fit(self, low, high):
         steps = _symmetric_step(low, high)
         self.scales = _fp16_scale(8 * steps.amax(dim=1) / 127)
-        self.group_scales = (steps / self.scales[:, None]).clamp_max_(127 / 8).half()
+        self.group_scales = pair_outputs((steps / self.scales[:, None]).clamp_max_(127 / 8).half().t())
 
     def grid(self):
-        return _grid(self.scales[:, None], self.group_scales, zero=8, integer=True)
+        return _grid(self.scales[:, None], unpair_outputs(self.group_scales).t(), zero=8, integer=True)
 
     def operand(self, dtype):
         return qqq_group_weight(self.codes, self.group_scales, dtype)
+
+    def run_kernel(self, x):
+        return qqq_group(x, self.codes, self.scales, self.group_scales)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -227,7 +255,7 @@ class QoQLinear(PackedLinear):
 
     def layout(self):
         return {
-            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
             "scales": (torch.float16, (self.out_features,)),
             "zeros": (torch.uint8, (self.out_features,)),
         }
@@ -242,6 +270,9 @@ class QoQLinear(PackedLinear):
     def operand(self, dtype):
         return qoq_weight(self.codes, self.zeros, dtype)
 
+    def run_kernel(self, x):
+        return qoq(x, self.codes, self.scales, self.zeros)
+
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
 
@@ -255,10 +286,9 @@ class QoQGroupLinear(PackedLinear):
 
     def layout(self):
         return {
-            "codes": (torch.uint8, (self.out_features, self.in_features // 2)),
+            "codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
             "scales": (torch.float16, (self.out_features,)),
-            "group_scales": (torch.uint8, (self.out_features, self.groups)),
-            "group_zeros": (torch.uint8, (self.out_features, self.groups)),
+            "group_grids": (torch.uint8, self.pairs_shape(4)),  # scales, then zero points
         }
 
     def fit(self, low, high):
@@ -267,15 +297,15 @@ class QoQGroupLinear(PackedLinear):
         low = (low / self.scales[:, None]).round_().clamp_(-limit, 0)
         high = (high / self.scales[:, None]).round_().clamp_(0, limit)
         steps = ((high - low) / 15).round_().clamp_(1, 16)
-        self.group_scales = steps.to(torch.uint8)
-        self.group_zeros = (-low / steps).round_().clamp_(0, 15).to(torch.uint8)
+        zeros = (-low / steps).round_().clamp_(0, 15)
+        self.group_grids = torch.cat([pair_outputs(values.to(torch.uint8).t()) for values in (steps, zeros)], dim=-1)
 
     def grid(self):
-        zeros = self.group_zeros.float()
-        reach = (127 / self.group_scales.float()).floor_()
+        steps, zeros = (unpair_outputs(values).t().float() for values in self.group_grids.chunk(2, dim=-1))
+        reach = (127 / steps).floor_()
         return _grid(
             self.scales[:, None],
-            self.group_scales,
+            steps,
             zeros,
             lowest=(zeros - reach).clamp_min_(0),
             highest=(zeros + reach).clamp_max_(15),
@@ -283,7 +313,10 @@ class QoQGroupLinear(PackedLinear):
         )
 
     def operand(self, dtype):
-        return qoq_group_weight(self.codes, self.group_scales, self.group_zeros, dtype)
+        return qoq_group_weight(self.codes, self.group_grids, dtype)
+
+    def run_kernel(self, x):
+        return qoq_group(x, self.codes, self.scales, self.group_grids)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)

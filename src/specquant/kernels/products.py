@@ -1,0 +1,146 @@
+"""What the linear products share: how the work is cut up, and how partial sums become one result.
+
+All of them compute the transposed product, weight [out, in] times x^T [in, rows], so that the few rows of decoding and
+verification lie along the narrow side of the tensor cores' tile. A program makes a tile of outputs by rows from a share
+of the inputs. Where the inputs are split among programs, each stores its partial sums, and the last to finish adds them
+up in the order of the splits: the same inputs give the same bits, whoever is last.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, jit, multiprocessors, tl, triton
+
+ROW_TILES = (16, 32, 64, 128)  # one pass has up to 64 rows; a prompt's chunk takes tiles of 128
+GROUP = 128  # inputs in one step of every product
+
+
+class Configuration(NamedTuple):
+    """How a product is cut up: outputs of a program, splits of the inputs, stages of the load pipeline, warps."""
+
+    outputs: int
+    splits: int
+    stages: int
+    warps: int
+
+
+@cache
+def _table() -> dict:
+    return json.loads((files("specquant.kernels") / "configurations.json").read_text())
+
+
+def row_tile(rows: int) -> int:
+    """The rows of a program's tile."""
+    return next((tile for tile in ROW_TILES if rows <= tile), ROW_TILES[-1])
+
+
+def configuration(
+    scheme: str, out_features: int, in_features: int, rows: int, device: torch.device, row_invariant: bool = False
+) -> Configuration:
+    """The recorded winner for this shape on this kind of GPU, or a choice that works everywhere.
+
+    The order in which a row's products are summed depends on the splits alone, so `row_invariant` takes those of
+    one row, whatever the number of rows.
+    """
+    tile = row_tile(rows)
+    recorded = _table().get(_kind(device), {}).get(scheme, {}).get(f"{out_features}x{in_features}", {}).get(str(tile))
+    chosen = Configuration(*recorded) if recorded else _untuned(out_features, in_features, tile, device)
+    if row_invariant and tile > ROW_TILES[0]:
+        chosen = chosen._replace(splits=configuration(scheme, out_features, in_features, 1, device).splits)
+    return chosen
+
+
+def _kind(device: torch.device) -> str:
+    return "sm{}{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else "interpreter"
+
+
+def _untuned(out_features: int, in_features: int, tile: int, device: torch.device) -> Configuration:
+    outputs = 64 if tile == 16 else 128
+    programs = -(-out_features // outputs)
+    splits = min(in_features // GROUP // 4, 3 * multiprocessors(device) // programs, 16)
+    return Configuration(outputs, max(splits, 1), stages=4 if tile == 16 else 3, warps=4 if tile <= 32 else 8)
+
+
+def launch_product(
+    kernel,
+    scheme: str,
+    x: torch.Tensor,
+    operands: tuple[torch.Tensor, ...],
+    out_features: int,
+    out_dtype: torch.dtype,
+    *,
+    accumulator: torch.dtype,
+    row_invariant: bool = False,
+    chosen: Configuration | None = None,
+    **constants,
+) -> torch.Tensor:
+    """Run kernel(x, *operands, out, partial sums, arrivals, rows, outputs, inputs, ...) and return out [rows, out].
+
+    x [rows, in] is contiguous. `chosen` overrides the recorded configuration. Products of one device must run one
+    after another, as those of one stream do: they share the arrival counters. Raises SpecquantError for a shape that
+    the kernels cannot multiply.
+    """
+    rows, in_features = x.shape
+    if in_features % GROUP or out_features % 16:
+        raise SpecquantError(
+            f"a {out_features} x {in_features} matrix has no kernel: its inputs must be a multiple of {GROUP} and its "
+            "outputs of 16"
+        )
+    out = torch.empty(rows, out_features, dtype=out_dtype, device=x.device)
+    if not rows:
+        return out
+    chosen = chosen or configuration(scheme, out_features, in_features, rows, x.device, row_invariant)
+    tile = row_tile(rows)
+    grid = (triton.cdiv(rows, tile), triton.cdiv(out_features, chosen.outputs), chosen.splits)
+    partials = out
+    if chosen.splits > 1:
+        if grid[0] * grid[1] > MOST_COUNTERS:
+            raise SpecquantError(f"{rows} rows of {out_features} outputs are too many for one product: take fewer rows")
+        size = grid[0] * grid[1] * chosen.splits * chosen.outputs * tile
+        partials = torch.empty(size, dtype=accumulator, device=x.device)
+    kernel[grid](
+        x, *operands, out, partials, arrival_counters(x.device), rows, out_features, in_features,
+        OUTPUTS=chosen.outputs, ROWS=tile, SPLITS=chosen.splits, STAGES=chosen.stages,
+        WHOLE=out_features % chosen.outputs == 0, num_warps=chosen.warps, **constants,
+    )  # fmt: skip
+    return out
+
+
+@jit
+def steps(in_features, SPLITS: tl.constexpr):
+    """The first and the last step (excluded) of this program's share of the inputs."""
+    split = tl.program_id(2)
+    count = in_features // 128
+    return split * count // SPLITS, (split + 1) * count // SPLITS
+
+
+@jit
+def is_last(sums, mask, partials, arrivals, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+    """Store this program's partial sums [OUTPUTS, ROWS]; says whether those of all splits of the tile are there now."""
+    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    place = partials + (tile * SPLITS + tl.program_id(2)) * (OUTPUTS * ROWS)
+    tl.store(place + tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :], sums, mask=mask)
+    tl.debug_barrier()  # all threads' stores come before the arrival of the program
+    last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLITS - 1
+    if last:
+        tl.store(arrivals + tile, 0)
+    return last
+
+
+@jit
+def add_splits(mask, partials, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+    """The sum over the splits [OUTPUTS, ROWS], in their order."""
+    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    place = partials + tile * SPLITS * (OUTPUTS * ROWS)
+    place += tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    sums = tl.load(place, mask=mask, cache_modifier=".cg")
+    for split in tl.static_range(1, SPLITS):
+        sums += tl.load(place + split * (OUTPUTS * ROWS), mask=mask, cache_modifier=".cg")
+    return sums

@@ -1,0 +1,186 @@
+"""The kernels of the linear products against their references: on the GPU, or in Triton's interpreter."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.kernels import w4a8
+from specquant.kernels.activations import quantize_per_token, quantize_per_token_triton
+from specquant.kernels.int4 import pack_int4, pair_outputs
+from specquant.kernels.products import Configuration, configuration, row_tile
+from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
+from specquant.kernels.w8a8 import w8a8, w8a8_triton
+
+FORMS = ("w8a8", "qqq", "qqq-g128", "qoq", "qoq-g128")
+# Rows, outputs, inputs and how they are cut up: masked rows, outputs that are no whole tile, uneven splits.
+EDGES = [
+    (1, 16, 128, Configuration(64, 1, 2, 4)),
+    (3, 80, 384, Configuration(64, 2, 3, 4)),
+    (17, 64, 256, Configuration(64, 1, 2, 4)),
+    (64, 144, 640, Configuration(128, 3, 2, 8)),
+    (150, 64, 128, Configuration(64, 1, 2, 4)),
+    (130, 48, 384, None),
+]
+edges = pytest.mark.parametrize(("rows", "outputs", "inputs", "chosen"), EDGES, ids=lambda value: str(value))
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def w4a16_matrix(outputs, inputs, generator):
+    codes = torch.randint(0, 16, (outputs, inputs), generator=generator)
+    scales = (torch.rand(inputs // 128, outputs, generator=generator) * 0.02).half()
+    return pack_int4(codes, 16), pair_outputs(scales)
+
+
+def integer_matrix(form, outputs, inputs, generator):
+    """The stored tensors of a matrix."""
+    scales = (torch.rand(outputs, generator=generator) * 0.02 + 0.001).half()
+    if form == "w8a8":
+        return torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8), scales
+    codes = pack_int4(torch.randint(0, 16, (outputs, inputs), generator=generator), 8)
+    groups = inputs // 128
+    if form == "qqq":
+        return codes, scales
+    if form == "qoq":
+        return codes, scales, torch.randint(0, 16, (outputs,), generator=generator, dtype=torch.uint8)
+    if form == "qqq-g128":
+        group_scales = (torch.rand(groups, outputs, generator=generator) * 15 + 0.3).half()
+        group_scales[:, ::3] = 0.5  # every odd code is a tie
+        return codes, scales, pair_outputs(group_scales)
+    steps = torch.randint(1, 9, (groups, outputs), generator=generator, dtype=torch.uint8)
+    zeros = torch.randint(0, 16, (groups, outputs), generator=generator, dtype=torch.uint8)
+    return codes, scales, torch.cat((pair_outputs(steps), pair_outputs(zeros)), dim=-1)
+
+
+REFERENCES = {
+    "w8a8": w8a8,
+    "qqq": w4a8.qqq,
+    "qqq-g128": w4a8.qqq_group,
+    "qoq": w4a8.qoq,
+    "qoq-g128": w4a8.qoq_group,
+}
+
+
+def integer_launcher(form):
+    return w8a8_triton if form == "w8a8" else partial(w4a8.w4a8_triton, form)
+
+
+def to(device, tensors):
+    return [tensor.to(device) for tensor in tensors]
+
+
+def relative_error(y, expected):
+    return ((y.double().cpu() - expected).norm() / expected.norm()).item()
+
+
+@edges
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_w4a16(rows, outputs, inputs, chosen, dtype, device, generator):
+    matrix = w4a16_matrix(outputs, inputs, generator)
+    x = torch.randn(rows, inputs, generator=generator).to(dtype)
+    y = w4a16_triton(x.to(device), *to(device, matrix), chosen=chosen)
+    assert y.shape == (rows, outputs)
+    assert y.dtype == dtype
+    expected = w4a16_product(x.double(), w4a16_weight(*matrix, torch.float64))
+    # What rounding the output costs; the interpreter rounds to bf16 towards zero.
+    assert relative_error(y, expected) < (4e-4 if dtype == torch.float16 else 4e-3)
+
+
+@edges
+@pytest.mark.parametrize("form", FORMS)
+def test_integer_products_are_exact(form, rows, outputs, inputs, chosen, device, generator):
+    matrix = integer_matrix(form, outputs, inputs, generator)
+    x = torch.randn(rows, inputs, generator=generator).half()
+    codes, scales = quantize_per_token(x)
+    x_codes, x_scales = codes.to(torch.int8).to(device), scales.to(device)
+    y = integer_launcher(form)(x_codes, x_scales, *to(device, matrix), out_dtype=torch.float16, chosen=chosen)
+    assert torch.equal(y.cpu(), REFERENCES[form](x, *matrix))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_beyond_float32s_integers_are_rounded_once(form, device, generator):
+    """The largest activations times the largest weights, in float32."""
+    matrix = integer_matrix(form, 16, 8192, generator)
+    x = torch.ones(1, 8192)
+    codes, scales = quantize_per_token(x)
+    launched = integer_launcher(form)(
+        codes.to(torch.int8).to(device), scales.to(device), *to(device, matrix), out_dtype=torch.float32
+    )
+    assert torch.equal(launched.cpu(), REFERENCES[form](x, *matrix))
+
+
+def test_no_rows_make_no_output(device, generator):
+    y = w4a16_triton(torch.empty(0, 128, dtype=torch.float16, device=device), *w4a16_matrix(16, 128, generator))
+    assert y.shape == (0, 16)
+
+
+def test_a_shape_that_has_no_kernel_is_refused(device, generator):
+    codes, scales = integer_matrix("w8a8", 16, 64, generator)
+    with pytest.raises(SpecquantError, match=r"16 x 64 .* multiple of 128"):
+        w8a8_triton(*quantize_per_token_triton(torch.ones(1, 64)), codes, scales, out_dtype=torch.float16)
+
+
+def test_tiles_hold_up_to_their_number_of_rows():
+    assert [row_tile(rows) for rows in (1, 16, 17, 32, 33, 64, 65, 500)] == [16, 16, 32, 32, 64, 64, 128, 128]
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a8-qqq"])
+def test_row_invariance_splits_alike_whatever_the_rows(scheme):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for outputs, inputs in ((8192, 8192), (57344, 8192), (640, 384)):
+        splits = {configuration(scheme, outputs, inputs, rows, device, True).splits for rows in (1, 20, 64, 512)}
+        assert splits == {configuration(scheme, outputs, inputs, 1, device).splits}
+
+
+COMPILE = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from specquant.kernels import w4a8, w4a16
+
+def ptx(kernel, capability, pointers, **constants):
+    constants |= dict(OUTPUTS=128, ROWS=16, SPLITS=1, STAGES=3, WHOLE=True, ASSEMBLY=True)
+    types = dict(rows="i32", out_features="i32", in_features="i32") | pointers
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    divisible = [*pointers, "out_features", "in_features"]
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, GPUTarget("cuda", capability, 32), dict(num_warps=4, num_stages=3)).asm["ptx"]
+
+half = dict(x="*fp16", codes="*i32", scales="*i32", out="*fp16", partials="*fp32", arrivals="*i32")
+whole = dict(x="*i8", token_scales="*fp32", codes="*u8", scales="*fp16", out="*fp16", partials="*i32", arrivals="*i32")
+grids = {"qqq": {}, "qoq": dict(grid="*u8"), "qqq-g128": dict(grid="*i32"), "qoq-g128": dict(grid="*i32")}
+for capability in (80, 90):
+    texts = [ptx(w4a16._kernel, capability, half)]
+    for form, grid in grids.items():
+        constants = dict(FORM=form) if grid else dict(FORM=form, grid=None)
+        texts.append(ptx(w4a8._kernel, capability, whole | grid, **constants))
+    for text in texts:
+        product = "wgmma.mma_async" if capability == 90 else "mma.sync"
+        loop = text[text.rindex("$L__BB", 0, text.index(product)):text.rindex(product) + 200]
+        products = [line for line in loop.splitlines() if product in line]
+        print(capability, len(products), all(line.count("{") == 2 for line in products), "st.shared" in loop)
+"""
+
+
+def test_on_hopper_no_weights_go_through_shared_memory():
+    """Compiles for GPUs that are not here. On Hopper the loop multiplies weights from registers and stores nothing to
+    shared memory; on Ampere the same kernels compile."""
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "0", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 10
+    for capability, products, from_registers, stores in lines:
+        assert int(products) >= 8
+        if capability == "90":
+            assert (from_registers, stores) == ("True", "False")
