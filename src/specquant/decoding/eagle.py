@@ -77,6 +77,7 @@ class EagleDrafter:
     def propose(self, limit: int) -> DraftTree:
         root = torch.tensor(self.tokens[-1:], device=self.head.device)
         iterations = min(self.iterations, limit)
+        # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
             return DraftTree.sequence(root)
 

@@ -48,8 +48,8 @@ class Speculator:
     until at least `min_draft_length` tokens are drafted.
 
     State: `tokens` are the confirmed tokens of this level, the last of which the model has not run; the cache holds a
-    prefix of them. Every step makes one forward pass over what the cache lacks (one token, or two after the level above
-    accepted a whole draft) and the tree.
+    prefix of them. Every step makes one forward pass over what the cache lacks (one token, and one more for each level
+    above that has just accepted a whole draft) and the tree.
     """
 
     def __init__(self, model: Llama, drafter: Drafter | None = None, min_draft_length: int = 1):
