@@ -19,8 +19,8 @@ METHODS = ("autoregressive", "vanilla", "eagle2", "hierarchical")
 class DraftSettings:
     """How the methods draft; the defaults are the paper's (sections 3 and 5).
 
-    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that the
-    intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
+    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that
+    the intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
     """
 
     draft_size: int = 60

@@ -108,6 +108,6 @@ def quality(
 
 
 def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
-    """The table of a paper: for each scheme the mean over domains of the increase in perplexity and of the agreement."""
+    """The table of a paper: for each scheme the means over domains of the increase in perplexity and the agreement."""
     columns = ["increase_percent", "agreement_percent"]
     return rows.groupby("scheme")[columns].mean().reindex(list(schemes))
