@@ -1,0 +1,60 @@
+"""Quantized copies are made once, and anew when what decides about them changed."""
+
+import shutil
+
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.experiments import targets
+from specquant.experiments.targets import quantized_target
+from specquant.models.loading import load_model
+
+
+@pytest.fixture
+def quantized(monkeypatch):
+    """The schemes that were quantized to, one for each time."""
+    done, quantize_model = [], targets.quantize_model
+
+    def quantize(model_dir, scheme, out_dir, **options):
+        done.append(scheme)
+        quantize_model(model_dir, scheme, out_dir, **options)
+
+    monkeypatch.setattr(targets, "quantize_model", quantize)
+    return done
+
+
+def test_fp16_is_the_target_itself(small_models, tmp_path):
+    assert quantized_target(small_models / "target", "fp16", tmp_path) == small_models / "target"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_is_made_once_for_each_scheme_and_method(small_models, tmp_path, quantized):
+    def path(scheme, method="round-to-nearest"):
+        return quantized_target(small_models / "target", scheme, tmp_path, method)
+
+    copy = path("w8a8")
+    assert copy.parent == tmp_path
+    assert load_model(copy).scheme.name == "w8a8"
+    assert path("w8a8") == copy
+    assert path("w4a16-g128") != copy
+    assert path("w8a8", "calibrated") != copy
+    assert quantized == ["w8a8", "w4a16-g128", "w8a8"]
+
+
+def test_another_model_gets_another_copy(small_models, tmp_path, quantized):
+    model = shutil.copytree(small_models / "target", tmp_path / "target")
+    copies = [quantized_target(model, "w8a8", tmp_path / "kept", "round-to-nearest")]
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    copies.append(quantized_target(model, "w8a8", tmp_path / "kept", "round-to-nearest"))
+    assert len(set(copies)) == len(quantized) == 2
+
+
+def test_what_cannot_be_quantized_leaves_nothing(small_models, tmp_path):
+    with pytest.raises(SpecquantError, match="is incomplete"):
+        quantized_target(small_models / "eagle-target", "w8a8", tmp_path / "kept", "round-to-nearest")
+    with pytest.raises(SpecquantError, match="unknown scheme 'w3'"):
+        quantized_target(small_models / "target", "w3", tmp_path / "kept")
+    assert not list(tmp_path.iterdir())
