@@ -146,7 +146,7 @@ from triton.compiler import ASTSource
 from specquant.kernels import w4a8, w4a16
 
 def ptx(kernel, capability, pointers, **constants):
-    constants |= dict(OUTPUTS=128, ROWS=16, SPLITS=1, STAGES=3, WHOLE=True, ASSEMBLY=True)
+    constants |= dict(OUTPUTS=128, ROWS=16, STAGES=3, WHOLE=True, EARLY=capability == 90, ASSEMBLY=True, partials=None)
     types = dict(rows="i32", out_features="i32", in_features="i32") | pointers
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
@@ -155,8 +155,8 @@ def ptx(kernel, capability, pointers, **constants):
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, GPUTarget("cuda", capability, 32), dict(num_warps=4, num_stages=3)).asm["ptx"]
 
-half = dict(x="*fp16", codes="*i32", scales="*i32", out="*fp16", partials="*fp32", arrivals="*i32")
-whole = dict(x="*i8", token_scales="*fp32", codes="*u8", scales="*fp16", out="*fp16", partials="*i32", arrivals="*i32")
+half = dict(x="*fp16", codes="*i32", scales="*i32", out="*fp16", arrivals="*i32")
+whole = dict(x="*i8", token_scales="*fp32", codes="*u8", scales="*fp16", out="*fp16", arrivals="*i32")
 grids = {"qqq": {}, "qoq": dict(grid="*u8"), "qqq-g128": dict(grid="*i32"), "qoq-g128": dict(grid="*i32")}
 for capability in (80, 90):
     texts = [ptx(w4a16._kernel, capability, half)]

@@ -50,14 +50,16 @@ def configuration(
     one row, whatever the number of rows.
     """
     tile = row_tile(rows)
-    recorded = _table().get(_kind(device), {}).get(scheme, {}).get(f"{out_features}x{in_features}", {}).get(str(tile))
+    shapes = _table().get(gpu_kind(device), {}).get(scheme, {})
+    recorded = shapes.get(f"{out_features}x{in_features}", {}).get(str(tile))
     chosen = Configuration(*recorded) if recorded else _untuned(out_features, in_features, tile, device)
     if row_invariant and tile > ROW_TILES[0]:
         chosen = chosen._replace(splits=configuration(scheme, out_features, in_features, 1, device).splits)
     return chosen
 
 
-def _kind(device: torch.device) -> str:
+def gpu_kind(device: torch.device) -> str:
+    """The table's name for GPUs that share their winners."""
     return "sm{}{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else "interpreter"
 
 
@@ -72,7 +74,7 @@ def launch_product(
     kernel,
     scheme: str,
     x: torch.Tensor,
-    operands: tuple[torch.Tensor, ...],
+    operands: tuple[torch.Tensor | None, ...],
     out_features: int,
     out_dtype: torch.dtype,
     *,
@@ -83,9 +85,9 @@ def launch_product(
 ) -> torch.Tensor:
     """Run kernel(x, *operands, out, partial sums, arrivals, rows, outputs, inputs, ...) and return out [rows, out].
 
-    x [rows, in] is contiguous. `chosen` overrides the recorded configuration. Products of one device must run one
-    after another, as those of one stream do: they share the arrival counters. Raises SpecquantError for a shape that
-    the kernels cannot multiply.
+    x: [rows, in]. `chosen` overrides the recorded configuration. Products of one device must run one after another, as
+    those of one stream do: they share the arrival counters. Raises SpecquantError for a shape that the kernels cannot
+    multiply.
     """
     rows, in_features = x.shape
     if in_features % GROUP or out_features % 16:
@@ -99,48 +101,80 @@ def launch_product(
     chosen = chosen or configuration(scheme, out_features, in_features, rows, x.device, row_invariant)
     tile = row_tile(rows)
     grid = (triton.cdiv(rows, tile), triton.cdiv(out_features, chosen.outputs), chosen.splits)
-    partials = out
+    partials = None
     if chosen.splits > 1:
         if grid[0] * grid[1] > MOST_COUNTERS:
             raise SpecquantError(f"{rows} rows of {out_features} outputs are too many for one product: take fewer rows")
         size = grid[0] * grid[1] * chosen.splits * chosen.outputs * tile
         partials = torch.empty(size, dtype=accumulator, device=x.device)
+    early = starts_early(x.device)
     kernel[grid](
-        x, *operands, out, partials, arrival_counters(x.device), rows, out_features, in_features,
-        OUTPUTS=chosen.outputs, ROWS=tile, SPLITS=chosen.splits, STAGES=chosen.stages,
-        WHOLE=out_features % chosen.outputs == 0, num_warps=chosen.warps, **constants,
+        x.contiguous(), *operands, out, partials, arrival_counters(x.device), rows, out_features, in_features,
+        OUTPUTS=chosen.outputs, ROWS=tile, STAGES=chosen.stages, WHOLE=out_features % chosen.outputs == 0, EARLY=early,
+        num_warps=chosen.warps, **constants, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return out
 
 
+@cache
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel may start while the one before it finishes: programmatic dependent launch, from Hopper on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
 @jit
-def steps(in_features, SPLITS: tl.constexpr):
+def wait_for_inputs(weights, stride, BYTES: tl.constexpr, EARLY: tl.constexpr):
+    """Wait until the kernel before has finished; in the meantime, fetch this program's first weights into the L2 cache.
+
+    weights: where they begin, `BYTES` of them in each of the first steps, `stride` elements apart.
+    """
+    if EARLY:
+        for step in tl.static_range(4 if BYTES else 0):
+            tl.inline_asm_elementwise(
+                """{
+                .reg .pred first; .reg .u32 thread;
+                mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0;
+                @first cp.async.bulk.prefetch.L2.global [$1], $2;
+                mov.u32 $0, 0;
+                }""",
+                "=r,l,r", [(weights + step * stride).to(tl.int64), BYTES], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@jit
+def steps(in_features):
     """The first and the last step (excluded) of this program's share of the inputs."""
-    split = tl.program_id(2)
+    split, splits = tl.program_id(2), tl.num_programs(2)
     count = in_features // 128
-    return split * count // SPLITS, (split + 1) * count // SPLITS
+    return split * count // splits, (split + 1) * count // splits
 
 
 @jit
-def is_last(sums, mask, partials, arrivals, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+def is_last(sums, mask, partials, arrivals, OUTPUTS: tl.constexpr, ROWS: tl.constexpr):
     """Store this program's partial sums [OUTPUTS, ROWS]; says whether those of all splits of the tile are there now."""
-    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    place = partials + (tile * SPLITS + tl.program_id(2)) * (OUTPUTS * ROWS)
+    tile, splits = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.num_programs(2)
+    place = partials + (tile * splits + tl.program_id(2)) * (OUTPUTS * ROWS)
     tl.store(place + tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :], sums, mask=mask)
     tl.debug_barrier()  # all threads' stores come before the arrival of the program
-    last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLITS - 1
+    last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == splits - 1
     if last:
         tl.store(arrivals + tile, 0)
     return last
 
 
 @jit
-def add_splits(mask, partials, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr):
-    """The sum over the splits [OUTPUTS, ROWS], in their order."""
-    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    place = partials + tile * SPLITS * (OUTPUTS * ROWS)
+def add_splits(sums, mask, partials, OUTPUTS: tl.constexpr, ROWS: tl.constexpr):
+    """The sum over the splits [OUTPUTS, ROWS], in their order; sums: of their shape and dtype."""
+    AHEAD: tl.constexpr = 4 if ROWS <= 16 else 1  # loads at a time, as registers allow
+    tile, splits = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.num_programs(2)
+    place = partials + tile * splits * (OUTPUTS * ROWS)
     place += tl.arange(0, OUTPUTS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-    sums = tl.load(place, mask=mask, cache_modifier=".cg")
-    for split in tl.static_range(1, SPLITS):
-        sums += tl.load(place + split * (OUTPUTS * ROWS), mask=mask, cache_modifier=".cg")
+    sums = tl.zeros_like(sums)
+    for first in range(0, splits, AHEAD):
+        for split in tl.static_range(AHEAD):
+            there = mask & (first + split < splits)
+            sums += tl.load(place + split * (OUTPUTS * ROWS), mask=there, other=0, cache_modifier=".cg")
+        place += AHEAD * (OUTPUTS * ROWS)
     return sums

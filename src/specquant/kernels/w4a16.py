@@ -15,28 +15,23 @@ import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import unpack_int4, unpair_outputs
-from specquant.kernels.launch import jit, on_gpu, tl
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
+from specquant.kernels.launch import jit, tl
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 
 
-def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, row_invariant: bool = False) -> torch.Tensor:
-    """x [rows, in] times the stored matrix -> [rows, out] in x's dtype.
-
-    row_invariant: a row's result does not depend on how many other rows there are.
-    """
-    if on_gpu(x) and x.dtype != torch.float32:  # float32 would be rounded to tf32
-        return w4a16_triton(x, codes, scales, row_invariant)
+def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The reference: x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
     return w4a16_product(x, w4a16_weight(codes, scales, compute_dtype(x)))
 
 
 def w4a16_weight(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight matrix [out, in] that the reference multiplies: exact in float32, for 4 and 11 bits make 15."""
+    """The weight matrix [out, in] that a product multiplies: exact in float32, for 4 and 11 bits make 15."""
     integers = unpack_int4(codes, operand_bits=16).to(dtype) - 8
     return integers.mul_(unpair_outputs(scales).to(dtype).t().repeat_interleave(128, dim=1))
 
 
 def w4a16_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The reference: x [rows, in] times weight [out, in] -> [rows, out] in x's dtype; float32 (float64) arithmetic."""
+    """x [rows, in] times weight [out, in] -> [rows, out] in x's dtype; float32 (float64) products and sums."""
     return F.linear(x.to(compute_dtype(x)), weight).to(x.dtype)
 
 
@@ -48,11 +43,15 @@ def w4a16_triton(
     chosen: Configuration | None = None,
     assembly: bool | None = None,
 ) -> torch.Tensor:
-    """The kernel's launcher; x is fp16 or bf16. assembly: widen codes by inline assembly, as is done on a GPU."""
+    """The kernel's launcher; x is fp16 or bf16.
+
+    row_invariant: a row's result does not depend on how many other rows there are. assembly: widen codes by inline
+    assembly, as is done on a GPU.
+    """
     return launch_product(
         _kernel,
         "w4a16",
-        x.contiguous(),
+        x,
         (codes.view(torch.int32), scales.view(torch.int32)),
         codes.shape[1] * 16,
         x.dtype,
@@ -63,16 +62,18 @@ def w4a16_triton(
     )
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def _kernel(
     x, codes, scales, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     lane = tl.program_id(1) * (OUTPUTS * 2) + tl.arange(0, OUTPUTS * 2)
-    first, end = steps(in_features, SPLITS)
+    first, end = steps(in_features)
+    tile = codes + first * (out_features * 16) + tl.program_id(1) * (OUTPUTS * 16)
+    wait_for_inputs(tile, out_features * 16, OUTPUTS * 64, EARLY)
     codes += first * (out_features * 16) + lane[:, None] * 8 + tl.arange(0, 8)[None, :]
     pair = tl.program_id(1) * (OUTPUTS // 2) + tl.arange(0, OUTPUTS // 2)
     scales += first * (out_features // 2) + pair
@@ -94,10 +95,10 @@ def _kernel(
         x += 128
     out += row[None, :] * out_features + output[:, None]
     mask = (row[None, :] < rows) & (output[:, None] < out_features)
-    if SPLITS == 1:
+    if partials is None:
         tl.store(out, sums.to(out.dtype.element_ty), mask=mask)
-    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS, SPLITS):
-        tl.store(out, add_splits(mask, partials, OUTPUTS, ROWS, SPLITS).to(out.dtype.element_ty), mask=mask)
+    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS):
+        tl.store(out, add_splits(sums, mask, partials, OUTPUTS, ROWS).to(out.dtype.element_ty), mask=mask)
 
 
 @jit

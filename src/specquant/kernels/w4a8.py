@@ -23,39 +23,31 @@ from __future__ import annotations
 
 import torch
 
-from specquant.kernels.activations import compute_dtype, quantize_per_token_triton
+from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import unpack_int4, unpair_outputs
-from specquant.kernels.launch import jit, on_gpu, tl
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
+from specquant.kernels.launch import jit, tl
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 from specquant.kernels.rounding import round_half_even
 from specquant.kernels.w8a8 import store_scaled, w8a8_product
 
 
 def qqq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the matrix stored as QQQ per channel -> [rows, out] in x's dtype."""
-    if on_gpu(x):
-        return w4a8_triton("qqq", *quantize_per_token_triton(x), codes, scales, out_dtype=x.dtype)
+    """The reference: x [rows, in] times the matrix stored as QQQ per channel -> [rows, out] in x's dtype."""
     return w8a8_product(x, qqq_weight(codes, compute_dtype(x)), scales)
 
 
 def qqq_group(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_scales: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the matrix stored as QQQ per group -> [rows, out] in x's dtype."""
-    if on_gpu(x):
-        return w4a8_triton("qqq-g128", *quantize_per_token_triton(x), codes, scales, group_scales, out_dtype=x.dtype)
+    """The reference: x [rows, in] times the matrix stored as QQQ per group -> [rows, out] in x's dtype."""
     return w8a8_product(x, qqq_group_weight(codes, group_scales, compute_dtype(x)), scales)
 
 
 def qoq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the matrix stored as QoQ per channel -> [rows, out] in x's dtype."""
-    if on_gpu(x):
-        return w4a8_triton("qoq", *quantize_per_token_triton(x), codes, scales, zeros, out_dtype=x.dtype)
+    """The reference: x [rows, in] times the matrix stored as QoQ per channel -> [rows, out] in x's dtype."""
     return w8a8_product(x, qoq_weight(codes, zeros, compute_dtype(x)), scales)
 
 
 def qoq_group(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_grids: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the matrix stored as QoQ per group -> [rows, out] in x's dtype."""
-    if on_gpu(x):
-        return w4a8_triton("qoq-g128", *quantize_per_token_triton(x), codes, scales, group_grids, out_dtype=x.dtype)
+    """The reference: x [rows, in] times the matrix stored as QoQ per group -> [rows, out] in x's dtype."""
     return w8a8_product(x, qoq_group_weight(codes, group_grids, compute_dtype(x)), scales)
 
 
@@ -125,16 +117,18 @@ def w4a8_triton(
     )
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def _kernel(
     x, token_scales, codes, scales, grid, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
     FORM: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     lane = tl.program_id(1) * (OUTPUTS * 2) + tl.arange(0, OUTPUTS * 2)
-    begin, end = steps(in_features, SPLITS)
+    begin, end = steps(in_features)
+    tile = codes + begin.to(tl.int64) * (out_features * 64) + tl.program_id(1) * (OUTPUTS * 64)
+    wait_for_inputs(tile, out_features * 64, OUTPUTS * 64, EARLY)
     codes += begin.to(tl.int64) * (out_features * 64) + lane[:, None] * 32 + tl.arange(0, 32)[None, :]
     x += row[None, :] * in_features + (begin * 128 + tl.arange(0, 128))[:, None]
     if FORM == "qoq":
@@ -166,10 +160,10 @@ def _kernel(
         codes += out_features * 64
         x += 128
     mask = (row[None, :] < rows) & (output[:, None] < out_features)
-    if SPLITS == 1:
+    if partials is None:
         _store(sums, mask, token_scales, scales, out, row, output, rows, out_features, FORM)
-    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS, SPLITS):
-        sums = add_splits(mask, partials, OUTPUTS, ROWS, SPLITS)
+    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS):
+        sums = add_splits(sums, mask, partials, OUTPUTS, ROWS)
         _store(sums, mask, token_scales, scales, out, row, output, rows, out_features, FORM)
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from specquant.kernels.activations import compute_dtype, quantize_per_token, quantize_per_token_triton
-from specquant.kernels.launch import jit, on_gpu, tl
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
+from specquant.kernels.activations import compute_dtype, quantize_per_token
+from specquant.kernels.launch import jit, tl
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 
 EXACT_CHUNK = 1024  # 1024 * 127 * 127 < 2**24: up to here float32 sums of int8 products are exact in any order
 
 
 def w8a8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
-    if on_gpu(x):
-        return w8a8_triton(*quantize_per_token_triton(x), codes, scales, out_dtype=x.dtype)
+    """The reference: x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
     return w8a8_product(x, codes.to(compute_dtype(x)), scales)
 
 
@@ -37,7 +35,7 @@ def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def w8a8_product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The reference: x [rows, in] times integer weight [out, in] times scales [out] -> [rows, out] in x's dtype.
+    """x [rows, in] times integer weight [out, in] times scales [out] -> [rows, out] in x's dtype.
 
     The int32 sum is rounded to float32, multiplied by the token's scale, then by the channel's. weight: int8 values in
     float32 (float64 where x is).
@@ -72,14 +70,15 @@ def w8a8_triton(
     )
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def _kernel(
     x, token_scales, codes, scales, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    first, end = steps(in_features, SPLITS)
+    first, end = steps(in_features)
+    wait_for_inputs(codes, 0, 0, EARLY)
     step = first * 128 + tl.arange(0, 128)
     codes += output[:, None].to(tl.int64) * in_features + step[None, :]
     x += row[None, :] * in_features + step[:, None]
@@ -91,10 +90,10 @@ def _kernel(
         codes += 128
         x += 128
     mask = (row[None, :] < rows) & (output[:, None] < out_features)
-    if SPLITS == 1:
+    if partials is None:
         store_scaled(sums, mask, token_scales, scales, out, row, output, rows, out_features)
-    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS, SPLITS):
-        sums = add_splits(mask, partials, OUTPUTS, ROWS, SPLITS)
+    elif is_last(sums, mask, partials, arrivals, OUTPUTS, ROWS):
+        sums = add_splits(sums, mask, partials, OUTPUTS, ROWS)
         store_scaled(sums, mask, token_scales, scales, out, row, output, rows, out_features)
 
 

@@ -3,22 +3,14 @@
 import torch
 from torch import nn
 
-from specquant.kernels.activations import compute_dtype
-from specquant.kernels.fp16 import fp16_operand_dtype, fp16_product
+from specquant.kernels.activations import compute_dtype, quantize_per_token_triton
+from specquant.kernels.fp16 import fp16_product
 from specquant.kernels.int4 import pack_int4, packed_shape, pair_outputs, unpack_int4, unpair_outputs
 from specquant.kernels.launch import on_gpu
-from specquant.kernels.w4a8 import (
-    qoq,
-    qoq_group,
-    qoq_group_weight,
-    qoq_weight,
-    qqq,
-    qqq_group,
-    qqq_group_weight,
-    qqq_weight,
-)
-from specquant.kernels.w4a16 import w4a16, w4a16_product, w4a16_weight
-from specquant.kernels.w8a8 import w8a8, w8a8_product
+from specquant.kernels.products import Configuration
+from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
+from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
+from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
 from specquant.quant.grid import Grid, in_groups
 
 SMALLEST_FP16 = 2.0**-24
@@ -34,6 +26,7 @@ class PackedLinear(nn.Module):
 
     group_size = 0  # inputs that share a scale; 0: all
     operand_bits = 8  # that codes are widened to
+    kernel_dtypes = (torch.float16, torch.bfloat16)  # that the kernel takes and gives; other inputs take the reference
     row_invariant = False  # whether a row's result may not depend on how many other rows there are
 
     def __init__(self, out_features: int, in_features: int):
@@ -70,15 +63,21 @@ class PackedLinear(nn.Module):
         return unpack_int4(self.codes, self.operand_bits)
 
     def operand(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix [out, in] that `multiply` takes, in `dtype`."""
+        """The matrix [out, in] that the reference product takes, in `dtype`."""
         raise NotImplementedError
 
     def multiply(self, x: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
         """The product of x [rows, in] with `operand` and the scales."""
         raise NotImplementedError
 
-    def run_kernel(self, x: torch.Tensor) -> torch.Tensor:
-        """The product of x [rows, in] on a GPU."""
+    def kernel_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the kernel takes for x [rows, in]: its int8 codes and their scales."""
+        return quantize_per_token_triton(x)
+
+    def run_kernel(
+        self, inputs: tuple[torch.Tensor, ...], out_dtype: torch.dtype, chosen: Configuration | None = None
+    ) -> torch.Tensor:
+        """The product on a GPU -> [rows, out] in `out_dtype`. `chosen`: as in `products.launch_product`."""
         raise NotImplementedError
 
     def operand_dtype(self, x: torch.Tensor) -> torch.dtype:
@@ -86,8 +85,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [rows, in] -> [rows, out] in x's dtype."""
-        if on_gpu(x):
-            return self.run_kernel(x)
+        if on_gpu(x) and x.dtype in self.kernel_dtypes:
+            return self.run_kernel(self.kernel_inputs(x), x.dtype)
         dtype = self.operand_dtype(x)
         if self._operand is None or self._operand.dtype != dtype:
             self._operand = self.operand(dtype)
@@ -116,16 +115,21 @@ class PackedLinear(nn.Module):
 
 
 class Float16Linear(PackedLinear):
-    """fp16 weights."""
+    """fp16 weights; its kernel is cuBLAS's."""
+
+    kernel_dtypes = (torch.float16,)
 
     def layout(self):
         return {"weight": (torch.float16, (self.out_features, self.in_features))}
 
-    def run_kernel(self, x):
-        return fp16_product(x, self.weight.to(fp16_operand_dtype(x)))
-
     def operand(self, dtype):
         return self.weight.to(dtype)
+
+    def kernel_inputs(self, x):
+        return (x,)
+
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return fp16_product(*inputs, self.weight)
 
     def multiply(self, x, operand):
         return fp16_product(x, operand)
@@ -158,8 +162,8 @@ class Int8Linear(PackedLinear):
     def operand(self, dtype):
         return self.codes.to(dtype)
 
-    def run_kernel(self, x):
-        return w8a8(x, self.codes, self.scales)
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w8a8_triton(*inputs, self.codes, self.scales, out_dtype=out_dtype, chosen=chosen)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -186,8 +190,11 @@ class Int4GroupLinear(PackedLinear):
     def operand(self, dtype):
         return w4a16_weight(self.codes, self.scales, dtype)
 
-    def run_kernel(self, x):
-        return w4a16(x, self.codes, self.scales, self.row_invariant)
+    def kernel_inputs(self, x):
+        return (x,)
+
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w4a16_triton(*inputs, self.codes, self.scales, self.row_invariant, chosen)
 
     def multiply(self, x, operand):
         return w4a16_product(x, operand)
@@ -211,8 +218,8 @@ class QQQLinear(PackedLinear):
     def operand(self, dtype):
         return qqq_weight(self.codes, dtype)
 
-    def run_kernel(self, x):
-        return qqq(x, self.codes, self.scales)
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w4a8_triton("qqq", *inputs, self.codes, self.scales, out_dtype=out_dtype, chosen=chosen)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -242,8 +249,10 @@ class QQQGroupLinear(PackedLinear):
     def operand(self, dtype):
         return qqq_group_weight(self.codes, self.group_scales, dtype)
 
-    def run_kernel(self, x):
-        return qqq_group(x, self.codes, self.scales, self.group_scales)
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w4a8_triton(
+            "qqq-g128", *inputs, self.codes, self.scales, self.group_scales, out_dtype=out_dtype, chosen=chosen
+        )
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -270,8 +279,8 @@ class QoQLinear(PackedLinear):
     def operand(self, dtype):
         return qoq_weight(self.codes, self.zeros, dtype)
 
-    def run_kernel(self, x):
-        return qoq(x, self.codes, self.scales, self.zeros)
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w4a8_triton("qoq", *inputs, self.codes, self.scales, self.zeros, out_dtype=out_dtype, chosen=chosen)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -315,8 +324,10 @@ class QoQGroupLinear(PackedLinear):
     def operand(self, dtype):
         return qoq_group_weight(self.codes, self.group_grids, dtype)
 
-    def run_kernel(self, x):
-        return qoq_group(x, self.codes, self.scales, self.group_grids)
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w4a8_triton(
+            "qoq-g128", *inputs, self.codes, self.scales, self.group_grids, out_dtype=out_dtype, chosen=chosen
+        )
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)

@@ -1,0 +1,212 @@
+"""How fast the linear products are: each layer of a model alone, on a GPU, with weights that no cache holds."""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from specquant.errors import SpecquantError
+from specquant.kernels.launch import triton
+from specquant.kernels.products import GROUP, ROW_TILES, Configuration, gpu_kind
+from specquant.kernels.stream import read_triton
+from specquant.paths import write_file
+from specquant.quant import SCHEMES, PackedLinear, get_scheme, quantize_linear
+
+# Outputs and inputs of the four linear layers, q, k, v and gate, up fused.
+LAYERS = {
+    "llama-3-8b": {
+        "qkv_proj": (6144, 4096),
+        "o_proj": (4096, 4096),
+        "gate_up_proj": (28672, 4096),
+        "down_proj": (4096, 14336),
+    },
+    "llama-3-70b": {
+        "qkv_proj": (10240, 8192),
+        "o_proj": (8192, 8192),
+        "gate_up_proj": (57344, 8192),
+        "down_proj": (8192, 28672),
+    },
+}
+BENCH_SCHEMES = tuple(name for name in SCHEMES if not name.endswith("-rot"))  # rotation changes no product
+DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
+ROTATED_BYTES = 300e6  # weights are rotated through more than this, several times an L2 cache
+GRAPH_US = 1500  # a graph holds launches for about this long
+REPEATS = 20
+
+
+def measure_kernels(
+    models: Sequence[str] = tuple(LAYERS),
+    schemes: Sequence[str] = BENCH_SCHEMES,
+    draft_sizes: Sequence[int] = DRAFT_SIZES,
+    repeats: int = REPEATS,
+    device: str = "cuda",
+) -> Iterator[dict]:
+    """Yield one row for each model, layer, scheme and draft size: the time of one product of that many tokens.
+
+    Activations are quantized before; rotated activations, outputs and weights are random. Times are of CUDA graphs'
+    replays, divided by the launches in a graph. bytes and operations are what the product cannot do without.
+    """
+    require_gpu(device)
+    for model, layer, (outputs, inputs) in layers(models):
+        for scheme in schemes:
+            matrices = synthetic_matrices(scheme, outputs, inputs, device)
+            for draft_size in tqdm(draft_sizes, desc=f"{model} {layer} {scheme}", leave=False):
+                times = product_times_us(matrices, draft_size, repeats)
+                bytes_per_token = inputs * get_scheme(scheme).activation_bits // 8 + 2 * outputs
+                yield {
+                    "model": model,
+                    "layer": layer,
+                    "scheme": scheme,
+                    "implementation": "cuBLAS" if scheme == "fp16" else "specquant",
+                    "draft_size": draft_size,
+                    "in_features": inputs,
+                    "out_features": outputs,
+                    "time_us": times.median().item(),
+                    "p10_us": times.quantile(0.1).item(),
+                    "p90_us": times.quantile(0.9).item(),
+                    "bytes": matrices[0].nbytes + draft_size * bytes_per_token,
+                    "operations": 2 * draft_size * inputs * outputs,
+                    "repeats": repeats,
+                    "weights": "synthetic",
+                }
+            del matrices
+
+
+def measure_ceilings(repeats: int = REPEATS, device: str = "cuda") -> pd.DataFrame:
+    """What the GPU reaches at best: read bandwidth, copy bandwidth and matrix rates (what, value, unit, weights)."""
+    require_gpu(device)
+    rows = []
+
+    def record(what: str, amount: float, unit: str, launch: Callable[[int], object]) -> None:
+        value = amount / replay_times_us(launch, 4, repeats).median().item() / 1e6
+        rows.append({"what": what, "value": value, "unit": unit, "weights": "synthetic"})
+
+    numbers = torch.randint(0, 1 << 30, (1 << 30,), dtype=torch.int32, device=device)
+    first, second = numbers.chunk(2)
+    record("read-only stream", numbers.nbytes, "TB/s", lambda _: read_triton(numbers))
+    record("device-to-device copy (bytes read and written)", numbers.nbytes, "TB/s", lambda _: first.copy_(second))
+    size = 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.float16)
+    record("fp16 product (cuBLAS)", 2 * size**3, "TFLOP/s", lambda _: a @ b.t())
+    c, d = torch.randint(-127, 128, (2, size, size), device=device, dtype=torch.int8)
+    record("int8 product (cuBLASLt)", 2 * size**3, "TOP/s", lambda _: torch._int_mm(c, d.t()))
+    return pd.DataFrame(rows)
+
+
+def tune(
+    models: Sequence[str],
+    schemes: Sequence[str],
+    path: str | os.PathLike,
+    budget_s: float,
+    device: str = "cuda",
+) -> pd.DataFrame:
+    """Measure candidates for every shape and row tile, and write the fastest of each to the table at `path`.
+
+    Stops after `budget_s` seconds; what was not reached keeps its configuration. Returns all that was measured.
+    """
+    require_gpu(device)
+    path = Path(path)
+    table = json.loads(path.read_text()) if path.is_file() else {}
+    winners = table.setdefault(gpu_kind(torch.device(device)), {})
+    rows, end = [], time.monotonic() + budget_s
+    for _, _, (outputs, inputs) in layers(models):
+        for scheme in schemes:
+            matrices = synthetic_matrices(scheme, outputs, inputs, device)
+            for tile in ROW_TILES[:3]:
+                best = math.inf
+                for candidate in candidates(outputs, inputs, tile, torch.device(device)):
+                    if time.monotonic() > end:
+                        return pd.DataFrame(rows)
+                    try:
+                        median = product_times_us(matrices, tile, 5, candidate).median().item()
+                    except triton.OutOfResources:
+                        continue
+                    rows.append({"scheme": scheme, "shape": f"{outputs}x{inputs}", "tile": tile, "time_us": median})
+                    rows[-1] |= candidate._asdict()
+                    if median < best:
+                        best = median
+                        shapes = winners.setdefault(kernel_name(scheme), {})
+                        shapes.setdefault(f"{outputs}x{inputs}", {})[str(tile)] = list(candidate)
+                        write_file(path, json.dumps(table, indent=1) + "\n")
+            del matrices
+    return pd.DataFrame(rows)
+
+
+def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[Configuration]:
+    """Configurations worth measuring: two to sixteen warps on each multiprocessor, deep pipelines for few rows."""
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    for block, warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
+        programs = -(-outputs // block)
+        wanted = {max(1, round(share * multiprocessors * 4 / warps / programs)) for share in (1, 2, 3, 4, 6)}
+        for splits in sorted(splits for splits in wanted if splits <= min(16, inputs // GROUP // 4)):
+            for stages in (4, 6) if tile == 16 else (3, 4):
+                yield Configuration(block, splits, stages, warps)
+
+
+def kernel_name(scheme: str) -> str:
+    """The name that a scheme's product has in the table of configurations."""
+    return scheme.removesuffix("-rot").replace("w4a16-g128", "w4a16")
+
+
+def layers(models: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Model, layer and shape [out, in] of every layer. Raises SpecquantError for an unknown model."""
+    for model in models:
+        if model not in LAYERS:
+            raise SpecquantError(f"unknown model {model!r}: choose one of {', '.join(LAYERS)}")
+        for layer, shape in LAYERS[model].items():
+            yield model, layer, shape
+
+
+def synthetic_matrices(scheme: str, outputs: int, inputs: int, device: str) -> list[PackedLinear]:
+    """As many quantized random matrices [out, in] as it takes for `ROTATED_BYTES`; they differ only in where they lie."""
+    generator = torch.Generator(device).manual_seed(0)
+    weight = torch.randn(outputs, inputs, device=device, generator=generator) * 0.02
+    first = quantize_linear(get_scheme(scheme), weight)
+    return [first] + [copy.deepcopy(first) for _ in range(math.ceil(ROTATED_BYTES / first.nbytes) - 1)]
+
+
+def product_times_us(
+    matrices: Sequence[PackedLinear], rows: int, repeats: int, chosen: Configuration | None = None
+) -> torch.Tensor:
+    """Times in microseconds [repeats] of one product of `rows` random tokens, the matrices taken in turn."""
+    device = next(matrices[0].buffers()).device
+    x = torch.randn(rows, matrices[0].in_features, dtype=torch.float16, device=device)
+    inputs = matrices[0].kernel_inputs(x)
+    return replay_times_us(
+        lambda turn: matrices[turn % len(matrices)].run_kernel(inputs, torch.float16, chosen), len(matrices), repeats
+    )
+
+
+def replay_times_us(launch: Callable[[int], object], turns: int, repeats: int) -> torch.Tensor:
+    """Times in microseconds [repeats] of launch(turn), from replays of a CUDA graph that takes all turns in order."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def elapsed_us(run: Callable[[], object]) -> float:
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return 1e3 * start.elapsed_time(stop)
+
+    launch(0)
+    rounds = max(1, round(GRAPH_US / max(elapsed_us(lambda: [launch(turn) for turn in range(turns)]), 1)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            for turn in range(turns):
+                launch(turn)
+    graph.replay()
+    return torch.tensor([elapsed_us(graph.replay) for _ in range(repeats)]) / (rounds * turns)
+
+
+def require_gpu(device: str) -> None:
+    """Raises SpecquantError where kernels cannot run on `device`."""
+    if triton is None or not torch.cuda.is_available() or torch.device(device).type != "cuda":
+        raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
