@@ -5,7 +5,7 @@ PROFILE ?= tiny
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-full test-gpu figures lab lint lock clean
+.PHONY: help study test test-full test-gpu figures notebooks lab lint lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -24,6 +24,10 @@ test-gpu: .venv/.ready  ## run the tests that need an NVIDIA GPU
 
 figures: .venv/.ready  ## rebuild figures/ from data/ alone
 	$(BIN)/specquant figures
+
+notebooks: .venv/.ready  ## run the notebooks in place, to commit them with the outputs of the default profile
+	TQDM_DISABLE=1 $(BIN)/python -m nbconvert --to notebook --execute --inplace --log-level=WARN \
+	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 lab: .venv/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (specquant)"

@@ -16,6 +16,7 @@ from specquant.experiments.throughput import (
     first_difference,
     losslessness,
     margin,
+    mean_by,
     measurements,
     read_prompts,
 )
@@ -219,3 +220,9 @@ def test_a_broken_prompt_is_named_with_its_line(tmp_path, line):
 def test_a_missing_prompt_file_is_named(tmp_path):
     with pytest.raises(SpecquantError, match=r"there is no prompt file .*nowhere\.jsonl"):
         read_prompts(tmp_path / "nowhere.jsonl")
+
+
+def test_means_keep_the_order_of_the_table():
+    table = pd.DataFrame({"method": ["vanilla", "eagle2", "vanilla"], "draft_size": [6, 60, 8]})
+    assert mean_by(table, "method", "draft_size").to_dict() == {"vanilla": 7, "eagle2": 60}
+    assert list(mean_by(table, "method", ["draft_size"]).index) == ["vanilla", "eagle2"]

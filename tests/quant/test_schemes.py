@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.quant import SCHEMES, get_scheme
+from specquant.quant import SCHEMES, get_scheme, scheme_names
 from specquant.quant.linear import STORAGE
 
 
@@ -32,3 +32,12 @@ def test_an_unknown_scheme_names_the_known_ones():
 def test_a_scheme_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_scheme("fp16").weight_bits = 8
+
+
+def test_names_are_chosen_with_fp16_to_compare_with():
+    assert scheme_names("all") == list(SCHEMES)
+    assert scheme_names("w4a8-qoq, w8a8") == ["fp16", "w4a8-qoq", "w8a8"]
+    assert scheme_names("w8a8,fp16") == ["fp16", "w8a8"]
+    for unknown in ("int3", "w8a8,", ""):
+        with pytest.raises(SpecquantError, match="unknown scheme"):
+            scheme_names(unknown)

@@ -10,6 +10,8 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.models.llama import Llama, causal_mask
 
+DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
+
 
 @torch.inference_mode()
 def verify_cost(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
@@ -108,6 +108,6 @@ def quality(
 
 
 def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
-    """The table of a paper: for each scheme the means over domains of the increase in perplexity and the agreement."""
+    """For each scheme the mean over domains of the increase in perplexity and of the agreement, in percent."""
     columns = ["increase_percent", "agreement_percent"]
     return rows.groupby("scheme")[columns].mean().reindex(list(schemes))

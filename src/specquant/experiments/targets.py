@@ -12,10 +12,11 @@ CODE = ("kernels", "quant", "models")
 
 
 def quantized_target(model_dir: str | Path, scheme: str, keep_in: str | Path, method: str = "calibrated") -> Path:
-    """The directory of a target in `scheme`: `model_dir` itself for fp16, else a copy below `keep_in`, made if need be.
+    """The directory of a target in `scheme`: `model_dir` itself for fp16, else a copy below `keep_in`.
 
-    Relative paths are below the project root. The copy's name says the scheme, the method, and a digest of all that
-    decides about its content, so that no stale one is ever used. Raises SpecquantError as `quantize_model` does.
+    It is made if it is not there. Relative paths are below the project root. The copy's name says the scheme, the
+    method, and a digest of all that decides about its content, so that no stale one is ever used. Raises
+    SpecquantError as `quantize_model` does.
     """
     model_dir = resolve(model_dir)
     if get_scheme(scheme).name == "fp16":

@@ -7,10 +7,10 @@ from statistics import fmean
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.decoding import Generation, generate
+from specquant.decoding import Generation, acceptance_rule, generate
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.models.llama import Llama
@@ -45,13 +45,14 @@ def decode_prompts(
     name: str,
     settings: DraftSettings | None = None,
     max_new_tokens: int = 64,
+    temperature: float = 0.0,
 ) -> pd.DataFrame:
-    """Decode every prompt greedily by every method, on trained weights: acceptance is measured.
+    """Decode every prompt by every method, on trained weights: acceptance is measured.
 
     Methods take turns on each prompt, so that a machine that grows slower slows all of them. Returns one row for each
     prompt and method. `first_difference` is the position of the first new token that is not that of the first of
     `methods`, or -1; `margin` is then how far apart the logits of the two likeliest tokens are there: rounding decides
-    where it is tiny.
+    where it is tiny. Above temperature 0 methods draw other tokens of the same distribution, and both say nothing.
     """
     settings = settings or DraftSettings()
     speculators = {method: models.speculator(method, settings) for method in methods}
@@ -59,15 +60,15 @@ def decode_prompts(
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
         prompt_tokens, reference = tokenizer(prompt["prompt"])["input_ids"], None
         for method, speculator in speculators.items():
-            generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens)
+            generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature))
             reference = reference or generation.token_ids
             differs = first_difference(reference, generation.token_ids)
+            gap = float("nan") if differs < 0 else margin(models.target, prompt_tokens + reference[:differs])
             rows.append(
                 {"model": name, "scheme": models.target.scheme.name, "method": method, "task": prompt["task"]}
                 | {"id": prompt["id"], "weights": "trained", "acceptance": "measured"}
                 | measurements(generation)
-                | {"first_difference": differs}
-                | {"margin": float("nan") if differs < 0 else margin(models.target, prompt_tokens + reference[:differs])}
+                | {"first_difference": differs, "margin": gap}
             )
     return pd.DataFrame(rows)
 
@@ -133,9 +134,9 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     autoregressive decoding of the same prompts.
     """
     keys = ["model", "scheme", "method", "task", "weights", "acceptance"]
-    means = ["accepted_length", "draft_size", "inner_rounds", "inner_accepted_length", "draft_ms", "verify_ms", "other_ms"]
+    lengths = ["accepted_length", "draft_size", "inner_rounds", "inner_accepted_length"]
     groups = rows.assign(decoded=rows.new_tokens - 1).groupby(keys, sort=False)
-    table = groups[means].mean()
+    table = groups[[*lengths, "draft_ms", "verify_ms", "other_ms"]].mean()
     table["tokens_per_s"] = 1e3 * groups.decoded.sum() / groups.decode_ms.sum()
     table["prompts"] = groups.size()
     table = table.reset_index()
@@ -143,3 +144,8 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     keys = pd.MultiIndex.from_frame(table[["scheme", "task"]])
     table["speedup"] = table.tokens_per_s / plain.reindex(keys).to_numpy()
     return table
+
+
+def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.DataFrame | pd.Series:
+    """The mean of some columns for each value of another, in the order in which these first appear."""
+    return table.groupby(column, sort=False)[values].mean()

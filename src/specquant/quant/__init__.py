@@ -14,9 +14,9 @@ from specquant.kernels.activations import compute_dtype
 from specquant.quant.gptq import gptq, search_clipping
 from specquant.quant.grid import in_groups
 from specquant.quant.linear import STORAGE, Float16Linear, PackedLinear
-from specquant.quant.schemes import SCHEMES, Scheme, get_scheme
+from specquant.quant.schemes import SCHEMES, Scheme, get_scheme, scheme_names
 
-__all__ = ["SCHEMES", "PackedLinear", "Scheme", "empty_linear", "get_scheme", "quantize_linear"]
+__all__ = ["SCHEMES", "PackedLinear", "Scheme", "empty_linear", "get_scheme", "quantize_linear", "scheme_names"]
 
 
 def empty_linear(scheme: Scheme, out_features: int, in_features: int) -> PackedLinear:

@@ -41,3 +41,12 @@ def get_scheme(name: str) -> Scheme:
     if name not in SCHEMES:
         raise SpecquantError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
     return SCHEMES[name]
+
+
+def scheme_names(names: str) -> list[str]:
+    """Names with commas between them, or "all", as a list that begins with fp16: what the others are compared with.
+
+    Raises SpecquantError for an unknown name.
+    """
+    chosen = list(SCHEMES) if names == "all" else [get_scheme(name.strip()).name for name in names.split(",")]
+    return list(dict.fromkeys(["fp16", *chosen]))

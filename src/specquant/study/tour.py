@@ -13,11 +13,11 @@ from specquant.study.style import new_figure
 ACCEPTED, REJECTED = "#0173b2", "0.55"
 # Light backgrounds from the same palette: drafted and accepted, added by the target.
 DRAFTED, ADDED = "#b8dcf0", "#ffd9a8"
-INCHES_PER_LEAF = 0.11
+INCHES_PER_LEAF = 0.12
 
 
 def draft_tree(tree: DraftTree, path: list[int], tokenizer: PreTrainedTokenizerBase) -> Figure:
-    """A draft tree from its root on the left, a column per depth; the rows in `path`, which were accepted, stand out."""
+    """A draft tree from its root on the left, a column per depth; the accepted rows, `path`, stand out."""
     parents = tree.parents.tolist()
     heights = leaf_heights(parents)
     shown = {0, *path}
