@@ -14,6 +14,7 @@ from specquant.kernels.int4 import pack_int4, pair_outputs
 from specquant.kernels.products import Configuration, configuration, row_tile
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w8a8 import w8a8, w8a8_triton
+from specquant.quant import SCHEMES, get_scheme, quantize_linear
 
 FORMS = ("w8a8", "qqq", "qqq-g128", "qoq", "qoq-g128")
 # Rows, outputs, inputs and how they are cut up: masked rows, outputs that are no whole tile, uneven splits.
@@ -137,6 +138,112 @@ def test_row_invariance_splits_alike_whatever_the_rows(scheme):
     for outputs, inputs in ((8192, 8192), (57344, 8192), (640, 384)):
         splits = {configuration(scheme, outputs, inputs, rows, device, True).splits for rows in (1, 20, 64, 512)}
         assert splits == {configuration(scheme, outputs, inputs, 1, device).splits}
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that no kernel has written holds what no result may be."""
+    empty = torch.empty
+
+    def poison(*arguments, **options):
+        tensor = empty(*arguments, **options)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+
+    monkeypatch.setattr(torch, "empty", poison)
+
+
+SHAPES = [(10240, 8192), (8192, 28672), (57344, 8192), (4096, 14336), (11008 + 16, 4096)]
+true_shapes = pytest.mark.parametrize(("outputs", "inputs"), SHAPES, ids=str)
+
+
+def matrix_on_gpu(scheme, outputs, inputs):
+    generator = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(outputs, inputs, device="cuda", generator=generator) * 0.02
+    return quantize_linear(get_scheme(scheme), weight)
+
+
+@pytest.mark.gpu
+@true_shapes
+def test_w4a16_on_true_shapes(outputs, inputs, poisoned):
+    matrix = matrix_on_gpu("w4a16-g128", outputs, inputs)
+    weight = matrix.operand(torch.float32).double()
+    for dtype in (torch.float16, torch.bfloat16):
+        for rows in (1, 2, 16, 29, 60, 64, 300):
+            x = torch.randn(rows, inputs, device="cuda").to(dtype)
+            y = matrix(x)
+            assert torch.equal(y, matrix(x))
+            error = relative_error(y, (x.double() @ weight.t()).cpu())
+            assert error < (4e-4 if dtype == torch.float16 else 3e-3), (dtype, rows)
+
+
+@pytest.mark.gpu
+@true_shapes
+@pytest.mark.parametrize("scheme", [name for name, scheme in SCHEMES.items() if scheme.activation_bits == 8])
+def test_integer_products_on_true_shapes(scheme, outputs, inputs, poisoned):
+    matrix = matrix_on_gpu(scheme, outputs, inputs)
+    operand = matrix.operand(torch.float32)
+    for rows in (1, 13, 32, 64, 130):
+        x = torch.randn(rows, inputs, device="cuda").half()
+        assert torch.equal(matrix(x), matrix.multiply(x, operand)), rows
+
+
+@pytest.mark.gpu
+def test_tokens_are_quantized_as_the_reference_does():
+    for features in (4096, 28672):
+        x = torch.randn(65, features, device="cuda").half()
+        codes, scales = quantize_per_token_triton(x)
+        expected_codes, expected_scales = quantize_per_token(x)
+        assert torch.equal(codes.float(), expected_codes)
+        assert torch.equal(scales, expected_scales)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("outputs", "inputs"), [(10240, 8192), (4096, 14336)])
+def test_row_invariance(outputs, inputs):
+    matrix = matrix_on_gpu("w4a16-g128", outputs, inputs)
+    matrix.row_invariant = True
+    x = torch.randn(200, inputs, device="cuda").half()
+    whole = matrix(x)
+    for rows in (1, 2, 7, 16, 17, 32, 48, 64, 65):
+        assert torch.equal(matrix(x[:rows]), whole[:rows]), rows
+        assert torch.equal(matrix(x[-rows:]), whole[-rows:]), rows
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chosen", [Configuration(64, 1, 3, 4), Configuration(128, 3, 3, 8)])
+def test_assembly_and_its_plain_twin_agree(chosen, generator):
+    """One input at a time, so that a product shows a weight as it is."""
+    x = torch.eye(256, dtype=torch.float16, device="cuda")
+    matrix = to("cuda", w4a16_matrix(256, 256, generator))
+    for dtype in (torch.float16, torch.bfloat16):
+        widened = [w4a16_triton(x.to(dtype), *matrix, chosen=chosen, assembly=assembly) for assembly in (True, False)]
+        assert torch.equal(*widened)
+    x, scales = x.to(torch.int8), torch.ones(256, 1, device="cuda")
+    for form in FORMS[1:]:
+        matrix = to("cuda", integer_matrix(form, 256, 256, generator))
+        options = {"out_dtype": torch.float32, "chosen": chosen}
+        widened = [w4a8.w4a8_triton(form, x, scales, *matrix, **options, assembly=assembly) for assembly in (True, False)]
+        assert torch.equal(*widened), form
+
+
+@pytest.mark.gpu
+def test_a_product_waits_for_the_one_before_it():
+    """Each product's input is the output of the one before, which has not finished when it is launched."""
+    first, second = matrix_on_gpu("w4a16-g128", 8192, 4096), matrix_on_gpu("w4a16-g128", 4096, 8192)
+    x = torch.randn(16, 4096, device="cuda").half()
+    expected = x
+    for _ in range(4):
+        for matrix in (first, second):
+            expected = matrix(expected)
+            torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = x
+        for _ in range(4):
+            y = second(first(y))
+    for _ in range(50):
+        graph.replay()
+        assert torch.equal(y, expected)
 
 
 COMPILE = """

@@ -165,7 +165,7 @@ def layers(models: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
 
 
 def synthetic_matrices(scheme: str, outputs: int, inputs: int, device: str) -> list[PackedLinear]:
-    """As many quantized random matrices [out, in] as it takes for `ROTATED_BYTES`; they differ only in where they lie."""
+    """As many quantized matrices [out, in] as `ROTATED_BYTES` hold: one of random numbers, and copies elsewhere."""
     generator = torch.Generator(device).manual_seed(0)
     weight = torch.randn(outputs, inputs, device=device, generator=generator) * 0.02
     first = quantize_linear(get_scheme(scheme), weight)
