@@ -90,6 +90,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_tiny.set_defaults(command=_train_tiny)
 
+    bench = commands.add_parser("bench", help="measure one thing at length and record it")
+    benches = bench.add_subparsers(required=True, metavar="WHAT")
+    throughput = benches.add_parser("throughput", help="every method on trained models, scheme by scheme")
+    throughput.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
+    throughput.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
+    throughput.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
+    throughput.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    throughput.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: float64")
+    throughput.add_argument("--out", type=Path, default="results/throughput", metavar="DIR", help="for the tables")
+    throughput.set_defaults(command=_bench_throughput)
+
     figures = commands.add_parser("figures", help="rebuild figures/ from data/recorded and data/published alone")
     figures.set_defaults(command=_figures)
     return parser
@@ -154,6 +165,24 @@ def _study(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"specquant: {len(failed)} notebook(s) failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _bench_throughput(arguments: argparse.Namespace) -> int:
+    from specquant.quant import scheme_names
+    from specquant.study.record import record_throughput
+
+    paths = record_throughput(
+        arguments.models_dir,
+        scheme_names(arguments.schemes),
+        arguments.out,
+        keep_targets_in="results/targets",
+        prompts_per_task=arguments.prompts_per_task,
+        max_new_tokens=arguments.max_new_tokens,
+        dtype=arguments.dtype,
+    )
+    for path in paths:
+        print(path)
+    return 0
 
 
 def _figures(arguments: argparse.Namespace) -> int:

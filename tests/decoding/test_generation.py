@@ -112,3 +112,9 @@ def test_impossible_sampling_is_refused_also_for_greedy_decoding(values):
 def test_bad_input_is_refused_before_any_work(drafting, tokenizer, prompt, options, says):
     with pytest.raises(SpecquantError, match=says):
         generate(drafting, tokenizer, prompt, rule=Greedy(), **options)
+
+
+def test_no_distribution_outlives_its_step(drafting, tokenizer):
+    generation = generate(drafting, tokenizer, "hello", max_new_tokens=12, rule=acceptance_rule(1.0))
+    assert generation.steps
+    assert all(step.q is None and step.tree.q is None for step in generation.steps)

@@ -226,3 +226,9 @@ def test_means_keep_the_order_of_the_table():
     table = pd.DataFrame({"method": ["vanilla", "eagle2", "vanilla"], "draft_size": [6, 60, 8]})
     assert mean_by(table, "method", "draft_size").to_dict() == {"vanilla": 7, "eagle2": 60}
     assert list(mean_by(table, "method", ["draft_size"]).index) == ["vanilla", "eagle2"]
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(SpecquantError, match="holds no prompt"):
+        read_prompts(tmp_path / "none.jsonl")

@@ -1,7 +1,7 @@
 """Generating text: prompts in, tokens and text out, with every stop condition exact."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -83,7 +83,8 @@ def generate(
     steps, accepted_lengths = [], []
     while not output.stopped_by:
         step = speculator.step(output.limit - len(output.token_ids))
-        steps.append(step)
+        # Distributions serve the level above, and there is none: over a long text they would fill the memory.
+        steps.append(replace(step, q=None, tree=replace(step.tree, q=None)))
         accepted_lengths.append(output.take(step.tokens))
     output.finish()
     if output.stopped_by == "maximum new tokens" and room < max_new_tokens:

@@ -20,7 +20,10 @@ FIELDS = ("id", "task", "prompt")
 
 
 def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str, str]]:
-    """The prompts in a JSON-lines file, at most `per_task` of each task; a relative path is below the project root."""
+    """The prompts in a JSON-lines file, at most `per_task` of each task; a relative path is below the project root.
+
+    Raises SpecquantError where there is no file, no prompt in it, or a line that is none.
+    """
     path = resolve(path)
     if not path.is_file():
         raise SpecquantError(f"there is no prompt file {path}")
@@ -34,6 +37,8 @@ def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str
         counts[task] = counts.get(task, 0) + 1
         if per_task is None or counts[task] <= per_task:
             chosen.append(prompt)
+    if not chosen:
+        raise SpecquantError(f"{path} holds no prompt")
     return chosen
 
 
@@ -140,8 +145,9 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     table["tokens_per_s"] = 1e3 * groups.decoded.sum() / groups.decode_ms.sum()
     table["prompts"] = groups.size()
     table = table.reset_index()
-    plain = table[table.method == "autoregressive"].set_index(["scheme", "task"]).tokens_per_s
-    keys = pd.MultiIndex.from_frame(table[["scheme", "task"]])
+    same = ["model", "scheme", "task"]
+    plain = table[table.method == "autoregressive"].set_index(same).tokens_per_s
+    keys = pd.MultiIndex.from_frame(table[same])
     table["speedup"] = table.tokens_per_s / plain.reindex(keys).to_numpy()
     return table
 

@@ -19,6 +19,7 @@ from specquant.study.provenance import provenance
 TEXT_COLUMNS = {
     "verify_cost": ("model", "scheme", "weights"),
     "throughput": ("model", "scheme", "method", "task", "weights", "acceptance"),
+    "losslessness": ("scheme", "method", "weights"),
     "quality": ("model", "scheme", "domain", "weights"),
     "kernels": ("implementation", "scheme", "layer", "weights"),
     "speedups": ("source", "where", "model", "gpu", "scheme", "method"),
@@ -26,6 +27,7 @@ TEXT_COLUMNS = {
 NUMBER_COLUMNS = {
     "verify_cost": ("draft_size", "context_length", "time_ms", "p10_ms", "p90_ms", "repeats"),
     "throughput": ("accepted_length", "draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
+    "losslessness": ("prompts", "new_tokens", "differing_prompts"),
     "quality": ("perplexity",),
     "kernels": ("in_features", "out_features", "draft_size", "time_us"),
     "speedups": ("value",),

@@ -1,0 +1,48 @@
+"""Lossless: on the trained models every method writes the tokens that the same scheme writes token by token.
+
+In float64, where rounding never decides about a token: what is tested is the decoding, not a processor's arithmetic.
+"""
+
+import pytest
+import torch
+
+from specquant.experiments.methods import METHODS, tiny_models
+from specquant.experiments.targets import quantized_target
+from specquant.experiments.throughput import decode_prompts, losslessness, read_prompts
+from specquant.models.loading import load_tokenizer
+from specquant.paths import project_root
+from specquant.quant import SCHEMES
+
+TINY = project_root() / "data/tiny"
+
+
+@pytest.fixture(scope="session")
+def keep_in(tmp_path_factory):
+    return tmp_path_factory.mktemp("targets")
+
+
+def decode(scheme, keep_in, quantizer, prompts, max_new_tokens):
+    target = quantized_target(TINY / "target", scheme, keep_in, quantizer)
+    models = tiny_models(TINY, target, dtype=torch.float64)
+    return decode_prompts(models, load_tokenizer(target), prompts, METHODS, "tiny", max_new_tokens=max_new_tokens)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_sample(scheme, keep_in):
+    """Four prompts of 24 tokens; rounded to nearest, which is quick."""
+    prompts = read_prompts("data/prompts/prompts.jsonl", per_task=1)[::2]
+    rows = decode(scheme, keep_in, "round-to-nearest", prompts, 24)
+    table = losslessness(rows)
+    assert list(table.method) == list(METHODS)
+    assert (table.prompts == 4).all()
+    assert (table.differing_prompts == 0).all(), rows[rows.first_difference >= 0].to_string()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_all_prompts(scheme, keep_in):
+    """All prompts of ours, more than 50, and 64 tokens each; the target calibrated as in the notebooks."""
+    prompts = read_prompts("data/prompts/prompts.jsonl")
+    assert len(prompts) >= 50
+    rows = decode(scheme, keep_in, "calibrated", prompts, 64)
+    assert (losslessness(rows).differing_prompts == 0).all(), rows[rows.first_difference >= 0].to_string()
