@@ -24,7 +24,8 @@ def quantize_per_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     [rows, 1].
     """
     x = x.to(compute_dtype(x))
-    scales = x.abs().amax(dim=-1, keepdim=True).clamp_min_(SMALLEST).div_(127)
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(SMALLEST)
+    scales = largest / torch.full_like(largest, 127)  # by a number, torch on a GPU would multiply with its reciprocal
     return (x / scales).round_(), scales
 
 
