@@ -228,3 +228,13 @@ def test_damaged_records_and_checkpoints_of_jupyterlab_do_no_harm(clone, run):
         assert run() == []
         assert len(clone.runs()) == runs
     assert json.loads(record.read_text())["files"] == []
+
+
+def test_executed_notebooks_hold_no_progress_bars(clone, run, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    code = "import os; from tqdm import tqdm; list(tqdm(range(3))); print(os.environ['TQDM_DISABLE'])"
+    clone.notebook("00_a", code)
+    assert run() == []
+    (*_, cell) = clone.executed("00_a").cells
+    assert [(output.name, output.text) for output in cell.outputs] == [("stdout", "1\n")]
+    assert "TQDM_DISABLE" not in os.environ

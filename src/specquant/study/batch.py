@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +167,16 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     start = time.perf_counter()
     error = None
     try:
-        papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters,
-            kernel_name="python3",
-            cwd=project_root(),
-            extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings would tear the progress bar
-            progress_bar={"desc": f"  cells of {notebook.stem}", "position": 1, "leave": False, "file": sys.stderr},
-        )
+        with _without_inner_bars():
+            papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters,
+                kernel_name="python3",
+                cwd=project_root(),
+                extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings would tear the progress bar
+                progress_bar={"desc": f"  cells of {notebook.stem}", "position": 1, "leave": False, "file": sys.stderr},
+            )
     except PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
     except Exception as failure:  # the kernel died or did not start: this notebook failed, the others still run
@@ -205,6 +207,20 @@ def _is_current(folder: Path, name: str, inputs: str) -> bool:
         return record["error"] is None and record["inputs"] == inputs and all((folder / f).is_file() for f in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+@contextmanager
+def _without_inner_bars() -> Iterator[None]:
+    """Nobody sees a kernel's own progress bars while it runs; in the executed notebook they would be rubbish."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
 
 
 def _outputs(folder: Path) -> dict[str, tuple[int, int]]:
