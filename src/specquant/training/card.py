@@ -148,8 +148,8 @@ Nats per token:
 
 {table(["model", *columns], [[n, *(f"{losses[n][c]:.3f}" for c in columns)] for n in MODELS])}
 
-The target is {better:.2f} nats per token better than the intermediate in the mean over domains, {by_tokens:.2f} over all
-held-out tokens alike, most of which are code. The intermediate's most likely token is the target's in
+The target is {better:.2f} nats per token better than the intermediate in the mean over domains, {by_tokens:.2f}
+over all held-out tokens alike, most of which are code. The intermediate's most likely token is the target's in
 {agreement["mean"]:.1%} of held-out positions ({", ".join(f"{d} {agreement[d]:.1%}" for d in domains)}).
 
 Mean accepted length (with the model's own token) of greedy chains of 5 drafts by each model's EAGLE head, where the
