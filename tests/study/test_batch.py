@@ -100,7 +100,8 @@ def test_an_interrupted_batch_continues_where_it_stopped(clone, run, how):
         f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.05)",
     )
     program = (
-        "import pathlib, sys; from specquant.study import batch; from specquant.cli import main;"
+        "import pathlib, signal, sys; from specquant.study import batch; from specquant.cli import main;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs ignore it
         f"batch.project_root = lambda: pathlib.Path({str(clone.root)!r});"
         f"sys.exit(main(['study', '--results', {str(clone.results)!r}]))"
     )

@@ -59,7 +59,8 @@ def generate(
     becomes certain. Raises SpecquantError for an empty prompt, one that does not fit the context or the vocabulary, and
     fewer than one new token.
     """
-    prompt = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    # Not verbose: a prompt that is too long gets our sentence, not a warning of the tokenizer's.
+    prompt = tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
     if max_new_tokens < 1:
         raise SpecquantError(f"the maximum of new tokens is {max_new_tokens}; it must be at least 1")
     if not any(token not in tokenizer.all_special_ids for token in prompt):

@@ -35,7 +35,7 @@ def read_documents(
     for text in texts:
         if most_tokens is not None and count >= most_tokens:
             break
-        tokens = tokenizer(text)["input_ids"]
+        tokens = tokenizer(text, verbose=False)["input_ids"]
         documents += [tokens[start : start + longest] for start in range(0, len(tokens) - 1, longest)]
         count += len(tokens)
     return documents

@@ -63,7 +63,7 @@ def decode_prompts(
     speculators = {method: models.speculator(method, settings) for method in methods}
     rows = []
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
-        prompt_tokens, reference = tokenizer(prompt["prompt"])["input_ids"], None
+        prompt_tokens, reference = tokenizer(prompt["prompt"], verbose=False)["input_ids"], None
         for method, speculator in speculators.items():
             generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature))
             reference = reference or generation.token_ids
