@@ -1,0 +1,185 @@
+"""Questions are read as published or refused with a sentence, and prompts have the paper's form."""
+
+import gzip
+import json
+
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.experiments.tasks import (
+    BENCHMARKS,
+    GSM8K_EXAMPLES,
+    SYSTEM_PROMPT,
+    get_benchmark,
+    prompt_tokens,
+    read_questions,
+)
+from specquant.models.loading import load_tokenizer
+from tests.questions import SUM, write_questions
+
+# The form of Llama 3's: a head for each message, white space stripped, an end after it.
+TEMPLATE = (
+    "{{ '<|begin|>' }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return write_questions(tmp_path / "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_models):
+    return load_tokenizer(small_models / "target")
+
+
+@pytest.fixture
+def chat_tokenizer(small_models):
+    tokenizer = load_tokenizer(small_models / "target")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def first(name, data_dir):
+    questions, _ = read_questions(BENCHMARKS[name], data_dir)
+    return questions[0]
+
+
+def prompt(name, data_dir, tokenizer, answers=()):
+    return BENCHMARKS[name].prompt(first(name, data_dir), answers, tokenizer)
+
+
+def test_every_benchmark_is_read(data_dir):
+    read = {name: read_questions(benchmark, data_dir)[0] for name, benchmark in BENCHMARKS.items()}
+    assert [len(questions) for questions in read.values()] == [2, 13, 1, 2]
+    assert read["mt-bench"][0].turns == ("2 plus 3 makes", "And 4 plus")
+    assert {question.task for question in read["mt-bench"]} == {"MT-Bench"}
+    assert read["humaneval"][0].id == "HumanEval/0"
+    assert [question.id for question in read["gsm8k"]] == ["1", "2"]
+    assert read["gsm8k"][1].solution["answer"].endswith("#### 2,000")
+
+
+def test_spec_benchs_thirteen_categories_are_six_tasks(data_dir):
+    questions, _ = read_questions(BENCHMARKS["spec-bench"], data_dir)
+    tasks = [question.task for question in questions]
+    assert len(set(tasks)) == 6
+    assert tasks.count("multi-turn conversation") == 8
+    assert {question.category for question in questions if question.task == "question answering"} == {"qa"}
+    # MT-Bench's own sums are conversations; those of GSM8K are a task.
+    assert {q.category: q.task for q in questions}["math"] == "multi-turn conversation"
+
+
+def test_a_limit_is_for_each_task_and_spread_over_the_file(tmp_path):
+    lines = [{"question_id": i, "category": ("qa", "rag")[i % 2], "turns": ["a"]} for i in range(20)]
+    (tmp_path / "spec_bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    questions, _ = read_questions(BENCHMARKS["spec-bench"], tmp_path, 2)
+    assert [question.id for question in questions] == ["0", "10", "1", "11"]
+    assert len(read_questions(BENCHMARKS["spec-bench"], tmp_path, 99)[0]) == 20
+    with pytest.raises(SpecquantError, match="the limit is 0 questions"):
+        read_questions(BENCHMARKS["spec-bench"], tmp_path, 0)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_missing_files_and_lines_that_are_no_questions_are_named(name, data_dir):
+    benchmark = BENCHMARKS[name]
+    file = data_dir / benchmark.file
+    whole = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+
+    def refused(content: bytes, says: str) -> None:
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+        with pytest.raises(SpecquantError, match=says) as error:
+            read_questions(benchmark, data_dir)
+        assert str(file) in str(error.value)
+
+    number = len(whole.splitlines()) + 1
+    for line in (b"{}", b"[]", b"3", whole.splitlines()[0][:-9]):
+        refused(whole + line, f"line {number}: no question of {name}.*specquant data fetch {name}")
+    refused(b"\n", "holds no question")
+    refused(b"\xff", "is damaged")
+    file.unlink()
+    with pytest.raises(SpecquantError, match=rf"there is no {benchmark.file}.*specquant data fetch {name}"):
+        read_questions(benchmark, data_dir)
+
+
+def test_a_torn_archive_a_doubled_question_and_an_unknown_category_are_named(data_dir):
+    file = data_dir / "HumanEval.jsonl.gz"
+    for damaged in (file.read_bytes()[:-20], b"\x1f\x8b\x08" + b"x" * 50, b"no archive"):
+        file.write_bytes(damaged)
+        with pytest.raises(SpecquantError, match=r"HumanEval\.jsonl\.gz is damaged"):
+            read_questions(BENCHMARKS["humaneval"], data_dir)
+    file = data_dir / "mt_bench.jsonl"
+    line = file.read_text().splitlines()[0]
+    file.write_text(f"{line}\n{line}\n")
+    with pytest.raises(SpecquantError, match="line 2: question 81 is there twice"):
+        read_questions(BENCHMARKS["mt-bench"], data_dir)
+    (data_dir / "spec_bench.jsonl").write_text(line.replace("writing", "painting"))
+    with pytest.raises(SpecquantError, match="KeyError: 'painting'"):
+        read_questions(BENCHMARKS["spec-bench"], data_dir)
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(SpecquantError, match="unknown benchmark 'mmlu': choose one of mt-bench, spec-bench"):
+        get_benchmark("mmlu")
+
+
+def test_the_second_turn_sees_the_first_answer(data_dir, chat_tokenizer):
+    text, special = prompt("mt-bench", data_dir, chat_tokenizer, [" 5 \n"])
+    assert text == (
+        f"<|begin|><system>{SYSTEM_PROMPT}<|end|><user>2 plus 3 makes<|end|><assistant>5<|end|><user>And 4 plus<|end|>"
+        "<assistant>"
+    )
+    assert not special
+    assert prompt("mt-bench", data_dir, chat_tokenizer)[0].endswith("<user>2 plus 3 makes<|end|><assistant>")
+
+
+def test_the_template_brings_the_only_begin_token(data_dir, chat_tokenizer):
+    tokens, _ = prompt_tokens(BENCHMARKS["mt-bench"], first("mt-bench", data_dir), [], chat_tokenizer, 10_000)
+    assert tokens.count(chat_tokenizer.bos_token_id) == 1
+    assert tokens[0] == chat_tokenizer.bos_token_id
+
+
+def test_where_a_template_knows_no_system_role_the_user_says_it(data_dir, chat_tokenizer):
+    chat_tokenizer.chat_template = NO_SYSTEM
+    text, _ = prompt("mt-bench", data_dir, chat_tokenizer)
+    assert text == f"<|begin|><user>{SYSTEM_PROMPT}\n\n2 plus 3 makes<|end|><assistant>"
+    chat_tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(SpecquantError, match="template refuses the conversation: roles must alternate"):
+        prompt("mt-bench", data_dir, chat_tokenizer)
+
+
+def test_without_a_template_conversations_are_paragraphs(data_dir, tokenizer):
+    assert prompt("mt-bench", data_dir, tokenizer, ["5"]) == ("2 plus 3 makes\n\n5\n\nAnd 4 plus\n\n", True)
+    assert prompt("mt-bench", data_dir, tokenizer) == ("2 plus 3 makes\n\n", True)
+
+
+def test_a_program_is_asked_for_and_begun_or_continued(data_dir, chat_tokenizer, tokenizer):
+    text, special = prompt("humaneval", data_dir, chat_tokenizer)
+    assert f"```\n{SUM['prompt'].strip()}\n```<|end|><assistant>" in text
+    assert text.endswith("passes corresponding tests:\n```python\n")
+    assert not special
+    assert prompt("humaneval", data_dir, tokenizer) == (SUM["prompt"], True)
+
+
+def test_gsm8k_shows_eight_examples_that_are_right_and_needs_no_template(data_dir, chat_tokenizer):
+    text, special = prompt("gsm8k", data_dir, chat_tokenizer)
+    assert special
+    assert text.startswith("Q: There are 15 trees in the grove. Grove workers")
+    assert text.count("Q: ") == text.count("\nA:") == 9
+    assert text.count(" The answer is ") == 8
+    assert text.endswith("\n\nQ: Ann has 3 pens and buys 4. How many has she?\nA:")
+    assert [answer for *_, answer in GSM8K_EXAMPLES] == ["6", "5", "39", "8", "9", "29", "33", "8"]
+    assert all(reasoning.rstrip(".").endswith(answer) or answer in reasoning for _, reasoning, answer in GSM8K_EXAMPLES)
+
+
+def test_what_does_not_fit_is_cut_from_the_middle_and_counted(data_dir, tokenizer):
+    question = first("gsm8k", data_dir)
+    whole, cut = prompt_tokens(BENCHMARKS["gsm8k"], question, [], tokenizer, 100_000)
+    assert cut == 0
+    for longest in (100, 101):
+        tokens, cut = prompt_tokens(BENCHMARKS["gsm8k"], question, [], tokenizer, longest)
+        assert (len(tokens), cut) == (longest, len(whole) - longest)
+        assert tokens[:50] == whole[:50]
+        assert tokens[50:] == whole[len(whole) - longest + 50 :]
+    assert prompt_tokens(BENCHMARKS["gsm8k"], question, [], tokenizer, len(whole)) == (whole, 0)
