@@ -27,6 +27,7 @@ class PackedLinear(nn.Module):
     group_size = 0  # inputs that share a scale; 0: all
     operand_bits = 8  # that codes are widened to
     kernel_dtypes = (torch.float16, torch.bfloat16)  # that the kernel takes and gives; other inputs take the reference
+    int8_inputs = True  # that the kernel multiplies int8 codes of x, not x
     row_invariant = False  # whether a row's result may not depend on how many other rows there are
 
     def __init__(self, out_features: int, in_features: int):
@@ -48,6 +49,13 @@ class PackedLinear(nn.Module):
     def fit(self, low: torch.Tensor, high: torch.Tensor) -> None:
         """Set scales (and zero points) for weights between low and high, both float32 [out, groups], low <= 0 <=
         high."""
+        raise NotImplementedError
+
+    def set_grid(self, unit: torch.Tensor | None, step: torch.Tensor | None, zero: torch.Tensor | None) -> None:
+        """Store the grid whose values are unit * step * (code - zero): unit [out, 1], step and zero [out, groups].
+
+        What the storage does not have is ignored. Scales are rounded to fp16.
+        """
         raise NotImplementedError
 
     def grid(self) -> Grid:
@@ -83,9 +91,22 @@ class PackedLinear(nn.Module):
     def operand_dtype(self, x: torch.Tensor) -> torch.dtype:
         return compute_dtype(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, in] -> [rows, out] in x's dtype."""
-        if on_gpu(x) and x.dtype in self.kernel_dtypes:
+    def runs_kernel(self, x: torch.Tensor) -> bool:
+        """Whether the product with such an x runs its kernel."""
+        return on_gpu(x) and x.dtype in self.kernel_dtypes
+
+    def takes_codes(self, x: torch.Tensor) -> bool:
+        """Whether the product with such an x multiplies int8 codes, which the operation before may then make."""
+        return self.int8_inputs and self.runs_kernel(x)
+
+    def forward(
+        self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """x [rows, in] -> [rows, out] in x's dtype; or int8 codes of x and their scales, where `takes_codes`, -> [rows,
+        out] in `dtype`."""
+        if isinstance(x, tuple):
+            return self.run_kernel(x, dtype)
+        if self.runs_kernel(x):
             return self.run_kernel(self.kernel_inputs(x), x.dtype)
         dtype = self.operand_dtype(x)
         if self._operand is None or self._operand.dtype != dtype:
@@ -118,6 +139,7 @@ class Float16Linear(PackedLinear):
     """fp16 weights; its kernel is cuBLAS's."""
 
     kernel_dtypes = (torch.float16,)
+    int8_inputs = False
 
     def layout(self):
         return {"weight": (torch.float16, (self.out_features, self.in_features))}
@@ -148,7 +170,10 @@ class Int8Linear(PackedLinear):
         }
 
     def fit(self, low, high):
-        self.scales = _fp16_scale(torch.maximum(-low, high)[:, 0] / 127)
+        self.set_grid(torch.maximum(-low, high) / 127, None, None)
+
+    def set_grid(self, unit, step, zero):
+        self.scales = _fp16_scale(unit[:, 0])
 
     def grid(self):
         return _grid(self.scales[:, None], lowest=-127, highest=127)
@@ -174,6 +199,7 @@ class Int4GroupLinear(PackedLinear):
 
     group_size = 128
     operand_bits = 16
+    int8_inputs = False
 
     def layout(self):
         return {
@@ -182,7 +208,10 @@ class Int4GroupLinear(PackedLinear):
         }
 
     def fit(self, low, high):
-        self.scales = pair_outputs(_fp16_scale(_symmetric_step(low, high)).t())
+        self.set_grid(None, _symmetric_step(low, high), None)
+
+    def set_grid(self, unit, step, zero):
+        self.scales = pair_outputs(_fp16_scale(step).t())
 
     def grid(self):
         return _grid(1, unpair_outputs(self.scales).t(), zero=8)
@@ -210,7 +239,10 @@ class QQQLinear(PackedLinear):
         }
 
     def fit(self, low, high):
-        self.scales = _fp16_scale(_symmetric_step(low, high)[:, 0])
+        self.set_grid(_symmetric_step(low, high), None, None)
+
+    def set_grid(self, unit, step, zero):
+        self.scales = _fp16_scale(unit[:, 0])
 
     def grid(self):
         return _grid(self.scales[:, None], zero=8)
@@ -240,8 +272,12 @@ class QQQGroupLinear(PackedLinear):
 
     def fit(self, low, high):
         steps = _symmetric_step(low, high)
-        self.scales = _fp16_scale(8 * steps.amax(dim=1) / 127)
-        self.group_scales = pair_outputs((steps / self.scales[:, None]).clamp_max_(127 / 8).half().t())
+        scales = _fp16_scale(8 * steps.amax(dim=1, keepdim=True) / 127)
+        self.set_grid(scales, (steps / scales).clamp_max_(127 / 8), None)
+
+    def set_grid(self, unit, step, zero):
+        self.scales = _fp16_scale(unit[:, 0])
+        self.group_scales = pair_outputs(step.half().t())
 
     def grid(self):
         return _grid(self.scales[:, None], unpair_outputs(self.group_scales).t(), zero=8, integer=True)
@@ -270,8 +306,12 @@ class QoQLinear(PackedLinear):
         }
 
     def fit(self, low, high):
-        self.scales = _fp16_scale((high - low)[:, 0] / 15)
-        self.zeros = (-low[:, 0] / self.scales).round_().clamp_(0, 15).to(torch.uint8)
+        scales = _fp16_scale((high - low) / 15)
+        self.set_grid(scales, None, (-low / scales).round_().clamp_(0, 15))
+
+    def set_grid(self, unit, step, zero):
+        self.scales = _fp16_scale(unit[:, 0])
+        self.zeros = zero[:, 0].to(torch.uint8)
 
     def grid(self):
         return _grid(self.scales[:, None], zero=self.zeros[:, None])
@@ -302,12 +342,15 @@ class QoQGroupLinear(PackedLinear):
 
     def fit(self, low, high):
         limit = self.protective_range
-        self.scales = _fp16_scale(torch.maximum(-low, high).amax(dim=1) / limit)
-        low = (low / self.scales[:, None]).round_().clamp_(-limit, 0)
-        high = (high / self.scales[:, None]).round_().clamp_(0, limit)
+        scales = _fp16_scale(torch.maximum(-low, high).amax(dim=1, keepdim=True) / limit)
+        low = (low / scales).round_().clamp_(-limit, 0)
+        high = (high / scales).round_().clamp_(0, limit)
         steps = ((high - low) / 15).round_().clamp_(1, 16)
-        zeros = (-low / steps).round_().clamp_(0, 15)
-        self.group_grids = torch.cat([pair_outputs(values.to(torch.uint8).t()) for values in (steps, zeros)], dim=-1)
+        self.set_grid(scales, steps, (-low / steps).round_().clamp_(0, 15))
+
+    def set_grid(self, unit, step, zero):
+        self.scales = _fp16_scale(unit[:, 0])
+        self.group_grids = torch.cat([pair_outputs(values.to(torch.uint8).t()) for values in (step, zero)], dim=-1)
 
     def grid(self):
         steps, zeros = (unpair_outputs(values).t().float() for values in self.group_grids.chunk(2, dim=-1))
