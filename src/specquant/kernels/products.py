@@ -23,12 +23,16 @@ GROUP = 128  # inputs in one step of every product
 
 
 class Configuration(NamedTuple):
-    """How a product is cut up: outputs of a program, splits of the inputs, stages of the load pipeline, warps."""
+    """How a product is cut up: outputs of a program, splits of the inputs, stages of the load pipeline, warps.
+
+    registers: of a thread at most, so that more programs fit on a multiprocessor; 0: as many as the compiler likes.
+    """
 
     outputs: int
     splits: int
     stages: int
     warps: int
+    registers: int = 0
 
 
 @cache
@@ -108,10 +112,13 @@ def launch_product(
         size = grid[0] * grid[1] * chosen.splits * chosen.outputs * tile
         partials = torch.empty(size, dtype=accumulator, device=x.device)
     early = starts_early(x.device)
+    options = {"launch_pdl": True} if early else {}
+    if x.is_cuda and chosen.registers:
+        options["maxnreg"] = chosen.registers
     kernel[grid](
         x.contiguous(), *operands, out, partials, arrival_counters(x.device), rows, out_features, in_features,
         OUTPUTS=chosen.outputs, ROWS=tile, STAGES=chosen.stages, WHOLE=out_features % chosen.outputs == 0, EARLY=early,
-        num_warps=chosen.warps, **constants, **({"launch_pdl": True} if early else {}),
+        num_warps=chosen.warps, **options, **constants,
     )  # fmt: skip
     return out
 
