@@ -16,6 +16,8 @@ COMPANIONS = {
     "intermediate": "the small model of vanilla and hierarchical decoding",
     "eagle-intermediate": "the intermediate model's EAGLE head",
 }
+# Where the files of the benchmarks are put and looked for.
+BENCHMARK_FILES = Path("results/benchmarks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     throughput.add_argument("--out", type=Path, default="results/throughput", metavar="DIR", help="for the tables")
     throughput.set_defaults(command=_bench_throughput)
 
+    data = commands.add_parser("data", help="get what the project does not contain")
+    fetch = data.add_subparsers(required=True, metavar="WHAT").add_parser("fetch", help="download benchmarks")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="mt-bench, spec-bench, humaneval, gsm8k (default: all)")
+    fetch.add_argument("--data-dir", type=Path, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
+    fetch.set_defaults(command=_data_fetch)
+
     figures = commands.add_parser("figures", help="rebuild figures/ from data/recorded and data/published alone")
     figures.set_defaults(command=_figures)
     return parser
@@ -182,6 +190,15 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     )
     for path in paths:
         print(path)
+    return 0
+
+
+def _data_fetch(arguments: argparse.Namespace) -> int:
+    from specquant.experiments.fetch import fetch
+    from specquant.experiments.tasks import BENCHMARKS, get_benchmark
+
+    for benchmark in [get_benchmark(name) for name in arguments.names or BENCHMARKS]:
+        print(fetch(benchmark, arguments.data_dir), flush=True)
     return 0
 
 
