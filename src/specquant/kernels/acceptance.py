@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from specquant.kernels.launch import arrival_counters, jit, on_gpu, tl, triton
-from specquant.kernels.top_k import key_index, sort_keys
+from specquant.kernels.top_k import key_index, key_value, lowest_key, sort_keys
 
 BLOCK = 4096  # tokens of one step
 PART = 4 * BLOCK  # tokens in a part of the vocabulary
@@ -84,13 +84,18 @@ def _accept_greedily_kernel(
     BLOCK: tl.constexpr,
 ):
     row, part = tl.program_id(0), tl.program_id(1)
-    LEAST: tl.constexpr = -(2**63)
-    keys = tl.full((BLOCK,), LEAST, tl.int64)
+    dtype: tl.constexpr = logits.dtype.element_ty
+    least = lowest_key(dtype)
+    logits += row.to(tl.int64) * size + part * PART
+    keys = tl.zeros((BLOCK,), least.dtype) + least
     for start in tl.static_range(0, PART, BLOCK):
-        token = part * PART + start + tl.arange(0, BLOCK)
-        values = tl.load(logits + row.to(tl.int64) * size + token, mask=token < size, other=0.0).to(tl.float32)
-        keys = tl.maximum(keys, tl.where(token < size, sort_keys(values, token), LEAST))
-    tl.store(best + row * PARTS + part, tl.max(keys, 0))
+        local = start + tl.arange(0, BLOCK)
+        inside = part * PART + local < size
+        values = tl.load(logits + local, mask=inside, other=0.0)
+        keys = tl.maximum(keys, tl.where(inside, sort_keys(values, local), least))
+    key = tl.max(keys, 0)
+    token = part * PART + key_index(key, dtype).to(tl.int32)
+    tl.store(best + row * PARTS + part, sort_keys(key_value(key, dtype), token))
     tl.debug_barrier()  # this part's store, before its arrival is seen
     if tl.atomic_add(arrived, 1, sem="acq_rel") < n * PARTS - 1:
         return
@@ -98,8 +103,8 @@ def _accept_greedily_kernel(
     node = tl.arange(0, ROWS)
     each = tl.arange(0, PADDED_PARTS)[None, :]
     real = node < n
-    keys = tl.load(best + node[:, None] * PARTS + each, mask=real[:, None] & (each < PARTS), other=LEAST)
-    choice = key_index(tl.max(keys, 1))  # of each row
+    keys = tl.load(best + node[:, None] * PARTS + each, mask=real[:, None] & (each < PARTS), other=-(2**63))
+    choice = key_index(tl.max(keys, 1), tl.float32)  # of each row
     parent = tl.load(parents + node, mask=real, other=-1)
     wanted = tl.sum(tl.where(parent[:, None] == node[None, :], choice[None, :], 0), 1)  # the parent's choice
     token = tl.load(tokens + node, mask=real, other=-1)

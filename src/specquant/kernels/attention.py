@@ -1,9 +1,9 @@
 """Attention of a few query rows to a cached prefix and to their own ancestors in a draft tree.
 
-The kernel splits the sequence over blocks (Flash-Decoding, Dao et al. 2023; within a block, online softmax as in
+The first kernel splits the sequence over blocks (Flash-Decoding, Dao et al. 2023; within a block, online softmax as in
 FlashAttention-2, arXiv 2307.08691). A block takes the query heads that share a key-value head, of several queries, as
-the rows of one matrix product. The block that comes last at a counter joins the parts, in the order of the sequence, so
-the same inputs give the same bits.
+the rows of one matrix product. The second kernel joins the parts of each row, in the order of the sequence, so the same
+inputs give the same bits.
 
 Row invariance. By default the parts are as long as fills the GPU, and a draft's keys come in the order of their slots,
 so a row's rounding depends on its surroundings. With `row_invariant` it depends on nothing but the row's own query and
@@ -20,11 +20,21 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from specquant.kernels.launch import arrival_counters, jit, multiprocessors, on_gpu, tl, triton
+from specquant.kernels.launch import (
+    jit,
+    multiprocessors,
+    on_gpu,
+    overlapping,
+    shared_memory_bytes,
+    tl,
+    triton,
+    wait_for_previous,
+)
 
 MOST_ROWS = 128  # more is a prefill, which torch's own attention does well
 HEAD_DIMS = (64, 128)
 CHUNK = 512  # positions in a part, where rows are invariant
+MOST_PARTS = 32  # the second kernel loads all at once
 LOWEST = -1e30  # below every score; finite, so that rows that see nothing in a part need no exception
 
 
@@ -81,15 +91,21 @@ class Tiling(NamedTuple):
 
 
 def tiling(rows: int, group: int, kv_heads: int, row_invariant: bool, device: torch.device) -> Tiling:
-    """The tiling for `rows` queries of `group` heads per key-value head: the parts fill the GPU once."""
+    """The tiling for `rows` queries of `group` heads per key-value head, as measured on an H200.
+
+    Where rows are not invariant, the parts fill the GPU with two blocks on each multiprocessor, of which one computes
+    while the other waits; with one where there is little to compute. That one takes so much shared memory that no block
+    of a later launch comes beside it while another multiprocessor is free.
+    """
     padded = triton.next_power_of_2(group)
+    block_rows = max(64, padded)
+    tiles = triton.cdiv(rows, block_rows // padded) * kv_heads
     if row_invariant:
-        return Tiling(max(64, padded), 64, 0, 4, 3)
-    block_rows = next((size for size in (16, 64) if rows * padded <= size), 128)
-    block_rows = max(block_rows, padded)
-    tiles = triton.cdiv(rows, block_rows // padded)
-    parts = max(1, min(64, multiprocessors(device) // (tiles * kv_heads)))
-    return Tiling(block_rows, 64, parts, *((4, 4) if block_rows < 128 else (8, 3)))
+        return Tiling(block_rows, 64, 0, 4, 3)
+    available = multiprocessors(device)
+    resident = 1 if 8 * tiles <= available else 2
+    stages = 4 if resident == 1 and shared_memory_bytes(device) > 160_000 else 3
+    return Tiling(block_rows, 64, max(1, min(MOST_PARTS, resident * available // tiles)), 4, stages)
 
 
 def tree_attention_triton(
@@ -101,7 +117,7 @@ def tree_attention_triton(
     row_invariant: bool = False,
     tiles: Tiling | None = None,
 ) -> torch.Tensor:
-    """`tree_attention` by one launch; fp16 or bf16, head_dim 64 or 128."""
+    """`tree_attention` by two launches; fp16 or bf16, head_dim 64 or 128."""
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise ValueError("the keys and values of a layer must be contiguous")
     rows, heads, head_dim = query.shape
@@ -113,42 +129,53 @@ def tree_attention_triton(
     block_queries = tiles.block_rows // padded
     # The chunks that the draft can lie in: it may begin anywhere in the first.
     tail_parts = triton.cdiv(draft_slots + CHUNK - 1, CHUNK)
-    parts = triton.cdiv(slots, CHUNK) + block_queries * tail_parts if row_invariant else tiles.parts
-    stored_parts = triton.cdiv(slots, CHUNK) + tail_parts if row_invariant else tiles.parts
+    parts = triton.cdiv(slots, CHUNK) + tail_parts if row_invariant else tiles.parts
+    blocks = triton.cdiv(slots, CHUNK) + block_queries * tail_parts if row_invariant else tiles.parts
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    sums = torch.empty(stored_parts, rows, heads, head_dim, dtype=torch.float32, device=query.device)
-    peaks = torch.empty(2, stored_parts, rows, heads, dtype=torch.float32, device=query.device)
-    _tree_attention_kernel[(triton.cdiv(rows, block_queries), kv_heads, parts)](
-        query.contiguous(),
-        keys,
-        values,
-        mask,
-        output,
-        sums,
-        peaks[0],
-        peaks[1],
-        arrival_counters(query.device),
-        prefix_length,
-        rows,
-        draft_slots,
-        tail_parts,
-        slots,
-        math.log2(math.e) / math.sqrt(head_dim),
+    part_outputs = torch.empty(parts, rows, heads, head_dim, dtype=torch.float32, device=query.device)
+    part_statistics = torch.empty(2, parts, rows, heads, dtype=torch.float32, device=query.device)
+    shared = dict(
         PREFIX_ON_DEVICE=isinstance(prefix_length, torch.Tensor),
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        PADDED_GROUP=padded,
+        HEADS=heads,
         HEAD_DIM=head_dim,
-        BLOCK_ROWS=tiles.block_rows,
-        BLOCK_KEYS=tiles.block_keys,
-        BLOCK_DRAFT=triton.next_power_of_2(draft_slots) if row_invariant else 0,
         PARTS=tiles.parts,
         CHUNK=CHUNK,
         LOWEST=LOWEST,
         ROW_INVARIANT=row_invariant,
-        JOINED_AT_ONCE=8 if tiles.block_rows <= 16 else 2,
+        **overlapping(query.device),
+    )
+    _attend_kernel[(triton.cdiv(rows, block_queries), kv_heads, blocks)](
+        query.contiguous(),
+        keys,
+        values,
+        mask,
+        part_outputs,
+        *part_statistics,
+        prefix_length,
+        draft_slots,
+        tail_parts,
+        rows,
+        slots,
+        math.log2(math.e) / math.sqrt(head_dim),
+        GROUP=group,
+        PADDED_GROUP=padded,
+        BLOCK_ROWS=tiles.block_rows,
+        BLOCK_KEYS=tiles.block_keys,
+        BLOCK_DRAFT=triton.next_power_of_2(draft_slots) if row_invariant else 0,
         STAGES=tiles.stages,
         num_warps=tiles.warps,
+        **shared,
+    )
+    _join_kernel[(rows * heads,)](
+        part_outputs,
+        *part_statistics,
+        output,
+        prefix_length,
+        tail_parts,
+        rows,
+        GROUP=8 if row_invariant else triton.next_power_of_2(tiles.parts),
+        num_warps=1,
+        **shared,
     )
     return output
 
@@ -169,25 +196,23 @@ def _attend(query, key, value, visible, peak, total, sums, scale):
     return higher, total, sums
 
 
-@jit(do_not_specialize=["prefix", "rows", "draft_slots", "tail_parts", "slots"])
-def _tree_attention_kernel(
-    query,  # [rows, KV_HEADS * GROUP, HEAD_DIM]
-    keys,  # [KV_HEADS, slots, HEAD_DIM]
+@jit(do_not_specialize=["prefix", "draft_slots", "tail_parts", "rows", "slots"])
+def _attend_kernel(
+    query,  # [rows, HEADS, HEAD_DIM]
+    keys,  # [kv_heads, slots, HEAD_DIM]
     values,
     mask,  # [rows, draft_slots]
-    output,
-    part_sums,  # [parts, rows, KV_HEADS * GROUP, HEAD_DIM] float32, relative to 2 ** part_peaks
-    part_peaks,  # [parts, rows, KV_HEADS * GROUP] float32
-    part_totals,
-    arrived,
+    part_outputs,  # [parts, rows, HEADS, HEAD_DIM]
+    part_peaks,  # [parts, rows, HEADS]: the highest score, as a power of two
+    part_totals,  # and the sum of 2 ** (score - peak)
     prefix,
-    rows,
     draft_slots,
     tail_parts,
+    rows,
     slots,
     scale,
     PREFIX_ON_DEVICE: tl.constexpr,
-    KV_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -198,50 +223,40 @@ def _tree_attention_kernel(
     CHUNK: tl.constexpr,
     LOWEST: tl.constexpr,
     ROW_INVARIANT: tl.constexpr,
-    JOINED_AT_ONCE: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    wait_for_previous(OVERLAPPING)
     tile, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BLOCK_QUERIES: tl.constexpr = BLOCK_ROWS // PADDED_GROUP
     prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
     row = tl.arange(0, BLOCK_ROWS)
     queries, member = tile * BLOCK_QUERIES + row // PADDED_GROUP, row % PADDED_GROUP
     in_tile = (queries < rows) & (member < GROUP)
-    head_rows = queries * (KV_HEADS * GROUP) + kv_head * GROUP + member  # of [rows, heads]
+    head_rows = queries * HEADS + kv_head * GROUP + member  # of [rows, HEADS]
 
-    # Which keys this block attends to, [begin, end), and how many blocks there are for this tile.
+    # Which keys this block attends to, [begin, end), and for which rows.
+    stored = in_tile
     if ROW_INVARIANT:
-        shared_parts = prefix_length // CHUNK
-        tail = part - shared_parts
+        tail = part - prefix_length // CHUNK
         own = tile * BLOCK_QUERIES + tail // tail_parts  # the query whose path this block gathers
-        tail_queries = tl.minimum(rows - tile * BLOCK_QUERIES, BLOCK_QUERIES)
-        if tail >= tail_queries * tail_parts:
+        if (own >= rows) | (tail >= BLOCK_QUERIES * tail_parts):
             return
-        blocks = shared_parts + tail_queries * tail_parts
-        joined_parts = shared_parts + tail_parts
         node = tl.arange(0, BLOCK_DRAFT)
-        in_path = tl.load(mask + own * draft_slots + node, mask=(tail >= 0) & (node < draft_slots), other=0).to(
-            tl.int32
-        )
+        in_path = tl.load(mask + own * draft_slots + node, mask=(tail >= 0) & (node < draft_slots), other=0)
+        in_path = in_path.to(tl.int32)
         place = tl.where(in_path > 0, tl.cumsum(in_path, 0) - 1, -1)  # of a node in its path
         if tail >= 0:
-            part = shared_parts + tail % tail_parts
+            part = prefix_length // CHUNK + tail % tail_parts
         begin = part * CHUNK
         end = begin + CHUNK
-        stored = in_tile
         if tail >= 0:
             end = tl.minimum(end, prefix_length + tl.sum(in_path, 0))
             stored = in_tile & (queries == own)
     else:
-        last = prefix_length + draft_slots
-        part_length = tl.cdiv(tl.cdiv(last, BLOCK_KEYS), PARTS) * BLOCK_KEYS
-        begin = part * part_length
-        if begin >= last:
-            return
-        end = tl.minimum(begin + part_length, last)
-        blocks = tl.cdiv(last, part_length)
-        joined_parts = blocks
-        stored = in_tile
+        steps = tl.cdiv(prefix_length + draft_slots, BLOCK_KEYS)  # the later parts have one less where they must
+        begin = tl.cdiv(part * steps, PARTS) * BLOCK_KEYS
+        end = tl.minimum(tl.cdiv((part + 1) * steps, PARTS) * BLOCK_KEYS, prefix_length + draft_slots)
 
     column = tl.arange(0, HEAD_DIM)
     block = tl.arange(0, BLOCK_KEYS)
@@ -257,9 +272,10 @@ def _tree_attention_kernel(
     for start in tl.range(begin, whole, BLOCK_KEYS, num_stages=STAGES):
         at = (start + block)[:, None] * HEAD_DIM + column[None, :]
         key, value = tl.load(keys + at), tl.load(values + at)
-        peak, total, sums = _attend(q, key, value, (start + block < end)[None, :], peak, total, sums, scale)
-    for start in tl.range(whole, end, BLOCK_KEYS, num_stages=1):
-        position = start + block
+        peak, total, sums = _attend(q, key, value, True, peak, total, sums, scale)
+    LAST_KEYS: tl.constexpr = BLOCK_KEYS if ROW_INVARIANT else 32  # few registers; but rows that take turns keep steps
+    for start in tl.range(whole, end, LAST_KEYS, num_stages=STAGES):
+        position = start + tl.arange(0, LAST_KEYS)
         inside = position < end
         if ROW_INVARIANT:
             here = place[None, :] == (position - prefix_length)[:, None]
@@ -279,33 +295,51 @@ def _tree_attention_kernel(
         value = tl.load(values + at, mask=inside[:, None], other=0.0)
         peak, total, sums = _attend(q, key, value, visible, peak, total, sums, scale)
 
-    out = output + head_rows[:, None] * HEAD_DIM + column[None, :]
-    if blocks == 1:
-        tl.store(out, (sums / total[:, None]).to(output.dtype.element_ty), mask=stored[:, None])
-        return
-    part_rows = rows * (KV_HEADS * GROUP)
-    at = part * part_rows + head_rows
-    tl.store(part_sums + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :], sums, mask=stored[:, None])
+    at = part * rows * HEADS + head_rows
+    outputs = sums / tl.maximum(total, 1e-30)[:, None]  # rows that see nothing here have no weight
+    tl.store(part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :], outputs, mask=stored[:, None])
     tl.store(part_peaks + at, peak, mask=stored)
     tl.store(part_totals + at, total, mask=stored)
-    tl.debug_barrier()  # all of this block's stores, before its arrival is seen
-    counter = arrived + tile * KV_HEADS + kv_head
-    if tl.atomic_add(counter, 1, sem="acq_rel") < blocks - 1:
-        return
-    tl.store(counter, 0)
-    peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
-    for first in range(0, joined_parts, JOINED_AT_ONCE):
-        for i in tl.static_range(JOINED_AT_ONCE):
-            there = in_tile & (first + i < joined_parts)
-            peak = tl.maximum(peak, tl.load(part_peaks + (first + i) * part_rows + head_rows, mask=there, other=LOWEST))
-    total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    sums = tl.zeros((BLOCK_ROWS, HEAD_DIM), tl.float32)
-    for first in range(0, joined_parts, JOINED_AT_ONCE):
-        for i in tl.static_range(JOINED_AT_ONCE):
-            there = in_tile & (first + i < joined_parts)
-            at = (first + i) * part_rows + head_rows
-            weight = tl.exp2(tl.load(part_peaks + at, mask=there, other=LOWEST) - peak)
-            total = tl.fma(weight, tl.load(part_totals + at, mask=there, other=0.0), total)
-            part_at = part_sums + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :]
-            sums = tl.fma(weight[:, None], tl.load(part_at, mask=there[:, None], other=0.0), sums)
-    tl.store(out, (sums / total[:, None]).to(output.dtype.element_ty), mask=in_tile[:, None])
+
+
+@jit(do_not_specialize=["prefix", "tail_parts", "rows"])
+def _join_kernel(
+    part_outputs,
+    part_peaks,
+    part_totals,
+    output,  # [rows, HEADS, HEAD_DIM]
+    prefix,
+    tail_parts,
+    rows,
+    PREFIX_ON_DEVICE: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LOWEST: tl.constexpr,
+    ROW_INVARIANT: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
+    GROUP: tl.constexpr,  # parts that are loaded at once
+):
+    wait_for_previous(OVERLAPPING)
+    parts = PARTS
+    if ROW_INVARIANT:
+        parts = (tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix) // CHUNK + tail_parts
+    row = tl.program_id(0)  # of [rows, HEADS]
+    column = tl.arange(0, HEAD_DIM)
+    peak, total = LOWEST, 0.0
+    sums = tl.zeros((HEAD_DIM,), tl.float32)
+    for first in range(0, parts, GROUP):
+        part = first + tl.arange(0, GROUP)
+        at = part * (rows * HEADS) + row
+        peaks = tl.load(part_peaks + at, mask=part < parts, other=LOWEST)
+        totals = tl.load(part_totals + at, mask=part < parts, other=0.0)
+        part_at = part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :]
+        outputs = tl.load(part_at, mask=(part < parts)[:, None], other=0.0)
+        higher = tl.maximum(peak, tl.max(peaks, 0))
+        weights = tl.exp2(peaks - higher) * totals
+        shrink = tl.exp2(peak - higher)
+        total = tl.fma(total, shrink, tl.sum(weights, 0))
+        sums = tl.fma(sums, shrink, tl.sum(weights[:, None] * outputs, 0))
+        peak = higher
+    tl.store(output + row * HEAD_DIM + column, (sums / total).to(output.dtype.element_ty))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import SMALLEST, quantize_per_token
-from specquant.kernels.launch import jit, on_gpu, tl, triton
+from specquant.kernels.launch import jit, on_gpu, overlapping, tl, triton, wait_for_previous
 from specquant.kernels.rounding import int8_row
 
 # Normed rows, or their codes and scales.
@@ -56,14 +56,26 @@ def add_rms_norm_triton(
         SMALLEST=SMALLEST,
         BLOCK=block,
         num_warps=max(1, min(16, block // 512)),
+        **overlapping(x.device),
     )
     return total, (normed, scales) if quantized else normed
 
 
 @jit
 def _add_rms_norm_kernel(
-    x, delta, weight, total, normed, scales, size, epsilon, SMALLEST: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    delta,
+    weight,
+    total,
+    normed,
+    scales,
+    size,
+    epsilon,
+    SMALLEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
 ):
+    wait_for_previous(OVERLAPPING)
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < size

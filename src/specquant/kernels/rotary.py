@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from specquant.kernels.launch import jit, on_gpu, tl, triton
+from specquant.kernels.launch import jit, on_gpu, overlapping, tl, triton, wait_for_previous
 
 BLOCK_HEADS = 8
 
@@ -87,6 +87,8 @@ def rotate_and_cache_triton(
         HALF=head_dim // 2,
         BLOCK_HEADS=BLOCK_HEADS,
         num_warps=2,
+        enable_fp_fusion=False,  # round as the reference does: each product, then the sum
+        **overlapping(qkv.device),
     )
     return query
 
@@ -107,7 +109,9 @@ def _rotate_and_cache_kernel(
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
 ):
+    wait_for_previous(OVERLAPPING)
     row = tl.program_id(0)
     slot = row + (tl.load(first_slot).to(tl.int32) if SLOT_ON_DEVICE else first_slot)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]

@@ -14,5 +14,17 @@ def round_half_even(x):
 @jit
 def int8_row(values, SMALLEST: tl.constexpr):
     """A row of float32 -> its int8 codes and its scale, with the very bits of `quantize_per_token`."""
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), 0), SMALLEST), 127.0)
-    return round_half_even(tl.div_rn(values, scale)).to(tl.int8), scale
+    scale = int8_scale(tl.max(tl.abs(values), 0), SMALLEST)
+    return int8_codes(values, scale), scale
+
+
+@jit
+def int8_scale(largest, SMALLEST: tl.constexpr):
+    """The scale of a row by its largest magnitude."""
+    return tl.div_rn(tl.maximum(largest, SMALLEST), 127.0)
+
+
+@jit
+def int8_codes(values, scale):
+    """The codes of float32 values by their row's scale."""
+    return round_half_even(tl.div_rn(values, scale)).to(tl.int8)

@@ -1,4 +1,4 @@
-"""The gated activation of a Llama MLP (SwiGLU, arXiv 2002.05202), also with int8 quantization, in one pass."""
+"""The gated activation of a Llama MLP (SwiGLU, arXiv 2002.05202), also with int8 quantization."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import SMALLEST, quantize_per_token
-from specquant.kernels.launch import jit, on_gpu, tl, triton
-from specquant.kernels.rounding import int8_row
+from specquant.kernels.launch import jit, on_gpu, overlapping, tl, triton, wait_for_previous
+from specquant.kernels.rounding import int8_codes, int8_scale
 
-BLOCK = 1024  # columns of a block where nothing needs the whole row
+BLOCK = 1024  # columns of a block
 
 
 def swiglu(gate_up: torch.Tensor, quantized: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -31,31 +31,67 @@ def swiglu_reference(
 
 
 def swiglu_triton(gate_up: torch.Tensor, quantized: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """`swiglu` by one launch; codes are int8. One block takes a whole row where it is quantized, for its largest."""
+    """`swiglu` by one launch, or two where a row's scale must be known first: a row is too long for one block."""
     gate_up = gate_up.contiguous()
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-    output = torch.empty(rows, size, dtype=torch.int8 if quantized else gate_up.dtype, device=gate_up.device)
-    scales = torch.empty(rows, 1, dtype=torch.float32, device=gate_up.device) if quantized else None
-    block = triton.next_power_of_2(size) if quantized else BLOCK
-    _swiglu_kernel[(rows, triton.cdiv(size, block))](
-        gate_up, output, scales, size, SMALLEST=SMALLEST, BLOCK=block, num_warps=max(4, min(32, block // 512))
+    parts = triton.cdiv(size, BLOCK)
+    product = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
+    largest = torch.empty(rows, parts, dtype=torch.float32, device=gate_up.device) if quantized else None
+    options = {"PARTS": parts, "BLOCK": BLOCK, "num_warps": 4} | overlapping(gate_up.device)
+    _swiglu_kernel[(rows, parts)](gate_up, product, largest, size, **options)
+    if not quantized:
+        return product
+    codes = torch.empty_like(product, dtype=torch.int8)
+    scales = torch.empty(rows, 1, dtype=torch.float32, device=gate_up.device)
+    _quantize_kernel[(rows, parts)](
+        product,
+        largest,
+        codes,
+        scales,
+        size,
+        PADDED_PARTS=triton.next_power_of_2(parts),
+        SMALLEST=SMALLEST,
+        **options,
     )
-    return (output, scales) if quantized else output
+    return codes, scales
 
 
 @jit
-def _swiglu_kernel(gate_up, output, scales, size, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def _swiglu_kernel(gate_up, output, largest, size, PARTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPPING: tl.constexpr):
+    wait_for_previous(OVERLAPPING)
+    row, part = tl.program_id(0), tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     gate = tl.load(gate_up + row * 2 * size + column, mask=inside, other=0.0)
     up = tl.load(gate_up + (row * 2 + 1) * size + column, mask=inside, other=0.0)
     wide = gate.to(tl.float32)
     gated = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype)
     product = (gated.to(tl.float32) * up.to(tl.float32)).to(gate.dtype)
-    if scales is not None:
-        codes, scale = int8_row(product.to(tl.float32), SMALLEST)
-        tl.store(output + row * size + column, codes, mask=inside)
+    tl.store(output + row * size + column, product, mask=inside)
+    if largest is not None:
+        tl.store(largest + row * PARTS + part, tl.max(tl.abs(product.to(tl.float32)), 0))
+
+
+@jit
+def _quantize_kernel(
+    values,
+    largest,  # [rows, PARTS]
+    codes,
+    scales,
+    size,
+    PARTS: tl.constexpr,
+    PADDED_PARTS: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
+):
+    wait_for_previous(OVERLAPPING)
+    row, part = tl.program_id(0), tl.program_id(1)
+    each = tl.arange(0, PADDED_PARTS)
+    scale = int8_scale(tl.max(tl.load(largest + row * PARTS + each, mask=each < PARTS, other=0.0), 0), SMALLEST)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    inside = column < size
+    value = tl.load(values + row * size + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(codes + row * size + column, int8_codes(value, scale), mask=inside)
+    if part == 0:
         tl.store(scales + row, scale)
-    else:
-        tl.store(output + row * size + column, product, mask=inside)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from specquant.kernels.launch import jit, on_gpu, tl, triton
-from specquant.kernels.top_k import key_index, key_value, sort_keys
+from specquant.kernels.top_k import key_index, key_value, lowest_key, sort_keys
 
 
 class Proposals(NamedTuple):
@@ -125,7 +125,6 @@ def _expand_kernel(
     CHILDREN: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    LEAST: tl.constexpr = -(2**63)
     child = tl.arange(0, CHILDREN)
     real = child < N * K
     token = tl.load(tokens + child, mask=real, other=0)
@@ -133,16 +132,16 @@ def _expand_kernel(
     tl.store(all_tokens + first + child, token, mask=real)
     tl.store(all_parents + first + child, tl.load(nodes + child // K, mask=real, other=0), mask=real)
     tl.store(all_scores + first + child, score, mask=real)
-    keys = tl.where(real, sort_keys(score, child), LEAST)
+    keys = tl.where(real, sort_keys(score, child), lowest_key(tl.float32))
     slot = tl.arange(0, SLOTS)
     for i in range(K):
         best = tl.max(keys, 0)
-        keys = tl.where(keys == best, LEAST, keys)
-        chosen = key_index(best)
+        keys = tl.where(keys == best, lowest_key(tl.float32), keys)
+        chosen = key_index(best, tl.float32)
         parent = chosen // K
         tl.store(next_nodes + i, first + chosen)
         tl.store(next_tokens + i, tl.load(tokens + chosen))
-        tl.store(next_scores + i, key_value(best))
+        tl.store(next_scores + i, key_value(best, tl.float32))
         tl.store(next_parents + i, parent)
         seen = tl.load(mask + parent * slots + slot, mask=slot < slots, other=0).to(tl.int1)
         tl.store(next_mask + i * (slots + K) + slot, seen | (slot == slots + i), mask=slot < slots + K)
@@ -229,7 +228,7 @@ def _rerank_kernel(
     node = tl.arange(0, ALL)
     score = tl.load(all_scores + node, mask=node < n, other=float("-inf"))
     rank = tl.zeros((ALL,), tl.int32)
-    for start in range(0, ALL, 32):
+    for start in tl.static_range(0, ALL, 32):  # independent loads
         other = start + tl.arange(0, 32)
         other_score = tl.load(all_scores + other, mask=other < n, other=float("-inf"))[None, :]
         earlier = (other_score == score[:, None]) & (other[None, :] < node[:, None])
