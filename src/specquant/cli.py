@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     throughput.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: float64")
     throughput.add_argument("--out", type=Path, default="results/throughput", metavar="DIR", help="for the tables")
     throughput.set_defaults(command=_bench_throughput)
+    kernels = benches.add_parser("kernels", help="every linear product of Llama-3's shapes, on an NVIDIA GPU")
+    kernels.add_argument("--models", default="all", metavar="NAMES", help="with commas between them (default: all)")
+    kernels.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
+    kernels.add_argument(
+        "--tune", type=float, default=0, metavar="SECONDS", help="look for better configurations first"
+    )
+    kernels.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the tables")
+    kernels.set_defaults(command=_bench_kernels)
 
     data = commands.add_parser("data", help="get what the project does not contain")
     fetch = data.add_subparsers(required=True, metavar="WHAT").add_parser("fetch", help="download benchmarks")
@@ -199,6 +207,18 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 
     for benchmark in [get_benchmark(name) for name in arguments.names or BENCHMARKS]:
         print(fetch(benchmark, arguments.data_dir), flush=True)
+    return 0
+
+
+def _bench_kernels(arguments: argparse.Namespace) -> int:
+    from specquant.experiments.kernels import BENCH_SCHEMES, LAYERS
+    from specquant.quant import scheme_names
+    from specquant.study.record import record_kernels
+
+    models = list(LAYERS) if arguments.models == "all" else [name.strip() for name in arguments.models.split(",")]
+    schemes = BENCH_SCHEMES if arguments.schemes == "all" else scheme_names(arguments.schemes)
+    for path in record_kernels(models, schemes, arguments.out, arguments.tune):
+        print(path)
     return 0
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.kernels.launch import triton
-from specquant.kernels.products import GROUP, ROW_TILES, Configuration, gpu_kind
+from specquant.kernels.launch import multiprocessors, triton
+from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, gpu_kind, winners
 from specquant.kernels.stream import read_triton
 from specquant.paths import write_file
-from specquant.quant import SCHEMES, PackedLinear, get_scheme, quantize_linear
+from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 
 # Outputs and inputs of the four linear layers, q, k, v and gate, up fused.
 LAYERS = {
@@ -34,9 +35,28 @@ LAYERS = {
         "down_proj": (8192, 28672),
     },
 }
-BENCH_SCHEMES = tuple(name for name in SCHEMES if not name.endswith("-rot"))  # rotation changes no product
+BENCH_SCHEMES = tuple(name for name in scheme_names("all") if not name.endswith("-rot"))  # rotation changes no product
 DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
 ROTATED_BYTES = 300e6  # weights are rotated through more than this, several times an L2 cache
+# Outputs of a program, stages, warps and registers (0: as many as the compiler likes), by rows of a tile.
+CANDIDATES = {
+    16: (
+        *((64, stages, 4, registers) for stages in (3, 4, 6) for registers in (0, 96)),
+        *((128, stages, 4, registers) for stages in (3, 4) for registers in (0, 96, 128)),
+        (128, 4, 8, 0),
+        (128, 6, 8, 0),
+    ),
+    32: (
+        *((64, stages, 4, registers) for stages in (3, 4) for registers in (0, 96, 128)),
+        *((128, stages, warps, 0) for stages in (3, 4) for warps in (4, 8)),
+        (256, 3, 8, 0),
+    ),
+    64: (
+        *((64, stages, 4, registers) for stages in (3, 4) for registers in (0, 128, 168)),
+        *((128, stages, warps, 0) for stages in (2, 3, 4) for warps in (4, 8)),
+        *((256, stages, 8, 0) for stages in (2, 3)),
+    ),
+}
 GRAPH_US = 1500  # a graph holds launches for about this long
 REPEATS = 20
 
@@ -68,9 +88,9 @@ def measure_kernels(
                     "draft_size": draft_size,
                     "in_features": inputs,
                     "out_features": outputs,
-                    "time_us": times.median().item(),
-                    "p10_us": times.quantile(0.1).item(),
-                    "p90_us": times.quantile(0.9).item(),
+                    "time_us": round(times.median().item(), 3),
+                    "p10_us": round(times.quantile(0.1).item(), 3),
+                    "p90_us": round(times.quantile(0.9).item(), 3),
                     "bytes": matrices[0].nbytes + draft_size * bytes_per_token,
                     "operations": 2 * draft_size * inputs * outputs,
                     "repeats": repeats,
@@ -103,51 +123,53 @@ def measure_ceilings(repeats: int = REPEATS, device: str = "cuda") -> pd.DataFra
 def tune(
     models: Sequence[str],
     schemes: Sequence[str],
-    path: str | os.PathLike,
     budget_s: float,
+    path: str | os.PathLike = CONFIGURATIONS,
     device: str = "cuda",
 ) -> pd.DataFrame:
     """Measure candidates for every shape and row tile, and write the fastest of each to the table at `path`.
 
-    Stops after `budget_s` seconds; what was not reached keeps its configuration. Returns all that was measured.
+    Stops after `budget_s` seconds; a shape and tile that was not measured wholly keeps its configuration. Returns all
+    that was measured.
     """
     require_gpu(device)
-    path = Path(path)
-    table = json.loads(path.read_text()) if path.is_file() else {}
-    winners = table.setdefault(gpu_kind(torch.device(device)), {})
+    device = torch.device(device)
+    table = json.loads(Path(path).read_text())
     rows, end = [], time.monotonic() + budget_s
     for _, _, (outputs, inputs) in layers(models):
         for scheme in schemes:
+            if scheme == "fp16":
+                continue  # cuBLAS chooses by itself
             matrices = synthetic_matrices(scheme, outputs, inputs, device)
-            for tile in ROW_TILES[:3]:
-                best = math.inf
-                for candidate in candidates(outputs, inputs, tile, torch.device(device)):
+            for tile in CANDIDATES:
+                times = {}
+                for candidate in candidates(outputs, inputs, tile, device):
                     if time.monotonic() > end:
                         return pd.DataFrame(rows)
                     try:
-                        median = product_times_us(matrices, tile, 5, candidate).median().item()
+                        times[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
                     except triton.OutOfResources:
                         continue
-                    rows.append({"scheme": scheme, "shape": f"{outputs}x{inputs}", "tile": tile, "time_us": median})
-                    rows[-1] |= candidate._asdict()
-                    if median < best:
-                        best = median
-                        shapes = winners.setdefault(kernel_name(scheme), {})
-                        shapes.setdefault(f"{outputs}x{inputs}", {})[str(tile)] = list(candidate)
-                        write_file(path, json.dumps(table, indent=1) + "\n")
+                    row = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
+                    rows.append(row | candidate._asdict() | {"time_us": times[candidate]})
+                shapes = table.setdefault(gpu_kind(device), {}).setdefault(kernel_name(scheme), {})
+                shapes.setdefault(f"{outputs}x{inputs}", {})[str(tile)] = list(min(times, key=times.get))
+                text = json.dumps(table, indent=1)
+                write_file(path, re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
+                winners.cache_clear()
             del matrices
     return pd.DataFrame(rows)
 
 
 def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[Configuration]:
-    """Configurations worth measuring: two to sixteen warps on each multiprocessor, deep pipelines for few rows."""
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    for block, warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
-        programs = -(-outputs // block)
-        wanted = {max(1, round(share * multiprocessors * 4 / warps / programs)) for share in (1, 2, 3, 4, 6)}
-        for splits in sorted(splits for splits in wanted if splits <= min(16, inputs // GROUP // 4)):
-            for stages in (4, 6) if tile == 16 else (3, 4):
-                yield Configuration(block, splits, stages, warps)
+    """Configurations worth measuring for a shape [out, in] and a tile of rows."""
+    for block, stages, warps, registers in CANDIDATES[tile]:
+        # From one and a half to five programs of four warps for each multiprocessor.
+        programs = math.ceil(outputs / block) * warps / 4 / multiprocessors(device)
+        wanted = {max(1, round(share / programs)) for share in (1.5, 2, 3, 4, 5)}
+        for splits in sorted(wanted):
+            if splits <= min(16, inputs // GROUP // 4):
+                yield Configuration(block, splits, stages, warps, registers)
 
 
 def kernel_name(scheme: str) -> str:

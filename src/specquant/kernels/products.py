@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, jit, multi
 
 ROW_TILES = (16, 32, 64, 128)  # one pass has up to 64 rows; a prompt's chunk takes tiles of 128
 GROUP = 128  # inputs in one step of every product
+CONFIGURATIONS = Path(__file__).with_name("configurations.json")
 
 
 class Configuration(NamedTuple):
@@ -36,8 +37,9 @@ class Configuration(NamedTuple):
 
 
 @cache
-def _table() -> dict:
-    return json.loads((files("specquant.kernels") / "configurations.json").read_text())
+def winners() -> dict:
+    """The recorded winners: kind of GPU -> scheme -> shape -> rows of a tile -> configuration."""
+    return json.loads(CONFIGURATIONS.read_text())
 
 
 def row_tile(rows: int) -> int:
@@ -54,7 +56,7 @@ def configuration(
     one row, whatever the number of rows.
     """
     tile = row_tile(rows)
-    shapes = _table().get(gpu_kind(device), {}).get(scheme, {})
+    shapes = winners().get(gpu_kind(device), {}).get(scheme, {})
     recorded = shapes.get(f"{out_features}x{in_features}", {}).get(str(tile))
     chosen = Configuration(*recorded) if recorded else _untuned(out_features, in_features, tile, device)
     if row_invariant and tile > ROW_TILES[0]:
@@ -68,10 +70,9 @@ def gpu_kind(device: torch.device) -> str:
 
 
 def _untuned(out_features: int, in_features: int, tile: int, device: torch.device) -> Configuration:
-    outputs = 64 if tile == 16 else 128
-    programs = -(-out_features // outputs)
-    splits = min(in_features // GROUP // 4, 3 * multiprocessors(device) // programs, 16)
-    return Configuration(outputs, max(splits, 1), stages=4 if tile == 16 else 3, warps=4 if tile <= 32 else 8)
+    splits = 3 * multiprocessors(device) // -(-out_features // 64) if tile < ROW_TILES[-1] else 1
+    stages = 2 if not starts_early(device) else 4 if tile <= 32 else 3  # older GPUs have less shared memory
+    return Configuration(64, max(1, min(splits, in_features // GROUP // 4, 16)), stages, warps=4)
 
 
 def launch_product(

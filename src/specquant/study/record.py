@@ -9,11 +9,12 @@ import torch
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
+from specquant.experiments import kernels
 from specquant.experiments.methods import METHODS, DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
 from specquant.models.loading import load_tokenizer
-from specquant.paths import resolve
+from specquant.paths import resolve, write_file
 from specquant.study.provenance import without_local_paths
 from specquant.study.results import read_provenance, read_results, write_results
 
@@ -61,6 +62,31 @@ def record_throughput(
             recorded[path] = pd.concat([before[before.scheme != scheme], table]) if len(before) else table
             write_results(recorded[path], path, parameters, repeats=1, clock=CLOCK)
     return paths
+
+
+def record_kernels(
+    models: Sequence[str],
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    tune_s: float = 0,
+    draft_sizes: Sequence[int] = kernels.DRAFT_SIZES,
+    repeats: int = kernels.REPEATS,
+) -> list[Path]:
+    """Measure every linear product, and what the GPU reaches at best, on this machine's GPU; returns the tables' paths.
+
+    Writes kernels.csv, after every row, and ceilings.csv below `out_dir`. tune_s: seconds to look for better
+    configurations in before.
+    """
+    parameters = {"models": list(models), "schemes": list(schemes), "draft_sizes": list(draft_sizes)}
+    how = {"device": "cuda", "repeats": repeats, "clock": "replays of a CUDA graph, median"}
+    if tune_s:
+        kernels.tune(models, schemes, tune_s)
+    ceilings = write_results(kernels.measure_ceilings(repeats), resolve(out_dir) / "ceilings.csv", parameters, **how)
+    path, rows = ceilings.with_name("kernels.csv"), []
+    for row in kernels.measure_kernels(models, schemes, draft_sizes, repeats):
+        rows.append(row)
+        write_file(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    return [write_results(pd.DataFrame(rows), path, parameters, **how), ceilings]
 
 
 def _recorded(path: Path, parameters: dict) -> pd.DataFrame:

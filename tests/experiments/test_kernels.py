@@ -1,0 +1,78 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from specquant.cli import main
+from specquant.errors import SpecquantError
+from specquant.experiments import kernels
+from specquant.kernels.products import CONFIGURATIONS, Configuration, winners
+from specquant.study.results import NUMBER_COLUMNS, TEXT_COLUMNS
+
+
+def test_synthetic_matrices_fill_more_than_is_rotated_and_share_no_memory(monkeypatch):
+    monkeypatch.setattr(kernels, "ROTATED_BYTES", 1e5)
+    for scheme in kernels.BENCH_SCHEMES:
+        matrices = kernels.synthetic_matrices(scheme, 64, 256, "cpu")
+        assert sum(matrix.nbytes for matrix in matrices) >= 1e5
+        assert sum(matrix.nbytes for matrix in matrices[1:]) < 1e5
+        pointers = [buffer.data_ptr() for matrix in matrices for buffer in matrix.buffers()]
+        assert len(set(pointers)) == len(pointers)
+        x = torch.randn(2, 256)
+        assert torch.equal(matrices[0](x), matrices[-1](x))
+        assert matrices[0](x).std() > 0.1
+
+
+@pytest.mark.parametrize("tile", kernels.CANDIDATES)
+def test_candidates_leave_every_program_some_steps(tile):
+    for outputs, inputs in (shape for layers in kernels.LAYERS.values() for shape in layers.values()):
+        candidates = list(kernels.candidates(outputs, inputs, tile, torch.device("cpu")))
+        assert len(candidates) >= 8
+        assert len(set(candidates)) == len(candidates)
+        assert all(1 <= each.splits <= inputs // 128 // 4 for each in candidates)
+
+
+def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
+    shapes = {f"{outputs}x{inputs}" for _, _, (outputs, inputs) in kernels.layers(kernels.LAYERS)}
+    products = {kernels.kernel_name(scheme) for scheme in kernels.BENCH_SCHEMES if scheme != "fp16"}
+    for kind in winners().values():
+        assert set(kind) == products
+        for by_shape in kind.values():
+            assert set(by_shape) == shapes
+            for by_tile in by_shape.values():
+                assert set(by_tile) == {"16", "32", "64"}
+                assert all(Configuration(*numbers).warps in (4, 8) for numbers in by_tile.values())
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(SpecquantError, match="llama-3-9b"):
+        list(kernels.layers(["llama-3-9b"]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_bench_says_so(capsys, tmp_path):
+    assert main(["bench", "kernels", "--out", str(tmp_path)]) == 2
+    assert "measured on an NVIDIA GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_rows_say_what_was_measured():
+    rows = pd.DataFrame(kernels.measure_kernels(["llama-3-8b"], ["fp16", "w4a8-qqq"], [1, 30], repeats=3))
+    assert {*TEXT_COLUMNS["kernels"], *NUMBER_COLUMNS["kernels"]} <= set(rows.columns)
+    assert len(rows) == 4 * 2 * 2
+    assert (rows.p10_us <= rows.time_us).all()
+    assert (rows.time_us <= rows.p90_us).all()
+    assert set(zip(rows.scheme, rows.implementation, strict=True)) == {("fp16", "cuBLAS"), ("w4a8-qqq", "specquant")}
+    row = rows[(rows.layer == "o_proj") & (rows.scheme == "w4a8-qqq") & (rows.draft_size == 30)].iloc[0]
+    assert row.bytes == 4096 * 4096 // 2 + 4096 * 2 + 30 * (4096 + 2 * 4096)
+    assert row.operations == 2 * 30 * 4096 * 4096
+
+
+@pytest.mark.gpu
+def test_tuning_stops_in_time_and_keeps_what_it_did_not_reach(tmp_path):
+    path = tmp_path / "configurations.json"
+    path.write_text(CONFIGURATIONS.read_text())
+    assert kernels.tune(["llama-3-8b"], ["fp16", "w8a8"], 0, path).empty
+    assert json.loads(path.read_text()) == json.loads(CONFIGURATIONS.read_text())
