@@ -25,10 +25,11 @@ class KVCache:
         return self.keys.shape[2]
 
     def require(self, slots: int) -> None:
-        """Raises SpecquantError where a pass needs more slots than there are."""
-        if slots > self.capacity:
+        """Raises SpecquantError where a pass needs more slots behind the confirmed ones than there are."""
+        needed = self.length + slots
+        if needed > self.capacity:
             raise SpecquantError(
-                f"the cache holds {self.capacity} positions and this pass needs {slots}: shorten the prompt or the "
+                f"the cache holds {self.capacity} positions and this pass needs {needed}: shorten the prompt or the "
                 "draft, or give a larger context length"
             )
 

@@ -5,11 +5,11 @@ from torch import nn
 from transformers import LlamaConfig
 
 from specquant.kernels.attention import tree_attention
-from specquant.kernels.norm import add_rms_norm
+from specquant.kernels.norm import Normed, add_rms_norm
 from specquant.kernels.rotary import rotate_and_cache
 from specquant.kernels.swiglu import swiglu
 from specquant.models.cache import KVCache
-from specquant.quant import Scheme, empty_linear, get_scheme
+from specquant.quant import PackedLinear, Scheme, empty_linear, get_scheme
 
 PREFILL_CHUNK = 512
 
@@ -23,9 +23,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return add_rms_norm(x, None, self.weight, self.epsilon)[1]
 
-    def add(self, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + delta, and its norm."""
-        return add_rms_norm(x, delta, self.weight, self.epsilon)
+    def add(
+        self, x: torch.Tensor, delta: torch.Tensor | None, reader: PackedLinear | None = None
+    ) -> tuple[torch.Tensor, Normed]:
+        """x + delta, and its norm: as codes and scales where `reader`, which multiplies it, takes these."""
+        return add_rms_norm(x, delta, self.weight, self.epsilon, takes_codes(reader, x))
 
 
 class RotaryEmbedding(nn.Module):
@@ -64,30 +66,35 @@ class LlamaLayer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        normed: torch.Tensor,
+        normed: Normed,
         positions: torch.Tensor,
         rotary: RotaryEmbedding,
         cache: KVCache,
         mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream x and its norm, both [rows, hidden] -> x behind the attention, and what the MLP adds to
-        it: the next norm adds it."""
-        x, normed = self.post_attention_norm.add(x, self.o_proj(self.attend(normed, positions, rotary, cache, mask)))
-        return x, self.down_proj(self.gate(normed))
+        it: the next norm adds it. The norm may come as codes and scales, if qkv_proj takes these."""
+        attended = self.o_proj(self.attend(normed, positions, rotary, cache, mask))
+        x, normed = self.post_attention_norm.add(x, attended, self.gate_up_proj)
+        return x, multiply(self.gate(normed, x.dtype), self.down_proj, x.dtype)
 
     def attend(
-        self, x: torch.Tensor, positions: torch.Tensor, rotary: RotaryEmbedding, cache: KVCache, mask: torch.Tensor
+        self, x: Normed, positions: torch.Tensor, rotary: RotaryEmbedding, cache: KVCache, mask: torch.Tensor
     ) -> torch.Tensor:
         """Normalized x [rows, hidden] -> the input of o_proj [rows, heads * head_dim]; writes the cache."""
-        used = cache.length + mask.shape[1]
-        cache.require(used)
+        rows, slots = mask.shape
+        cache.require(slots)
+        first_slot = cache.length + (slots - rows) if slots > rows else cache.length
         keys, values = cache.keys[self.index], cache.values[self.index]
-        query = rotate_and_cache(self.qkv_proj(x), rotary.cosines, rotary.sines, positions, keys, values, used - len(x))
-        return tree_attention(query, keys, values, cache.length, mask).reshape(len(x), -1)
+        qkv = multiply(x, self.qkv_proj, keys.dtype)
+        query = rotate_and_cache(qkv, rotary.cosines, rotary.sines, positions, keys, values, first_slot)
+        return tree_attention(query, keys, values, cache.length, mask).reshape(rows, -1)
 
-    def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]."""
-        return swiglu(self.gate_up_proj(x))
+    def gate(self, x: Normed, dtype: torch.dtype | None = None) -> Normed:
+        """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]. dtype: of the model, where x
+        comes as codes and scales."""
+        gate_up = multiply(x, self.gate_up_proj, dtype)
+        return swiglu(gate_up, takes_codes(self.down_proj, gate_up))
 
 
 class Llama(nn.Module):
@@ -133,11 +140,12 @@ class Llama(nn.Module):
         states after the final norm.
         """
         x = self.embed_tokens(tokens)
-        normed = self.layers[0].input_norm(x)
-        next_norms = [*(layer.input_norm for layer in self.layers[1:]), self.norm]
-        for layer, next_norm in zip(self.layers, next_norms, strict=True):
+        first, *others = self.layers
+        x, normed = first.input_norm.add(x, None, first.qkv_proj)
+        following = [*((layer.input_norm, layer.qkv_proj) for layer in others), (self.norm, None)]
+        for layer, (norm, reader) in zip(self.layers, following, strict=True):
             x, delta = layer(x, normed, positions, self.rotary, cache, mask)
-            x, normed = next_norm.add(x, delta)
+            x, normed = norm.add(x, delta, reader)
         return normed
 
     @torch.inference_mode()
@@ -154,6 +162,16 @@ class Llama(nn.Module):
             features.append(self(chunk, cache.length + rows, cache, causal_mask(len(chunk), self.device)))
             cache.length += len(chunk)
         return torch.cat(features) if features else torch.empty(0, self.config.hidden_size, dtype=self.dtype)
+
+
+def takes_codes(linear: nn.Module | None, x: torch.Tensor) -> bool:
+    """Whether the product with such an x takes its int8 codes and their scales, which the operation before can make."""
+    return isinstance(linear, PackedLinear) and linear.takes_codes(x)
+
+
+def multiply(x: Normed, linear: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
+    """x, or its codes and scales, times the matrix -> [rows, out] in x's dtype, which `dtype` says of codes."""
+    return linear(x, dtype) if isinstance(x, tuple) else linear(x)
 
 
 def causal_mask(rows: int, device: torch.device | str) -> torch.Tensor:
