@@ -17,6 +17,7 @@ BYTES_PER_ROW = {
     "w8a8": INPUTS + 2,
     "w4a16-g128": INPUTS // 2 + 2 * GROUPS,
     "w4a16-g128-rot": INPUTS // 2 + 2 * GROUPS,
+    "w4a16-g128-asym": INPUTS // 2 + 3 * GROUPS,
     "w4a8-qqq": INPUTS // 2 + 2,
     "w4a8-qqq-g128": INPUTS // 2 + 2 + 2 * GROUPS,
     "w4a8-qoq": INPUTS // 2 + 2 + 1,

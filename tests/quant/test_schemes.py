@@ -8,7 +8,7 @@ from specquant.quant.linear import STORAGE
 
 
 def test_the_papers_eight_schemes_are_known_and_stored():
-    assert list(SCHEMES) == [
+    assert scheme_names("all") == [
         "fp16",
         "w8a8",
         "w4a16-g128",
@@ -18,6 +18,10 @@ def test_the_papers_eight_schemes_are_known_and_stored():
         "w4a8-qoq",
         "w4a8-qoq-g128",
     ]
+    assert list(SCHEMES)[:8] == scheme_names("all")
+
+
+def test_every_scheme_has_a_storage():
     assert set(STORAGE) == set(SCHEMES)
     for name, scheme in SCHEMES.items():
         assert scheme.name == name
@@ -35,7 +39,7 @@ def test_a_scheme_cannot_be_changed():
 
 
 def test_names_are_chosen_with_fp16_to_compare_with():
-    assert scheme_names("all") == list(SCHEMES)
+    assert scheme_names("w4a16-g128-asym") == ["fp16", "w4a16-g128-asym"]
     assert scheme_names("w4a8-qoq, w8a8") == ["fp16", "w4a8-qoq", "w8a8"]
     assert scheme_names("w8a8,fp16") == ["fp16", "w8a8"]
     for unknown in ("int3", "w8a8,", ""):

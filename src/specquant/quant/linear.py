@@ -10,6 +10,7 @@ from specquant.kernels.launch import on_gpu
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
+from specquant.kernels.w4a16_asym import w4a16_asym_triton, w4a16_asym_weight
 from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
 from specquant.quant.grid import Grid, in_groups
 
@@ -229,6 +230,30 @@ class Int4GroupLinear(PackedLinear):
         return w4a16_product(x, operand)
 
 
+class AsymmetricInt4GroupLinear(Int4GroupLinear):
+    """The same with a zero point, 0 to 15, per 128 inputs, as AWQ stores weights (`kernels.w4a16_asym`)."""
+
+    def layout(self):
+        return super().layout() | {"zeros": (torch.uint8, self.pairs_shape(2))}
+
+    def fit(self, low, high):
+        steps = _fp16_scale((high - low) / 15)
+        self.set_grid(None, steps, (-low / steps).round_().clamp_(0, 15))
+
+    def set_grid(self, unit, step, zero):
+        super().set_grid(unit, step, zero)
+        self.zeros = pair_outputs(zero.to(torch.uint8).t())
+
+    def grid(self):
+        return _grid(1, unpair_outputs(self.scales).t(), zero=unpair_outputs(self.zeros).t())
+
+    def operand(self, dtype):
+        return w4a16_asym_weight(self.codes, self.scales, self.zeros, dtype)
+
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        return w4a16_asym_triton(*inputs, self.codes, self.scales, self.zeros, self.row_invariant, chosen)
+
+
 class QQQLinear(PackedLinear):
     """4-bit codes with an fp16 scale per output channel; int8 activations (`kernels.w4a8`)."""
 
@@ -381,6 +406,7 @@ STORAGE: dict[str, type[PackedLinear]] = {
     "w8a8": Int8Linear,
     "w4a16-g128": Int4GroupLinear,
     "w4a16-g128-rot": Int4GroupLinear,
+    "w4a16-g128-asym": AsymmetricInt4GroupLinear,
     "w4a8-qqq": QQQLinear,
     "w4a8-qqq-g128": QQQGroupLinear,
     "w4a8-qoq": QoQLinear,
