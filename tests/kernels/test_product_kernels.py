@@ -250,7 +250,7 @@ COMPILE = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specquant.kernels import w4a8, w4a16
+from specquant.kernels import w4a8, w4a8_fp8, w4a16
 
 def ptx(kernel, capability, pointers, **constants):
     constants |= dict(OUTPUTS=128, ROWS=16, STAGES=3, WHOLE=True, EARLY=capability == 90, ASSEMBLY=True, partials=None)
@@ -270,6 +270,8 @@ for capability in (80, 90):
     for form, grid in grids.items():
         constants = dict(FORM=form) if grid else dict(FORM=form, grid=None)
         texts.append(ptx(w4a8._kernel, capability, whole | grid, **constants))
+    if capability == 90:
+        texts.append(ptx(w4a8_fp8._kernel, 90, whole | dict(x="*fp8e4nv", scales="*i32")))
     for text in texts:
         product = "wgmma.mma_async" if capability == 90 else "mma.sync"
         loop = text[text.rindex("$L__BB", 0, text.index(product)):text.rindex(product) + 200]
@@ -286,7 +288,7 @@ def test_on_hopper_no_weights_go_through_shared_memory():
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for capability, products, from_registers, stores in lines:
         assert int(products) >= 8
         if capability == "90":

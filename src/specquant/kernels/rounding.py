@@ -28,3 +28,14 @@ def int8_scale(largest, SMALLEST: tl.constexpr):
 def int8_codes(values, scale):
     """The codes of float32 values by their row's scale."""
     return round_half_even(tl.div_rn(values, scale)).to(tl.int8)
+
+
+@jit
+def e4m3_row(values, SMALLEST: tl.constexpr):
+    """A row of float32 -> its e4m3 codes and its scale, with the very bits of `quantize_per_token_e4m3`."""
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), 0), SMALLEST), 448.0)
+    values = tl.div_rn(values, scale)
+    bits = values.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)  # 3 bits of mantissa
+    subnormal = (values + 24576.0) - 24576.0  # multiples of 2**-9
+    return tl.where(tl.abs(values) < 0.015625, subnormal, normal).to(tl.float8e4nv), scale

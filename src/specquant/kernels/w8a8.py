@@ -58,7 +58,7 @@ def w8a8_triton(
     Integer sums are exact, so that a row never depends on the others.
     """
     return launch_product(
-        _kernel,
+        eight_bit_kernel,
         "w8a8",
         x,
         (token_scales, codes, scales),
@@ -66,15 +66,18 @@ def w8a8_triton(
         out_dtype,
         accumulator=torch.int32,
         chosen=chosen,
+        INTEGER=True,
         enable_fp_fusion=False,
     )
 
 
 @jit(do_not_specialize=["rows"])
-def _kernel(
+def eight_bit_kernel(
     x, token_scales, codes, scales, out, partials, arrivals, rows, out_features, in_features,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
+    INTEGER: tl.constexpr,
 ):  # fmt: skip
+    """Integers are summed in int32; e4m3 in float32, step by step, for tensor cores add them with fewer bits."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     first, end = steps(in_features)
@@ -82,11 +85,14 @@ def _kernel(
     step = first * 128 + tl.arange(0, 128)
     codes += output[:, None].to(tl.int64) * in_features + step[None, :]
     x += row[None, :] * in_features + step[:, None]
-    sums = tl.zeros((OUTPUTS, ROWS), tl.int32)
+    sums = tl.zeros((OUTPUTS, ROWS), tl.int32 if INTEGER else tl.float32)
     for _ in tl.range(first, end, num_stages=STAGES):
-        weights = tl.load(codes) if WHOLE else tl.load(codes, mask=output[:, None] < out_features, other=0)
-        activations = tl.load(x, mask=row[None, :] < rows, other=0)
-        sums = tl.dot(weights, activations, sums, out_dtype=tl.int32)
+        weights = tl.load(codes) if WHOLE else tl.load(codes, mask=output[:, None] < out_features, other=0.0)
+        activations = tl.load(x, mask=row[None, :] < rows, other=0.0)
+        if INTEGER:
+            sums = tl.dot(weights, activations, sums, out_dtype=tl.int32)
+        else:
+            sums += tl.dot(weights, activations)
         codes += 128
         x += 128
     mask = (row[None, :] < rows) & (output[:, None] < out_features)
@@ -99,7 +105,7 @@ def _kernel(
 
 @jit
 def store_scaled(sums, mask, token_scales, scales, out, row, output, rows, out_features):
-    """Store integer sums [outputs, rows] as the reference does: rounded, times the token's scale, the channel's."""
+    """Store sums [outputs, rows] as the reference does: in float32, times the token's scale, times the channel's."""
     token_scale = tl.load(token_scales + row, mask=row < rows, other=0)
     scale = tl.load(scales + output, mask=output < out_features, other=0).to(tl.float32)
     result = sums.to(tl.float32) * token_scale[None, :] * scale[:, None]
