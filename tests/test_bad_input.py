@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from specquant import paths
 from specquant.cli import main
-from specquant.models.loading import SIZES
+from specquant.models.config import SIZES
 from specquant.study import batch
 from tests.family import TEXT
 from tests.study.conftest import Clone
@@ -153,8 +153,8 @@ def test_missing_files(family, refused, name):
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[]", "is no JSON object: copy it again"),
         (b"null", "is no JSON object: copy it again"),
-        (b"{}", "model_type is None; only 'llama' is supported"),
-        (b'{"model_type": "mistral"}', "model_type is 'mistral'; only 'llama' is supported"),
+        (b"{}", "model_type is None; this package computes llama, mistral, qwen2, qwen3"),
+        (b'{"model_type": "gpt2"}', "model_type is 'gpt2'; this package computes llama, mistral, qwen2, qwen3"),
         (b'{"model_type": "llama"}', "vocab_size is missing; give the number above 0"),
     ],
 )
@@ -178,15 +178,28 @@ def test_a_config_without_a_size(family, refused, field):
     [
         ({"hidden_size": 255}, "hidden size (255) is not a multiple of the number of attention heads (4)"),
         ({"num_hidden_layers": 1}, "has a tensor that config.json does not call for: model.layers.1"),
-        ({"num_key_value_heads": 2}, "where config.json asks for (512, 256)"),
+        ({"num_key_value_heads": 2}, "k_proj.weight has shape (64, 256) where config.json asks for (128, 256)"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported yet, only 'silu'"),
-        ({"attention_bias": True}, "attention_bias True is not supported yet"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling 'linear' is not supported yet"),
+        ({"attention_bias": True}, "it has no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"model_type": "qwen2"}, "it has no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"model_type": "qwen3"}, "it has no tensor model.layers.0.self_attn.q_norm.weight"),
+        ({"eos_token_id": [1, 270]}, "eos_token_id is 270, which is no token of a vocabulary of 270"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "is not a valid llama configuration: Missing required"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor is 'two'; it must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "warp"}}, "rope scaling 'warp' is not one that transformers has: default"),
+        ({"rope_parameters": [1]}, "is not a valid llama configuration"),
+        ({"rope_scaling": {"type": "linear", "factor": -1}}, "factor is -1; it must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}},
+            "short_factor has 1 numbers; head_dim asks for 32",
+        ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": "big"}}, "rope_theta is 'big'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantized by 'gptq', which is not supported yet"),
         ({"quantization_config": "int4"}, "is quantized by 'int4', which is not supported yet"),
         ({"quantization_config": {"quant_method": "specquant"}}, "names the scheme None, which this version does not"),
-        ({"quantization_config": {"quant_method": "specquant", "scheme": "w8a8"}}, "it has no tensor for"),
+        ({"quantization_config": {"quant_method": "specquant", "scheme": "w8a8"}}, "it has no tensor embed_tokens"),
     ],
 )
 def test_a_config_that_does_not_fit(family, refused, fields, says):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 from specquant.errors import SpecquantError
 from specquant.models.llama import Llama
@@ -17,11 +17,21 @@ from specquant.quant.hadamard import random_hadamard
 HIDDEN, INNER, HEADS, KV_HEADS = 384, 256, 6, 2
 
 
-@pytest.fixture(params=[(True, torch.float32), (False, torch.float32), (True, torch.float64)], ids=str)
+@pytest.fixture(
+    params=[
+        (LlamaConfig, True, torch.float32),
+        (LlamaConfig, False, torch.float32),
+        (LlamaConfig, True, torch.float64),
+        (Qwen3Config, True, torch.float64),
+    ],
+    ids=str,
+)
 def model(request):
-    """A random model with uneven norm gains, prepared for changes."""
-    tied, dtype = request.param
-    config = LlamaConfig(
+    """A random model with uneven norm gains, prepared for changes; with biases and head norms if it is a Qwen3."""
+    kind, tied, dtype = request.param
+    config = kind(
+        attention_bias=kind is Qwen3Config,
+        mlp_bias=kind is Qwen3Config,  # which no Qwen3 has, but a Llama may
         hidden_size=HIDDEN,
         intermediate_size=INNER,
         num_hidden_layers=2,

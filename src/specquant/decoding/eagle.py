@@ -30,7 +30,6 @@ class EagleDrafter:
         draft_size: int = 60,
         iterations: int = 6,
         top_k: int = 10,
-        feature_map: torch.Tensor | None = None,
     ):
         if min(draft_size, iterations, top_k) < 1:
             raise SpecquantError(
@@ -47,9 +46,9 @@ class EagleDrafter:
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({head.config.vocab_size})")
         self.head = head
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
-        self.feature_map = None if feature_map is None else feature_map.to(head.dtype)
+        self.feature_map = None if head.feature_map is None else head.feature_map.to(head.dtype)
         self.vocab_size = head.config.vocab_size
-        self.context_length = head.config.max_position_embeddings
+        self.context_length = head.context_length
         self.cache = head.new_cache(self.context_length + iterations * top_k)
         self.features = torch.empty(self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device)
         self.tokens: list[int] = []

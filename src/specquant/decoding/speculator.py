@@ -64,8 +64,7 @@ class Speculator:
         self.drafter = drafter
         self.min_draft_length = min_draft_length
         self.vocab_size = model.config.vocab_size
-        own_length = model.config.max_position_embeddings
-        self.context_length = min(own_length, drafter.context_length) if drafter else own_length
+        self.context_length = min(model.context_length, drafter.context_length) if drafter else model.context_length
         # Behind the context: room for a draft (a tree, or the sequence that a level below hands up).
         self.cache = model.new_cache(self.context_length + getattr(drafter, "draft_size", 0) + 2)
         self.tokens: list[int] = []

@@ -29,7 +29,7 @@ def verify_cost(
     that grows slower slows all of them. Returns one row per draft size: the median, p10 and p90 in milliseconds. Raises
     SpecquantError where context and draft do not fit the model, or a size is below 1.
     """
-    longest = model.config.max_position_embeddings
+    longest = model.context_length
     if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
         raise SpecquantError(
             f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 "

@@ -9,7 +9,6 @@ from specquant.decoding import EagleDrafter, Speculator
 from specquant.errors import SpecquantError
 from specquant.models.llama import Llama
 from specquant.models.loading import load_eagle_head, load_model
-from specquant.models.transforms import original_ends
 from specquant.paths import resolve
 
 METHODS = ("autoregressive", "vanilla", "eagle2", "hierarchical")
@@ -80,9 +79,7 @@ class Models:
         return self._intermediate
 
     def _eagle(self, which: str, method: str, model: Llama, *tree: int) -> EagleDrafter:
-        ends = original_ends(model) if model.feature_map is not None else ()
-        head = load_eagle_head(self._path(which, method), model, *ends)
-        return EagleDrafter(head, *tree, feature_map=model.feature_map)
+        return EagleDrafter(load_eagle_head(self._path(which, method), model), *tree)
 
     def _path(self, which: str, method: str) -> str | Path:
         if self.paths[which] is None:

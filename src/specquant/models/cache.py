@@ -1,7 +1,7 @@
 """The key-value cache: preallocated, positional, and able to keep one path of a draft tree."""
 
 import torch
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.kernels.compaction import keep_path
@@ -14,7 +14,7 @@ class KVCache:
     overwritten by the next pass. Slots are positions: truncating is setting the length.
     """
 
-    def __init__(self, config: LlamaConfig, capacity: int, dtype: torch.dtype, device: torch.device | str):
+    def __init__(self, config: PreTrainedConfig, capacity: int, dtype: torch.dtype, device: torch.device | str):
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)

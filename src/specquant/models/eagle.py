@@ -2,9 +2,10 @@
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 
 from specquant.models.cache import KVCache
+from specquant.models.config import longest_context
 from specquant.models.llama import LlamaLayer, RotaryEmbedding
 from specquant.quant import Scheme, get_scheme
 
@@ -16,10 +17,18 @@ class EagleHead(nn.Module):
     without input norm; the output approximates the model's feature of position t+1, without a final norm, and goes
     through the model's LM head. `embed_tokens` and `lm_head` are the model's (those from before its rotation, if it
     is rotated).
+
+    context_length: positions that it can run at most; None for all that its configuration says. `feature_map` is None,
+    or for a rotated model the matrix [hidden, hidden] that turns its features into those that the head knows.
     """
 
     def __init__(
-        self, config: LlamaConfig, embed_tokens: nn.Embedding, lm_head: nn.Linear, scheme: str | Scheme = "fp16"
+        self,
+        config: PreTrainedConfig,
+        embed_tokens: nn.Embedding,
+        lm_head: nn.Linear,
+        scheme: str | Scheme = "fp16",
+        context_length: int | None = None,
     ):
         super().__init__()
         scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
@@ -28,7 +37,9 @@ class EagleHead(nn.Module):
         self.lm_head = lm_head
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=getattr(config, "bias", True))
         self.layer = LlamaLayer(config, scheme, input_norm=False)
-        self.rotary = RotaryEmbedding(config)
+        self.context_length = context_length or longest_context(config)
+        self.rotary = RotaryEmbedding(config, self.context_length)
+        self.register_buffer("feature_map", None)
         self.requires_grad_(False)
 
     @property

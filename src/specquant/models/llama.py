@@ -2,13 +2,14 @@
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 
 from specquant.kernels.attention import tree_attention
 from specquant.kernels.norm import Normed, add_rms_norm
 from specquant.kernels.rotary import rotate_and_cache
 from specquant.kernels.swiglu import swiglu
 from specquant.models.cache import KVCache
+from specquant.models.config import has_bias, has_head_norms, longest_context, rotary_frequencies
 from specquant.quant import PackedLinear, Scheme, empty_linear, get_scheme
 
 PREFILL_CHUNK = 512
@@ -33,20 +34,20 @@ class RMSNorm(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Cosines and sines [positions, head_dim] of rotary position embeddings (RoFormer, arXiv 2104.09864)."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: PreTrainedConfig, positions: int):
         super().__init__()
-        theta = config.rope_parameters["rope_theta"]
-        frequencies = theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-        angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies
+        with torch.device("cpu"):  # also where a model's skeleton is made on the meta device
+            frequencies, factor = rotary_frequencies(config, positions)
+            angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
         angles = torch.cat((angles, angles), dim=-1)
-        self.register_buffer("cosines", angles.cos(), persistent=False)
-        self.register_buffer("sines", angles.sin(), persistent=False)
+        self.register_buffer("cosines", angles.cos() * factor, persistent=False)
+        self.register_buffer("sines", angles.sin() * factor, persistent=False)
 
 
 class LlamaLayer(nn.Module):
     """One decoder layer. An EAGLE head uses the same layer without the input norm."""
 
-    def __init__(self, config: LlamaConfig, scheme: Scheme, index: int = 0, input_norm: bool = True):
+    def __init__(self, config: PreTrainedConfig, scheme: Scheme, index: int = 0, input_norm: bool = True):
         super().__init__()
         self.index = index
         self.heads, self.kv_heads, self.head_dim = (
@@ -57,11 +58,14 @@ class LlamaLayer(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         query_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.input_norm = RMSNorm(hidden, config.rms_norm_eps) if input_norm else None
-        self.qkv_proj = empty_linear(scheme, query_size + 2 * kv_size, hidden)
-        self.o_proj = empty_linear(scheme, hidden, query_size)
+        self.qkv_proj = empty_linear(scheme, query_size + 2 * kv_size, hidden, has_bias(config, "qkv_proj"))
+        head_norms = has_head_norms(config)
+        self.query_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if head_norms else None
+        self.key_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if head_norms else None
+        self.o_proj = empty_linear(scheme, hidden, query_size, has_bias(config, "o_proj"))
         self.post_attention_norm = RMSNorm(hidden, config.rms_norm_eps)
-        self.gate_up_proj = empty_linear(scheme, 2 * inner, hidden)
-        self.down_proj = empty_linear(scheme, hidden, inner)
+        self.gate_up_proj = empty_linear(scheme, 2 * inner, hidden, has_bias(config, "gate_up_proj"))
+        self.down_proj = empty_linear(scheme, hidden, inner, has_bias(config, "down_proj"))
 
     def forward(
         self,
@@ -86,9 +90,19 @@ class LlamaLayer(nn.Module):
         cache.require(slots)
         first_slot = cache.length + (slots - rows) if slots > rows else cache.length
         keys, values = cache.keys[self.index], cache.values[self.index]
-        qkv = multiply(x, self.qkv_proj, keys.dtype)
+        qkv = self._normalize_heads(multiply(x, self.qkv_proj, keys.dtype))
         query = rotate_and_cache(qkv, rotary.cosines, rotary.sines, positions, keys, values, first_slot)
         return tree_attention(query, keys, values, cache.length, mask).reshape(rows, -1)
+
+    def _normalize_heads(self, qkv: torch.Tensor) -> torch.Tensor:
+        """The output of qkv_proj [rows, out]; in Qwen3, each query head and each key head normalized by itself."""
+        if self.query_norm is None:
+            return qkv
+        sizes = [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
+        query, key, value = qkv.split(sizes, dim=-1)
+        query = self.query_norm(query.reshape(-1, self.head_dim)).view(query.shape)
+        key = self.key_norm(key.reshape(-1, self.head_dim)).view(key.shape)
+        return torch.cat((query, key, value), dim=-1)
 
     def gate(self, x: Normed, dtype: torch.dtype | None = None) -> Normed:
         """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]. dtype: of the model, where x
@@ -98,15 +112,18 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """A Llama model for inference at batch 1, its linear layers stored by a scheme.
+    """A Llama model, or one of the families that differ little from it (`models.config`), for inference at batch 1, its
+    linear layers stored by a scheme.
 
-    `feature_map` is None, or for a rotated model the matrix [hidden, hidden] that turns its features into those of
-    the model before rotation (an EAGLE head was trained on these).
+    context_length: positions that it can run at most; None for all that it was made for. `feature_map` is None, or for
+    a rotated model the matrix [hidden, hidden] that turns its features into those of the model before rotation (an
+    EAGLE head was trained on these).
     """
 
-    def __init__(self, config: LlamaConfig, scheme: str | Scheme = "fp16"):
+    def __init__(self, config: PreTrainedConfig, scheme: str | Scheme = "fp16", context_length: int | None = None):
         super().__init__()
         self.config = config
+        self.context_length = context_length or longest_context(config)
         self.scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=torch.float16)
         self.layers = nn.ModuleList(LlamaLayer(config, self.scheme, i) for i in range(config.num_hidden_layers))
@@ -114,7 +131,7 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.float16)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.rotary = RotaryEmbedding(config)
+        self.rotary = RotaryEmbedding(config, self.context_length)
         self.register_buffer("feature_map", None)
         self.requires_grad_(False)
 

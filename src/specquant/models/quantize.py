@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
+from specquant.models.config import load_config
 from specquant.models.llama import Llama, LlamaLayer, causal_mask
-from specquant.models.loading import load_config, load_model, load_tokenizer, stored_scheme
+from specquant.models.loading import load_model, load_tokenizer, stored_scheme
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
 from specquant.paths import resolve
 from specquant.quant import Scheme, get_scheme, quantize_linear
@@ -80,7 +81,7 @@ def quantize_model(
         sequences = None
         if method == "calibrated":
             text = resolve(CALIBRATION_TEXT) if calibration is None else Path(calibration)
-            length = min(SEQUENCE_LENGTH, model.config.max_position_embeddings)
+            length = min(SEQUENCE_LENGTH, model.context_length)
             widest = max(getattr(model.layers[0], name).in_features for name in LINEARS)
             sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
             digest = hashlib.sha256(text.read_bytes()).hexdigest()
@@ -146,7 +147,7 @@ def quantize_layers(
             rotate_layer(layer, rotation)
         if not states:
             for name in LINEARS:
-                setattr(layer, name, quantize_linear(scheme, getattr(layer, name).weight))
+                pack(layer, name, scheme)
             continue
         if scheme.activation_bits == 8:
             largest = {}
@@ -155,10 +156,18 @@ def quantize_layers(
 
         def quantize(name: str, x: torch.Tensor, layer: LlamaLayer = layer) -> None:
             hessian = x.t() @ x if scheme.weight_bits == 4 else None
-            setattr(layer, name, quantize_linear(scheme, getattr(layer, name).weight, hessian))
+            pack(layer, name, scheme, hessian)
 
         states = run_layer(model, layer, states, quantize)
     model.scheme = scheme
+
+
+def pack(layer: LlamaLayer, name: str, scheme: Scheme, hessian: torch.Tensor | None = None) -> None:
+    """Quantize one matrix of a layer; its biases are rounded to fp16."""
+    linear = getattr(layer, name)
+    packed = quantize_linear(scheme, linear.weight, hessian)
+    packed.bias = None if linear.bias is None else linear.bias.half()
+    setattr(layer, name, packed)
 
 
 def run_layer(

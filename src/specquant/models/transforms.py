@@ -17,15 +17,14 @@ LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 def unpack_layer(layer: LlamaLayer) -> None:
     """Replace a layer's packed matrices by ones in its norms' dtype, so that changing them does not round them."""
+    dtype = layer.post_attention_norm.weight.dtype
     for name in LINEARS:
-        set_weight(layer, name, getattr(layer, name).dequantize().to(layer.post_attention_norm.weight.dtype))
-
-
-def set_weight(layer: LlamaLayer, name: str, weight: torch.Tensor) -> None:
-    """Make a linear layer of weight [out, in]."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    setattr(layer, name, linear)
+        packed = getattr(layer, name)
+        linear = nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
+        linear.weight = nn.Parameter(packed.dequantize().to(dtype), requires_grad=False)
+        if packed.bias is not None:
+            linear.bias = nn.Parameter(packed.bias.to(dtype, copy=True), requires_grad=False)
+        setattr(layer, name, linear)
 
 
 def rotate_ends(model: Llama, rotation: torch.Tensor) -> None:
@@ -47,11 +46,13 @@ def rotate_layer(layer: LlamaLayer, rotation: torch.Tensor) -> None:
     """Rotate a layer's side of the residual stream, with the norms' gains folded into the matrices behind them."""
     for norm, name in ((layer.input_norm, "qkv_proj"), (layer.post_attention_norm, "gate_up_proj")):
         weight = getattr(layer, name).weight
-        set_weight(layer, name, (weight.double() * norm.weight.double() @ rotation).to(weight.dtype))
+        weight.copy_(weight.double() * norm.weight.double() @ rotation)
         norm.weight.fill_(1)
     for name in ("o_proj", "down_proj"):
-        weight = getattr(layer, name).weight
-        set_weight(layer, name, (rotation.t() @ weight.double()).to(weight.dtype))
+        linear = getattr(layer, name)
+        linear.weight.copy_(rotation.t() @ linear.weight.double())
+        if linear.bias is not None:
+            linear.bias.copy_(linear.bias.double() @ rotation)
 
 
 def original_ends(model: Llama) -> tuple[nn.Embedding, nn.Linear]:
@@ -94,12 +95,19 @@ def smooth_layer(layer: LlamaLayer, largest: dict[str, torch.Tensor], strength: 
     shape = (layer.kv_heads, layer.heads // layer.kv_heads, layer.head_dim)
     weights = layer.o_proj.weight.abs().amax(dim=0)
     scale = smoothing_scale(*(part.view(shape).amax(dim=1) for part in (largest["o_proj"], weights)), strength)
-    layer.qkv_proj.weight[-scale.numel() :].div_(scale.reshape(-1, 1))
+    _divide_outputs(layer.qkv_proj, scale.reshape(-1))
     layer.o_proj.weight.mul_(scale[:, None].expand(shape).reshape(-1))
 
     scale = smoothing_scale(largest["down_proj"], layer.down_proj.weight.abs().amax(dim=0), strength)
-    layer.gate_up_proj.weight[-scale.numel() :].div_(scale[:, None])
+    _divide_outputs(layer.gate_up_proj, scale)
     layer.down_proj.weight.mul_(scale)
+
+
+def _divide_outputs(linear: nn.Linear, scale: torch.Tensor) -> None:
+    """Divide the last outputs of a matrix, as many as there are scales."""
+    linear.weight[-len(scale) :].div_(scale[:, None])
+    if linear.bias is not None:
+        linear.bias[-len(scale) :].div_(scale)
 
 
 def smoothing_scale(activations: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:

@@ -19,12 +19,15 @@ from specquant.quant.schemes import SCHEMES, Scheme, get_scheme, scheme_names
 __all__ = ["SCHEMES", "PackedLinear", "Scheme", "empty_linear", "get_scheme", "quantize_linear", "scheme_names"]
 
 
-def empty_linear(scheme: Scheme, out_features: int, in_features: int) -> PackedLinear:
-    """A matrix of zeros as the scheme stores it, to load a state dict into.
+def empty_linear(scheme: Scheme, out_features: int, in_features: int, bias: bool = False) -> PackedLinear:
+    """A matrix of zeros as the scheme stores it, and fp16 biases where there are any, to load a state dict into.
 
     Raises SpecquantError where in_features is not a multiple of the scheme's group size.
     """
-    return STORAGE[scheme.name](out_features, in_features)
+    linear = STORAGE[scheme.name](out_features, in_features)
+    if bias:
+        linear.bias = torch.zeros(out_features, dtype=torch.float16)
+    return linear
 
 
 def quantize_linear(scheme: Scheme, weight: torch.Tensor, hessian: torch.Tensor | None = None) -> PackedLinear:

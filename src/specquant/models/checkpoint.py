@@ -1,0 +1,129 @@
+"""The weight files of a model directory: tensors by name, read one at a time."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from specquant.errors import SpecquantError
+from specquant.models.config import read_json
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+PICKLE_FILE = "pytorch_model.bin"
+
+
+class Checkpoint:
+    """The tensors of a directory: `shapes` by name, from the files' headers, and `read` for their values.
+
+    One file is open at a time, mapped into memory, so that the host holds no more than what is being read of it.
+    Raises SpecquantError where files are missing, damaged, or not those that their index lists.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        self._open: tuple[Path, safe_open] | None = None
+        index = None if (self.path / SINGLE_FILE).is_file() else self._read_index()
+        for file in self._find_files(index):
+            for name, shape in self._read_header(file).items():
+                if name in self._files:
+                    raise SpecquantError(f"{self.path}: both {self._files[name].name} and {file.name} hold {name}")
+                self._files[name], self.shapes[name] = file, shape
+        if index is not None:
+            self._check_against(index)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """A tensor of the checkpoint, on a device. On the CPU it may lie in the mapped file: do not change it."""
+        file = self._files[name]
+        try:
+            if self._open is None or self._open[0] != file:
+                self._open = None  # unmap the old file first
+                self._open = file, safe_open(file, framework="pt", device=str(device))
+            return self._open[1].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from None
+
+    def _find_files(self, index: dict[str, str] | None) -> list[Path]:
+        if (self.path / SINGLE_FILE).is_file():
+            return [self.path / SINGLE_FILE]  # some directories hold the same weights in another layout as well
+        if index is None:
+            files = sorted(self.path.glob("*.safetensors"))
+            if not files:
+                raise SpecquantError(f"{self.path} has no weights: no *.safetensors file is in it")
+            return files
+        names = sorted(set(index.values()))
+        missing = [name for name in names if not (self.path / name).is_file()]
+        if missing:
+            raise SpecquantError(
+                f"{self.path} is incomplete: {len(missing)} of its {len(names)} shards are missing, first {missing[0]}"
+            )
+        return [self.path / name for name in names]
+
+    def _read_index(self) -> dict[str, str] | None:
+        """Tensor -> name of its file, as the index says; None where there is no index."""
+        file = self.path / INDEX_FILE
+        if not file.is_file():
+            return None
+        index = read_json(file).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise SpecquantError(f"{file} has no weight_map: copy it again")
+        for name in index.values():
+            if not (isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name):
+                raise SpecquantError(f"{file} names {name!r} for a shard, which is no safetensors file beside it")
+        return index
+
+    def _read_header(self, file: Path) -> dict[str, tuple[int, ...]]:
+        try:
+            with safe_open(file, framework="pt") as archive:
+                return {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from None
+
+    def _check_against(self, index: dict[str, str]) -> None:
+        for name, file in index.items():
+            if name not in self._files:
+                raise SpecquantError(f"{self.path}: {file} has no tensor {name}, which {INDEX_FILE} says it has")
+            if self._files[name].name != file:
+                raise SpecquantError(
+                    f"{self.path}: {name} is in {self._files[name].name}, and {INDEX_FILE} says in {file}: shards of "
+                    "two versions are mixed; copy the directory again"
+                )
+        for name, file in self._files.items():
+            if name not in index:
+                raise SpecquantError(f"{self.path}: {file.name} has a tensor {name}, which {INDEX_FILE} does not list")
+
+
+class PickledCheckpoint(Checkpoint):
+    """The tensors of a `pytorch_model.bin`, as SafeAILab publishes EAGLE heads. Nothing but tensors is unpickled."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        file = self.path / PICKLE_FILE
+        try:
+            self._tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except pickle.UnpicklingError:
+            raise SpecquantError(
+                f"{file} is damaged, or holds more than tensors, which this package never runs: give a directory with "
+                "model.safetensors"
+            ) from None
+        except Exception as error:  # a torn archive raises one of many types
+            raise _damaged(file, error) from None
+        if not isinstance(self._tensors, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in self._tensors.items()
+        ):
+            raise SpecquantError(f"{file} is no state dict: it holds something other than tensors by name")
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        return self._tensors[name].to(device)
+
+
+def _damaged(file: Path, error: Exception) -> SpecquantError:
+    kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
+    return SpecquantError(f"{file} is damaged or not a {kind} file ({error}): copy it again")
