@@ -10,6 +10,7 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.kernels import w4a8
 from specquant.kernels.activations import quantize_per_token, quantize_per_token_triton
+from specquant.kernels.fp16 import fp16_triton
 from specquant.kernels.int4 import pack_int4, pair_outputs
 from specquant.kernels.products import Configuration, configuration, row_tile
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
@@ -92,6 +93,14 @@ def test_w4a16(rows, outputs, inputs, chosen, dtype, device, generator):
     expected = w4a16_product(x.double(), w4a16_weight(*matrix, torch.float64))
     # What rounding the output costs; the interpreter rounds to bf16 towards zero.
     assert relative_error(y, expected) < (4e-4 if dtype == torch.float16 else 4e-3)
+
+
+@edges
+def test_fp16(rows, outputs, inputs, chosen, device, generator):
+    weight = torch.randn(outputs, inputs, generator=generator).half()
+    x = torch.randn(rows, inputs, generator=generator).half()
+    y = fp16_triton(x.to(device), weight.to(device), chosen=chosen)
+    assert relative_error(y, x.double() @ weight.double().t()) < 4e-4
 
 
 @edges
@@ -199,11 +208,14 @@ def test_tokens_are_quantized_as_the_reference_does():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("outputs", "inputs"), [(10240, 8192), (4096, 14336)])
-def test_row_invariance(outputs, inputs):
-    matrix = matrix_on_gpu("w4a16-g128", outputs, inputs)
-    matrix.row_invariant = True
+@pytest.mark.parametrize("scheme", ["fp16", "w4a16-g128"])
+def test_row_invariance(scheme, outputs, inputs):
+    matrix = matrix_on_gpu(scheme, outputs, inputs)
     x = torch.randn(200, inputs, device="cuda").half()
+    expected = matrix(x)
+    matrix.row_invariant = True
     whole = matrix(x)
+    assert relative_error(whole, expected.double().cpu()) < 1e-3
     for rows in (1, 2, 7, 16, 17, 32, 48, 64, 65):
         assert torch.equal(matrix(x[:rows]), whole[:rows]), rows
         assert torch.equal(matrix(x[-rows:]), whole[-rows:]), rows
