@@ -20,6 +20,8 @@ SMALLEST_FP16 = 2.0**-24
 class PackedLinear(nn.Module):
     """One weight matrix [out, in] as its scheme stores it: buffers only, so that a state dict holds it.
 
+    `bias` is None, or fp16 [out] beside the matrix, added to the product in every scheme.
+
     Storage is packed, in the order that the kernels read, and stays so (`nbytes`). Where there is no GPU, the reference
     products multiply an unpacked float copy, made at the first call and kept beside the storage, because a CPU has no
     4-bit arithmetic; it is not part of the state.
@@ -37,6 +39,7 @@ class PackedLinear(nn.Module):
         self.groups = in_features // self.group_size if self.group_size else 1
         for name, (dtype, shape) in self.layout().items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self.register_buffer("bias", None)
         self._operand: torch.Tensor | None = None
 
     def layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -105,6 +108,13 @@ class PackedLinear(nn.Module):
     ) -> torch.Tensor:
         """x [rows, in] -> [rows, out] in x's dtype; or int8 codes of x and their scales, where `takes_codes`, -> [rows,
         out] in `dtype`."""
+        y = self.product(x, dtype)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def product(
+        self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """What `forward` gives, without the bias."""
         if isinstance(x, tuple):
             return self.run_kernel(x, dtype)
         if self.runs_kernel(x):
