@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
 from specquant.training.tokenizer import train_tokenizer
 
@@ -34,6 +34,20 @@ def write_family(root: Path) -> Path:
         tokenizer.save_pretrained(root / name)
         _write_head(config, root / f"eagle-{name}")
     return root
+
+
+def write_random(config: PreTrainedConfig, path: Path, dtype: torch.dtype = torch.float16, **options) -> Path:
+    """Let transformers write a model whose norms and biases are random, too. options: of `save_pretrained`."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.5 if name.endswith("bias") else 0.1)
+    model.to(dtype).save_pretrained(path, **options)
+    return path
 
 
 def _write_head(config: LlamaConfig, path: Path) -> None:

@@ -19,7 +19,7 @@ from specquant.models.config import load_config
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.quant import SCHEMES
-from tests.family import VOCABULARY
+from tests.family import VOCABULARY, write_random
 
 CONTEXT_LENGTH = 96
 SHORT, LONG = [1.0 + i / 16 for i in range(32)], [2.0 + i / 4 for i in range(32)]
@@ -80,15 +80,7 @@ def directory(tmp_path_factory):
     def write(name, dtype=torch.float16):
         path = root / f"{name} {dtype}"
         if not path.exists():
-            torch.manual_seed(1)
-            model = AutoModelForCausalLM.from_config(MODELS[name])
-            with torch.no_grad():
-                for parameter_name, parameter in model.named_parameters():
-                    if parameter_name.endswith("norm.weight"):
-                        parameter.uniform_(0.5, 1.5)
-                    else:
-                        parameter.normal_(std=0.5 if parameter_name.endswith("bias") else 0.1)
-            model.to(dtype).save_pretrained(path)
+            write_random(MODELS[name], path, dtype)
         return path
 
     return write
