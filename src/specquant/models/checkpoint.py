@@ -11,7 +11,19 @@ from specquant.errors import SpecquantError
 from specquant.models.config import read_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-PICKLE_FILE = "pytorch_model.bin"
+PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
+
+
+def open_checkpoint(path: str | Path) -> "Checkpoint":
+    """The tensors of a directory: of its safetensors files where there are any, else of a pickled file.
+
+    Raises SpecquantError as `Checkpoint` does.
+    """
+    if not any(Path(path).glob("*.safetensors")):
+        for name in (PICKLE_FILE, QSERVE_FILE):
+            if (Path(path) / name).is_file():
+                return PickledCheckpoint(path, name)
+    return Checkpoint(path)
 
 
 class Checkpoint:
@@ -100,11 +112,14 @@ class Checkpoint:
 
 
 class PickledCheckpoint(Checkpoint):
-    """The tensors of a `pytorch_model.bin`, as SafeAILab publishes EAGLE heads. Nothing but tensors is unpickled."""
+    """The tensors of a `pytorch_model.bin`, as SafeAILab publishes EAGLE heads, or of QServe's `quant_model.pt`.
 
-    def __init__(self, path: str | Path):
+    Nothing but tensors is unpickled.
+    """
+
+    def __init__(self, path: str | Path, name: str = PICKLE_FILE):
         self.path = Path(path)
-        file = self.path / PICKLE_FILE
+        file = self.path / name
         try:
             self._tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except pickle.UnpicklingError:

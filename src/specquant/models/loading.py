@@ -1,4 +1,5 @@
-"""Models from directories: Hugging Face layout with fp16 or bf16 weights, or what `specquant quantize` writes."""
+"""Models from directories: Hugging Face layout with fp16 or bf16 weights, what `specquant quantize` writes, and what
+other tools have quantized (`models.formats`)."""
 
 from pathlib import Path
 
@@ -7,10 +8,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
-from specquant.models.checkpoint import PICKLE_FILE, Checkpoint, PickledCheckpoint
+from specquant.models.checkpoint import open_checkpoint
 from specquant.models.config import context_length as usable_context
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead
+from specquant.models.formats import FormatWeights, find_format
 from specquant.models.llama import Llama, set_compute_dtype
 from specquant.models.transforms import original_ends
 from specquant.models.weights import EAGLE_3_REFUSED, EagleWeights, HuggingFaceWeights, Weights, fill
@@ -30,15 +32,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
     """The scheme in which the directory `path`, whose configuration this is, stores its weights."""
+    format = find_format(config, open_checkpoint(path))
+    if format is not None:
+        return format.scheme
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
         return "fp16"
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if method != "specquant":
-        raise SpecquantError(
-            f"{path} is quantized by {method!r}, which is not supported yet: give an fp16 checkpoint, or a directory "
-            "that `specquant quantize` wrote"
-        )
     if quantization.get("scheme") not in list(SCHEMES):
         raise SpecquantError(
             f"{path}: config.json names the scheme {quantization.get('scheme')!r}, which this version does not know: "
@@ -73,12 +72,17 @@ def load_model(
             f"{wanted.name} rotates the whole model: make it once by `specquant quantize {path} --scheme {wanted.name} "
             "--out DIR` and load DIR"
         )
+    checkpoint = open_checkpoint(path)
+    format = find_format(config, checkpoint)
     with torch.device("meta"):
         model = Llama(config, wanted, length)
-        if wanted.rotated:
+        if wanted.rotated and format is None:
             model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
-    weights = HuggingFaceWeights if stored == "fp16" else Weights
-    fill(model, weights(Checkpoint(path), config, wanted), device)
+    if format is not None:
+        weights = FormatWeights(checkpoint, config, format)
+    else:
+        weights = (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
+    fill(model, weights, device)
     return set_compute_dtype(model, dtype).to(device)
 
 
@@ -92,8 +96,7 @@ def load_eagle_head(path: str | Path, model: Llama) -> EagleHead:
     """
     config = load_head_config(path)
     check_head(config, model.config, path)
-    pickled = (Path(path) / PICKLE_FILE).is_file() and not any(Path(path).glob("*.safetensors"))
-    weights = EagleWeights((PickledCheckpoint if pickled else Checkpoint)(path), config, get_scheme("fp16"))
+    weights = EagleWeights(open_checkpoint(path), config, get_scheme("fp16"))
     own = {name: f"{name}.weight" in weights for name in ("embed_tokens", "lm_head")}
     own_map = "feature_map" in weights
     shared = (model.embed_tokens, model.lm_head)

@@ -1,0 +1,131 @@
+"""Checkpoints that other tools have quantized: each module knows one format, and what its tensors mean.
+
+The facts are from the tools that write them and the programs that read them: AutoGPTQ and GPTQModel, AutoAWQ,
+compressed-tensors, vLLM.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from specquant.errors import SpecquantError
+from specquant.models.checkpoint import Checkpoint
+from specquant.models.formats.awq import read_awq
+from specquant.models.formats.common import Format, Matrix
+from specquant.models.formats.compressed_tensors import read_compressed_tensors
+from specquant.models.formats.gptq import read_gptq
+from specquant.models.weights import LAYER_TENSORS, HuggingFaceWeights
+from specquant.quant import PackedLinear, get_scheme
+
+# quant_method in config.json's quantization_config -> what reads the rest of it.
+FORMATS: dict[str, Callable[[Mapping[str, Any]], Format]] = {
+    "gptq": read_gptq,
+    "awq": read_awq,
+    "compressed-tensors": read_compressed_tensors,
+}
+
+
+def find_format(config: PreTrainedConfig, checkpoint: Checkpoint) -> Format | None:
+    """The format of a checkpoint of others; None for one in floating point and for one of ours.
+
+    Raises SpecquantError that names the field of quantization_config which says what is unknown or not supported.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    if not isinstance(quantization, dict):
+        raise SpecquantError(f"{checkpoint.path}: quantization_config in config.json is no JSON object: copy it again")
+    method = quantization.get("quant_method")
+    if method == "specquant":
+        return None
+    if method not in FORMATS:
+        raise SpecquantError(
+            f"{checkpoint.path}: quantization_config: quant_method is {method!r}; what can be loaded is "
+            f"{', '.join(['specquant', *FORMATS])}"
+        )
+    try:
+        return FORMATS[method](quantization)
+    except SpecquantError as error:
+        raise SpecquantError(f"{checkpoint.path}: {error}") from None
+
+
+class FormatWeights(HuggingFaceWeights):
+    """Weights in a format of others, in modules that are named as transformers does."""
+
+    def __init__(self, checkpoint: Checkpoint, config: PreTrainedConfig, format: Format, prefix: str = "model."):
+        super().__init__(checkpoint, config, get_scheme(format.scheme), prefix)
+        self.format = format
+
+    def linear_sources(self, name, empty):
+        try:
+            parts = [
+                (f"{part}.{suffix}", suffix, shape)
+                for part, rows in self._parts(name, empty).items()
+                for suffix, shape in self.format.shapes(rows, empty.in_features).items()
+            ]
+        except SpecquantError as error:
+            raise SpecquantError(f"{self.checkpoint.path}: {name}: {error}") from None
+        sources = {
+            source: shape
+            for source, suffix, shape in parts
+            if suffix not in self.format.optional or source in self.checkpoint
+        }
+        biases = self.sources(f"{name}.bias", (empty.out_features,))
+        if empty.bias is None:  # some writers give every matrix one, of zeros
+            biases = {source: shape for source, shape in biases.items() if source in self.checkpoint}
+        return sources | biases
+
+    def linear(self, name, empty, device):
+        matrices = []
+        for part, rows in self._parts(name, empty).items():
+            sources = {suffix: f"{part}.{suffix}" for suffix in self.format.shapes(rows, empty.in_features)}
+            tensors = {
+                suffix: self.checkpoint.read(source, device)
+                for suffix, source in sources.items()
+                if source in self.checkpoint
+            }
+            try:
+                matrices.append(self.format.decode(tensors))
+            except SpecquantError as error:
+                raise SpecquantError(f"{self.checkpoint.path}: {part}: {error}") from None
+        whole = Matrix(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*matrices, strict=True)))
+        self._store(name, empty, whole)
+        self._read_bias(name, empty, device)
+        return empty
+
+    def _store(self, name: str, linear: PackedLinear, matrix: Matrix) -> None:
+        linear.set_grid(*matrix[1:])
+        linear.set_codes(matrix.codes)
+        for stored, given in zip(linear.grid()[:3], matrix[1:], strict=True):
+            if given is not None and not _same(stored, given.to(stored)):
+                raise SpecquantError(
+                    f"{self.checkpoint.path}: {name} has scales or zero points that {self.format.scheme} cannot hold"
+                )
+
+    def _read_bias(self, name: str, linear: PackedLinear, device: torch.device | str) -> None:
+        if linear.bias is not None:
+            linear.bias = self.read(f"{name}.bias", linear.bias, device)
+            return
+        for source in self.sources(f"{name}.bias", (linear.out_features,)):
+            if source in self.checkpoint and self.checkpoint.read(source).any():
+                raise SpecquantError(
+                    f"{self.checkpoint.path} has a tensor that config.json does not call for: {source}"
+                )
+
+    def _parts(self, name: str, empty: PackedLinear) -> dict[str, int]:
+        """The checkpoint's matrices of which one of ours is made, and how many outputs each has."""
+        layer, _, module = name.rpartition(".")
+        block = LAYER_TENSORS[module][0].rpartition(".")[0]
+        fused = f"{self.prefix}{layer}.{block}.{module}"
+        shapes = self.format.shapes(empty.out_features, empty.in_features)
+        if any(f"{fused}.{suffix}" in self.checkpoint for suffix in shapes):
+            return {fused: empty.out_features}
+        sources = self.sources(f"{name}.weight", (empty.out_features, empty.in_features))
+        return {source.removesuffix(".weight"): shape[0] for source, shape in sources.items()}
+
+
+def _same(stored: torch.Tensor, given: torch.Tensor) -> bool:
+    """Whether numbers are finite and the same but for their rounding to fp16."""
+    return bool((given.isfinite() & ((stored - given).abs() <= 2**-11 * given.abs() + 2**-24)).all())

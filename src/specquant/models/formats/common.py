@@ -1,0 +1,93 @@
+"""What the formats share: what they make of a matrix's tensors, and how they look at fields and tensors."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from specquant.errors import SpecquantError
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Matrix(NamedTuple):
+    """A weight matrix [out, in] in the terms of `quant.grid.Grid`: a code stands for unit * step * (code - zero).
+
+    codes: integers [out, in], 0 to 15 (4 bits) or -128 to 127 (8 bits). unit: float [out, 1]. step, zero: numbers
+    [out, groups]. What a storage does not have is None.
+    """
+
+    codes: torch.Tensor
+    unit: torch.Tensor | None = None
+    step: torch.Tensor | None = None
+    zero: torch.Tensor | None = None
+
+
+class Format(NamedTuple):
+    """How a checkpoint stores its linear layers.
+
+    scheme: the name of the scheme that holds the same numbers. shapes: outputs and inputs of a matrix -> what its
+    tensors are called behind its name, and their shapes. decode: these tensors -> the matrix. optional: tensors that
+    some writers leave out.
+    """
+
+    scheme: str
+    shapes: Callable[[int, int], dict[str, tuple[int, ...]]]
+    decode: Callable[[Tensors], Matrix]
+    optional: tuple[str, ...] = ()
+
+
+def field(
+    section: Mapping[str, Any], name: str, supported: Collection[Any], default: Any = None, where: str = ""
+) -> Any:
+    """The value of a field of quantization_config, or of its section `where`.
+
+    Raises SpecquantError where it is not one of the supported ones.
+    """
+    value = section.get(name, default)
+    if value not in supported:
+        choice = " or ".join(map(repr, supported))
+        found = f"is {value!r}" if name in section else "is missing"
+        raise SpecquantError(f"quantization_config: {where}{name} {found}; what can be loaded is {choice}")
+    return value
+
+
+def group_size_field(section: Mapping[str, Any], where: str = "") -> int:
+    """The field that says how many inputs share a scale: 0 where all of an output do, else a multiple of 128."""
+    value = section.get("group_size")
+    if isinstance(value, int) and (value == -1 or (value > 0 and value % 128 == 0)):
+        return max(value, 0)
+    raise SpecquantError(
+        f"quantization_config: {where}group_size is {value!r}; what can be loaded is 128, or -1 for a scale per output "
+        "channel"
+    )
+
+
+def groups_of(inputs: int, group_size: int) -> int:
+    """How many groups of that size (0: all) these inputs make."""
+    if group_size and inputs % group_size:
+        raise SpecquantError(f"quantization_config: group_size is {group_size}, which does not divide {inputs} inputs")
+    return inputs // group_size if group_size else 1
+
+
+def take(tensors: Tensors, suffix: str, *dtypes: torch.dtype) -> torch.Tensor:
+    """A tensor, which must be of one of the dtypes."""
+    tensor = tensors[suffix]
+    if tensor.dtype not in dtypes:
+        raise SpecquantError(f"{suffix} holds {tensor.dtype} where {' or '.join(map(str, dtypes))} belongs")
+    return tensor
+
+
+def take_scales(tensors: Tensors, suffix: str) -> torch.Tensor:
+    return take(tensors, suffix, torch.float16, torch.bfloat16, torch.float32)
+
+
+def nibbles(words: torch.Tensor) -> torch.Tensor:
+    """int32 [..., n] -> the 4-bit numbers in them, lowest first: uint8 [..., n, 8]."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
+    return ((words[..., None] >> shifts) & 15).to(torch.uint8)
+
+
+def per_128(values: torch.Tensor, inputs: int) -> torch.Tensor:
+    """Values of larger groups [out, groups] -> the same for groups of 128 inputs [out, in / 128]."""
+    return values.repeat_interleave(inputs // 128 // values.shape[1], dim=1)

@@ -1,0 +1,106 @@
+"""compressed-tensors' checkpoints, as llm-compressor writes them: W4A16 and W8A8.
+
+`config_groups` of quantization_config says what is quantized how. Of a matrix [out, in] there are
+
+* packed ("pack-quantized", 4 bits): `weight_packed`, int32 [out, in / 8]: eight consecutive inputs in a word, the first
+  one lowest, each 8 more than the signed integer; `weight_scale` [out, groups]; `weight_shape`; where asymmetric,
+  `weight_zero_point`, int32 [out / 8, groups]: eight consecutive outputs in a word, likewise.
+* plain ("int-quantized", 8 bits): `weight`, int8 [out, in]; `weight_scale` [out, 1], or [1] for all of it.
+
+A weight is scale * (integer - zero).
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.models.formats.common import (
+    Format,
+    Matrix,
+    Tensors,
+    field,
+    group_size_field,
+    groups_of,
+    nibbles,
+    per_128,
+    take,
+    take_scales,
+)
+
+
+def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
+    """The format of a checkpoint with that quantization_config. Raises SpecquantError for what cannot be loaded."""
+    field(quantization, "quantization_status", ("compressed", None))
+    field(quantization, "kv_cache_scheme", (None,))
+    for name in ("transform_config", "sparsity_config"):
+        field(quantization, name, (None, {}))
+    groups = quantization.get("config_groups")
+    if not (isinstance(groups, dict) and len(groups) == 1 and all(isinstance(part, dict) for part in groups.values())):
+        raise SpecquantError("quantization_config: config_groups has not one group; what can be loaded is one")
+    ((group, section),) = groups.items()
+    where = f"config_groups.{group}."
+    field(section, "targets", (["Linear"],), where=where)
+    field(section, "output_activations", (None,), where=where)
+    weights = section.get("weights") or {}
+    activations = section.get("input_activations")
+    name = section.get("format") or quantization.get("format")
+    if name == "pack-quantized":
+        if activations is not None:
+            raise SpecquantError(f"quantization_config: {where}input_activations are quantized; W4A16 can be loaded")
+        return _read_w4a16(weights, f"{where}weights.")
+    if name == "int-quantized":
+        return _read_w8a8(weights, activations or {}, where)
+    raise SpecquantError(
+        f"quantization_config: format is {name!r}; what can be loaded is 'pack-quantized' or 'int-quantized'"
+    )
+
+
+def _read_w4a16(weights: Mapping[str, Any], where: str) -> Format:
+    field(weights, "num_bits", (4,), where=where)
+    field(weights, "type", ("int",), where=where)
+    field(weights, "actorder", (None, "weight", "static"), where=where)  # "group" moves inputs between groups
+    symmetric = field(weights, "symmetric", (True, False), where=where)
+    per_group = field(weights, "strategy", ("group", "channel"), where=where) == "group"
+    group_size = group_size_field(weights, where) if per_group else 0
+
+    def shapes(outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        groups = groups_of(inputs, group_size)
+        shapes = {"weight_packed": (outputs, inputs // 8), "weight_scale": (outputs, groups), "weight_shape": (2,)}
+        return shapes if symmetric else shapes | {"weight_zero_point": (outputs // 8, groups)}
+
+    return Format("w4a16-g128" if symmetric else "w4a16-g128-asym", shapes, partial(_decode_w4a16, symmetric))
+
+
+def _decode_w4a16(symmetric: bool, tensors: Tensors) -> Matrix:
+    codes = nibbles(take(tensors, "weight_packed", torch.int32)).flatten(1)
+    inputs = codes.shape[1]
+    shape = take(tensors, "weight_shape", torch.int32, torch.int64).tolist()
+    if shape != list(codes.shape):
+        raise SpecquantError(f"weight_shape says {shape} and weight_packed has {list(codes.shape)}")
+    scales = per_128(take_scales(tensors, "weight_scale"), inputs)
+    if symmetric:
+        return Matrix(codes, step=scales)
+    zeros = nibbles(take(tensors, "weight_zero_point", torch.int32)).transpose(1, 2).flatten(0, 1)
+    return Matrix(codes, step=scales, zero=per_128(zeros, inputs))
+
+
+def _read_w8a8(weights: Mapping[str, Any], activations: Mapping[str, Any], where: str) -> Format:
+    for part, section in (("weights", weights), ("input_activations", activations)):
+        for name, value in (("num_bits", 8), ("type", "int"), ("symmetric", True)):
+            field(section, name, (value,), where=f"{where}{part}.")
+    field(activations, "dynamic", (True,), where=f"{where}input_activations.")
+    field(activations, "strategy", ("token",), where=f"{where}input_activations.")
+    per_channel = field(weights, "strategy", ("channel", "tensor"), where=f"{where}weights.") == "channel"
+
+    def shapes(outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        return {"weight": (outputs, inputs), "weight_scale": (outputs, 1) if per_channel else (1,)}
+
+    return Format("w8a8", shapes, _decode_w8a8)
+
+
+def _decode_w8a8(tensors: Tensors) -> Matrix:
+    codes = take(tensors, "weight", torch.int8)
+    return Matrix(codes, unit=take_scales(tensors, "weight_scale").reshape(-1, 1).expand(len(codes), 1))

@@ -1,0 +1,54 @@
+"""A checkpoint of one matrix, read as a model's would be."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from specquant.errors import SpecquantError
+from specquant.models.checkpoint import Checkpoint
+from specquant.models.formats import FormatWeights, find_format
+from specquant.models.weights import LAYER_TENSORS, fill
+from specquant.quant import PackedLinear, empty_linear, get_scheme
+
+
+class OneMatrix:
+    """Writes tensors of a matrix [outputs, inputs] into a directory and loads them by the quantization_config."""
+
+    def __init__(self, directory, outputs, inputs, quantization, tensors):
+        self.directory, self.outputs, self.inputs = directory, outputs, inputs
+        self.quantization, self.tensors = quantization, tensors
+
+    def load(self, tensors=None, parts=None, module="o_proj", **fields) -> PackedLinear:
+        """tensors: of the one matrix of which `module` is made; parts: of all its matrices, in their order. fields:
+        changes to quantization_config."""
+        parts = [self.tensors if tensors is None else tensors] if parts is None else parts
+        names = LAYER_TENSORS[module] if len(parts) > 1 else [LAYER_TENSORS["o_proj"][0]]
+        save_file(
+            {
+                f"model.layers.0.{name}.{suffix}": tensor.contiguous()
+                for name, part in zip(names, parts, strict=True)
+                for suffix, tensor in part.items()
+            },
+            self.directory / "model.safetensors",
+        )
+        quantization = None if self.quantization is None else self.quantization | fields
+        config = SimpleNamespace(quantization_config=quantization, intermediate_size=self.outputs // 2)
+        checkpoint = Checkpoint(self.directory)
+        format = find_format(config, checkpoint)
+        layer = nn.Module()
+        with torch.device("meta"):
+            setattr(layer, module, empty_linear(get_scheme(format.scheme), self.outputs, self.inputs))
+        model = nn.Module()
+        model.layers = nn.ModuleList([layer])
+        fill(model, FormatWeights(checkpoint, config, format), "cpu")
+        return getattr(layer, module)
+
+    def refused(self, match, tensors=None, **fields) -> None:
+        """Loading it raises a sentence that matches."""
+        with pytest.raises(SpecquantError, match=match) as error:
+            self.load(tensors, **fields)
+        assert str(self.directory) in str(error.value)
+        assert "\n" not in str(error.value)
