@@ -265,7 +265,8 @@ from triton.compiler import ASTSource
 from specquant.kernels import w4a8, w4a8_fp8, w4a16
 
 def ptx(kernel, capability, pointers, **constants):
-    constants |= dict(OUTPUTS=128, ROWS=16, STAGES=3, WHOLE=True, EARLY=capability == 90, ASSEMBLY=True, partials=None)
+    constants |= dict(OUTPUTS=128, ROWS=16, STAGES=3, WHOLE=True, OVERLAPPING=capability == 90, ASSEMBLY=True)
+    constants |= dict(partials=None)
     types = dict(rows="i32", out_features="i32", in_features="i32") | pointers
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from specquant.kernels.launch import jit, tl
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
+from specquant.kernels.launch import jit, tl, wait_for_previous
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
 
 
 def fp16_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -40,12 +40,13 @@ def fp16_triton(
 @jit(do_not_specialize=["rows"])
 def _kernel(
     x, weight, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     first, end = steps(in_features)
-    wait_for_inputs(weight, 0, 0, EARLY)
+    wait_for_previous(OVERLAPPING)
     step = first * 128 + tl.arange(0, 128)
     weight += output[:, None].to(tl.int64) * in_features + step[None, :]
     x += row[None, :] * in_features + step[:, None]

@@ -16,7 +16,16 @@ from typing import NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, jit, multiprocessors, tl, triton
+from specquant.kernels.launch import (
+    MOST_COUNTERS,
+    arrival_counters,
+    jit,
+    multiprocessors,
+    overlapping,
+    tl,
+    triton,
+    wait_for_previous,
+)
 
 ROW_TILES = (16, 32, 64, 128)  # one pass has up to 64 rows; a prompt's chunk takes tiles of 128
 GROUP = 128  # inputs in one step of every product
@@ -71,7 +80,9 @@ def gpu_kind(device: torch.device) -> str:
 
 def _untuned(out_features: int, in_features: int, tile: int, device: torch.device) -> Configuration:
     splits = 3 * multiprocessors(device) // -(-out_features // 64) if tile < ROW_TILES[-1] else 1
-    stages = 2 if not starts_early(device) else 4 if tile <= 32 else 3  # older GPUs have less shared memory
+    stages = 4 if tile <= 32 else 3
+    if not overlapping(device)["OVERLAPPING"]:
+        stages = 2  # GPUs before Hopper have less shared memory
     return Configuration(64, max(1, min(splits, in_features // GROUP // 4, 16)), stages, warps=4)
 
 
@@ -112,32 +123,24 @@ def launch_product(
             raise SpecquantError(f"{rows} rows of {out_features} outputs are too many for one product: take fewer rows")
         size = grid[0] * grid[1] * chosen.splits * chosen.outputs * tile
         partials = torch.empty(size, dtype=accumulator, device=x.device)
-    early = starts_early(x.device)
-    options = {"launch_pdl": True} if early else {}
-    if x.is_cuda and chosen.registers:
-        options["maxnreg"] = chosen.registers
+    limit = {"maxnreg": chosen.registers} if x.is_cuda and chosen.registers else {}
     kernel[grid](
         x.contiguous(), *operands, out, partials, arrival_counters(x.device), rows, out_features, in_features,
-        OUTPUTS=chosen.outputs, ROWS=tile, STAGES=chosen.stages, WHOLE=out_features % chosen.outputs == 0, EARLY=early,
-        num_warps=chosen.warps, **options, **constants,
+        OUTPUTS=chosen.outputs, ROWS=tile, STAGES=chosen.stages, WHOLE=out_features % chosen.outputs == 0,
+        num_warps=chosen.warps, **limit, **overlapping(x.device), **constants,
     )  # fmt: skip
     return out
 
 
-@cache
-def starts_early(device: torch.device) -> bool:
-    """Whether a kernel may start while the one before it finishes: programmatic dependent launch, from Hopper on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-
-
 @jit
-def wait_for_inputs(weights, stride, BYTES: tl.constexpr, EARLY: tl.constexpr):
-    """Wait until the kernel before has finished; in the meantime, fetch this program's first weights into the L2 cache.
+def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl.constexpr):
+    """Wait for the previous kernel; in the meantime, fetch this program's first weights into the L2 cache.
 
-    weights: where they begin, `BYTES` of them in each of the first steps, `stride` elements apart.
+    weights: where they begin, `BYTES` of them in each of its `count` steps, `stride` elements apart.
     """
-    if EARLY:
-        for step in tl.static_range(4 if BYTES else 0):
+    if OVERLAPPING:
+        for ahead in tl.static_range(4 if BYTES > 0 else 0):
+            step = tl.minimum(ahead, tl.maximum(count - 1, 0))
             tl.inline_asm_elementwise(
                 """{
                 .reg .pred first; .reg .u32 thread;
@@ -147,8 +150,7 @@ def wait_for_inputs(weights, stride, BYTES: tl.constexpr, EARLY: tl.constexpr):
                 }""",
                 "=r,l,r", [(weights + step * stride).to(tl.int64), BYTES], dtype=tl.int32, is_pure=False, pack=1,
             )  # fmt: skip
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(OVERLAPPING)
 
 
 @jit

@@ -65,15 +65,15 @@ def w4a16_triton(
 @jit(do_not_specialize=["rows"])
 def _kernel(
     x, codes, scales, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OVERLAPPING: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     lane = tl.program_id(1) * (OUTPUTS * 2) + tl.arange(0, OUTPUTS * 2)
     first, end = steps(in_features)
     tile = codes + first * (out_features * 16) + tl.program_id(1) * (OUTPUTS * 16)
-    wait_for_inputs(tile, out_features * 16, OUTPUTS * 64, EARLY)
+    wait_for_inputs(tile, out_features * 16, end - first, OUTPUTS * 64 if WHOLE else 0, OVERLAPPING)
     codes += first * (out_features * 16) + lane[:, None] * 8 + tl.arange(0, 8)[None, :]
     pair = tl.program_id(1) * (OUTPUTS // 2) + tl.arange(0, OUTPUTS // 2)
     scales += first * (out_features // 2) + pair

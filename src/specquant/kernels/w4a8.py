@@ -120,15 +120,15 @@ def w4a8_triton(
 @jit(do_not_specialize=["rows"])
 def _kernel(
     x, token_scales, codes, scales, grid, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
-    FORM: tl.constexpr, ASSEMBLY: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OVERLAPPING: tl.constexpr, FORM: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     lane = tl.program_id(1) * (OUTPUTS * 2) + tl.arange(0, OUTPUTS * 2)
     begin, end = steps(in_features)
     tile = codes + begin.to(tl.int64) * (out_features * 64) + tl.program_id(1) * (OUTPUTS * 64)
-    wait_for_inputs(tile, out_features * 64, OUTPUTS * 64, EARLY)
+    wait_for_inputs(tile, out_features * 64, end - begin, OUTPUTS * 64 if WHOLE else 0, OVERLAPPING)
     codes += begin.to(tl.int64) * (out_features * 64) + lane[:, None] * 32 + tl.arange(0, 32)[None, :]
     x += row[None, :] * in_features + (begin * 128 + tl.arange(0, 128))[:, None]
     if FORM == "qoq":

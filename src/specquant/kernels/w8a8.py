@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype, quantize_per_token
-from specquant.kernels.launch import jit, tl
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
+from specquant.kernels.launch import jit, tl, wait_for_previous
+from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
 
 EXACT_CHUNK = 1024  # 1024 * 127 * 127 < 2**24: up to here float32 sums of int8 products are exact in any order
 
@@ -74,14 +74,14 @@ def w8a8_triton(
 @jit(do_not_specialize=["rows"])
 def eight_bit_kernel(
     x, token_scales, codes, scales, out, partials, arrivals, rows, out_features, in_features,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
-    INTEGER: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    OVERLAPPING: tl.constexpr, INTEGER: tl.constexpr,
 ):  # fmt: skip
     """Integers are summed in int32; e4m3 in float32, step by step, for tensor cores add them with fewer bits."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     first, end = steps(in_features)
-    wait_for_inputs(codes, 0, 0, EARLY)
+    wait_for_previous(OVERLAPPING)
     step = first * 128 + tl.arange(0, 128)
     codes += output[:, None].to(tl.int64) * in_features + step[None, :]
     x += row[None, :] * in_features + step[:, None]
