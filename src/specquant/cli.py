@@ -58,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         default="autoregressive",
         help="autoregressive, vanilla, eagle2 or hierarchical (default: the first)",
     )
-    for option, what in COMPANIONS.items():
-        generate.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
+    _add_companions(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
@@ -111,6 +110,21 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the tables")
     kernels.set_defaults(command=_bench_kernels)
 
+    tasks = benches.add_parser("tasks", help="a benchmark of the paper, question by question; goes on where it stopped")
+    tasks.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target, fp16 or quantized")
+    tasks.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
+    _add_companions(tasks)
+    tasks.add_argument("--benchmark", required=True, metavar="NAME", help="mt-bench, spec-bench, humaneval or gsm8k")
+    tasks.add_argument(
+        "--methods", default="autoregressive,eagle2", metavar="NAMES", help="with commas (default: %(default)s)"
+    )
+    tasks.add_argument("--data-dir", type=Path, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
+    tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task, spread evenly (default: all)")
+    tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
+    tasks.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"), help="default: float32")
+    tasks.add_argument("--out", type=Path, required=True, metavar="DIR", help="for answers and table")
+    tasks.set_defaults(command=_bench_tasks)
+
     data = commands.add_parser("data", help="get what the project does not contain")
     fetch = data.add_subparsers(required=True, metavar="WHAT").add_parser("fetch", help="download benchmarks")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="mt-bench, spec-bench, humaneval, gsm8k (default: all)")
@@ -122,13 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _generate(arguments: argparse.Namespace) -> int:
-    from specquant.decoding import acceptance_rule, generate
-    from specquant.experiments.methods import Models
-    from specquant.models.loading import load_tokenizer
+def _add_companions(parser: argparse.ArgumentParser) -> None:
+    for option, what in COMPANIONS.items():
+        parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
 
+
+def _companions(arguments: argparse.Namespace) -> dict[str, Path]:
     target = arguments.model
-    companions = {
+    return {
         name: getattr(arguments, name) or target.parent / default
         for name, default in (
             ("eagle_target", f"eagle-{target.name}"),
@@ -136,11 +151,18 @@ def _generate(arguments: argparse.Namespace) -> int:
             ("eagle_intermediate", "eagle-intermediate"),
         )
     }
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from specquant.decoding import acceptance_rule, generate
+    from specquant.experiments.methods import Models
+    from specquant.models.loading import load_tokenizer
+
     rule = acceptance_rule(arguments.temperature, arguments.top_p, arguments.seed)
-    speculator = Models(target, scheme=arguments.scheme, **companions).speculator(arguments.method)
+    speculator = Models(arguments.model, scheme=arguments.scheme, **_companions(arguments)).speculator(arguments.method)
     generation = generate(
         speculator,
-        load_tokenizer(target),
+        load_tokenizer(arguments.model),
         arguments.prompt,
         arguments.max_new_tokens,
         rule,
@@ -198,6 +220,28 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     )
     for path in paths:
         print(path)
+    return 0
+
+
+def _bench_tasks(arguments: argparse.Namespace) -> int:
+    from specquant.experiments.benchmark import paper_form
+    from specquant.study.benchmark import record_benchmark
+    from specquant.study.results import read_results
+
+    path = record_benchmark(
+        arguments.benchmark,
+        arguments.methods.split(","),
+        arguments.model,
+        _companions(arguments),
+        arguments.data_dir,
+        arguments.out,
+        arguments.scheme,
+        arguments.limit,
+        arguments.max_new_tokens,
+        arguments.dtype,
+    )
+    print(paper_form(read_results(path)).to_string(index=False))
+    print(path)
     return 0
 
 
