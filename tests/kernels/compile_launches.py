@@ -16,11 +16,12 @@ from specquant.kernels import acceptance, attention, compaction, norm, rotary, s
 
 TYPES = {torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"} | {
     torch.int8: "i8",
+    torch.float8_e4m3fn: "fp8e4nv",
     torch.bool: "i1",
 }
 
 
-def launch_all() -> None:
+def launch_all(e4m3: bool) -> None:
     half, number = dict(dtype=torch.float16), dict(dtype=torch.int64)
     length, mask = torch.zeros(1, **number), torch.ones(9, 9, dtype=torch.bool)
     cache = torch.zeros(2, 8, 64, 128, **half)
@@ -31,10 +32,11 @@ def launch_all() -> None:
     rotary.rotate_and_cache_triton(qkv, *tables, torch.zeros(9, **number), *cache, length)
     compaction.keep_path_triton(cache[:1], cache[1:], length, torch.zeros(5, **number))
     x = torch.zeros(2, 8192, **half)
-    for quantized in (False, True):
-        norm.add_rms_norm_triton(x, x, x[0], 1e-5, quantized)
-        norm.add_rms_norm_triton(x, None, x[0], 1e-5, quantized)
-        swiglu.swiglu_triton(x, quantized)
+    norm.add_rms_norm_triton(x, None, x[0], 1e-5)
+    swiglu.swiglu_triton(x)
+    for code_dtype in (torch.int8, torch.float8_e4m3fn)[: 1 + e4m3]:
+        norm.add_rms_norm_triton(x, x, x[0], 1e-5, True, code_dtype)
+        swiglu.swiglu_triton(x, True, code_dtype)
     for dtype in (torch.float16, torch.float32):
         logits = torch.zeros(60, 128256, dtype=dtype)
         top_k.log_softmax_top_k_triton(logits[:10], 10)
@@ -80,7 +82,7 @@ def main(capability: int) -> None:
         launches.append((kernel, arguments, keywords))
 
     JITFunction.run = record
-    launch_all()
+    launch_all(e4m3=capability >= 90)
     for kernel, arguments, keywords in launches:
         compile_launch(kernel, arguments, keywords, capability)
 

@@ -39,12 +39,15 @@ def test_sum_and_norm(rows, size, dtype, quantized, device):
     check(x, None, weight, quantized)
 
 
-def test_codes_have_the_bits_of_the_reference_where_the_norm_is_exact(device):
+@pytest.mark.parametrize("code_dtype", [torch.int8, torch.float8_e4m3fn])
+def test_codes_have_the_bits_of_the_reference_where_the_norm_is_exact(code_dtype, device):
     # Powers of two with mean square 1, weights of one place: no rounding but the quantization's.
     x = torch.tensor([[1.0, -1.0, 1.0, 1.0]]).repeat(2, 64).half().to(device)
     weight = torch.rand(256, generator=torch.Generator().manual_seed(0)).half().to(device)
-    _, (codes, scales) = add_rms_norm_triton(x, None, weight, 0.0, quantized=True)
-    _, expected = add_rms_norm_reference(x, None, weight, 0.0, quantized=True)
+    weight[:8] *= 2**-9  # subnormal codes in e4m3
+    _, (codes, scales) = add_rms_norm_triton(x, None, weight, 0.0, True, code_dtype)
+    _, expected = add_rms_norm_reference(x, None, weight, 0.0, True, code_dtype)
+    assert codes.dtype == code_dtype
     assert torch.equal(codes.float(), expected[0])
     assert torch.equal(scales, expected[1])
 

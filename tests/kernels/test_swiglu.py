@@ -15,6 +15,12 @@ def check(gate_up):
     steps = (codes.float() - expected_codes).abs()
     assert steps.max() <= 1
     assert (steps > 0).float().mean() < 0.02
+    codes, scales = swiglu_triton(gate_up, True, torch.float8_e4m3fn)
+    expected_codes, expected_scales = swiglu_reference(gate_up, True, torch.float8_e4m3fn)
+    assert codes.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(scales, expected_scales, rtol=2e-3, atol=0)
+    assert (codes.float() != expected_codes).float().mean() < 0.02
+    torch.testing.assert_close(codes.float(), expected_codes, rtol=0.13, atol=2.0**-9)  # one step
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

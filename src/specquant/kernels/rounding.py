@@ -14,28 +14,31 @@ def round_half_even(x):
 @jit
 def int8_row(values, SMALLEST: tl.constexpr):
     """A row of float32 -> its int8 codes and its scale, with the very bits of `quantize_per_token`."""
-    scale = int8_scale(tl.max(tl.abs(values), 0), SMALLEST)
-    return int8_codes(values, scale), scale
-
-
-@jit
-def int8_scale(largest, SMALLEST: tl.constexpr):
-    """The scale of a row by its largest magnitude."""
-    return tl.div_rn(tl.maximum(largest, SMALLEST), 127.0)
-
-
-@jit
-def int8_codes(values, scale):
-    """The codes of float32 values by their row's scale."""
-    return round_half_even(tl.div_rn(values, scale)).to(tl.int8)
+    scale = row_scale(tl.max(tl.abs(values), 0), tl.int8, SMALLEST)
+    return row_codes(values, scale, tl.int8), scale
 
 
 @jit
 def e4m3_row(values, SMALLEST: tl.constexpr):
     """A row of float32 -> its e4m3 codes and its scale, with the very bits of `quantize_per_token_e4m3`."""
-    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(values), 0), SMALLEST), 448.0)
+    scale = row_scale(tl.max(tl.abs(values), 0), tl.float8e4nv, SMALLEST)
+    return row_codes(values, scale, tl.float8e4nv), scale
+
+
+@jit
+def row_scale(largest, dtype: tl.constexpr, SMALLEST: tl.constexpr):
+    """The scale of a row with this largest magnitude, for codes of int8 or e4m3."""
+    return tl.div_rn(tl.maximum(largest, SMALLEST), 127.0 if dtype == tl.int8 else 448.0)
+
+
+@jit
+def row_codes(values, scale, dtype: tl.constexpr):
+    """The codes, int8 or e4m3, of float32 values by their row's scale."""
     values = tl.div_rn(values, scale)
-    bits = values.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)  # 3 bits of mantissa
-    subnormal = (values + 24576.0) - 24576.0  # multiples of 2**-9
-    return tl.where(tl.abs(values) < 0.015625, subnormal, normal).to(tl.float8e4nv), scale
+    if dtype == tl.int8:
+        return round_half_even(values).to(dtype)
+    else:
+        bits = values.to(tl.int32, bitcast=True)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)  # 3 bits of mantissa
+        subnormal = (values + 24576.0) - 24576.0  # multiples of 2**-9
+        return tl.where(tl.abs(values) < 0.015625, subnormal, normal).to(dtype)

@@ -1,4 +1,4 @@
-"""The gated activation of a Llama MLP (SwiGLU, arXiv 2002.05202), also with int8 quantization."""
+"""The gated activation of a Llama MLP (SwiGLU, arXiv 2002.05202), also with quantization."""
 
 from __future__ import annotations
 
@@ -6,31 +6,36 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import SMALLEST, quantize_per_token
+from specquant.kernels.fp8 import quantize_per_token_e4m3
 from specquant.kernels.launch import jit, on_gpu, overlapping, tl, triton, wait_for_previous
-from specquant.kernels.rounding import int8_codes, int8_scale
+from specquant.kernels.rounding import row_codes, row_scale
 
 BLOCK = 1024  # columns of a block
 
+# Rows, or their codes and scales.
+Gated = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
-def swiglu(gate_up: torch.Tensor, quantized: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+
+def swiglu(gate_up: torch.Tensor, quantized: bool = False, code_dtype: torch.dtype = torch.int8) -> Gated:
     """silu(gate) * up of gate_up [rows, 2 * size], the gate in the first half -> [rows, size] in the same dtype.
 
     Rounded to that dtype after silu and after the product. quantized: codes and scales instead, as `quantize_per_token`
-    makes them of the rounded product. A row does not depend on the other rows.
+    makes them of the rounded product, or with torch.float8_e4m3fn as `code_dtype` as `quantize_per_token_e4m3` does. A
+    row does not depend on the other rows.
     """
-    return (swiglu_triton if on_gpu(gate_up) else swiglu_reference)(gate_up, quantized)
+    return (swiglu_triton if on_gpu(gate_up) else swiglu_reference)(gate_up, quantized, code_dtype)
 
 
-def swiglu_reference(
-    gate_up: torch.Tensor, quantized: bool = False
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+def swiglu_reference(gate_up: torch.Tensor, quantized: bool = False, code_dtype: torch.dtype = torch.int8) -> Gated:
     """What `swiglu` computes, by torch."""
     gate, up = gate_up.chunk(2, dim=-1)
     product = F.silu(gate) * up
-    return quantize_per_token(product) if quantized else product
+    if quantized:
+        return (quantize_per_token if code_dtype == torch.int8 else quantize_per_token_e4m3)(product)
+    return product
 
 
-def swiglu_triton(gate_up: torch.Tensor, quantized: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+def swiglu_triton(gate_up: torch.Tensor, quantized: bool = False, code_dtype: torch.dtype = torch.int8) -> Gated:
     """`swiglu` by one launch, or two where a row's scale must be known first: a row is too long for one block."""
     gate_up = gate_up.contiguous()
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
@@ -41,7 +46,7 @@ def swiglu_triton(gate_up: torch.Tensor, quantized: bool = False) -> torch.Tenso
     _swiglu_kernel[(rows, parts)](gate_up, product, largest, size, **options)
     if not quantized:
         return product
-    codes = torch.empty_like(product, dtype=torch.int8)
+    codes = torch.empty_like(product, dtype=code_dtype)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=gate_up.device)
     _quantize_kernel[(rows, parts)](
         product,
@@ -88,10 +93,11 @@ def _quantize_kernel(
     wait_for_previous(OVERLAPPING)
     row, part = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, PADDED_PARTS)
-    scale = int8_scale(tl.max(tl.load(largest + row * PARTS + each, mask=each < PARTS, other=0.0), 0), SMALLEST)
+    peaks = tl.load(largest + row * PARTS + each, mask=each < PARTS, other=0.0)
+    scale = row_scale(tl.max(peaks, 0), codes.dtype.element_ty, SMALLEST)
     column = part * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     value = tl.load(values + row * size + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(codes + row * size + column, int8_codes(value, scale), mask=inside)
+    tl.store(codes + row * size + column, row_codes(value, scale, codes.dtype.element_ty), mask=inside)
     if part == 0:
         tl.store(scales + row, scale)
