@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.models.graphs import graphed
 from specquant.models.llama import Llama, causal_mask
 
 DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
@@ -23,11 +24,13 @@ def verify_cost(
     repeats: int = 20,
     warm_up: int = 3,
 ) -> pd.DataFrame:
-    """Time one forward pass with LM head over each draft size, behind `context_length` cached positions.
+    """Time one forward pass with LM head over each draft size, behind `context_length` cached positions; on a GPU as
+    one CUDA graph.
 
     name: what the `model` column says. weights: "trained" or "synthetic". Draft sizes take turns, so that a machine
     that grows slower slows all of them. Returns one row per draft size: the median, p10 and p90 in milliseconds. Raises
-    SpecquantError where context and draft do not fit the model, or a size is below 1.
+    SpecquantError where context and draft do not fit the model, a size is below 1, or the model's results are not
+    finite: such a pass may take another time.
     """
     longest = model.context_length
     if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
@@ -40,15 +43,19 @@ def verify_cost(
     tokens = tokens.to(model.device)
     cache = model.new_cache(len(tokens))
     model.prefill(tokens[:context_length], cache)
+    model = graphed(model)
     times_ms = {size: [] for size in draft_sizes}
     for repeat in range(warm_up + repeats):
         for size in draft_sizes:
             rows = torch.arange(context_length, context_length + size, device=model.device)
+            drafted = tokens[rows]
             mask = causal_mask(size, model.device)
             began = _now(model)
-            model.logits(model(tokens[rows], rows, cache, mask))
+            logits = model.logits(model(drafted, rows, cache, mask))
             if repeat >= warm_up:
                 times_ms[size].append(1e3 * (_now(model) - began))
+            elif not logits.isfinite().all():
+                raise SpecquantError(f"{name} in {model.scheme.name} computes numbers that are not finite")
     return pd.DataFrame(
         {
             "model": name,

@@ -1,6 +1,8 @@
 """Long measurements, recorded scheme by scheme: what is there is kept, and a second call adds only what is missing."""
 
-from collections.abc import Sequence
+import gc
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,12 +12,15 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
+from specquant.experiments.compatibility import DRAFT_SIZES, verify_cost
 from specquant.experiments.methods import METHODS, DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
-from specquant.models.loading import load_tokenizer
+from specquant.models.llama import Llama
+from specquant.models.loading import load_model, load_tokenizer
+from specquant.models.synthetic import SHAPES, NotEnoughMemory, bytes_read, synthetic_config, synthetic_model
 from specquant.paths import resolve, write_file
-from specquant.study.provenance import without_local_paths
+from specquant.study.provenance import device_name, without_local_paths
 from specquant.study.results import read_provenance, read_results, write_results
 
 TABLES = ("throughput", "losslessness")
@@ -87,6 +92,94 @@ def record_kernels(
         rows.append(row)
         write_file(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     return [write_results(pd.DataFrame(rows), path, parameters, **how), ceilings]
+
+
+def record_verify_cost(
+    model: str | Path,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    keep_targets_in: str | Path,
+    weights: str | None = None,
+    draft_sizes: Sequence[int] = DRAFT_SIZES,
+    contexts: Sequence[int] = (512,),
+    repeats: int = 20,
+    seed: int = 0,
+    device: str | None = None,
+) -> Path:
+    """Time a model's passes in each scheme: a row of verify_cost.csv for each draft size and context; returns its path.
+
+    model: a directory, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or "synthetic",
+    random ones of its shapes (default: trained, where there are any). device: by default the GPU if there is one; there
+    models compute in fp16, on a CPU in float32, and rows also have the bytes that a pass must read and, by the measured
+    bandwidth, how long that takes. Written after every scheme; rows that the table holds already are not measured
+    again. A scheme that does not fit the device is named on stderr and left out. Raises SpecquantError where the table
+    holds rows of other parameters, or nothing could be measured.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    weights = weights or ("synthetic" if str(model) in SHAPES else "trained")
+    if weights == "trained" and str(model) in SHAPES:
+        raise SpecquantError(f"{model} is a name, without weights: give a model directory, or take synthetic weights")
+    model = str(model) if str(model) in SHAPES else resolve(model)
+    name = model if isinstance(model, str) else model.name
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    parameters = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device_name(device),
+        "seed": seed,
+        "repeats": repeats,
+    }
+    path = resolve(out_dir) / "verify_cost.csv"
+    table = _recorded(path, parameters)
+    missing = {scheme: dict(_missing(table, name, scheme, weights, contexts, draft_sizes)) for scheme in schemes}
+    missing = {scheme: passes for scheme, passes in missing.items() if passes}
+    bandwidth_tb_s = None
+    if missing and torch.device(device).type == "cuda":
+        bandwidth_tb_s = kernels.measure_ceilings(device=device).set_index("what").value["read-only stream"]
+
+    def load(scheme: str) -> Llama:
+        if weights == "synthetic":
+            longest = max(contexts) + max(draft_sizes)
+            return synthetic_model(synthetic_config(model), scheme, longest, dtype, device, seed)
+        return load_model(quantized_target(model, scheme, keep_targets_in), dtype=dtype, device=device)
+
+    for scheme, passes in tqdm(missing.items(), desc=name, unit="scheme"):
+        try:
+            loaded = load(scheme)
+        except NotEnoughMemory as error:
+            tqdm.write(f"{name} in {scheme} is left out: {error}", file=sys.stderr)
+            continue
+        for context, sizes in passes.items():
+            rows = verify_cost(loaded, name, weights, sizes, context, repeats)
+            if bandwidth_tb_s is not None:
+                rows["bytes"] = bytes_read(loaded, context)
+                rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
+            table = pd.concat([table, rows]) if len(table) else rows
+        how = {"device": device, "repeats": repeats, "clock": "time.perf_counter around a pass, median"}
+        write_results(table, path, parameters, **how)
+        del loaded
+        _free(device)
+    if not path.is_file():
+        raise SpecquantError(f"nothing was measured: no scheme of {name} fits {device}")
+    return path
+
+
+def _missing(
+    table: pd.DataFrame, name: str, scheme: str, weights: str, contexts: Sequence[int], draft_sizes: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Contexts, and the draft sizes that the table does not hold behind each."""
+    key = ["model", "scheme", "weights", "context_length", "draft_size"]
+    held = set(table[key].itertuples(index=False, name=None)) if len(table) else set()
+    for context in contexts:
+        sizes = [size for size in draft_sizes if (name, scheme, weights, context, size) not in held]
+        if sizes:
+            yield context, sizes
+
+
+def _free(device: str) -> None:
+    """Give back what the last model held."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _recorded(path: Path, parameters: dict) -> pd.DataFrame:

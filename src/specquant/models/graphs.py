@@ -1,0 +1,122 @@
+"""Passes of a few rows as CUDA graphs: a pass is hundreds of launches, and one by one they take longer than they run.
+
+What a graph reads stays at its place in device memory: tokens, positions, mask, and the length of the cache. So nothing
+waits for the host, and a graph serves every position.
+"""
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+
+from specquant.kernels.attention import HEAD_DIMS
+from specquant.kernels.launch import on_gpu
+from specquant.models.cache import KVCache
+from specquant.models.llama import Llama
+
+MOST_ROWS = 64
+
+
+def graphed(model: Llama) -> "Llama | GraphedLlama":
+    """The model with its passes as CUDA graphs where all of its operations have kernels, else the model as it is."""
+    weight = model.embed_tokens.weight
+    able = on_gpu(weight) and weight.dtype in (torch.float16, torch.bfloat16) and model.config.head_dim in HEAD_DIMS
+    return GraphedLlama(model) if able else model
+
+
+class GraphedLlama:
+    """A Llama whose passes of up to 64 rows are CUDA graphs, LM head included, one for each cache and number of rows.
+
+    It is called as the model is, and everything else is the model's. A graph is captured when it is first needed, which
+    takes as long as a few passes. Other passes (a prompt's chunks) run launch by launch. The features and logits of a
+    pass hold until the next one.
+    """
+
+    def __init__(self, model: Llama):
+        self.model = model
+        self._passes: WeakKeyDictionary[KVCache, dict[int, CapturedPass]] = WeakKeyDictionary()
+        self._latest: CapturedPass | None = None
+        self._pool = torch.cuda.graph_pool_handle()  # graphs share the memory in which they do not keep results
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    @torch.inference_mode()
+    def __call__(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Llama.forward`."""
+        rows = len(tokens)
+        if rows > MOST_ROWS or mask.shape[1] > rows:
+            return self.model(tokens, positions, cache, mask)
+        cache.require(rows)
+        passes = self._passes.setdefault(cache, {})
+        if rows not in passes:
+            passes[rows] = CapturedPass(self.model, cache, rows, self._pool)
+        self._latest = passes[rows]
+        return self._latest.run(tokens, positions, cache.length, mask)
+
+    @torch.inference_mode()
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """As `Llama.logits`; what the latest pass returned, or successive rows of it, has its logits already."""
+        known = self._latest.logits_of(features) if self._latest else None
+        return self.model.logits(features) if known is None else known
+
+
+class CapturedPass:
+    """A pass of a fixed number of rows behind one cache, with all that it reads and writes."""
+
+    def __init__(self, model: Llama, cache: KVCache, rows: int, pool: tuple[int, int]):
+        device = model.device
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.mask = torch.eye(rows, dtype=torch.bool, device=device)
+        self.cache = CapturedCache(cache)
+
+        def run() -> tuple[torch.Tensor, torch.Tensor]:
+            features = model(self.tokens, self.positions, self.cache, self.mask)
+            return features, model.logits(features)
+
+        self.replay, (self.features, self.logits) = capture(run, pool)
+
+    def run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor) -> torch.Tensor:
+        """The features [rows, hidden] of these rows behind `length` confirmed slots."""
+        self.tokens.copy_(tokens)
+        self.positions.copy_(positions)
+        self.mask.copy_(mask)
+        self.cache.length.fill_(length)
+        self.replay()
+        return self.features
+
+    def logits_of(self, features: torch.Tensor) -> torch.Tensor | None:
+        """The logits of features that are successive rows of this pass's; None of others."""
+        ours = self.features
+        if features.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr():
+            return None
+        first, inside = divmod(features.storage_offset() - ours.storage_offset(), ours.shape[1])
+        if inside or features.shape[1:] != ours.shape[1:] or not features.is_contiguous():
+            return None
+        return self.logits[first : first + len(features)]
+
+
+class CapturedCache:
+    """A cache as a graph sees it: the same slots, with the length in device memory, int64 [1]."""
+
+    def __init__(self, cache: KVCache):
+        self.keys, self.values = cache.keys, cache.values
+        # The first pass, before the graph is replayed, writes where any other would: behind the confirmed slots.
+        self.length = torch.full((1,), cache.length, dtype=torch.int64, device=cache.keys.device)
+
+    def require(self, slots: int) -> None:
+        """Room is checked before the graph is replayed."""
+
+
+def capture(
+    run: Callable[[], tuple[torch.Tensor, torch.Tensor]], pool: tuple[int, int]
+) -> tuple[Callable[[], None], tuple[torch.Tensor, torch.Tensor]]:
+    """A CUDA graph of what `run` launches: how to replay it, and the tensors to which it then writes the results."""
+    run()  # compiles kernels and makes what outlives the pass; neither may happen during capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        results = run()
+    return graph.replay, results

@@ -1,0 +1,163 @@
+"""Models of true shapes with random weights: how long a pass takes depends on shapes, not on what the weights say.
+
+The weights are made in the form in which their scheme stores them, on the device, so that no larger copy ever exists.
+A rotated scheme is made as the others are: rotation changes no shape and no operation of a pass.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import nn
+from transformers import LlamaConfig, PreTrainedConfig
+
+from specquant.errors import SpecquantError
+from specquant.models.config import load_config
+from specquant.models.graphs import MOST_ROWS
+from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
+from specquant.quant import PackedLinear, Scheme
+from specquant.quant.grid import in_groups
+
+# What the Llama-3 models have in common, and what not (arXiv 2407.21783, table 3).
+LLAMA_3 = {
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "tie_word_embeddings": False,
+}
+SHAPES = {
+    "llama-3-8b": LLAMA_3
+    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "llama-3-70b": LLAMA_3
+    | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+}
+BYTES_PER_CODE = 5  # that exist at once while a matrix's codes are drawn and packed
+BYTES_PER_LOGIT = 16  # of up to 64 rows, in several graphs
+GPU_SPARE_BYTES = 1 << 30  # kernels' code, graphs, and what lies unused between blocks
+
+
+class NotEnoughMemory(SpecquantError):
+    """A model needs more memory than its device has free."""
+
+
+class Memory(NamedTuple):
+    """Bytes that a model needs: its weights, the cache of a context, and what is needed while making and running it."""
+
+    weights: int
+    cache: int
+    working: int
+
+
+def synthetic_config(model: str | Path) -> PreTrainedConfig:
+    """The configuration of a name in SHAPES, or in a model directory. Raises SpecquantError where it is neither."""
+    if str(model) in SHAPES:
+        return LlamaConfig(**SHAPES[str(model)])
+    if not Path(model).is_dir():
+        raise SpecquantError(f"{model} is neither a model directory nor one of {', '.join(SHAPES)}")
+    return load_config(model)
+
+
+def synthetic_model(
+    config: PreTrainedConfig,
+    scheme: str | Scheme,
+    context_length: int,
+    dtype: torch.dtype = torch.float16,
+    device: torch.device | str = "cuda",
+    seed: int = 0,
+) -> Llama:
+    """A model of this configuration with random weights, the same for the same seed on the same kind of device.
+
+    Weights are uniform and have the variance 1 / inputs, so that activations keep their size from layer to layer.
+    Raises NotEnoughMemory where the device has too little, before any is taken.
+    """
+    require_memory(config, scheme, context_length, dtype, device)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device(device):
+        model = Llama(config, scheme, context_length)
+    set_compute_dtype(model, dtype).to(device)
+    model.embed_tokens.weight.normal_(generator=generator)
+    model.lm_head.weight.normal_(std=config.hidden_size**-0.5, generator=generator)
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.uniform_(0.75, 1.25, generator=generator)
+        elif isinstance(module, PackedLinear):
+            _draw(module, model.scheme.weight_bits, generator)
+    return model
+
+
+def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) -> None:
+    """Random weights, as the matrix stores them: scales that differ, and codes on both sides of zero."""
+    device = generator.device
+    spread = math.sqrt(3 / linear.in_features)  # uniform numbers within +-spread have the variance 1 / in_features
+    if linear.bias is not None:
+        linear.bias.uniform_(-spread, spread, generator=generator)
+    if weight_bits == 16:
+        linear.weight.uniform_(-spread, spread, generator=generator)
+        return
+    reach = torch.empty(linear.out_features, linear.groups, device=device)
+    reach.uniform_(0.75 * spread, 1.25 * spread, generator=generator)
+    linear.fit(-reach, reach)
+    highest = 2 ** (weight_bits - 1) - 1
+    shape = (linear.out_features, linear.in_features)
+    codes = torch.randint(-highest, highest + 1, shape, dtype=torch.int8, device=device, generator=generator)
+    zeros = linear.grid().zero.expand(reach.shape).to(torch.int8)
+    linear.set_codes(in_groups(codes, linear.groups).add_(zeros[..., None]).flatten(1))
+
+
+def memory_needed(
+    config: PreTrainedConfig, scheme: str | Scheme, context_length: int, dtype: torch.dtype, device: torch.device | str
+) -> Memory:
+    """What a synthetic model with a cache of `context_length` positions needs on a device, counted on a skeleton."""
+    with torch.device("meta"):
+        model = set_compute_dtype(Llama(config, scheme, context_length), dtype)
+    sizes = [linear.in_features * linear.out_features for linear in model.modules() if isinstance(linear, PackedLinear)]
+    weights = _nbytes(model)
+    activations = PREFILL_CHUNK * 4 * (config.hidden_size + config.intermediate_size) * dtype.itemsize
+    working = BYTES_PER_CODE * max(sizes) + activations + BYTES_PER_LOGIT * MOST_ROWS * config.vocab_size
+    if torch.device(device).type == "cuda":
+        working += GPU_SPARE_BYTES
+    elif model.scheme.weight_bits < 16:
+        weights += 4 * sum(sizes)  # the unpacked copies that the reference products multiply
+    return Memory(weights, _cache_bytes(config, context_length, dtype), working)
+
+
+def require_memory(
+    config: PreTrainedConfig, scheme: str | Scheme, context_length: int, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Raises NotEnoughMemory where the device has less free memory than the model needs."""
+    needed, free = memory_needed(config, scheme, context_length, dtype, device), free_bytes(device)
+    if sum(needed) > free:
+        weights, cache, working = (f"{part / 1e9:.1f}" for part in needed)
+        name = scheme if isinstance(scheme, str) else scheme.name
+        raise NotEnoughMemory(
+            f"{config.num_hidden_layers} layers of {config.hidden_size} in {name} with a context of {context_length} "
+            f"need {sum(needed) / 1e9:.1f} GB ({weights} weights, {cache} cache, {working} working memory), and "
+            f"{free / 1e9:.1f} GB are free on {device}: choose fewer bits, a shorter context or a larger device"
+        )
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """Memory that can still be had on a device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def bytes_read(model: Llama, context_length: int) -> int:
+    """Bytes that no pass behind `context_length` positions can do without: the matrices, the LM head and the cache."""
+    matrices = sum(linear.nbytes for linear in model.modules() if isinstance(linear, PackedLinear))
+    return matrices + model.lm_head.weight.nbytes + _cache_bytes(model.config, context_length, model.dtype)
+
+
+def _cache_bytes(config: PreTrainedConfig, positions: int, dtype: torch.dtype) -> int:
+    """Of the keys and values of that many positions."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions * dtype.itemsize
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

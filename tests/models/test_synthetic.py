@@ -1,0 +1,137 @@
+"""Random weights of true shapes: seeded, never zero, in each scheme's own form, and small enough for the device."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from specquant.errors import SpecquantError
+from specquant.models import synthetic
+from specquant.models.llama import Llama
+from specquant.models.synthetic import (
+    SHAPES,
+    NotEnoughMemory,
+    bytes_read,
+    memory_needed,
+    synthetic_config,
+    synthetic_model,
+)
+from specquant.quant import SCHEMES, PackedLinear
+
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+@pytest.fixture
+def config():
+    return LlamaConfig(
+        vocab_size=256,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+
+
+def made(config, scheme, **options):
+    return synthetic_model(config, scheme, 64, torch.float32, "cpu", **options)
+
+
+@every_scheme
+def test_activations_keep_their_size_through_all_layers(scheme, config):
+    model = made(config, scheme)
+    states = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _, inputs, outputs: states.append(sum(outputs)))
+    logits = model.logits(model.prefill(torch.arange(48), model.new_cache(48)))
+    sizes = torch.stack([state.pow(2).mean().sqrt() for state in states])
+    assert len(sizes) == 24
+    assert ((sizes > 0.5) & (sizes < 20)).all()  # each layer adds about as much as one embedding holds
+    assert (sizes.diff() > 0).float().mean() > 0.5
+    assert 0.5 < logits.std() < 2
+    assert logits.isfinite().all()
+
+
+@every_scheme
+def test_weights_have_the_variance_of_a_layer_that_keeps_sizes(scheme, config):
+    model = made(config, scheme)
+    for layer in model.layers:
+        for linear in (layer.qkv_proj, layer.o_proj, layer.gate_up_proj, layer.down_proj):
+            weight = linear.dequantize()
+            assert weight.std() * linear.in_features**0.5 == pytest.approx(1, rel=0.1)
+            assert weight.mean().abs() < 0.05 * weight.std()
+            assert (weight.std(dim=1) > 0).all()
+
+
+@every_scheme
+def test_a_seed_gives_the_same_model_again(scheme, config):
+    config.num_hidden_layers = 1
+    first, again, other = (made(config, scheme, seed=seed).state_dict() for seed in (1, 1, 2))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+        if not name.endswith(("zeros", "group_grids")):  # ranges are symmetric, and in QoQ relative to the channel's
+            assert not torch.equal(tensor, other[name])
+
+
+@every_scheme
+def test_weights_are_as_large_as_the_skeleton_says(scheme, config):
+    model = made(config, scheme)
+    stored = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    unpacked = 0
+    if scheme != "fp16":
+        unpacked = sum(
+            4 * part.in_features * part.out_features for part in model.modules() if isinstance(part, PackedLinear)
+        )
+    needed = memory_needed(config, scheme, 64, torch.float32, "cpu")
+    assert needed.weights == stored + unpacked
+    cache = model.new_cache(64)
+    assert needed.cache == cache.keys.nbytes + cache.values.nbytes
+    matrices = sum(part.nbytes for part in model.modules() if isinstance(part, PackedLinear))
+    assert bytes_read(model, 64) == matrices + model.lm_head.weight.nbytes + needed.cache
+
+
+@pytest.mark.parametrize(
+    ("model", "scheme", "gigabytes"),
+    [
+        ("llama-3-8b", "fp16", 16.1),  # 8.03e9 parameters
+        ("llama-3-8b", "w4a16-g128", 5.7),
+        ("llama-3-70b", "fp16", 141.1),  # 70.6e9
+        ("llama-3-70b", "w8a8", 72.7),
+        ("llama-3-70b", "w4a16-g128", 39.5),
+    ],
+)
+def test_the_named_shapes_are_the_published_ones(model, scheme, gigabytes):
+    needed = memory_needed(synthetic_config(model), scheme, 512, torch.float16, "cuda")
+    assert needed.weights / 1e9 == pytest.approx(gigabytes, abs=0.06)
+
+
+def test_what_does_not_fit_is_refused_before_any_memory_is_taken(monkeypatch):
+    monkeypatch.setattr(synthetic, "free_bytes", lambda device: 80 * 10**9)
+    monkeypatch.setattr(Llama, "__init__", _only_on_meta(Llama.__init__))
+    with pytest.raises(
+        NotEnoughMemory, match=r"need 14\d\.\d GB \(141\.1 weights, .* 80\.0 GB are free on cuda"
+    ) as error:
+        synthetic_model(synthetic_config("llama-3-70b"), "fp16", 512)
+    assert "\n" not in str(error.value)
+
+
+def _only_on_meta(init):
+    def checked(self, *arguments):
+        assert torch.get_default_device().type == "meta"
+        init(self, *arguments)
+
+    return checked
+
+
+def test_a_directory_gives_its_shapes(small_models):
+    assert synthetic_config(small_models / "target").num_hidden_layers == 2
+    with pytest.raises(SpecquantError, match="neither a model directory nor one of llama-3-8b, llama-3-70b"):
+        synthetic_config("llama-9")
+
+
+def test_every_shape_is_one_that_every_scheme_stores():
+    for name in SHAPES:
+        for scheme in SCHEMES:
+            assert sum(memory_needed(synthetic_config(name), scheme, 512, torch.float16, "cuda")) > 1e9
