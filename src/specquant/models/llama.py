@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         self, x: torch.Tensor, delta: torch.Tensor | None, reader: PackedLinear | None = None
     ) -> tuple[torch.Tensor, Normed]:
         """x + delta, and its norm: as codes and scales where `reader`, which multiplies it, takes these."""
-        return add_rms_norm(x, delta, self.weight, self.epsilon, takes_codes(reader, x))
+        return add_rms_norm(x, delta, self.weight, self.epsilon, *code_format(reader, x))
 
 
 class RotaryEmbedding(nn.Module):
@@ -108,7 +108,7 @@ class LlamaLayer(nn.Module):
         """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]. dtype: of the model, where x
         comes as codes and scales."""
         gate_up = multiply(x, self.gate_up_proj, dtype)
-        return swiglu(gate_up, takes_codes(self.down_proj, gate_up))
+        return swiglu(gate_up, *code_format(self.down_proj, gate_up))
 
 
 class Llama(nn.Module):
@@ -181,9 +181,11 @@ class Llama(nn.Module):
         return torch.cat(features) if features else torch.empty(0, self.config.hidden_size, dtype=self.dtype)
 
 
-def takes_codes(linear: nn.Module | None, x: torch.Tensor) -> bool:
-    """Whether the product with such an x takes its int8 codes and their scales, which the operation before can make."""
-    return isinstance(linear, PackedLinear) and linear.takes_codes(x)
+def code_format(linear: nn.Module | None, x: torch.Tensor) -> tuple[bool] | tuple[bool, torch.dtype]:
+    """Whether the product with such an x takes its codes and their scales, which the operation before can make; and if
+    so, the codes' dtype."""
+    takes_codes = isinstance(linear, PackedLinear) and linear.takes_codes(x)
+    return (True, linear.code_dtype) if takes_codes else (False,)
 
 
 def multiply(x: Normed, linear: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:

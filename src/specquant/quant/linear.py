@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
     group_size = 0  # inputs that share a scale; 0: all
     operand_bits = 8  # that codes are widened to
     kernel_dtypes = (torch.float16, torch.bfloat16)  # that the kernel takes and gives; other inputs take the reference
-    int8_inputs = True  # that the kernel multiplies int8 codes of x, not x
+    code_dtype: torch.dtype | None = torch.int8  # of x's codes, which the kernel multiplies; None: it multiplies x
     row_invariant = False  # whether a row's result may not depend on how many other rows there are
 
     def __init__(self, out_features: int, in_features: int):
@@ -100,13 +100,13 @@ class PackedLinear(nn.Module):
         return on_gpu(x) and x.dtype in self.kernel_dtypes
 
     def takes_codes(self, x: torch.Tensor) -> bool:
-        """Whether the product with such an x multiplies int8 codes, which the operation before may then make."""
-        return self.int8_inputs and self.runs_kernel(x)
+        """Whether the product with such an x multiplies its codes, which the operation before may then make."""
+        return self.code_dtype is not None and self.runs_kernel(x)
 
     def forward(
         self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """x [rows, in] -> [rows, out] in x's dtype; or int8 codes of x and their scales, where `takes_codes`, -> [rows,
+        """x [rows, in] -> [rows, out] in x's dtype; or codes of x and their scales, where `takes_codes`, -> [rows,
         out] in `dtype`."""
         y = self.product(x, dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -150,7 +150,7 @@ class Float16Linear(PackedLinear):
     """fp16 weights; its kernel is cuBLAS's."""
 
     kernel_dtypes = (torch.float16,)
-    int8_inputs = False
+    code_dtype = None
 
     def layout(self):
         return {"weight": (torch.float16, (self.out_features, self.in_features))}
@@ -212,7 +212,7 @@ class Int4GroupLinear(PackedLinear):
 
     group_size = 128
     operand_bits = 16
-    int8_inputs = False
+    code_dtype = None
 
     def layout(self):
         return {
