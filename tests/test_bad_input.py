@@ -355,3 +355,19 @@ def test_figures_into_a_folder_that_cannot_be_written(clone, refused):
 def test_figures_without_a_table(clone, refused):
     shutil.rmtree(clone.root / "data/published")
     assert "there is no table to draw from" in refused("figures")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--model", "llama-9"], "llama-9 is neither a model directory nor one of llama-3-8b, llama-3-70b"),
+        (["--model", "llama-3-8b", "--weights", "trained"], "is a name, without weights: give a model directory"),
+        (["--model", "llama-3-8b", "--schemes", "w3"], "unknown scheme 'w3'"),
+        (["--model", "llama-3-8b", "--draft-sizes", "1,x"], "--draft-sizes is '1,x': give whole numbers above 0"),
+        (["--model", "llama-3-8b", "--contexts", "0"], "--contexts is '0': give whole numbers above 0"),
+        (["--model", "llama-3-8b", "--repeats", "0"], "0 repeats give no median"),
+        (["--model", "llama-3-8b", "--device", "tpu"], "there is no device 'tpu' here"),
+    ],
+)
+def test_verify_cost_of_what_is_not_there_is_refused(refused, tmp_path, options, match):
+    assert match in refused("bench", "verify-cost", "--out", tmp_path / "out", *options)

@@ -70,3 +70,17 @@ def test_an_interruption_exits_with_130(monkeypatch, capsys):
     monkeypatch.setattr("specquant.study.batch.run_study", interrupt)
     assert main(["study"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_verify_cost_of_a_directorys_shapes(small_models, tmp_path, capsys):
+    options = ["--weights", "synthetic", "--schemes", "w8a8", "--draft-sizes", "1,3", "--contexts", "8,16"]
+    command = ["bench", "verify-cost", "--model", str(small_models / "target"), "--repeats", "2", "--device", "cpu"]
+    assert main([*command, *options, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'verify_cost.csv'}\n"
+    lines = (tmp_path / "verify_cost.csv").read_text().splitlines()
+    assert [line.split(",")[:5] for line in lines[1:]] == [
+        ["target", scheme, "synthetic", size, context]
+        for scheme in ("fp16", "w8a8")
+        for context in ("8", "16")
+        for size in ("1", "3")
+    ]

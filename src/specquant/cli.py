@@ -110,6 +110,22 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the tables")
     kernels.set_defaults(command=_bench_kernels)
 
+    cost = benches.add_parser("verify-cost", help="how long a model's passes take, by draft size, scheme by scheme")
+    cost.add_argument("--model", required=True, metavar="NAME", help="a directory, or llama-3-8b or llama-3-70b")
+    cost.add_argument(
+        "--weights",
+        choices=("trained", "synthetic"),
+        help="synthetic: random ones of the model's shapes (default: those of the directory, if it is one)",
+    )
+    cost.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
+    cost.add_argument("--draft-sizes", metavar="N,N", help="tokens in a pass (default: twelve from 1 to 64)")
+    cost.add_argument("--contexts", default="512", metavar="N,N", help="tokens in the cache (default: 512)")
+    cost.add_argument("--repeats", type=int, default=20, metavar="N", help="of each pass (default: 20)")
+    cost.add_argument("--seed", type=int, default=0, metavar="N", help="of synthetic weights (default: 0)")
+    cost.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    cost.add_argument("--out", type=Path, default="results/verify_cost", metavar="DIR", help="for the table")
+    cost.set_defaults(command=_bench_verify_cost)
+
     tasks = benches.add_parser("tasks", help="a benchmark of the paper, question by question; goes on where it stopped")
     tasks.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target, fp16 or quantized")
     tasks.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
@@ -252,6 +268,35 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
     for benchmark in [get_benchmark(name) for name in arguments.names or BENCHMARKS]:
         print(fetch(benchmark, arguments.data_dir), flush=True)
     return 0
+
+
+def _bench_verify_cost(arguments: argparse.Namespace) -> int:
+    from specquant.experiments.compatibility import DRAFT_SIZES
+    from specquant.quant import scheme_names
+    from specquant.study.record import record_verify_cost
+
+    path = record_verify_cost(
+        arguments.model,
+        scheme_names(arguments.schemes),
+        arguments.out,
+        keep_targets_in="results/targets",
+        weights=arguments.weights,
+        draft_sizes=_numbers("--draft-sizes", arguments.draft_sizes) if arguments.draft_sizes else DRAFT_SIZES,
+        contexts=_numbers("--contexts", arguments.contexts),
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    print(path)
+    return 0
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers above 0 with commas between them. Raises SpecquantError where it is something else."""
+    numbers = [int(number) for number in text.split(",") if number.strip().isdecimal()]
+    if len(numbers) != len(text.split(",")) or 0 in numbers:
+        raise SpecquantError(f"{option} is {text!r}: give whole numbers above 0 with commas between them, such as 1,8")
+    return numbers
 
 
 def _bench_kernels(arguments: argparse.Namespace) -> int:

@@ -113,15 +113,21 @@ def record_verify_cost(
     models compute in fp16, on a CPU in float32, and rows also have the bytes that a pass must read and, by the measured
     bandwidth, how long that takes. Written after every scheme; rows that the table holds already are not measured
     again. A scheme that does not fit the device is named on stderr and left out. Raises SpecquantError where the table
-    holds rows of other parameters, or nothing could be measured.
+    holds rows of other parameters, there is no such model or device, or nothing could be measured.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = torch.cuda.is_available()
+    device = device or ("cuda" if has_gpu else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
+        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is")
+    if repeats < 1:
+        raise SpecquantError(f"{repeats} repeats give no median: give at least 1")
     weights = weights or ("synthetic" if str(model) in SHAPES else "trained")
     if weights == "trained" and str(model) in SHAPES:
         raise SpecquantError(f"{model} is a name, without weights: give a model directory, or take synthetic weights")
     model = str(model) if str(model) in SHAPES else resolve(model)
     name = model if isinstance(model, str) else model.name
-    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    config = synthetic_config(model)
+    dtype = torch.float16 if device == "cuda" else torch.float32
     parameters = {
         "dtype": str(dtype).removeprefix("torch."),
         "device": device_name(device),
@@ -133,13 +139,13 @@ def record_verify_cost(
     missing = {scheme: dict(_missing(table, name, scheme, weights, contexts, draft_sizes)) for scheme in schemes}
     missing = {scheme: passes for scheme, passes in missing.items() if passes}
     bandwidth_tb_s = None
-    if missing and torch.device(device).type == "cuda":
+    if missing and device == "cuda":
         bandwidth_tb_s = kernels.measure_ceilings(device=device).set_index("what").value["read-only stream"]
 
     def load(scheme: str) -> Llama:
         if weights == "synthetic":
             longest = max(contexts) + max(draft_sizes)
-            return synthetic_model(synthetic_config(model), scheme, longest, dtype, device, seed)
+            return synthetic_model(config, scheme, longest, dtype, device, seed)
         return load_model(quantized_target(model, scheme, keep_targets_in), dtype=dtype, device=device)
 
     for scheme, passes in tqdm(missing.items(), desc=name, unit="scheme"):
@@ -178,7 +184,7 @@ def _missing(
 def _free(device: str) -> None:
     """Give back what the last model held."""
     gc.collect()
-    if torch.device(device).type == "cuda":
+    if device == "cuda":
         torch.cuda.empty_cache()
 
 
