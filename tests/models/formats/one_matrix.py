@@ -21,21 +21,29 @@ class OneMatrix:
         self.directory, self.outputs, self.inputs = directory, outputs, inputs
         self.quantization, self.tensors = quantization, tensors
 
-    def load(self, tensors=None, parts=None, module="o_proj", **fields) -> PackedLinear:
-        """tensors: of the one matrix of which `module` is made; parts: of all its matrices, in their order. fields:
-        changes to quantization_config."""
+    def load(self, tensors=None, parts=None, module="o_proj", fused=False, **fields) -> PackedLinear:
+        """tensors: of the one matrix of which `module` is made; parts: of all its matrices, in their order. fused: the
+        one matrix is named as ours is. fields: changes to quantization_config."""
         parts = [self.tensors if tensors is None else tensors] if parts is None else parts
-        names = LAYER_TENSORS[module] if len(parts) > 1 else [LAYER_TENSORS["o_proj"][0]]
+        names = LAYER_TENSORS[module]
+        if fused:
+            names = [f"{names[0].partition('.')[0]}.{module}"]
         save_file(
             {
-                f"model.layers.0.{name}.{suffix}": tensor.contiguous()
+                f"model.layers.0.{name}.{suffix}": tensor.clone(memory_format=torch.contiguous_format)
                 for name, part in zip(names, parts, strict=True)
                 for suffix, tensor in part.items()
             },
             self.directory / "model.safetensors",
         )
         quantization = None if self.quantization is None else self.quantization | fields
-        config = SimpleNamespace(quantization_config=quantization, intermediate_size=self.outputs // 2)
+        config = SimpleNamespace(
+            quantization_config=quantization,
+            intermediate_size=self.outputs // 2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=self.outputs // 4,
+        )
         checkpoint = Checkpoint(self.directory)
         format = find_format(config, checkpoint)
         layer = nn.Module()

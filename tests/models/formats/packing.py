@@ -73,3 +73,92 @@ def compressed_config(num_bits: int = 4, symmetric: bool = True, group_size: int
         "quantization_status": "compressed",
         "global_compression_ratio": None,
     }
+
+
+def marlin_words(codes: np.ndarray, operand_bits: int, order: tuple[int, ...]) -> torch.Tensor:
+    """Numbers 0 to 15 [out, in] in Marlin's tiles of 16 inputs by 64 outputs -> int32 [in / 16, out * 2].
+
+    A lane's word has 8 values: 4 inputs of one output, then the same of the output 8 further on.
+    """
+    outputs, inputs = codes.shape
+    k_tile, n_tile, lane, word, value = np.ogrid[: inputs // 16, : outputs // 64, :32, :4, :8]
+    half, i = value // 4, value % 4
+    output = 64 * n_tile + 16 * word + 8 * half + lane // 4
+    if operand_bits == 8:
+        input = 16 * k_tile + 4 * (lane % 4) + i
+    else:  # two neighbours, then the two that are 8 further on
+        input = 16 * k_tile + 2 * (lane % 4) + i % 2 + 8 * (i // 2)
+    return words(
+        codes[np.broadcast_arrays(output, input)[0], np.broadcast_arrays(output, input)[1]].reshape(inputs // 16, -1),
+        order,
+    )
+
+
+def marlin_group_scales(scales: torch.Tensor) -> torch.Tensor:
+    """[groups, out]: place 8 i + j of each 64 holds output i + 8 j."""
+    places = torch.tensor(
+        [64 * block + i + 8 * j for block in range(scales.shape[1] // 64) for i in range(8) for j in range(8)]
+    )
+    return scales[:, places]
+
+
+def marlin_channel_scales(scales: torch.Tensor) -> torch.Tensor:
+    """[1, out]: place 8 i + 2 a + b of each 32 holds output 8 a + 2 i + b."""
+    blocks = range(scales.shape[1] // 32)
+    places = [32 * block + 8 * a + 2 * i + b for block in blocks for i in range(4) for a in range(4) for b in range(2)]
+    return scales[:, torch.tensor(places)]
+
+
+def pack_specmquant(codes: np.ndarray, scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """codes [out, in] and scales [out, groups] as SpecMQuant repacks AutoGPTQ's, by vLLM's gptq_marlin_repack."""
+    scales = scales.t()
+    ordered = marlin_group_scales(scales) if len(scales) > 1 else marlin_channel_scales(scales)
+    return {"qweight": marlin_words(codes, 16, (0, 2, 4, 6, 1, 3, 5, 7)), "scales": ordered.contiguous()}
+
+
+def pack_qqq(codes: np.ndarray, scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """codes [out, in], 8 more than the integers, and scales [out] as QQQ writes them per channel."""
+    return {
+        "B": marlin_words((codes.astype(np.int64) - 8) & 15, 8, (4, 0, 5, 1, 6, 2, 7, 3)),
+        "s_channel": marlin_channel_scales(scales.float()[None] / 16),
+        "s_group": torch.empty(0, dtype=torch.float16),
+    }
+
+
+def pack_qqq_groups(codes: np.ndarray, scales: torch.Tensor, group_scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """codes [out, in], scales [out], and scales of groups over them [out, groups], as QQQ writes them per group."""
+    return {
+        "B": marlin_words(codes, 8, (0, 2, 4, 6, 1, 3, 5, 7)),
+        "s_channel": marlin_channel_scales(scales.float()[None]),
+        "s_group": marlin_group_scales(group_scales.half().t()),
+    }
+
+
+def qserve_bytes(codes: np.ndarray) -> torch.Tensor:
+    """Numbers 0 to 15 [out, in] in QServe's tiles of 32 by 32 -> int8 [out, in / 2]."""
+    outputs, inputs = codes.shape
+    n_tile, k_tile, g, c, far_input, far_output, i = np.ogrid[: outputs // 32, : inputs // 32, :8, :4, :2, :2, :4]
+    output, input = np.broadcast_arrays(32 * n_tile + 8 * far_output + g, 32 * k_tile + 16 * far_input + 4 * c + i)
+    packed = codes[output, input] + 16 * codes[output + 16, input]
+    return torch.from_numpy(packed.astype(np.uint8).view(np.int8)).reshape(outputs, inputs // 2)
+
+
+def pack_qserve(codes: np.ndarray, scales: torch.Tensor, zeros: torch.Tensor) -> dict[str, torch.Tensor]:
+    """codes [out, in], scales and zero points [out] as QServe writes them per channel."""
+    return {"qweight": qserve_bytes(codes), "s1_scales": scales.half(), "s1_szeros": zeros.half() * scales.half()}
+
+
+def pack_qserve_groups(
+    codes, scales: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """codes [out, in], scales [out], and integer scales and zero points [out, groups], as QServe writes groups."""
+    blocks = range(codes.shape[0] // 32)
+    places = torch.tensor([32 * block + 8 * j + i for block in blocks for i in range(8) for j in range(4)])
+    steps, zeros = steps.int(), zeros.int()
+    negative = (-zeros * steps).numpy().astype(np.int8)  # wraps around
+    return {
+        "qweight": qserve_bytes(codes),
+        "s1_scales": scales.half(),
+        "s2_scales": steps.to(torch.int8).t()[:, places],
+        "s2_zeros": torch.from_numpy(negative).t()[:, places],
+    }

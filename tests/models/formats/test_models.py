@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specquant.cli import main
+from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
-from specquant.models.loading import load_model
+from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
 from specquant.quant import SCHEMES
@@ -84,11 +84,9 @@ def write(native_dir, out_dir, pack, quantization, fused=False, save=None):
     return out_dir
 
 
-def tokens(capsys, directory):
+def tokens(model):
     prompt = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"
-    options = ["--prompt", prompt, "--max-new-tokens", "24", "--json"]
-    assert main(["generate", "--model", str(directory), *options]) == 0
-    return json.loads(capsys.readouterr().out)["token_ids"]
+    return generate(Speculator(model), load_tokenizer(TARGET), prompt, max_new_tokens=16).token_ids
 
 
 def per_group(pack, *arguments):
@@ -98,6 +96,7 @@ def per_group(pack, *arguments):
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+QQQ = {"quant_method": "qqq", "wbits": 4, "group_size": -1}
 # name -> scheme, what packs a matrix, quantization_config
 EXACT = {
     "gptq": ("w4a16-g128", per_group(packing.pack_gptq), GPTQ),
@@ -107,19 +106,60 @@ EXACT = {
         lambda codes, unit, step, zero: packing.pack_awq(codes, step.half(), zero.numpy()),
         AWQ,
     ),
+    "compressed-tensors-w4a16": (
+        "w4a16-g128",
+        per_group(packing.pack_compressed_int4),
+        packing.compressed_config(),
+    ),
+    "compressed-tensors-w8a8": (
+        "w8a8",
+        lambda codes, unit, step, zero: {"weight": torch.from_numpy(codes), "weight_scale": unit.half()},
+        packing.compressed_config(8, group_size=None),
+    ),
+    "qqq": ("w4a8-qqq", lambda codes, unit, step, zero: packing.pack_qqq(codes, unit[:, 0]), QQQ),
+    "qqq-g128": (
+        "w4a8-qqq-g128",
+        lambda codes, unit, step, zero: packing.pack_qqq_groups(codes, unit[:, 0], step),
+        QQQ | {"group_size": 128},
+    ),
+    "qserve-w4a8": (
+        "w4a8-qoq",
+        lambda codes, unit, step, zero: packing.pack_qserve(codes, unit[:, 0], zero[:, 0]),
+        None,
+    ),
+    "qserve-w4a8-g128": (
+        "w4a8-qoq-g128",
+        lambda codes, unit, step, zero: packing.pack_qserve_groups(codes, unit[:, 0], step, zero),
+        None,
+    ),
+    "qserve-w8a8": (
+        "w8a8",
+        lambda codes, unit, step, zero: {"weight": torch.from_numpy(codes), "dequant_scale": unit[:, 0].half()},
+        None,
+    ),
+}
+# SpecMQuant's own: q, k and v are one matrix, gate and up another. The rest of its schemes are as above.
+FUSED = {
+    "specmquant-w4a16": ("w4a16-g128-rot", "w4a16-g128", per_group(packing.pack_specmquant), GPTQ),
+    **{f"specmquant-{name}": (EXACT[name][0], *EXACT[name]) for name in ("qqq", "qqq-g128", "qserve-w4a8-g128")},
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_a_format_that_holds_the_same_numbers_gives_the_same_tokens(native, tmp_path, capsys, name):
-    scheme, pack, quantization = EXACT[name]
-    written = write(native(scheme), tmp_path / name, pack, quantization)
-    ours, theirs = load_model(native(scheme)), load_model(written)
+def pickled(tensors, path):
+    torch.save(tensors, path / "quant_model.pt")
+
+
+@pytest.mark.parametrize("name", [*EXACT, *FUSED])
+def test_a_format_that_holds_the_same_numbers_gives_the_same_tokens(native, tmp_path, name):
+    source, scheme, pack, quantization = FUSED[name] if name in FUSED else (EXACT[name][0], *EXACT[name])
+    save = pickled if "qserve" in name else None
+    written = write(native(source), tmp_path / name, pack, quantization, fused=name in FUSED, save=save)
+    ours, theirs = load_model(native(source)), load_model(written)
     assert theirs.scheme == SCHEMES[scheme]
     for (part, linear, rows), (_, other, _) in zip(matrices(ours), matrices(theirs), strict=True):
         for buffer, value in linear.named_buffers():
             assert torch.equal(value, getattr(other, buffer)), (part, rows, buffer)
-    assert tokens(capsys, written) == tokens(capsys, native(scheme))
+    assert tokens(theirs) == tokens(ours)
 
 
 def test_a_checkpoint_of_others_is_not_quantized_again(native, tmp_path):

@@ -1,7 +1,7 @@
 """Checkpoints that other tools have quantized: each module knows one format, and what its tensors mean.
 
 The facts are from the tools that write them and the programs that read them: AutoGPTQ and GPTQModel, AutoAWQ,
-compressed-tensors, vLLM.
+compressed-tensors, QQQ, QServe with DeepCompressor, SpecMQuant, vLLM.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,9 @@ from specquant.models.formats.awq import read_awq
 from specquant.models.formats.common import Format, Matrix
 from specquant.models.formats.compressed_tensors import read_compressed_tensors
 from specquant.models.formats.gptq import read_gptq
+from specquant.models.formats.marlin import read_specmquant_w4a16
+from specquant.models.formats.qqq import read_qqq
+from specquant.models.formats.qserve import qserve_of_tensors, read_qserve
 from specquant.models.weights import LAYER_TENSORS, HuggingFaceWeights
 from specquant.quant import PackedLinear, get_scheme
 
@@ -24,6 +27,8 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Format]] = {
     "gptq": read_gptq,
     "awq": read_awq,
     "compressed-tensors": read_compressed_tensors,
+    "qqq": read_qqq,
+    "qoq": read_qserve,
 }
 
 
@@ -34,7 +39,7 @@ def find_format(config: PreTrainedConfig, checkpoint: Checkpoint) -> Format | No
     """
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
-        return None
+        return qserve_of_tensors({name.rpartition(".")[2] for name in checkpoint.shapes})
     if not isinstance(quantization, dict):
         raise SpecquantError(f"{checkpoint.path}: quantization_config in config.json is no JSON object: copy it again")
     method = quantization.get("quant_method")
@@ -45,8 +50,9 @@ def find_format(config: PreTrainedConfig, checkpoint: Checkpoint) -> Format | No
             f"{checkpoint.path}: quantization_config: quant_method is {method!r}; what can be loaded is "
             f"{', '.join(['specquant', *FORMATS])}"
         )
+    converted = method == "gptq" and any(name.endswith(".qkv_proj.qweight") for name in checkpoint.shapes)
     try:
-        return FORMATS[method](quantization)
+        return read_specmquant_w4a16(quantization) if converted else FORMATS[method](quantization)
     except SpecquantError as error:
         raise SpecquantError(f"{checkpoint.path}: {error}") from None
 
