@@ -7,6 +7,7 @@ import torch
 
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.errors import SpecquantError
+from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.loading import load_eagle_head, load_model
 from specquant.paths import resolve
@@ -34,7 +35,8 @@ class Models:
     """A target with the companions that draft for it; each is loaded when a method first needs it.
 
     target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
-    intermediate model and that model's head are directories of fp16 weights.
+    intermediate model and that model's head are directories of fp16 weights. On a GPU, passes of models that compute in
+    16 bits are CUDA graphs.
     """
 
     def __init__(
@@ -45,14 +47,15 @@ class Models:
         eagle_intermediate: str | Path | None = None,
         scheme: str | None = None,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ):
         self.paths = {
             "eagle_target": eagle_target,
             "intermediate": intermediate,
             "eagle_intermediate": eagle_intermediate,
         }
-        self.target = load_model(target, scheme, dtype)
-        self._intermediate: Llama | None = None
+        self.target = graphed(load_model(target, scheme, dtype, device))
+        self._intermediate: Llama | GraphedLlama | None = None
 
     def speculator(self, method: str, settings: DraftSettings | None = None) -> Speculator:
         """The decoder of one of METHODS. Raises SpecquantError for another, or where a companion was not given."""
@@ -73,12 +76,13 @@ class Models:
                 return Speculator(self.target, Speculator(intermediate, drafter, s.min_draft_length))
         raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
 
-    def intermediate(self, method: str) -> Llama:
+    def intermediate(self, method: str) -> Llama | GraphedLlama:
         if self._intermediate is None:
-            self._intermediate = load_model(self._path("intermediate", method), dtype=self.target.dtype)
+            path = self._path("intermediate", method)
+            self._intermediate = graphed(load_model(path, dtype=self.target.dtype, device=self.target.device))
         return self._intermediate
 
-    def _eagle(self, which: str, method: str, model: Llama, *tree: int) -> EagleDrafter:
+    def _eagle(self, which: str, method: str, model: Llama | GraphedLlama, *tree: int) -> EagleDrafter:
         return EagleDrafter(load_eagle_head(self._path(which, method), model), *tree)
 
     def _path(self, which: str, method: str) -> str | Path:

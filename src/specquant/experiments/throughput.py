@@ -51,6 +51,7 @@ def decode_prompts(
     settings: DraftSettings | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    reference: Models | None = None,
 ) -> pd.DataFrame:
     """Decode every prompt by every method, on trained weights: acceptance is measured.
 
@@ -58,17 +59,23 @@ def decode_prompts(
     prompt and method. `first_difference` is the position of the first new token that is not that of the first of
     `methods`, or -1; `margin` is then how far apart the logits of the two likeliest tokens are there: rounding decides
     where it is tiny. Above temperature 0 methods draw other tokens of the same distribution, and both say nothing.
+    reference: models that compute more exactly; then theirs are the tokens, decoded one by one, and the logits.
     """
     settings = settings or DraftSettings()
     speculators = {method: models.speculator(method, settings) for method in methods}
+    exact = reference.speculator("autoregressive") if reference else None
     rows = []
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
-        prompt_tokens, reference = tokenizer(prompt["prompt"], verbose=False)["input_ids"], None
+        prompt_tokens, expected = tokenizer(prompt["prompt"], verbose=False)["input_ids"], None
+        if reference:
+            expected = generate(exact, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature)).token_ids
         for method, speculator in speculators.items():
             generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature))
-            reference = reference or generation.token_ids
-            differs = first_difference(reference, generation.token_ids)
-            gap = float("nan") if differs < 0 else margin(models.target, prompt_tokens + reference[:differs])
+            expected = expected or generation.token_ids
+            differs = first_difference(expected, generation.token_ids)
+            gap = float("nan")
+            if differs >= 0:
+                gap = margin((reference or models).target, prompt_tokens + expected[:differs])
             rows.append(
                 {"model": name, "scheme": models.target.scheme.name, "method": method, "task": prompt["task"]}
                 | {"id": prompt["id"], "weights": "trained", "acceptance": "measured"}
