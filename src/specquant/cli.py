@@ -137,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--data-dir", type=Path, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task, spread evenly (default: all)")
     tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
+    tasks.add_argument("--draft-size", type=int, default=60, metavar="N", help="of EAGLE-2's tree (default: 60)")
+    tasks.add_argument("--iterations", type=int, default=6, metavar="N", help="of EAGLE-2's drafting (default: 6)")
     tasks.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"), help="default: float32")
     tasks.add_argument("--out", type=Path, required=True, metavar="DIR", help="for answers and table")
     tasks.set_defaults(command=_bench_tasks)
@@ -241,6 +243,7 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
 
 def _bench_tasks(arguments: argparse.Namespace) -> int:
     from specquant.experiments.benchmark import paper_form
+    from specquant.experiments.methods import DraftSettings
     from specquant.study.benchmark import record_benchmark
     from specquant.study.results import read_results
 
@@ -255,6 +258,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         arguments.limit,
         arguments.max_new_tokens,
         arguments.dtype,
+        DraftSettings(draft_size=arguments.draft_size, iterations=arguments.iterations),
     )
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)

@@ -161,3 +161,6 @@ def test_people_read_each_figure_with_its_interval():
     cell = table[(table.task == "sums") & (table.method == "eagle2")]["accepted length"].item()
     assert cell == "4.00 [2.00, 6.00]"
     assert "-" in set(table["correct percent"])
+    # Prompts that were cut are not passed over in silence.
+    assert list(table["cut from prompts"]) == [4, 4, 2, 2, 6, 6]
+    assert "cut from prompts" not in paper_form(benchmark_table(made_by_hand().assign(cut_tokens=0))).columns

@@ -167,13 +167,16 @@ def test_the_command_prints_the_table_and_refuses_with_one_line(small_models, da
         status = main([*command, "--max-new-tokens", "4", "--out", str(tmp_path / "out"), *options])
         return status, capsys.readouterr()
 
-    status, output = run("--benchmark", "gsm8k", "--limit", "1")
+    status, output = run("--benchmark", "gsm8k", "--limit", "1", "--draft-size", "8", "--iterations", "2")
     assert status == 0
+    assert read_results(tmp_path / "out/gsm8k.csv").accepted_length.max() <= 3
+    assert read_provenance(tmp_path / "out/gsm8k.csv")["parameters"]["settings"]["draft_size"] == 8
     assert "accepted length" in output.out
     assert "correct percent" in output.out
     assert output.out.splitlines()[-1] == str(tmp_path / "out/gsm8k.csv")
     for options, says in (
         (["--benchmark", "mmlu"], "unknown benchmark 'mmlu'"),
+        (["--benchmark", "gsm8k", "--draft-size", "0"], "draft size"),
         (["--benchmark", "gsm8k", "--methods", "medusa"], "unknown method 'medusa'"),
         (["--benchmark", "gsm8k", "--limit", "0"], "the limit is 0"),
         (["--benchmark", "mt-bench", "--max-new-tokens", "1024"], "1024 new tokens leave no room"),

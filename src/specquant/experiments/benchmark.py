@@ -77,8 +77,8 @@ def benchmark_table(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) ->
     all steps of all questions; tokens_per_s is the mean over questions of each question's own speed (all its turns,
     without prefill, as the paper times them); speedup divides it by that of autoregressive decoding of the same
     questions in the same scheme. correct_percent: of the answers that can be right. FIGURE_low and FIGURE_high: the 95%
-    bootstrap interval over questions (percentiles; both sides of a speedup are drawn together), seeded. A question
-    whose answer ended at its first token has no speed.
+    bootstrap interval over questions (percentiles; both sides of a speedup are drawn together), seeded; it has no width
+    where all answers are right or all wrong. A question whose answer ended at its first token has no speed.
     """
     if rows.task.nunique() > 1:
         rows = pd.concat([rows, rows.assign(task="overall")])
@@ -125,8 +125,10 @@ def _figures(group: pd.DataFrame, draws: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def paper_form(table: pd.DataFrame) -> pd.DataFrame:
-    """The table for people: each figure with its interval in one cell; figures that no row has are left out."""
+    """The table for people: each figure with its interval in one cell; columns that say nothing are left out."""
     shown = table[["scheme", "task", "method", "questions"]].copy()
+    if table.cut_tokens.any():
+        shown["cut from prompts"] = table.cut_tokens
     for figure in FIGURES:
         if table[figure].notna().any():
             shown[figure.replace("_", " ")] = [

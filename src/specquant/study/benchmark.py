@@ -38,6 +38,7 @@ def record_benchmark(
     limit: int | None = None,
     max_new_tokens: int | None = None,
     dtype: str = "float32",
+    settings: DraftSettings | None = None,
 ) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
 
@@ -51,7 +52,8 @@ def record_benchmark(
     questions, sha256 = read_questions(benchmark, data_dir, limit)
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     models = Models(target, scheme=scheme, dtype=getattr(torch, dtype), **companions)
-    speculators = {method: models.speculator(method) for method in methods}
+    settings = settings or DraftSettings()
+    speculators = {method: models.speculator(method, settings) for method in methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
     tokenizer = load_tokenizer(target)
     device = str(models.target.device)
@@ -62,7 +64,7 @@ def record_benchmark(
         "models": without_local_paths({"target": Path(target)} | dict(companions)),
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
-        "settings": asdict(DraftSettings()),
+        "settings": asdict(settings),
         "device": device_name(device),
         "sandbox": wall() if name == "humaneval" else None,
     }
@@ -76,7 +78,7 @@ def record_benchmark(
         for method in speculators
         if (scheme, method, question.id) not in done
     ]
-    for method in {method for _, method in todo}:
+    for method in dict.fromkeys(method for _, method in todo):
         prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
         generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))
     try:
