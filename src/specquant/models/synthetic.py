@@ -102,10 +102,11 @@ def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) ->
     reach = torch.empty(linear.out_features, linear.groups, device=device)
     reach.uniform_(0.75 * spread, 1.25 * spread, generator=generator)
     linear.fit(-reach, reach)
-    highest = 2 ** (weight_bits - 1) - 1
-    shape = (linear.out_features, linear.in_features)
-    codes = torch.randint(-highest, highest + 1, shape, dtype=torch.int8, device=device, generator=generator)
-    zeros = linear.grid().zero.expand(reach.shape).to(torch.int8)
+    grid = linear.grid()
+    highest = int(torch.minimum(grid.highest - grid.zero, grid.zero - grid.lowest).min())
+    shape, dtype = (linear.out_features, linear.in_features), torch.int8 if highest < 128 else torch.int16
+    codes = torch.randint(-highest, highest + 1, shape, dtype=dtype, device=device, generator=generator)
+    zeros = grid.zero.expand(reach.shape).to(dtype)
     linear.set_codes(in_groups(codes, linear.groups).add_(zeros[..., None]).flatten(1))
 
 
@@ -120,7 +121,8 @@ def memory_needed(
     activations = PREFILL_CHUNK * 4 * (config.hidden_size + config.intermediate_size) * dtype.itemsize
     working = BYTES_PER_CODE * max(sizes) + activations + BYTES_PER_LOGIT * MOST_ROWS * config.vocab_size
     if torch.device(device).type == "cuda":
-        working += GPU_SPARE_BYTES
+        scores = PREFILL_CHUNK * config.num_attention_heads * context_length * torch.float32.itemsize
+        working += 3 * scores + GPU_SPARE_BYTES  # torch's attention to a mask keeps scores, weights and the mask
     elif model.scheme.weight_bits < 16:
         weights += 4 * sum(sizes)  # the unpacked copies that the reference products multiply
     return Memory(weights, _cache_bytes(config, context_length, dtype), working)
