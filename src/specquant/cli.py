@@ -139,7 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
     tasks.add_argument("--draft-size", type=int, default=60, metavar="N", help="of EAGLE-2's tree (default: 60)")
     tasks.add_argument("--iterations", type=int, default=6, metavar="N", help="of EAGLE-2's drafting (default: 6)")
-    tasks.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"), help="default: float32")
+    tasks.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    tasks.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="that models compute in (default: float16 on a GPU, else float32)",
+    )
     tasks.add_argument("--out", type=Path, required=True, metavar="DIR", help="for answers and table")
     tasks.set_defaults(command=_bench_tasks)
 
@@ -257,6 +262,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         arguments.scheme,
         arguments.limit,
         arguments.max_new_tokens,
+        arguments.device,
         arguments.dtype,
         DraftSettings(draft_size=arguments.draft_size, iterations=arguments.iterations),
     )

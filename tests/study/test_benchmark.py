@@ -25,7 +25,7 @@ def data_dir(tmp_path_factory):
 def call(small_models, data_dir, tmp_path):
     def run(name="mt-bench", methods=METHODS, **options):
         companions = {"eagle_target": small_models / "eagle-target"}
-        options = {"data_dir": data_dir, "out_dir": tmp_path / "out", "max_new_tokens": 6} | options
+        options = {"data_dir": data_dir, "out_dir": tmp_path / "out", "max_new_tokens": 6, "device": "cpu"} | options
         return record_benchmark(name, methods, small_models / "target", companions, **options)
 
     return run
@@ -164,7 +164,7 @@ def test_a_full_disk_is_a_sentence(call, tmp_path, monkeypatch):
 def test_the_command_prints_the_table_and_refuses_with_one_line(small_models, data_dir, tmp_path, capsys):
     def run(*options):
         command = ["bench", "tasks", "--model", str(small_models / "target"), "--data-dir", str(data_dir)]
-        status = main([*command, "--max-new-tokens", "4", "--out", str(tmp_path / "out"), *options])
+        status = main([*command, "--max-new-tokens", "4", "--device", "cpu", "--out", str(tmp_path / "out"), *options])
         return status, capsys.readouterr()
 
     status, output = run("--benchmark", "gsm8k", "--limit", "1", "--draft-size", "8", "--iterations", "2")
@@ -177,6 +177,7 @@ def test_the_command_prints_the_table_and_refuses_with_one_line(small_models, da
     for options, says in (
         (["--benchmark", "mmlu"], "unknown benchmark 'mmlu'"),
         (["--benchmark", "gsm8k", "--draft-size", "0"], "draft size"),
+        (["--benchmark", "gsm8k", "--device", "tpu"], "there is no device 'tpu' here"),
         (["--benchmark", "gsm8k", "--methods", "medusa"], "unknown method 'medusa'"),
         (["--benchmark", "gsm8k", "--limit", "0"], "the limit is 0"),
         (["--benchmark", "mt-bench", "--max-new-tokens", "1024"], "1024 new tokens leave no room"),

@@ -21,7 +21,7 @@ from specquant.experiments.tasks import get_benchmark, prompt_tokens, read_quest
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.study.provenance import device_name, without_local_paths
-from specquant.study.record import CLOCK
+from specquant.study.record import CLOCK, choose_device
 from specquant.study.results import write_results
 
 WARM_UP_TOKENS = 16
@@ -37,13 +37,15 @@ def record_benchmark(
     scheme: str | None = None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
-    dtype: str = "float32",
+    device: str | None = None,
+    dtype: str | None = None,
     settings: DraftSettings | None = None,
 ) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
 
     target, companions, scheme: as for `Models`. limit: of questions for each task. max_new_tokens: in one turn
-    (default: the paper's). Beside the table stand its provenance, NAME.json, and the lines with the answers,
+    (default: the paper's). device: the GPU by default, if there is one; dtype: that models compute in (default: float16
+    on a GPU, else float32). Beside the table stand its provenance, NAME.json, and the lines with the answers,
     NAME.jsonl. A last line that broke off is measured again. Methods take turns on each question, so that a machine
     that grows slower slows all of them. Raises SpecquantError where there are lines that were measured otherwise than
     now asked for, or a file is missing, damaged or cannot be written.
@@ -51,12 +53,13 @@ def record_benchmark(
     benchmark = get_benchmark(name)
     questions, sha256 = read_questions(benchmark, data_dir, limit)
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
-    models = Models(target, scheme=scheme, dtype=getattr(torch, dtype), **companions)
+    device = choose_device(device)
+    dtype = dtype or ("float16" if device == "cuda" else "float32")
+    models = Models(target, scheme=scheme, dtype=getattr(torch, dtype), device=device, **companions)
     settings = settings or DraftSettings()
     speculators = {method: models.speculator(method, settings) for method in methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
     tokenizer = load_tokenizer(target)
-    device = str(models.target.device)
     parameters = {
         "benchmark": name,
         "questions_sha256": sha256,

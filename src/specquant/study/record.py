@@ -94,6 +94,15 @@ def record_kernels(
     return [write_results(pd.DataFrame(rows), path, parameters, **how), ceilings]
 
 
+def choose_device(device: str | None) -> str:
+    """A device by its name, the GPU if there is one by default. Raises SpecquantError for one that is not here."""
+    has_gpu = torch.cuda.is_available()
+    device = device or ("cuda" if has_gpu else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
+        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is")
+    return device
+
+
 def record_verify_cost(
     model: str | Path,
     schemes: Sequence[str],
@@ -115,10 +124,7 @@ def record_verify_cost(
     again. A scheme that does not fit the device is named on stderr and left out. Raises SpecquantError where the table
     holds rows of other parameters, there is no such model or device, or nothing could be measured.
     """
-    has_gpu = torch.cuda.is_available()
-    device = device or ("cuda" if has_gpu else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
-        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is")
+    device = choose_device(device)
     if repeats < 1:
         raise SpecquantError(f"{repeats} repeats give no median: give at least 1")
     weights = weights or ("synthetic" if str(model) in SHAPES else "trained")
