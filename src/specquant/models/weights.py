@@ -55,7 +55,8 @@ class Weights:
         if tensor.dtype != want.dtype and not (tensor.is_floating_point() and want.is_floating_point()):
             raise SpecquantError(f"{self.checkpoint.path}: {name} holds {tensor.dtype} where {want.dtype} belongs")
         tensor = tensor.to(want.dtype, copy=True)  # out of the mapped file
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        numbers = tensor.float() if tensor.dtype == torch.float8_e4m3fn else tensor  # torch cannot tell of e4m3
+        if numbers.is_floating_point() and not bool(numbers.isfinite().all()):
             raise SpecquantError(
                 f"{self.checkpoint.path}: {name} holds infinities or NaN in {want.dtype}: copy it again"
             )

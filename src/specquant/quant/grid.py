@@ -8,8 +8,8 @@ import torch
 class Grid(NamedTuple):
     """The grid of every row and group of a weight matrix: code -> unit * step * (code - zero).
 
-    All tensors are float32 and broadcast to [out, groups]. Where `integer`, step * (code - zero) is rounded to an
-    integer first, as a product with int8 weights does.
+    All tensors are float32 and broadcast to [out, groups]. Codes are integers, or where `e4m3` numbers of that format.
+    Where `integer`, step * (code - zero) is rounded to an integer first, as a product with int8 weights does.
     """
 
     unit: torch.Tensor
@@ -18,11 +18,14 @@ class Grid(NamedTuple):
     lowest: torch.Tensor
     highest: torch.Tensor
     integer: bool = False
+    e4m3: bool = False
 
     def encode(self, weight: torch.Tensor) -> torch.Tensor:
-        """The nearest codes of values that broadcast with the grid, as integers in float32."""
-        codes = (weight / (self.unit * self.step)).add_(self.zero).round_()
-        return torch.clamp(codes, self.lowest, self.highest)
+        """The nearest codes of values that broadcast with the grid, in float32."""
+        codes = (weight / (self.unit * self.step)).add_(self.zero)
+        if self.e4m3:
+            return torch.clamp(codes, self.lowest, self.highest).to(torch.float8_e4m3fn).to(codes.dtype)
+        return torch.clamp(codes.round_(), self.lowest, self.highest)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """The values of codes."""
@@ -31,11 +34,11 @@ class Grid(NamedTuple):
 
     def expand(self, shape: tuple[int, int]) -> "Grid":
         """The same grid with every tensor expanded to [out, groups]."""
-        return Grid(*(tensor.expand(shape) for tensor in self[:-1]), self.integer)
+        return Grid(*(tensor.expand(shape) for tensor in self[:5]), *self[5:])
 
     def at(self, *index) -> "Grid":
         """The same grid with every tensor indexed."""
-        return Grid(*(tensor[index] for tensor in self[:-1]), self.integer)
+        return Grid(*(tensor[index] for tensor in self[:5]), *self[5:])
 
 
 def in_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:

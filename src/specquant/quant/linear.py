@@ -3,12 +3,14 @@
 import torch
 from torch import nn
 
-from specquant.kernels.activations import compute_dtype, quantize_per_token_triton
+from specquant.kernels.activations import SMALLEST, compute_dtype, quantize_per_token_triton
+from specquant.kernels.fp8 import LARGEST, fp8_product, fp8_triton, quantize_per_token_e4m3_triton
 from specquant.kernels.fp16 import fp16_product, fp16_triton
 from specquant.kernels.int4 import pack_int4, packed_shape, pair_outputs, unpack_int4, unpair_outputs
 from specquant.kernels.launch import on_gpu
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
+from specquant.kernels.w4a8_fp8 import w4a8_fp8_product, w4a8_fp8_triton, w4a8_fp8_weight
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_asym import w4a16_asym_triton, w4a16_asym_weight
 from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
@@ -266,6 +268,66 @@ class AsymmetricInt4GroupLinear(Int4GroupLinear):
         return w4a16_asym_triton(*inputs, self.codes, self.scales, self.zeros, self.row_invariant, chosen)
 
 
+class Float8Linear(PackedLinear):
+    """e4m3 weights with a float32 scale per output channel; e4m3 activations (`kernels.fp8`)."""
+
+    code_dtype = torch.float8_e4m3fn
+
+    def layout(self):
+        return {
+            "codes": (torch.float8_e4m3fn, (self.out_features, self.in_features)),
+            "scales": (torch.float32, (self.out_features,)),
+        }
+
+    def fit(self, low, high):
+        self.set_grid(torch.maximum(-low, high) / LARGEST, None, None)
+
+    def set_grid(self, unit, step, zero):
+        self.scales = unit[:, 0].float().clamp_min(SMALLEST)
+
+    def grid(self):
+        return _grid(self.scales[:, None], lowest=-LARGEST, highest=LARGEST, e4m3=True)
+
+    def set_codes(self, codes):
+        self.codes = codes.to(torch.float8_e4m3fn)
+
+    def integer_codes(self):
+        return self.codes.float()
+
+    def operand(self, dtype):
+        return self.codes.to(dtype)
+
+    def kernel_inputs(self, x):
+        return quantize_per_token_e4m3_triton(x)
+
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        matrix = (self.codes, self.scales)
+        return fp8_triton(*inputs, *matrix, out_dtype=out_dtype, row_invariant=self.row_invariant, chosen=chosen)
+
+    def multiply(self, x, operand):
+        return fp8_product(x, operand, self.scales)
+
+
+class Int4Float8Linear(Int4GroupLinear):
+    """4-bit codes with an fp16 scale per 128 inputs, widened to e4m3; e4m3 activations (`kernels.w4a8_fp8`)."""
+
+    operand_bits = 8
+    code_dtype = torch.float8_e4m3fn
+
+    def operand(self, dtype):
+        return w4a8_fp8_weight(self.codes, self.scales, dtype)
+
+    def kernel_inputs(self, x):
+        return quantize_per_token_e4m3_triton(x)
+
+    def run_kernel(self, inputs, out_dtype, chosen=None):
+        matrix = (self.codes, self.scales)
+        return w4a8_fp8_triton(*inputs, *matrix, out_dtype=out_dtype, row_invariant=self.row_invariant, chosen=chosen)
+
+    def multiply(self, x, operand):
+        return w4a8_fp8_product(x, operand)
+
+
 class QQQLinear(PackedLinear):
     """4-bit codes with an fp16 scale per output channel; int8 activations (`kernels.w4a8`)."""
 
@@ -423,6 +485,8 @@ STORAGE: dict[str, type[PackedLinear]] = {
     "w4a8-qqq-g128": QQQGroupLinear,
     "w4a8-qoq": QoQLinear,
     "w4a8-qoq-g128": QoQGroupLinear,
+    "fp8": Float8Linear,
+    "w4a8-fp8-g128": Int4Float8Linear,
 }
 
 
@@ -436,9 +500,9 @@ def _fp16_scale(scale: torch.Tensor) -> torch.Tensor:
     return scale.clamp(SMALLEST_FP16, torch.finfo(torch.float16).max).half()
 
 
-def _grid(unit, step=1, zero=0, lowest=0, highest=15, integer=False) -> Grid:
+def _grid(unit, step=1, zero=0, lowest=0, highest=15, integer=False, e4m3=False) -> Grid:
     """A Grid of numbers and tensors."""
     parts = (unit, step, zero, lowest, highest)
     device = next(part.device for part in parts if isinstance(part, torch.Tensor))
     tensors = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in parts)
-    return Grid(*torch.broadcast_tensors(*tensors), integer)
+    return Grid(*torch.broadcast_tensors(*tensors), integer, e4m3)

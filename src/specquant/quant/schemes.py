@@ -10,7 +10,8 @@ class Scheme:
     """How weights and activations of the linear layers are stored and multiplied.
 
     group_size: inputs that share a scale; 0 for one scale per output channel. symmetric: without zero points.
-    rotated: the residual stream is Hadamard-rotated offline before quantization.
+    rotated: the residual stream is Hadamard-rotated offline before quantization. floating: 8-bit numbers are e4m3, not
+    int8, and products need Hopper or later.
     """
 
     name: str
@@ -19,6 +20,7 @@ class Scheme:
     group_size: int = 0
     symmetric: bool = True
     rotated: bool = False
+    floating: bool = False
 
 
 PAPER_SCHEMES = (
@@ -31,8 +33,12 @@ PAPER_SCHEMES = (
     Scheme("w4a8-qoq", 4, 8, symmetric=False, rotated=True),
     Scheme("w4a8-qoq-g128", 4, 8, group_size=128, symmetric=False, rotated=True),
 )
-# Beyond the paper's eight: what checkpoints of others come in.
-OTHER_SCHEMES = (Scheme("w4a16-g128-asym", 4, 16, group_size=128, symmetric=False),)
+# Beyond the paper's eight: what checkpoints of others come in, and what newer GPUs multiply.
+OTHER_SCHEMES = (
+    Scheme("w4a16-g128-asym", 4, 16, group_size=128, symmetric=False),
+    Scheme("fp8", 8, 8, floating=True),
+    Scheme("w4a8-fp8-g128", 4, 8, group_size=128, floating=True),
+)
 SCHEMES = {scheme.name: scheme for scheme in (*PAPER_SCHEMES, *OTHER_SCHEMES)}
 
 
