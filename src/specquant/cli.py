@@ -82,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.set_defaults(command=_quantize)
 
+    export = commands.add_parser("export", help="write a quantized directory in a format that other programs load")
+    export.add_argument("model", type=Path, metavar="MODEL", help="a directory that `specquant quantize` wrote")
+    export.add_argument(
+        "--format", required=True, help="compressed-tensors, which transformers loads (w4a16-g128, w8a8), or gptq"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.set_defaults(command=_export)
+
     train_tiny = commands.add_parser("train-tiny", help="train the models of data/tiny from text: minutes on one GPU")
     train_tiny.add_argument("--corpora", type=Path, required=True, metavar="DIR", help="where the four text files are")
     train_tiny.add_argument("--out", type=Path, required=True, metavar="DIR", help="where models and their card go")
@@ -204,6 +212,13 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from specquant.models.quantize import quantize_model
 
     quantize_model(arguments.model, arguments.scheme, arguments.out, arguments.calibration, arguments.quantizer)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from specquant.models.export import export_model
+
+    export_model(arguments.model, arguments.format, arguments.out)
     return 0
 
 

@@ -88,6 +88,12 @@ def nibbles(words: torch.Tensor) -> torch.Tensor:
     return ((words[..., None] >> shifts) & 15).to(torch.uint8)
 
 
+def words(numbers: torch.Tensor) -> torch.Tensor:
+    """The inverse of `nibbles`: numbers 0 to 15 [..., n, 8] -> int32 [..., n]."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=numbers.device)
+    return (numbers.int() << shifts).sum(dim=-1, dtype=torch.int32)
+
+
 def per_128(values: torch.Tensor, inputs: int) -> torch.Tensor:
     """Values of larger groups [out, groups] -> the same for groups of 128 inputs [out, in / 128]."""
     return values.repeat_interleave(inputs // 128 // values.shape[1], dim=1)

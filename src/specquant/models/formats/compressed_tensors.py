@@ -28,7 +28,9 @@ from specquant.models.formats.common import (
     per_128,
     take,
     take_scales,
+    words,
 )
+from specquant.quant import Scheme
 
 
 def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
@@ -104,3 +106,34 @@ def _read_w8a8(weights: Mapping[str, Any], activations: Mapping[str, Any], where
 def _decode_w8a8(tensors: Tensors) -> Matrix:
     codes = take(tensors, "weight", torch.int8)
     return Matrix(codes, unit=take_scales(tensors, "weight_scale").reshape(-1, 1).expand(len(codes), 1))
+
+
+def compressed_tensors_config(scheme: Scheme) -> dict[str, Any]:
+    """quantization_config of our weights in that scheme, which is w8a8, or w4a16 in groups."""
+    plain = scheme.weight_bits == 8
+    numbers = {"num_bits": scheme.weight_bits, "type": "int", "symmetric": scheme.symmetric}
+    weights = numbers | ({"strategy": "channel"} if plain else {"strategy": "group", "group_size": scheme.group_size})
+    activations = numbers | {"strategy": "token", "dynamic": True} if plain else None
+    name = "int-quantized" if plain else "pack-quantized"
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations, "format": name}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": name,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+
+
+def encode_compressed_tensors(scheme: Scheme, matrix: Matrix) -> dict[str, torch.Tensor]:
+    """The tensors of a matrix of ours in that scheme."""
+    if scheme.weight_bits == 8:
+        return {"weight": matrix.codes, "weight_scale": matrix.unit.half()}
+    tensors = {
+        "weight_packed": words(matrix.codes.unflatten(1, (-1, 8))),
+        "weight_scale": matrix.step.half(),
+        "weight_shape": torch.tensor(matrix.codes.shape),
+    }
+    if not scheme.symmetric:
+        tensors["weight_zero_point"] = words(matrix.zero.t().unflatten(1, (-1, 8))).t()
+    return tensors

@@ -27,6 +27,7 @@ from specquant.models.formats.common import (
     per_128,
     take,
     take_scales,
+    words,
 )
 
 
@@ -44,6 +45,28 @@ def read_gptq(quantization: Mapping[str, Any]) -> Format:
         }
 
     return Format("w4a16-g128", shapes, partial(decode_gptq, version=version), optional=("g_idx",))
+
+
+# quantization_config of our weights in w4a16-g128, as `encode_gptq` writes them.
+GPTQ_CONFIG = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 128,
+    "sym": True,
+    "desc_act": False,
+    "checkpoint_format": "gptq",
+}
+
+
+def encode_gptq(matrix: Matrix) -> dict[str, torch.Tensor]:
+    """The inverse of `decode_gptq` for version 1 and groups of 128."""
+    outputs, inputs = matrix.codes.shape
+    return {
+        "qweight": words(matrix.codes.unflatten(1, (-1, 8))).t(),
+        "qzeros": words(torch.full((inputs // 128, outputs // 8, 8), 7)),
+        "scales": matrix.step.half().t(),
+        "g_idx": torch.arange(inputs, dtype=torch.int32) // 128,
+    }
 
 
 def gptq_fields(quantization: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,0 +1,149 @@
+"""Write a model that `specquant quantize` has made in a format that other programs load."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from specquant.errors import SpecquantError
+from specquant.models.checkpoint import INDEX_FILE, Checkpoint
+from specquant.models.config import load_config, read_json
+from specquant.models.formats.common import Matrix
+from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
+from specquant.models.formats.gptq import GPTQ_CONFIG, encode_gptq
+from specquant.models.llama import Llama
+from specquant.models.loading import stored_scheme
+from specquant.models.quantize import COPIED_FILES
+from specquant.models.weights import HuggingFaceWeights, Weights
+from specquant.quant import PackedLinear, Scheme, get_scheme
+
+
+class ExportFormat(NamedTuple):
+    """A format that we write: its schemes, what quantization_config says for one, and what encodes a matrix of one."""
+
+    schemes: tuple[str, ...]
+    config: Callable[[Scheme], dict[str, Any]]
+    encode: Callable[[Scheme, Matrix], dict[str, torch.Tensor]]
+
+
+EXPORT_FORMATS = {
+    "compressed-tensors": ExportFormat(
+        ("w4a16-g128", "w4a16-g128-asym", "w8a8"), compressed_tensors_config, encode_compressed_tensors
+    ),
+    "gptq": ExportFormat(("w4a16-g128",), lambda scheme: GPTQ_CONFIG, lambda scheme, matrix: encode_gptq(matrix)),
+}
+
+
+def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> None:
+    """Write the quantized model in `model_dir` again, as `format` stores it, one layer to a file.
+
+    format: "compressed-tensors" (w4a16-g128, w4a16-g128-asym and w8a8), which transformers loads with the package of
+    that name, or "gptq" (w4a16-g128), with gptqmodel. The numbers stay the same. Raises SpecquantError for an unknown
+    format, a model that is not quantized by us or in a scheme that the format does not have, and an output directory
+    that exists or cannot be written. Nothing is left half-written.
+    """
+    model_dir, out_dir = Path(model_dir), Path(out_dir)
+    if format not in EXPORT_FORMATS:
+        raise SpecquantError(f"unknown format {format!r}: choose one of {', '.join(EXPORT_FORMATS)}")
+    config = load_config(model_dir)
+    scheme = get_scheme(stored_scheme(config, model_dir))
+    quantization = getattr(config, "quantization_config", None) or {}
+    if quantization.get("quant_method") != "specquant":
+        raise SpecquantError(
+            f"{model_dir} is not quantized by us: make a directory of it by `specquant quantize {model_dir} --scheme "
+            "SCHEME --out DIR` and export DIR"
+        )
+    chosen = EXPORT_FORMATS[format]
+    if scheme.name not in chosen.schemes:
+        raise SpecquantError(
+            f"{model_dir} cannot be written as {format}: its scheme is {scheme.name}, and the format has "
+            f"{', '.join(chosen.schemes)}"
+        )
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise SpecquantError(f"{out_dir} exists and is not empty: choose another output directory or remove it")
+    weights = Weights(Checkpoint(model_dir), config, scheme)
+    with torch.device("meta"):
+        model = Llama(config, scheme)
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    except OSError as error:
+        raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
+    try:
+        _write_shards(_parts(model, weights, partial(chosen.encode, scheme)), len(model.layers) + 1, unfinished)
+        fields = read_json(model_dir / "config.json") | {"quantization_config": chosen.config(scheme)}
+        (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        for name in COPIED_FILES:
+            if (model_dir / name).is_file():
+                shutil.copyfile(model_dir / name, unfinished / name)
+        os.replace(unfinished, out_dir)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SpecquantError(f"cannot write {out_dir} ({reason}): free space or choose another directory") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _parts(
+    model: Llama, weights: Weights, encode: Callable[[Matrix], dict[str, torch.Tensor]]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The exported tensors by their names in transformers: layer by layer, then the rest."""
+    theirs = HuggingFaceWeights(weights.checkpoint, weights.config, weights.scheme)
+    for index, layer in enumerate(model.layers):
+        tensors = {}
+        for name, module in layer.named_modules(prefix=f"layers.{index}"):
+            if isinstance(module, PackedLinear):
+                tensors |= _encode_parts(theirs, name, weights.linear(name, module, "cpu"), encode)
+            else:
+                for leaf, want in module.named_parameters(prefix=name, recurse=False):
+                    (source,) = theirs.sources(leaf, tuple(want.shape))
+                    tensors[source] = weights.read(leaf, want.half(), "cpu")
+        yield tensors
+    ends = {"embed_tokens.weight": model.embed_tokens.weight, "norm.weight": model.norm.weight}
+    if not model.config.tie_word_embeddings:
+        ends["lm_head.weight"] = model.lm_head.weight
+    yield {
+        source: weights.read(name, want.half(), "cpu")
+        for name, want in ends.items()
+        for source in theirs.sources(name, tuple(want.shape))
+    }
+
+
+def _encode_parts(
+    theirs: HuggingFaceWeights,
+    name: str,
+    linear: PackedLinear,
+    encode: Callable[[Matrix], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """What the matrices of which `linear` is made are called in transformers, and their tensors."""
+    codes = linear.integer_codes()
+    unit, step, zero = linear.grid().expand((linear.out_features, linear.groups))[:3]
+    sources = theirs.sources(f"{name}.weight", (linear.out_features, linear.in_features))
+    tensors = {}
+    first = 0
+    for source, (rows, _) in sources.items():
+        part = slice(first, first + rows)
+        matrix = Matrix(codes[part], unit[part, :1], step[part], zero[part])
+        tensors |= {f"{source.removesuffix('weight')}{suffix}": tensor for suffix, tensor in encode(matrix).items()}
+        if linear.bias is not None:
+            tensors[f"{source.removesuffix('weight')}bias"] = linear.bias[part]
+        first += rows
+    return tensors
+
+
+def _write_shards(parts: Iterator[dict[str, torch.Tensor]], count: int, out_dir: Path) -> None:
+    places, size = {}, 0
+    for number, tensors in enumerate(parts, start=1):
+        name = f"model-{number:05}-of-{count:05}.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, out_dir / name, {"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (out_dir / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
