@@ -6,10 +6,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specquant import __version__
 from specquant.errors import SpecquantError
 
+if TYPE_CHECKING:
+    import torch
+
+MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
 # Options of `generate` for the directories of models that draft.
 COMPANIONS = {
     "eagle-target": "the target's EAGLE head",
@@ -51,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     study.set_defaults(command=_study)
 
     generate = commands.add_parser("generate", help="continue a prompt by one of the paper's methods")
-    generate.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target, fp16 or quantized")
+    generate.add_argument("--model", type=Path, required=True, metavar="DIR", help=MODEL)
+    generate.add_argument("--revision", help="branch, tag or commit of a target on the hub (default: its main branch)")
     generate.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
     generate.add_argument(
         "--method",
@@ -61,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_companions(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    generate.add_argument(
+        "--context-length", type=int, metavar="N", help="positions to make room for (default: all of the models')"
+    )
+    generate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     generate.add_argument(
         "--top-p", type=float, default=1.0, metavar="P", help="sample from this nucleus (default: all)"
@@ -73,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(command=_generate)
 
     quantize = commands.add_parser("quantize", help="quantize a model directory into another")
-    quantize.add_argument("model", type=Path, metavar="MODEL", help="a directory of fp16 weights")
+    quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, or a hub id")
     quantize.add_argument("--scheme", required=True)
     quantize.add_argument("--out", type=Path, required=True, metavar="DIR")
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: the tiny target's own)")
@@ -172,10 +182,11 @@ def _add_companions(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
 
 
-def _companions(arguments: argparse.Namespace) -> dict[str, Path]:
+def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
+    """The companions that were named, and else those beside the target, if it is a directory."""
     target = arguments.model
     return {
-        name: getattr(arguments, name) or target.parent / default
+        name: getattr(arguments, name) or (target.parent / default if target.is_dir() else None)
         for name, default in (
             ("eagle_target", f"eagle-{target.name}"),
             ("intermediate", "intermediate"),
@@ -189,8 +200,18 @@ def _generate(arguments: argparse.Namespace) -> int:
     from specquant.experiments.methods import Models
     from specquant.models.loading import load_tokenizer
 
+    arguments.model = _at_revision(arguments.model, arguments.revision)
     rule = acceptance_rule(arguments.temperature, arguments.top_p, arguments.seed)
-    speculator = Models(arguments.model, scheme=arguments.scheme, **_companions(arguments)).speculator(arguments.method)
+    device, dtype = _device(arguments.device)
+    models = Models(
+        arguments.model,
+        scheme=arguments.scheme,
+        dtype=dtype,
+        device=device,
+        context_length=arguments.context_length,
+        **_companions(arguments),
+    )
+    speculator = models.speculator(arguments.method)
     generation = generate(
         speculator,
         load_tokenizer(arguments.model),
@@ -206,6 +227,32 @@ def _generate(arguments: argparse.Namespace) -> int:
     else:
         print()
     return 0
+
+
+def _at_revision(model: Path, revision: str | None) -> Path:
+    """The model as a hub id with its revision."""
+    from specquant.models.hub import is_hub_id
+
+    if revision is None:
+        return model
+    if not is_hub_id(model):
+        raise SpecquantError(f"--revision is for models on the hub, and {model} is not the name of one")
+    if "@" in str(model):
+        raise SpecquantError(f"{model} names a revision already: leave out --revision")
+    return Path(f"{model}@{revision}")
+
+
+def _device(name: str | None) -> tuple["torch.device", "torch.dtype"]:
+    """The device that was asked for, and the precision to compute with on it."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise SpecquantError(f"unknown device {name!r}: give cuda or cpu") from None
+    if device.type not in ("cuda", "cpu") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise SpecquantError(f"there is no device {name!r} here: give cuda or cpu, as the machine has it")
+    return device, torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _quantize(arguments: argparse.Namespace) -> int:

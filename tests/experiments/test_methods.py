@@ -1,5 +1,8 @@
 """The methods, put together from model directories: real ones, and small random ones for what goes wrong."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -57,10 +60,10 @@ def test_the_methods_are_built_as_the_settings_say(small_models):
     for level in (vanilla.drafter, hierarchical.drafter):
         assert isinstance(level, Speculator)
         assert level.min_draft_length == 3
-        assert level.model is models.intermediate("vanilla")  # loaded once
+        assert level.model is models.intermediate  # loaded once
     assert vanilla.drafter.drafter is None
     assert tree(hierarchical.drafter.drafter) == (9, 2, 5)
-    assert hierarchical.drafter.drafter.head.embed_tokens is models.intermediate("vanilla").embed_tokens
+    assert hierarchical.drafter.drafter.head.embed_tokens is models.intermediate.embed_tokens
 
 
 def test_the_papers_settings_are_the_default(small_models):
@@ -95,6 +98,52 @@ def test_companions_are_loaded_when_a_method_needs_them(small_models):
     assert models.speculator("vanilla")
     with pytest.raises(SpecquantError, match="nowhere is not a model directory"):
         models.speculator("eagle2")
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("loaded before the companions were checked")
+
+    for name in ("load_model", "load_eagle_head"):
+        monkeypatch.setattr(f"specquant.experiments.methods.{name}", load)
+
+
+def change(directory, file, **fields):
+    content = json.loads((directory / file).read_text()) | fields
+    (directory / file).write_text(json.dumps(content))
+
+
+def test_models_with_other_tokens_are_refused_before_any_is_loaded(small_models, tmp_path, nothing_is_loaded):
+    root = shutil.copytree(small_models, tmp_path / "models")
+    for field, value, says in (
+        ("vocab_size", 271, "the drafter's vocabulary has 271 entries and its target's 270"),
+        ("bos_token_id", 2, "texts begin with token 2 in .*intermediate and with 0 in .*target: use a drafter with"),
+    ):
+        change(root / "intermediate", "config.json", **{field: value})
+        for method in ("vanilla", "hierarchical"):
+            with pytest.raises(SpecquantError, match=says):
+                tiny_models(root).speculator(method)
+        shutil.copyfile(small_models / "intermediate/config.json", root / "intermediate/config.json")
+    change(root / "intermediate", "config.json", eos_token_id=3)  # the target decides where a text ends
+
+    model = json.loads((root / "intermediate/tokenizer.json").read_text())["model"]
+    first, second = (next(token for token, number in model["vocab"].items() if number == n) for n in (100, 101))
+    change(root / "intermediate", "tokenizer.json", model=model | {"vocab": model["vocab"] | {first: 101, second: 100}})
+    with pytest.raises(SpecquantError, match=r"token 100 is .* in .*intermediate and .* in .*target: use a drafter"):
+        tiny_models(root).speculator("vanilla")
+    (root / "intermediate/tokenizer.json").unlink()
+    with pytest.raises(AssertionError, match="loaded before"):
+        tiny_models(root).speculator("vanilla")
+
+
+def test_heads_of_other_models_are_refused_before_any_is_loaded(small_models, nothing_is_loaded):
+    heads = {"eagle_target": small_models / "eagle-intermediate", "eagle_intermediate": small_models / "eagle-target"}
+    models = Models(small_models / "target", intermediate=small_models / "intermediate", **heads)
+    with pytest.raises(SpecquantError, match="has hidden_size 128, and its model 256"):
+        models.speculator("eagle2")
+    with pytest.raises(SpecquantError, match="has hidden_size 256, and its model 128"):
+        models.speculator("hierarchical")
 
 
 def test_an_unknown_method_is_refused(small_models):

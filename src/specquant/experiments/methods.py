@@ -1,18 +1,34 @@
 """The paper's four methods, put together from model directories."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.errors import SpecquantError
+from specquant.models.config import load_config
 from specquant.models.graphs import GraphedLlama, graphed
+from specquant.models.hub import SMALL_FILES, locate
 from specquant.models.llama import Llama
-from specquant.models.loading import load_eagle_head, load_model
+from specquant.models.loading import (
+    check_drafting_model,
+    check_head,
+    load_eagle_head,
+    load_head_config,
+    load_model,
+)
 from specquant.paths import resolve
 
-METHODS = ("autoregressive", "vanilla", "eagle2", "hierarchical")
+# What each method needs besides the target, in the order of loading.
+COMPANIONS = {
+    "autoregressive": (),
+    "vanilla": ("intermediate",),
+    "eagle2": ("eagle_target",),
+    "hierarchical": ("intermediate", "eagle_intermediate"),
+}
+METHODS = tuple(COMPANIONS)
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,9 @@ class Models:
     """A target with the companions that draft for it; each is loaded when a method first needs it.
 
     target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
-    intermediate model and that model's head are directories of fp16 weights. On a GPU, passes of models that compute in
-    16 bits are CUDA graphs.
+    intermediate model and that model's head are directories of fp16 weights. All of them may be hub ids instead
+    (`models.hub.locate`). context_length: positions to make room for; None for all that each was made for. On a GPU,
+    passes of models that compute in 16 bits are CUDA graphs.
     """
 
     def __init__(
@@ -48,47 +65,59 @@ class Models:
         scheme: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        context_length: int | None = None,
     ):
         self.paths = {
+            "target": target,
             "eagle_target": eagle_target,
             "intermediate": intermediate,
             "eagle_intermediate": eagle_intermediate,
         }
-        self.target = graphed(load_model(target, scheme, dtype, device))
-        self._intermediate: Llama | GraphedLlama | None = None
+        self.scheme, self.dtype, self.device, self.context_length = scheme, dtype, device, context_length
+
+    @cached_property
+    def target(self) -> Llama | GraphedLlama:
+        return self._load("target", self.scheme)
+
+    @cached_property
+    def intermediate(self) -> Llama | GraphedLlama:
+        return self._load("intermediate")
 
     def speculator(self, method: str, settings: DraftSettings | None = None) -> Speculator:
-        """The decoder of one of METHODS. Raises SpecquantError for another, or where a companion was not given."""
+        """The decoder of one of METHODS.
+
+        Raises SpecquantError for another method, and, before anything is loaded, where a companion was not given or
+        does not fit.
+        """
+        if method not in COMPANIONS:
+            raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        self._check_companions(method)
         s = settings or DraftSettings()
-        match method:
-            case "autoregressive":
-                return Speculator(self.target)
-            case "vanilla":
-                return Speculator(self.target, Speculator(self.intermediate(method), None, s.min_draft_length))
-            case "eagle2":
-                drafter = self._eagle("eagle_target", method, self.target, s.draft_size, s.iterations, s.top_k)
-                return Speculator(self.target, drafter)
-            case "hierarchical":
-                intermediate = self.intermediate(method)
-                drafter = self._eagle(
-                    "eagle_intermediate", method, intermediate, s.inner_draft_size, s.inner_iterations, s.top_k
-                )
-                return Speculator(self.target, Speculator(intermediate, drafter, s.min_draft_length))
-        raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        if method == "autoregressive":
+            return Speculator(self.target)
+        if method == "vanilla":
+            return Speculator(self.target, Speculator(self.intermediate, None, s.min_draft_length))
+        if method == "eagle2":
+            head = load_eagle_head(self.paths["eagle_target"], self.target)
+            return Speculator(self.target, EagleDrafter(head, s.draft_size, s.iterations, s.top_k))
+        head = load_eagle_head(self.paths["eagle_intermediate"], self.intermediate)
+        drafter = EagleDrafter(head, s.inner_draft_size, s.inner_iterations, s.top_k)
+        return Speculator(self.target, Speculator(self.intermediate, drafter, s.min_draft_length))
 
-    def intermediate(self, method: str) -> Llama | GraphedLlama:
-        if self._intermediate is None:
-            path = self._path("intermediate", method)
-            self._intermediate = graphed(load_model(path, dtype=self.target.dtype, device=self.target.device))
-        return self._intermediate
+    def _load(self, which: str, scheme: str | None = None) -> Llama | GraphedLlama:
+        return graphed(load_model(self.paths[which], scheme, self.dtype, self.device, self.context_length))
 
-    def _eagle(self, which: str, method: str, model: Llama | GraphedLlama, *tree: int) -> EagleDrafter:
-        return EagleDrafter(load_eagle_head(self._path(which, method), model), *tree)
-
-    def _path(self, which: str, method: str) -> str | Path:
-        if self.paths[which] is None:
-            raise SpecquantError(f"the method {method} needs the directory of the {which.replace('_', ' ')} model")
-        return self.paths[which]
+    def _check_companions(self, method: str) -> None:
+        model = target = locate(self.paths["target"], SMALL_FILES)
+        for which in COMPANIONS[method]:
+            if self.paths[which] is None:
+                raise SpecquantError(f"the method {method} needs the directory of the {which.replace('_', ' ')} model")
+            directory = locate(self.paths[which], SMALL_FILES)
+            if which == "intermediate":
+                check_drafting_model(target, directory)
+                model = directory
+            else:
+                check_head(load_head_config(directory), load_config(model), directory)
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:

@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.kernels.compaction import keep_path
+from specquant.models.memory import free_bytes, gigabytes
 
 
 class KVCache:
@@ -15,10 +16,20 @@ class KVCache:
     """
 
     def __init__(self, config: PreTrainedConfig, capacity: int, dtype: torch.dtype, device: torch.device | str):
+        needed, free = capacity * self.bytes_per_position(config, dtype), free_bytes(device)
+        if free is not None and needed > free:
+            raise SpecquantError(
+                f"a cache of {capacity} positions needs {gigabytes(needed)}, and {device} has {gigabytes(free)} free: "
+                "give a smaller context length (--context-length)"
+            )
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
+
+    @staticmethod
+    def bytes_per_position(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
     @property
     def capacity(self) -> int:

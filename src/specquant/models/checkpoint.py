@@ -1,6 +1,7 @@
 """The weight files of a model directory: tensors by name, read one at a time."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -121,7 +122,9 @@ class PickledCheckpoint(Checkpoint):
         self.path = Path(path)
         file = self.path / name
         try:
-            self._tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a protocol that it may not read: then it says so
+                self._tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except pickle.UnpicklingError:
             raise SpecquantError(
                 f"{file} is damaged, or holds more than tensors, which this package never runs: give a directory with "

@@ -8,19 +8,25 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
+from specquant.models.cache import KVCache
 from specquant.models.checkpoint import open_checkpoint
 from specquant.models.config import context_length as usable_context
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead
 from specquant.models.formats import FormatWeights, find_format
+from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
 from specquant.models.llama import Llama, set_compute_dtype
+from specquant.models.memory import free_bytes, gigabytes
 from specquant.models.transforms import original_ends
 from specquant.models.weights import EAGLE_3_REFUSED, EagleWeights, HuggingFaceWeights, Weights, fill
-from specquant.quant import SCHEMES, get_scheme
+from specquant.quant import SCHEMES, PackedLinear, get_scheme
+
+SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model directory. Raises SpecquantError where there is none, or a damaged one."""
+    """The tokenizer of a directory or hub id. Raises SpecquantError where there is none, or a damaged one."""
+    path = locate(path, SMALL_FILES)
     if not (Path(path) / "tokenizer.json").is_file():
         raise SpecquantError(f"{path} has no tokenizer.json: give a model directory with its tokenizer")
     try:
@@ -53,14 +59,24 @@ def load_model(
     device: torch.device | str = "cpu",
     context_length: int | None = None,
 ) -> Llama:
-    """The model in a directory, computing in `dtype`, read onto the device tensor by tensor.
+    """The model of a directory or hub id (`hub.locate`), computing in `dtype`, read onto the device tensor by tensor.
 
     scheme: None for the one that the weights are stored in. For fp16 or bf16 weights any scheme that does not rotate:
     each matrix is then quantized by round-to-nearest when it is read (`specquant quantize` calibrates, and rotates).
     context_length: positions to make room for; None for all that the model was made for. Raises SpecquantError where a
     file is missing or damaged, a tensor is missing, unknown, of the wrong shape or type, the weights are already stored
-    in another scheme, or the context is longer than the model's.
+    in another scheme, the context is longer than the model's, or weights and context do not fit into the memory.
     """
+    path = locate(path)
+    model, weights = open_model(path, scheme, context_length)
+    require_memory(model, dtype, device, path)
+    fill(model, weights, device)
+    return set_compute_dtype(model, dtype).to(device)
+
+
+def open_model(path: str | Path, scheme: str | None = None, context_length: int | None = None) -> tuple[Llama, Weights]:
+    """The model in a directory, on the meta device, and the weights to `fill` it with. Arguments and errors are those
+    of `load_model`; only configuration and headers are read."""
     config = load_config(path)
     length = usable_context(config, context_length, path)
     stored = stored_scheme(config, path)
@@ -79,21 +95,52 @@ def load_model(
         if wanted.rotated and format is None:
             model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
     if format is not None:
-        weights = FormatWeights(checkpoint, config, format)
-    else:
-        weights = (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
-    fill(model, weights, device)
-    return set_compute_dtype(model, dtype).to(device)
+        return model, FormatWeights(checkpoint, config, format)
+    return model, (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
+
+
+def require_memory(model: Llama, dtype: torch.dtype, device: torch.device | str, path: str | Path) -> None:
+    """Raises SpecquantError where a device has no room for a model that computes in `dtype`, and for its context."""
+    free = free_bytes(device)
+    weights, position = weight_bytes(model, dtype, device), KVCache.bytes_per_position(model.config, dtype)
+    context = model.context_length * position
+    if free is None or weights + context <= free:
+        return
+    room = (free - weights) // position
+    advice = (
+        f"give a context length (--context-length) of at most {room}, which it has room for, or another device"
+        if room >= SHORTEST_CONTEXT
+        else "choose a scheme of fewer bits, a smaller dtype or another device"
+    )
+    raise SpecquantError(
+        f"{path} needs {gigabytes(weights)} for its weights in {model.scheme.name} and {gigabytes(context)} for a "
+        f"context of {model.context_length} positions in {str(dtype).removeprefix('torch.')}, and {device} has "
+        f"{gigabytes(free)} free: {advice}"
+    )
+
+
+def weight_bytes(model: Llama, dtype: torch.dtype, device: torch.device | str) -> int:
+    """What a model's weights take on a device: as they are stored, and on a CPU also the unpacked copies that its
+    products multiply (`PackedLinear`)."""
+    unpacked = 8 if dtype == torch.float64 else 4
+    linears = [part for part in model.modules() if isinstance(part, PackedLinear)]
+    stored = sum(linear.nbytes for linear in linears)
+    copies = sum(unpacked * linear.out_features * linear.in_features for linear in linears)
+    ends = {id(part.weight): part.weight.numel() for part in (model.embed_tokens, model.lm_head)}
+    tables = model.rotary.cosines.numel() + model.rotary.sines.numel()
+    on_gpu = torch.device(device).type == "cuda"
+    return stored + (0 if on_gpu else copies) + dtype.itemsize * (sum(ends.values()) + tables)
 
 
 def load_eagle_head(path: str | Path, model: Llama) -> EagleHead:
-    """The EAGLE head in a directory, for a model, computing in the model's dtype on its device.
+    """The EAGLE head of a directory or hub id, for a model, computing in the model's dtype on its device.
 
     Embedding and LM head are the head's own, where it has them, else the model's: of a rotated model, those from before
     its rotation, and the head's `feature_map` undoes the rotation of features. Raises SpecquantError as `load_model`
     does, and where the head is an EAGLE-3 head, its sizes are not the model's, or it was converted for another rotation
     than the model's.
     """
+    path = locate(path, HEAD_FILES)
     config = load_head_config(path)
     check_head(config, model.config, path)
     weights = EagleWeights(open_checkpoint(path), config, get_scheme("fp16"))
@@ -136,12 +183,46 @@ def load_head_config(path: str | Path) -> PreTrainedConfig:
 
 
 def check_head(config: PreTrainedConfig, model_config: PreTrainedConfig, path: str | Path) -> None:
-    """Raises SpecquantError where the head in `path` does not fit a model of that configuration."""
+    """Raises SpecquantError where the EAGLE head in `path`, with that configuration, is not for a model with the other.
+
+    Of its special tokens nothing is asked: it writes none of its own, and published heads name those of base models.
+    """
     for field in ("hidden_size", "vocab_size"):
         ours, theirs = getattr(config, field), getattr(model_config, field)
         if ours != theirs:
             raise SpecquantError(
                 f"the EAGLE head in {path} has {field} {ours}, and its model {theirs}: they do not fit"
+            )
+
+
+def check_drafting_model(target: Path, drafting: Path) -> None:
+    """Raises SpecquantError where the model in `drafting` does not write the tokens of the one in `target`: another
+    vocabulary, another begin token, or a tokenizer that gives a token another number. A directory without a tokenizer
+    is believed. End tokens may differ, as an instruction-tuned model's do from its base model's: the target decides.
+    """
+    config, other = load_config(target), load_config(drafting)
+    if config.vocab_size != other.vocab_size:
+        raise SpecquantError(
+            f"{drafting}: the drafter's vocabulary has {other.vocab_size} entries and its target's "
+            f"{config.vocab_size}: use a drafter with the target's tokenizer"
+        )
+    begins = config.bos_token_id, other.bos_token_id
+    if None not in begins and begins[0] != begins[1]:
+        raise SpecquantError(
+            f"texts begin with token {begins[1]} in {drafting} and with {begins[0]} in {target}: use a drafter with "
+            "the target's tokenizer"
+        )
+    files = target / "tokenizer.json", drafting / "tokenizer.json"
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    tokens, others = (
+        {number: token for token, number in load_tokenizer(path).get_vocab().items()} for path in (target, drafting)
+    )
+    for number in sorted(tokens.keys() | others.keys()):
+        if tokens.get(number) != others.get(number):
+            raise SpecquantError(
+                f"token {number} is {others.get(number)!r} in {drafting} and {tokens.get(number)!r} in {target}: use a "
+                "drafter with the target's tokenizer"
             )
 
 

@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.models.config import load_config
-from specquant.models.llama import Llama, LlamaLayer, causal_mask
-from specquant.models.loading import load_model, load_tokenizer, stored_scheme
+from specquant.models.config import load_config, longest_context
+from specquant.models.hub import locate
+from specquant.models.llama import Llama, LlamaLayer, causal_mask, set_compute_dtype
+from specquant.models.loading import load_tokenizer, open_model, stored_scheme
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
+from specquant.models.weights import fill
 from specquant.paths import resolve
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
@@ -48,7 +50,7 @@ def quantize_model(
     device: str = "cpu",
     progress: bool = True,
 ) -> None:
-    """Quantize the fp16 model in `model_dir` and write a directory that `load_model` loads.
+    """Quantize the fp16 model of a directory or hub id, `model_dir`, and write a directory that `load_model` loads.
 
     calibration: a UTF-8 text file (default: the one that ships with the tiny models). method: "calibrated" is GPTQ for
     4-bit weights, and SmoothQuant's smoothing where activations are int8; "round-to-nearest" uses no text. A scheme
@@ -63,7 +65,9 @@ def quantize_model(
         raise SpecquantError("fp16 is what models are stored in before quantization: choose another scheme")
     if method not in METHODS:
         raise SpecquantError(f"unknown quantization method {method!r}: choose one of {', '.join(METHODS)}")
-    stored = stored_scheme(load_config(model_dir), model_dir)
+    model_dir = locate(model_dir)
+    config = load_config(model_dir)
+    stored = stored_scheme(config, model_dir)
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is already quantized to {stored}: quantize the fp16 model it was made from")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -77,11 +81,13 @@ def quantize_model(
         raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
     try:
         # In float64, because rounding errors of float32 sums differ between machines, and codes would with them.
-        model = load_model(model_dir, dtype=torch.float64, device=device)
+        length = min(SEQUENCE_LENGTH, longest_context(config))
+        model, weights = open_model(model_dir, context_length=length)
+        fill(model, weights, device)
+        set_compute_dtype(model, torch.float64).to(device)
         sequences = None
         if method == "calibrated":
             text = resolve(CALIBRATION_TEXT) if calibration is None else Path(calibration)
-            length = min(SEQUENCE_LENGTH, model.context_length)
             widest = max(getattr(model.layers[0], name).in_features for name in LINEARS)
             sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
             digest = hashlib.sha256(text.read_bytes()).hexdigest()
@@ -159,6 +165,8 @@ def quantize_layers(
             pack(layer, name, scheme, hessian)
 
         states = run_layer(model, layer, states, quantize)
+        for name in LINEARS:
+            getattr(layer, name).forget_operand()
     model.scheme = scheme
 
 

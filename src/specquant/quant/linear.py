@@ -139,12 +139,16 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, in_features={self.in_features}"
 
-    def _apply(self, function, recurse=True):
+    def forget_operand(self) -> None:
+        """Give up the unpacked copy; the next product makes it anew."""
         self._operand = None
+
+    def _apply(self, function, recurse=True):
+        self.forget_operand()
         return super()._apply(function, recurse)
 
     def _load_from_state_dict(self, *arguments, **keywords):
-        self._operand = None
+        self.forget_operand()
         super()._load_from_state_dict(*arguments, **keywords)
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from specquant.models.hub import used_revisions
 from specquant.paths import project_root
 
 LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "matplotlib", "seaborn")
@@ -21,9 +22,10 @@ def provenance(
 
     `device` is where the measurement ran, as torch names it ("cpu", "cuda", "cuda:1"). `repeats` is how often each row
     was measured and `clock` what measured it, such as "time.perf_counter, median"; None where a table holds no time.
+    `hub_revisions` is there if models were taken from the hub: name -> commit.
     """
     commit, dirty = _commit()
-    return {
+    record = {
         "commit": commit,
         "uncommitted_changes": dirty,
         "parameters": without_local_paths(dict(parameters)),
@@ -35,6 +37,7 @@ def provenance(
         "repeats": repeats,
         "clock": clock,
     }
+    return record | ({"hub_revisions": revisions} if (revisions := used_revisions()) else {})
 
 
 def device_name(device: str = "cpu") -> str:
