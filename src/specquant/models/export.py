@@ -35,7 +35,7 @@ class ExportFormat(NamedTuple):
 
 EXPORT_FORMATS = {
     "compressed-tensors": ExportFormat(
-        ("w4a16-g128", "w4a16-g128-asym", "w8a8"), compressed_tensors_config, encode_compressed_tensors
+        ("w4a16-g128", "w4a16-g128-asym", "w8a8", "fp8"), compressed_tensors_config, encode_compressed_tensors
     ),
     "gptq": ExportFormat(("w4a16-g128",), lambda scheme: GPTQ_CONFIG, lambda scheme, matrix: encode_gptq(matrix)),
 }
@@ -44,10 +44,10 @@ EXPORT_FORMATS = {
 def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> None:
     """Write the quantized model in `model_dir` again, as `format` stores it, one layer to a file.
 
-    format: "compressed-tensors" (w4a16-g128, w4a16-g128-asym and w8a8), which transformers loads with the package of
-    that name, or "gptq" (w4a16-g128), with gptqmodel. The numbers stay the same. Raises SpecquantError for an unknown
-    format, a model that is not quantized by us or in a scheme that the format does not have, and an output directory
-    that exists or cannot be written. Nothing is left half-written.
+    format: "compressed-tensors" (w4a16-g128, w4a16-g128-asym, w8a8, fp8), which transformers loads with the package of
+    that name, or "gptq" (w4a16-g128), which it loads with gptqmodel. The numbers stay the same. Raises SpecquantError
+    for an unknown format, a model that is not quantized by us or in a scheme that the format does not have, and an
+    output directory that is not empty or cannot be written. Nothing is left half-written.
     """
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     if format not in EXPORT_FORMATS:

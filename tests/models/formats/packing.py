@@ -46,11 +46,13 @@ def pack_compressed_int4(codes: np.ndarray, scales: torch.Tensor, zeros: np.ndar
     return tensors if zeros is None else tensors | {"weight_zero_point": words(zeros.T).t().contiguous()}
 
 
-def compressed_config(num_bits: int = 4, symmetric: bool = True, group_size: int | None = 128) -> dict:
-    """quantization_config of W4A16 (4 bits) or W8A8 (8 bits, per channel), as llm-compressor writes it."""
+def compressed_config(
+    num_bits: int = 4, symmetric: bool = True, group_size: int | None = 128, type: str = "int"
+) -> dict:
+    """quantization_config of W4A16 (4 bits), W8A8 or FP8 (8 bits, per channel), as llm-compressor writes it."""
     weights = {
         "num_bits": num_bits,
-        "type": "int",
+        "type": type,
         "symmetric": symmetric,
         "strategy": "group" if group_size else "channel",
         "group_size": group_size,
@@ -66,7 +68,7 @@ def compressed_config(num_bits: int = 4, symmetric: bool = True, group_size: int
     group = {"targets": ["Linear"], "weights": weights, "input_activations": activations, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized" if num_bits == 4 else "int-quantized",
+        "format": "pack-quantized" if num_bits == 4 else f"{type}-quantized",
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
         "kv_cache_scheme": None,

@@ -79,6 +79,20 @@ def test_what_compressed_tensors_writes_in_8_bits_is_read(w8a8):
     assert torch.equal(w8a8.load(written).dequantize(), expected)
 
 
+def test_what_compressed_tensors_writes_in_fp8_is_read(tmp_path):
+    config = compressed_config(8, group_size=None, type="float")
+    numbers = (torch.from_numpy(CODES) - 7.5).to(torch.float8_e4m3fn)
+    written = write(config, numbers.float() * SCALES[:, :1].float(), SCALES[:, :1])
+    assert torch.equal(written["weight"].float(), numbers.float())
+    matrix = OneMatrix(tmp_path, OUTPUTS, INPUTS, config, written)
+    assert torch.equal(matrix.load().dequantize(), numbers.float() * SCALES[:, :1].float())
+    static = changed(config, False, *ACTIVATIONS, "dynamic")
+    OneMatrix(tmp_path, OUTPUTS, INPUTS, static, written).refused("input_activations.dynamic is False")
+    damaged = written["weight"].clone()
+    damaged.view(torch.uint8)[3, 7] = 0x7F
+    matrix.refused("o_proj: weight holds NaN", written | {"weight": damaged})
+
+
 def test_one_scale_per_channel_becomes_that_of_all_its_groups(tmp_path):
     tensors = pack_compressed_int4(CODES, SCALES[:, :1])
     matrix = OneMatrix(tmp_path, OUTPUTS, INPUTS, compressed_config(group_size=None), tensors)
@@ -115,7 +129,7 @@ ACTIVATIONS = ("config_groups", "group_0", "input_activations")
         ({"num_bits": 8}, ACTIVATIONS, "input_activations are quantized"),
         (["re:.*mlp.*"], ("config_groups", "group_0", "targets"), r"targets is \['re:"),
         ({}, ("config_groups",), "config_groups has not one group"),
-        ("marlin-24", ("format",), "format is 'marlin-24'; what can be loaded is 'pack-quantized' or 'int-quantized'"),
+        ("marlin-24", ("format",), "format is 'marlin-24'; what can be loaded is 'pack-quantized', 'int-q"),
         ("frozen", ("quantization_status",), "quantization_status is 'frozen'"),
         ({"num_bits": 8}, ("kv_cache_scheme",), "kv_cache_scheme is"),
         ({"config_groups": {"R1": {}}}, ("transform_config",), "transform_config is"),

@@ -1,18 +1,19 @@
-"""compressed-tensors' checkpoints, as llm-compressor writes them: W4A16 and W8A8.
+"""compressed-tensors' checkpoints, as llm-compressor writes them: W4A16, W8A8 and FP8.
 
 `config_groups` of quantization_config says what is quantized how. Of a matrix [out, in] there are
 
 * packed ("pack-quantized", 4 bits): `weight_packed`, int32 [out, in / 8]: eight consecutive inputs in a word, the first
   one lowest, each 8 more than the signed integer; `weight_scale` [out, groups]; `weight_shape`; where asymmetric,
   `weight_zero_point`, int32 [out / 8, groups]: eight consecutive outputs in a word, likewise.
-* plain ("int-quantized", 8 bits): `weight`, int8 [out, in]; `weight_scale` [out, 1], or [1] for all of it.
+* plain ("int-quantized" or "float-quantized", 8 bits): `weight`, int8 or e4m3 [out, in]; `weight_scale` [out, 1], or
+  [1] for all of it.
 
-A weight is scale * (integer - zero).
+A weight is scale * (number - zero).
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,6 +32,20 @@ from specquant.models.formats.common import (
     words,
 )
 from specquant.quant import Scheme
+
+
+class Plain(NamedTuple):
+    """What a plain format is called in our terms, and in those of quantization_config."""
+
+    scheme: str
+    type: str
+    dtype: torch.dtype
+
+
+PLAIN = {
+    "int-quantized": Plain("w8a8", "int", torch.int8),
+    "float-quantized": Plain("fp8", "float", torch.float8_e4m3fn),
+}
 
 
 def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
@@ -53,11 +68,10 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
         if activations is not None:
             raise SpecquantError(f"quantization_config: {where}input_activations are quantized; W4A16 can be loaded")
         return _read_w4a16(weights, f"{where}weights.")
-    if name == "int-quantized":
-        return _read_w8a8(weights, activations or {}, where)
-    raise SpecquantError(
-        f"quantization_config: format is {name!r}; what can be loaded is 'pack-quantized' or 'int-quantized'"
-    )
+    if name in PLAIN:
+        return _read_8_bits(PLAIN[name], weights, activations or {}, where)
+    choice = ", ".join(map(repr, ["pack-quantized", *PLAIN]))
+    raise SpecquantError(f"quantization_config: format is {name!r}; what can be loaded is {choice}")
 
 
 def _read_w4a16(weights: Mapping[str, Any], where: str) -> Format:
@@ -89,9 +103,9 @@ def _decode_w4a16(symmetric: bool, tensors: Tensors) -> Matrix:
     return Matrix(codes, step=scales, zero=per_128(zeros, inputs))
 
 
-def _read_w8a8(weights: Mapping[str, Any], activations: Mapping[str, Any], where: str) -> Format:
+def _read_8_bits(plain: Plain, weights: Mapping[str, Any], activations: Mapping[str, Any], where: str) -> Format:
     for part, section in (("weights", weights), ("input_activations", activations)):
-        for name, value in (("num_bits", 8), ("type", "int"), ("symmetric", True)):
+        for name, value in (("num_bits", 8), ("type", plain.type), ("symmetric", True)):
             field(section, name, (value,), where=f"{where}{part}.")
     field(activations, "dynamic", (True,), where=f"{where}input_activations.")
     field(activations, "strategy", ("token",), where=f"{where}input_activations.")
@@ -100,21 +114,24 @@ def _read_w8a8(weights: Mapping[str, Any], activations: Mapping[str, Any], where
     def shapes(outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
         return {"weight": (outputs, inputs), "weight_scale": (outputs, 1) if per_channel else (1,)}
 
-    return Format("w8a8", shapes, _decode_w8a8)
+    return Format(plain.scheme, shapes, partial(_decode_8_bits, plain.dtype))
 
 
-def _decode_w8a8(tensors: Tensors) -> Matrix:
-    codes = take(tensors, "weight", torch.int8)
+def _decode_8_bits(dtype: torch.dtype, tensors: Tensors) -> Matrix:
+    codes = take(tensors, "weight", dtype)
+    if dtype.is_floating_point and bool(codes.float().isnan().any()):
+        raise SpecquantError("weight holds NaN: copy it again")
     return Matrix(codes, unit=take_scales(tensors, "weight_scale").reshape(-1, 1).expand(len(codes), 1))
 
 
 def compressed_tensors_config(scheme: Scheme) -> dict[str, Any]:
-    """quantization_config of our weights in that scheme, which is w8a8, or w4a16 in groups."""
-    plain = scheme.weight_bits == 8
-    numbers = {"num_bits": scheme.weight_bits, "type": "int", "symmetric": scheme.symmetric}
+    """quantization_config of our weights in that scheme, which is w8a8, fp8, or w4a16 in groups."""
+    plain = next((name for name, plain in PLAIN.items() if plain.scheme == scheme.name), None)
+    kind = PLAIN[plain].type if plain else "int"
+    numbers = {"num_bits": scheme.weight_bits, "type": kind, "symmetric": scheme.symmetric}
     weights = numbers | ({"strategy": "channel"} if plain else {"strategy": "group", "group_size": scheme.group_size})
     activations = numbers | {"strategy": "token", "dynamic": True} if plain else None
-    name = "int-quantized" if plain else "pack-quantized"
+    name = plain or "pack-quantized"
     group = {"targets": ["Linear"], "weights": weights, "input_activations": activations, "format": name}
     return {
         "quant_method": "compressed-tensors",
@@ -127,7 +144,9 @@ def compressed_tensors_config(scheme: Scheme) -> dict[str, Any]:
 
 def encode_compressed_tensors(scheme: Scheme, matrix: Matrix) -> dict[str, torch.Tensor]:
     """The tensors of a matrix of ours in that scheme."""
-    if scheme.weight_bits == 8:
+    if scheme.name == "fp8":
+        return {"weight": matrix.codes.to(torch.float8_e4m3fn), "weight_scale": matrix.unit}
+    if scheme.name == "w8a8":
         return {"weight": matrix.codes, "weight_scale": matrix.unit.half()}
     tensors = {
         "weight_packed": words(matrix.codes.unflatten(1, (-1, 8))),
