@@ -45,9 +45,9 @@ def logits(model, tokens):
 
 @pytest.mark.parametrize("scheme", ["w4a16-g128", "w4a16-g128-asym", "w8a8", "fp8"])
 def test_transformers_loads_it(native, tmp_path, prompt, scheme):
-    """With 16-bit activations the logits are ours but for the order of sums. With 8 bits the weights are the same, but a
-    token's codes may differ: compressed-tensors takes 127.5 for its largest int8 where we take 127, and a different last
-    bit of an activation can make another e4m3 of it."""
+    """With 16-bit activations the logits are ours but for the order of sums. With 8 bits the weights are the same, but
+    a token's codes may differ: compressed-tensors takes 127.5 for its largest int8 where we take 127, and a different
+    last bit of an activation can make another e4m3 of it."""
     export_model(native(scheme), "compressed-tensors", tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.inference_mode():

@@ -21,9 +21,9 @@ class OneMatrix:
         self.directory, self.outputs, self.inputs = directory, outputs, inputs
         self.quantization, self.tensors = quantization, tensors
 
-    def load(self, tensors=None, parts=None, module="o_proj", fused=False, **fields) -> PackedLinear:
+    def load(self, tensors=None, parts=None, module="o_proj", fused=False, bias=False, **fields) -> PackedLinear:
         """tensors: of the one matrix of which `module` is made; parts: of all its matrices, in their order. fused: the
-        one matrix is named as ours is. fields: changes to quantization_config."""
+        one matrix is named as ours is. bias: the model has one. fields: changes to quantization_config."""
         parts = [self.tensors if tensors is None else tensors] if parts is None else parts
         names = LAYER_TENSORS[module]
         if fused:
@@ -48,7 +48,7 @@ class OneMatrix:
         format = find_format(config, checkpoint)
         layer = nn.Module()
         with torch.device("meta"):
-            setattr(layer, module, empty_linear(get_scheme(format.scheme), self.outputs, self.inputs))
+            setattr(layer, module, empty_linear(get_scheme(format.scheme), self.outputs, self.inputs, bias))
         model = nn.Module()
         model.layers = nn.ModuleList([layer])
         fill(model, FormatWeights(checkpoint, config, format), "cpu")

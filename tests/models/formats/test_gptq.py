@@ -116,6 +116,15 @@ def test_scales_in_bfloat16_are_read(matrix):
     assert torch.equal(matrix.load(pack_gptq(CODES, SCALES.bfloat16())).dequantize(), weight())
 
 
+def test_biases_are_read_where_the_model_has_them(matrix):
+    biases = torch.arange(OUTPUTS).half() / 8
+    parts = [pack_gptq(CODES[rows], SCALES[rows]) | {"bias": biases[rows]} for rows in (slice(0, 32), slice(32, 64))]
+    loaded = matrix.load(parts=parts, module="gate_up_proj", bias=True)
+    x = torch.randn(3, INPUTS)
+    assert torch.allclose(loaded(x), x @ weight().t() + biases.float(), atol=1e-4)
+    matrix.refused("has no tensor .*o_proj.bias", bias=True)
+
+
 def test_biases_of_zeros_are_none_and_others_are_refused(matrix):
     assert torch.equal(matrix.load(matrix.tensors | {"bias": torch.zeros(OUTPUTS)}).dequantize(), weight())
     matrix.refused("does not call for: .*o_proj.bias", matrix.tensors | {"bias": torch.ones(OUTPUTS)})
