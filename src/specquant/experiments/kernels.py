@@ -174,7 +174,7 @@ def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> It
 
 def kernel_name(scheme: str) -> str:
     """The name that a scheme's product has in the table of configurations."""
-    return scheme.removesuffix("-rot").replace("w4a16-g128", "w4a16")
+    return "w4a16" if scheme.startswith("w4a16") else scheme
 
 
 def layers(models: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:

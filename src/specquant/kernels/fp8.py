@@ -76,7 +76,7 @@ def fp8_triton(
     require_e4m3(x)
     return launch_product(
         eight_bit_kernel,
-        "w8a8",
+        "fp8",
         x,
         (token_scales, codes, scales),
         len(codes),

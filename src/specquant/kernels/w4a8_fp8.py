@@ -53,7 +53,7 @@ def w4a8_fp8_triton(
     require_e4m3(x)
     return launch_product(
         _kernel,
-        "w4a8-qqq-g128",
+        "w4a8-fp8-g128",
         x,
         (token_scales, codes, scales.view(torch.int32)),
         codes.shape[1] * 16,
