@@ -64,6 +64,12 @@ def test_activation_order_that_moves_inputs_between_groups_is_refused(matrix):
     matrix.refused("o_proj: g_idx is not .* with desc_act true, quantize with static groups", moved, desc_act=True)
 
 
+def test_groups_of_inputs_that_are_not_listed_must_be_consecutive(matrix):
+    unlisted = {name: tensor for name, tensor in matrix.tensors.items() if name != "g_idx"}
+    assert torch.equal(matrix.load(unlisted).dequantize(), weight())
+    matrix.refused("has no tensor .*o_proj.g_idx", unlisted, desc_act=True)
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

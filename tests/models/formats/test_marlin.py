@@ -51,5 +51,12 @@ def test_scales_per_channel_are_read(matrix):
 def test_the_config_is_checked_as_autogptqs(matrix):
     options = {"module": "qkv_proj", "fused": True}
     matrix.refused("quantization_config: sym is False", sym=False, **options)
+    matrix.refused(
+        "quantization_config: static_groups is False; what can be loaded is True", static_groups=False, **options
+    )
+    assert torch.equal(matrix.load(desc_act=False, static_groups=False, **options).dequantize(), weight())
+    matrix.quantization = {name: value for name, value in CONFIG.items() if name != "sym"}
+    matrix.refused("quantization_config: sym is missing", **options)
+    matrix.quantization = CONFIG
     matrix.refused(r"scales has shape \(2, 64\) where config.json asks for \(1, 64\)", group_size=-1, **options)
     matrix.refused("has no tensor .*qkv_proj.scales", {"qweight": matrix.tensors["qweight"]}, **options)

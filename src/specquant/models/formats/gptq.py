@@ -44,7 +44,9 @@ def read_gptq(quantization: Mapping[str, Any]) -> Format:
             "g_idx": (inputs,),
         }
 
-    return Format("w4a16-g128", shapes, partial(decode_gptq, version=version), optional=("g_idx",))
+    # Without an order of activations, or without groups, g_idx says nothing that is not known.
+    optional = () if quantization.get("desc_act") and group_size else ("g_idx",)
+    return Format("w4a16-g128", shapes, partial(decode_gptq, version=version), optional)
 
 
 # quantization_config of our weights in w4a16-g128, as `encode_gptq` writes them.

@@ -16,7 +16,17 @@ from typing import Any
 
 import torch
 
-from specquant.models.formats.common import Format, Matrix, Tensors, groups_of, nibbles, per_128, take, take_scales
+from specquant.models.formats.common import (
+    Format,
+    Matrix,
+    Tensors,
+    field,
+    groups_of,
+    nibbles,
+    per_128,
+    take,
+    take_scales,
+)
 from specquant.models.formats.gptq import gptq_fields
 
 INTERLEAVED = (0, 2, 4, 6, 1, 3, 5, 7)  # value of each nibble, from the lowest: both outputs of a lane, inputs inmost
@@ -25,6 +35,9 @@ INTERLEAVED = (0, 2, 4, 6, 1, 3, 5, 7)  # value of each nibble, from the lowest:
 def read_specmquant_w4a16(quantization: Mapping[str, Any]) -> Format:
     """The format of a W4A16 checkpoint that SpecMQuant has converted; its quantization_config is still AutoGPTQ's."""
     group_size, _ = gptq_fields(quantization)
+    field(quantization, "sym", (True,))
+    if quantization.get("desc_act") and group_size:
+        field(quantization, "static_groups", (True,))  # else inputs have moved between groups; where to, is left out
 
     def shapes(outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
         return {"qweight": (inputs // 16, outputs * 2), "scales": (groups_of(inputs, group_size), outputs)}
