@@ -235,6 +235,20 @@ def test_tokenizers(family, refused, file):
         assert "copy its files again" in line
 
 
+def test_code_that_comes_with_a_model_is_never_run(family, capfd, monkeypatch):
+    """Neither its tokenizer's nor its model's; and nobody is asked whether to trust it."""
+    target = family / "target"
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (target / "evil.py").write_text(f"open({str(family / 'owned')!r}, 'w')\nclass Evil: pass\n")
+    map_to_code = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+    for file, fields in (("config.json", {}), ("tokenizer_config.json", {"tokenizer_class": "Evil"})):
+        content = json.loads((target / file).read_text()) | {"auto_map": map_to_code} | fields
+        (target / file).write_text(json.dumps(content))
+        main([str(argument) for argument in generate(target)])
+        assert "Traceback" not in capfd.readouterr().err
+        assert not (family / "owned").exists()
+
+
 def test_a_missing_tokenizer_and_one_of_another_model(family, refused):
     embedding = load_file(family / "target/model.safetensors")["model.embed_tokens.weight"]
     change_config(family / "target", vocab_size=20)

@@ -1,6 +1,7 @@
 """Every family and rope scaling against transformers' own model, on small random checkpoints that it wrote."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_logits_and_generated_tokens_are_those_of_transformers(directory, small_
     tokens = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
     ours = generate(Speculator(model), load_tokenizer(small_models / "target"), prompt, max_new_tokens=12)
     assert ours.token_ids == tokens[0, len(prompt) :].tolist()
+
+
+def test_end_tokens_are_those_of_the_generation_config(directory, small_models, tmp_path):
+    """As in transformers; published chat models have more of them there than in config.json."""
+    path = shutil.copytree(directory("llama-3.1"), tmp_path / "model")
+    tokenizer, prompt = load_tokenizer(small_models / "target"), TOKENS[:9].tolist()
+    free = generate(Speculator(load_model(path)), tokenizer, prompt, max_new_tokens=12).token_ids
+    unused = next(token for token in range(VOCABULARY) if token not in free)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [unused, free[4]]}))
+    ended = generate(Speculator(load_model(path)), tokenizer, prompt, max_new_tokens=12)
+    assert ended.stopped_by == "end token"
+    assert ended.token_ids == free[: free.index(free[4]) + 1]
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokens = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert tokens[0, len(prompt) :].tolist() == ended.token_ids
+    (path / "generation_config.json").write_text("{")
+    with pytest.raises(SpecquantError, match=r"generation_config\.json is not JSON"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("name", ["llama-3.1", "qwen2"])

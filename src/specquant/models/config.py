@@ -38,7 +38,8 @@ def read_json(file: Path) -> dict:
 
 
 def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig:
-    """The configuration in a model directory, read as that of `family` (default: what its model_type says).
+    """The configuration in a model directory, read as that of `family` (default: what its model_type says), with the
+    end tokens of its generation_config.json, if there is one.
 
     Raises SpecquantError if there is none, if it is damaged or lacks a size, and if it asks for more than this package
     computes.
@@ -56,6 +57,9 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
             raise SpecquantError(f"{file}: {name} {found}; give the number above 0 that the model was trained with")
     config = _make_config(CONFIG_MAPPING[model_type], fields, file)
     _check_rope(config, file)
+    generation = file.with_name("generation_config.json")
+    if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
+        config.eos_token_id = read_json(generation).get("eos_token_id", config.eos_token_id)
     if config.hidden_act != "silu":
         raise SpecquantError(f"{file}: hidden_act {config.hidden_act!r} is not supported yet, only 'silu'")
     if config.num_attention_heads % config.num_key_value_heads:

@@ -30,7 +30,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not (Path(path) / "tokenizer.json").is_file():
         raise SpecquantError(f"{path} has no tokenizer.json: give a model directory with its tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each part of a tokenizer's files has its own exception types
         reason = f"{type(error).__name__}: {error}"
         raise SpecquantError(f"the tokenizer in {path} is damaged ({reason}): copy its files again") from None
