@@ -16,6 +16,36 @@ SOME_SCHEMES = ["w4a16-g128", "fp16"]
 TIMES_MS = {"autoregressive": 10.0, "eagle2": 5.0}
 
 
+@pytest.fixture
+def decoder_layer():
+    """Rows of a roofline: two schemes, one of them bound by arithmetic at its end."""
+    line = {"draft_size": [1, 16, 64], "intensity": [4.0, 64.0, 256.0], "time_us": [10.0, 10.0, 20.0]}
+    lines = [pd.DataFrame(line).assign(scheme=scheme, rate_top_s=[4, 60, 120]) for scheme in SOME_SCHEMES]
+    return pd.concat(lines).assign(predicted_us=lambda rows: 1.1 * rows.time_us)
+
+
+def test_a_roofline_lies_below_what_the_card_can_do(decoder_layer):
+    ceilings = pd.DataFrame(
+        {"what": ["read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)"], "value": [3.0, 500, 900]}
+    )
+    figure = figures.roofline(decoder_layer, ceilings)
+    fp16_roof, int8_roof, *lines = figure.axes[0].lines
+    assert max(fp16_roof.get_ydata()) == 500
+    assert max(int8_roof.get_ydata()) == 900
+    assert fp16_roof.get_ydata()[0] == pytest.approx(3 * fp16_roof.get_xdata()[0])
+    assert [line.get_label() for line in lines] == ["FP16", "W4A16-g128"]
+    assert list(lines[0].get_ydata()) == [4, 60, 120]
+    plt.close(figure)
+
+
+def test_predictions_are_drawn_over_the_measured_time_of_one_token(decoder_layer):
+    figure = figures.predicted_times(decoder_layer)
+    measured, predicted, *_ = figure.axes[0].lines
+    assert list(measured.get_ydata()) == [1, 1, 2]
+    assert list(predicted.get_ydata()) == pytest.approx([1.1, 1.1, 2.2])
+    plt.close(figure)
+
+
 def tables() -> dict[str, pd.DataFrame]:
     facts = {"model": "llama-3-8b", "weights": "synthetic"}
     verify_cost = [

@@ -184,6 +184,44 @@ def kernels(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def roofline(rows: pd.DataFrame, ceilings: pd.DataFrame) -> Figure:
+    """Achieved rate against operations per byte, below what the card can do at best.
+
+    `rows`: of `experiments.roofline.decoder_layer`. `ceilings`: ceilings.csv, from the same run.
+    """
+    best = ceilings.set_index("what")["value"]
+    figure, (axis,) = new_figure(height_in=3.2)
+    intensities = np.geomspace(rows["intensity"].min() / 1.5, rows["intensity"].max() * 1.5, 200)
+    for what, dashes in (("fp16 product (cuBLAS)", "--"), ("int8 product (cuBLASLt)", ":")):
+        roof = np.minimum(best["read-only stream"] * intensities, best[what])
+        axis.plot(intensities, roof, dashes, color="0.4", linewidth=0.8, label=what.replace(" product", ""))
+    for scheme in in_house_order(rows["scheme"], SCHEMES):
+        line = rows[rows["scheme"] == scheme].sort_values("intensity")
+        look = mark(scheme, SCHEMES)
+        axis.plot(line["intensity"], line["rate_top_s"], color=look.color, marker=look.marker, label=look.label)
+    axis.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="rate (10¹² operations/s)")
+    _legend_above(figure, axis, columns=3)
+    return figure
+
+
+def predicted_times(rows: pd.DataFrame) -> Figure:
+    """Measured time against draft size, over that of one token, and a dashed line as the roofline predicts it.
+
+    `rows`: with predictions, of `experiments.roofline.rooflines`.
+    """
+    figure, (axis,) = new_figure(height_in=3.0)
+    for scheme in in_house_order(rows["scheme"], SCHEMES):
+        line = rows[rows["scheme"] == scheme].sort_values("draft_size")
+        look = mark(scheme, SCHEMES)
+        one = line["time_us"].iloc[0]
+        axis.plot(line["draft_size"], line["time_us"] / one, look.marker, color=look.color, label=look.label)
+        axis.plot(line["draft_size"], line["predicted_us"] / one, "--", color=look.color, linewidth=0.8)
+    axis.set(xlabel="draft size (tokens in one pass)", ylabel="time over that of one token")
+    axis.set_ylim(bottom=0)
+    _legend_above(figure, axis, columns=3)
+    return figure
+
+
 RECORDED_FIGURES = (
     RecordedFigure(
         "published_speedups",
