@@ -6,13 +6,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from specquant import __version__
 from specquant.errors import SpecquantError
-
-if TYPE_CHECKING:
-    import torch
 
 MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
 # Options of `generate` for the directories of models that draft.
@@ -196,17 +192,20 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    import torch
+
     from specquant.decoding import acceptance_rule, generate
     from specquant.experiments.methods import Models
     from specquant.models.loading import load_tokenizer
+    from specquant.study.record import choose_device
 
     arguments.model = _at_revision(arguments.model, arguments.revision)
     rule = acceptance_rule(arguments.temperature, arguments.top_p, arguments.seed)
-    device, dtype = _device(arguments.device)
+    device = choose_device(arguments.device)
     models = Models(
         arguments.model,
         scheme=arguments.scheme,
-        dtype=dtype,
+        dtype=torch.float16 if device == "cuda" else torch.float32,
         device=device,
         context_length=arguments.context_length,
         **_companions(arguments),
@@ -240,19 +239,6 @@ def _at_revision(model: Path, revision: str | None) -> Path:
     if "@" in str(model):
         raise SpecquantError(f"{model} names a revision already: leave out --revision")
     return Path(f"{model}@{revision}")
-
-
-def _device(name: str | None) -> tuple["torch.device", "torch.dtype"]:
-    """The device that was asked for, and the precision to compute with on it."""
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise SpecquantError(f"unknown device {name!r}: give cuda or cpu") from None
-    if device.type not in ("cuda", "cpu") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise SpecquantError(f"there is no device {name!r} here: give cuda or cpu, as the machine has it")
-    return device, torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _quantize(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import huggingface_hub
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import errors
@@ -12,11 +13,14 @@ from huggingface_hub.utils import filter_repo_objects
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
+from specquant.experiments.targets import quantized_target
 from specquant.models import hub
-from specquant.models.hub import is_hub_id, locate, used_revisions
+from specquant.models.hub import is_hub_id, locate, resolve_model, used_revisions
 from specquant.models.loading import load_eagle_head, load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
+from specquant.paths import project_root
 from specquant.study.provenance import provenance
+from specquant.study.record import record_verify_cost
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -166,3 +170,17 @@ def test_without_a_network_the_cache_is_used(small_models, tmp_path, monkeypatch
     load_model(f"lab/target@{COMMIT}")
     with pytest.raises(SpecquantError, match="cannot be reached"):
         load_model("lab/target@v2")
+
+
+def test_a_relative_directory_is_below_the_project_root_and_comes_before_the_hub(tmp_path):
+    assert resolve_model("data/tiny") == project_root() / "data/tiny"
+    assert resolve_model("lab/target@v1") == "lab/target@v1"
+    assert resolve_model(tmp_path) == tmp_path
+    assert resolve_model("nowhere") == project_root() / "nowhere"
+
+
+def test_quantized_targets_and_verify_cost_of_hub_models(fake_hub, tmp_path):
+    copy = quantized_target("lab/target", "w8a8", tmp_path, "round-to-nearest")
+    assert copy == quantized_target("lab/target@v1", "w8a8", tmp_path, "round-to-nearest")
+    cost = record_verify_cost("lab/target", ["fp16"], tmp_path, tmp_path, None, [1, 2], [8], repeats=1, device="cpu")
+    assert set(pd.read_csv(cost).model) == {"lab/target"}

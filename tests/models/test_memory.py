@@ -102,4 +102,4 @@ def test_generate_with_a_context_length(small_models, free, capsys):
     assert main([*command, "--context-length", "129"]) == 2
     assert "made for 128 positions, and a context length of 129 was asked for" in capsys.readouterr().err
     assert main([*command[:-1], "toaster"]) == 2
-    assert "unknown device 'toaster': give cuda or cpu" in capsys.readouterr().err
+    assert "there is no device 'toaster' here" in capsys.readouterr().err

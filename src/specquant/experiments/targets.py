@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from specquant.models.hub import is_hub_id, locate
+from specquant.models.hub import locate, resolve_model
 from specquant.models.quantize import CALIBRATION_TEXT, quantize_model
 from specquant.paths import resolve
 from specquant.quant import get_scheme
@@ -15,14 +15,11 @@ CODE = ("kernels", "quant", "models")
 def quantized_target(model_dir: str | Path, scheme: str, keep_in: str | Path, method: str = "calibrated") -> Path:
     """The directory of a target in `scheme`: `model_dir` itself for fp16, else a copy below `keep_in`.
 
-    model_dir: a directory, or a hub id, which is downloaded first.
-
-    It is made if it is not there. Relative paths are below the project root. The copy's name says the scheme, the
-    method, and a digest of all that decides about its content, so that no stale one is ever used. Raises
-    SpecquantError as `quantize_model` does.
+    model_dir may be a hub id, which is downloaded first. The copy is made if it is not there. Relative paths are below
+    the project root. The copy's name says the scheme, the method, and a digest of all that decides about its content,
+    so that no stale one is ever used. Raises SpecquantError as `quantize_model` does.
     """
-    directory = resolve(model_dir)
-    model_dir = locate(model_dir) if is_hub_id(model_dir) and not directory.exists() else directory
+    model_dir = locate(resolve_model(model_dir))
     if get_scheme(scheme).name == "fp16":
         return model_dir
     copy = resolve(keep_in) / f"{scheme}-{method}-{_digest(model_dir)[:12]}"
@@ -39,5 +36,6 @@ def _digest(model_dir: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         if path.is_file():
-            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+            with open(path, "rb") as content:
+                digest.update(f"{path.name}\0".encode() + hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.kernels.compaction import keep_path
-from specquant.models.memory import free_bytes, gigabytes
+from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 
 
 class KVCache:
@@ -18,7 +18,7 @@ class KVCache:
     def __init__(self, config: PreTrainedConfig, capacity: int, dtype: torch.dtype, device: torch.device | str):
         needed, free = capacity * self.bytes_per_position(config, dtype), free_bytes(device)
         if free is not None and needed > free:
-            raise SpecquantError(
+            raise NotEnoughMemory(
                 f"a cache of {capacity} positions needs {gigabytes(needed)}, and {device} has {gigabytes(free)} free: "
                 "give a smaller context length (--context-length)"
             )

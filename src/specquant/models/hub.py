@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from specquant.errors import SpecquantError
+from specquant.paths import resolve
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,6 +58,12 @@ def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
     commit = Path(snapshot).name
     _revisions[name] = commit if COMMIT.fullmatch(commit) else str(revision)
     return Path(snapshot)
+
+
+def resolve_model(model: str | Path) -> str | Path:
+    """A directory, a relative one below the project root; or a hub id as it is."""
+    directory = resolve(model)
+    return model if is_hub_id(model) and not directory.exists() else directory
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> str:

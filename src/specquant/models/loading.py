@@ -16,7 +16,7 @@ from specquant.models.eagle import EagleHead
 from specquant.models.formats import FormatWeights, find_format
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
 from specquant.models.llama import Llama, set_compute_dtype
-from specquant.models.memory import free_bytes, gigabytes
+from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.transforms import original_ends
 from specquant.models.weights import EAGLE_3_REFUSED, EagleWeights, HuggingFaceWeights, Weights, fill
 from specquant.quant import SCHEMES, PackedLinear, get_scheme
@@ -100,7 +100,7 @@ def open_model(path: str | Path, scheme: str | None = None, context_length: int 
 
 
 def require_memory(model: Llama, dtype: torch.dtype, device: torch.device | str, path: str | Path) -> None:
-    """Raises SpecquantError where a device has no room for a model that computes in `dtype`, and for its context."""
+    """Raises NotEnoughMemory where a device has no room for a model that computes in `dtype`, and for its context."""
     free = free_bytes(device)
     weights, position = weight_bytes(model, dtype, device), KVCache.bytes_per_position(model.config, dtype)
     context = model.context_length * position
@@ -112,7 +112,7 @@ def require_memory(model: Llama, dtype: torch.dtype, device: torch.device | str,
         if room >= SHORTEST_CONTEXT
         else "choose a scheme of fewer bits, a smaller dtype or another device"
     )
-    raise SpecquantError(
+    raise NotEnoughMemory(
         f"{path} needs {gigabytes(weights)} for its weights in {model.scheme.name} and {gigabytes(context)} for a "
         f"context of {model.context_length} positions in {str(dtype).removeprefix('torch.')}, and {device} has "
         f"{gigabytes(free)} free: {advice}"

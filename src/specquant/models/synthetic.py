@@ -8,15 +8,16 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import nn
 from transformers import LlamaConfig, PreTrainedConfig
 
 from specquant.errors import SpecquantError
+from specquant.models.cache import KVCache
 from specquant.models.config import load_config
 from specquant.models.graphs import MOST_ROWS
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
+from specquant.models.memory import NotEnoughMemory, free_bytes
 from specquant.quant import PackedLinear, Scheme
 from specquant.quant.grid import in_groups
 
@@ -39,10 +40,6 @@ SHAPES = {
 BYTES_PER_CODE = 5  # that exist at once while a matrix's codes are drawn and packed
 BYTES_PER_LOGIT = 16  # of up to 64 rows, in several graphs
 GPU_SPARE_BYTES = 1 << 30  # kernels' code, graphs, and what lies unused between blocks
-
-
-class NotEnoughMemory(SpecquantError):
-    """A model needs more memory than its device has free."""
 
 
 class Memory(NamedTuple):
@@ -143,13 +140,6 @@ def require_memory(
         )
 
 
-def free_bytes(device: torch.device | str) -> int:
-    """Memory that can still be had on a device."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
 def bytes_read(model: Llama, context_length: int) -> int:
     """Bytes that no pass behind `context_length` positions can do without: the matrices, the LM head and the cache."""
     matrices = sum(linear.nbytes for linear in model.modules() if isinstance(linear, PackedLinear))
@@ -158,7 +148,7 @@ def bytes_read(model: Llama, context_length: int) -> int:
 
 def _cache_bytes(config: PreTrainedConfig, positions: int, dtype: torch.dtype) -> int:
     """Of the keys and values of that many positions."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions * dtype.itemsize
+    return positions * KVCache.bytes_per_position(config, dtype)
 
 
 def _nbytes(module: nn.Module) -> int:

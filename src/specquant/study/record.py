@@ -16,9 +16,11 @@ from specquant.experiments.compatibility import DRAFT_SIZES, verify_cost
 from specquant.experiments.methods import METHODS, DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
+from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.synthetic import SHAPES, NotEnoughMemory, bytes_read, synthetic_config, synthetic_model
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.paths import resolve, write_file
 from specquant.study.provenance import device_name, without_local_paths
 from specquant.study.results import read_provenance, read_results, write_results
@@ -117,12 +119,13 @@ def record_verify_cost(
 ) -> Path:
     """Time a model's passes in each scheme: a row of verify_cost.csv for each draft size and context; returns its path.
 
-    model: a directory, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or "synthetic",
-    random ones of its shapes (default: trained, where there are any). device: by default the GPU if there is one; there
-    models compute in fp16, on a CPU in float32, and rows also have the bytes that a pass must read and, by the measured
-    bandwidth, how long that takes. Written after every scheme; rows that the table holds already are not measured
-    again. A scheme that does not fit the device is named on stderr and left out. Raises SpecquantError where the table
-    holds rows of other parameters, there is no such model or device, or nothing could be measured.
+    model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
+    "synthetic", random ones of its shapes (default: trained, where there are any). device: by default the GPU if
+    there is one; there models compute in fp16, on a CPU in float32, and rows also have the bytes that a pass must
+    read and, by the measured bandwidth, how long that takes. Written after every scheme; rows that the table holds
+    already are not measured again. A scheme that does not fit the device is named on stderr and left out. Raises
+    SpecquantError where the table holds rows of other parameters, there is no such model or device, or nothing
+    could be measured.
     """
     device = choose_device(device)
     if repeats < 1:
@@ -130,9 +133,9 @@ def record_verify_cost(
     weights = weights or ("synthetic" if str(model) in SHAPES else "trained")
     if weights == "trained" and str(model) in SHAPES:
         raise SpecquantError(f"{model} is a name, without weights: give a model directory, or take synthetic weights")
-    model = str(model) if str(model) in SHAPES else resolve(model)
-    name = model if isinstance(model, str) else model.name
-    config = synthetic_config(model)
+    model = str(model) if str(model) in SHAPES else resolve_model(model)
+    name = model.name if isinstance(model, Path) and model.is_absolute() else str(model)
+    config = synthetic_config(locate(model, SMALL_FILES))
     dtype = torch.float16 if device == "cuda" else torch.float32
     parameters = {
         "dtype": str(dtype).removeprefix("torch."),
