@@ -124,6 +124,9 @@ def test_end_tokens_are_those_of_the_generation_config(directory, small_models, 
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     tokens = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert tokens[0, len(prompt) :].tolist() == ended.token_ids
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [VOCABULARY]}))
+    with pytest.raises(SpecquantError, match=r"generation_config\.json: eos_token_id is 270, which is no token"):
+        load_model(path)
     (path / "generation_config.json").write_text("{")
     with pytest.raises(SpecquantError, match=r"generation_config\.json is not JSON"):
         load_model(path)

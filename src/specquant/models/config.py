@@ -57,9 +57,6 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
             raise SpecquantError(f"{file}: {name} {found}; give the number above 0 that the model was trained with")
     config = _make_config(CONFIG_MAPPING[model_type], fields, file)
     _check_rope(config, file)
-    generation = file.with_name("generation_config.json")
-    if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
-        config.eos_token_id = read_json(generation).get("eos_token_id", config.eos_token_id)
     if config.hidden_act != "silu":
         raise SpecquantError(f"{file}: hidden_act {config.hidden_act!r} is not supported yet, only 'silu'")
     if config.num_attention_heads % config.num_key_value_heads:
@@ -68,12 +65,11 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
             f"{config.num_key_value_heads}"
         )
     for name in ("bos_token_id", "eos_token_id"):
-        tokens = getattr(config, name, None)
-        for token in tokens if isinstance(tokens, list) else [tokens]:
-            if token is not None and not (isinstance(token, int) and 0 <= token < config.vocab_size):
-                raise SpecquantError(
-                    f"{file}: {name} is {token!r}, which is no token of a vocabulary of {config.vocab_size}"
-                )
+        _check_tokens(config, name, file)
+    generation = file.with_name("generation_config.json")
+    if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
+        config.eos_token_id = read_json(generation).get("eos_token_id", config.eos_token_id)
+        _check_tokens(config, "eos_token_id", generation)
     return config
 
 
@@ -174,6 +170,15 @@ def _check_rope(config: PreTrainedConfig, file: Path) -> None:
             raise SpecquantError(f"{file}: {name} has {len(value)} numbers; head_dim asks for {config.head_dim // 2}")
     if rope["rope_type"] != "proportional" and rope.get("partial_rotary_factor") not in (None, 1):
         raise SpecquantError(f"{file}: partial_rotary_factor is not supported yet: only whole heads are rotated")
+
+
+def _check_tokens(config: PreTrainedConfig, name: str, file: Path) -> None:
+    tokens = getattr(config, name, None)
+    for token in tokens if isinstance(tokens, list) else [tokens]:
+        if token is not None and not (isinstance(token, int) and 0 <= token < config.vocab_size):
+            raise SpecquantError(
+                f"{file}: {name} is {token!r}, which is no token of a vocabulary of {config.vocab_size}"
+            )
 
 
 def _is_positive(value: object) -> bool:
