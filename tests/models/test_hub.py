@@ -89,7 +89,8 @@ def test_only_weights_configurations_and_tokenizers_are_taken(small_models, tmp_
     for file in ("modeling.py", "pytorch_model-00001.bin", "original/params.json", "consolidated.safetensors"):
         (repository / file).parent.mkdir(exist_ok=True)
         (repository / file).touch()
-    before = {path.name for path in (small_models / "target").iterdir()}
+    before = {path.name for path in (small_models / "target").iterdir()} | {"quant_model.pt"}  # QServe's weights
+    (repository / "quant_model.pt").touch()
     taken = set(
         filter_repo_objects(
             [path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()],

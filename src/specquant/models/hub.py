@@ -4,14 +4,15 @@ import re
 from pathlib import Path
 
 from specquant.errors import SpecquantError
+from specquant.models.checkpoint import PICKLE_FILE, QSERVE_FILE
 from specquant.paths import resolve
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configurations and tokenizers; what else a repository may hold is never downloaded, its code least of all.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
-MODEL_FILES = (*SMALL_FILES, "*.safetensors")
-HEAD_FILES = (*MODEL_FILES, "pytorch_model.bin")
+MODEL_FILES = (*SMALL_FILES, "*.safetensors", QSERVE_FILE)
+HEAD_FILES = (*MODEL_FILES, PICKLE_FILE)
 OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights once more, in their authors' own format
 
 _revisions: dict[str, str] = {}
