@@ -11,6 +11,7 @@ from specquant import __version__
 from specquant.errors import SpecquantError
 
 MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
+CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
 # Options of `generate` for the directories of models that draft.
 COMPANIONS = {
     "eagle-target": "the target's EAGLE head",
@@ -63,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_companions(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    generate.add_argument(
-        "--context-length", type=int, metavar="N", help="positions to make room for (default: all of the models')"
-    )
+    generate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     generate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     generate.add_argument(
@@ -141,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     cost.set_defaults(command=_bench_verify_cost)
 
     tasks = benches.add_parser("tasks", help="a benchmark of the paper, question by question; goes on where it stopped")
-    tasks.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target, fp16 or quantized")
+    tasks.add_argument("--model", type=Path, required=True, metavar="DIR", help=MODEL)
     tasks.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
     _add_companions(tasks)
     tasks.add_argument("--benchmark", required=True, metavar="NAME", help="mt-bench, spec-bench, humaneval or gsm8k")
@@ -151,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--data-dir", type=Path, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task, spread evenly (default: all)")
     tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
+    tasks.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     tasks.add_argument("--draft-size", type=int, default=60, metavar="N", help="of EAGLE-2's tree (default: 60)")
     tasks.add_argument("--iterations", type=int, default=6, metavar="N", help="of EAGLE-2's drafting (default: 6)")
     tasks.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
@@ -313,6 +313,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         arguments.device,
         arguments.dtype,
         DraftSettings(draft_size=arguments.draft_size, iterations=arguments.iterations),
+        arguments.context_length,
     )
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)

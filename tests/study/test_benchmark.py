@@ -187,3 +187,9 @@ def test_the_command_prints_the_table_and_refuses_with_one_line(small_models, da
         assert (status, output.out) == (2, "")
         assert says in output.err
         assert output.err.count("\n") == 1
+
+
+def test_a_shorter_context_is_another_measurement(call):
+    call(context_length=100)
+    with pytest.raises(SpecquantError, match=r"line 1: measured with context_length 100, not None: choose another"):
+        call()

@@ -54,7 +54,8 @@ class Weights:
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         if tensor.dtype != want.dtype and not (tensor.is_floating_point() and want.is_floating_point()):
             raise SpecquantError(f"{self.checkpoint.path}: {name} holds {tensor.dtype} where {want.dtype} belongs")
-        tensor = tensor.to(want.dtype, copy=True)  # out of the mapped file
+        mapped = len(parts) == 1 and tensor.device.type == "cpu"  # in the file: what stays must be a copy
+        tensor = tensor.to(want.dtype, copy=mapped)
         numbers = tensor.float() if tensor.dtype == torch.float8_e4m3fn else tensor  # torch cannot tell of e4m3
         if numbers.is_floating_point() and not bool(numbers.isfinite().all()):
             raise SpecquantError(

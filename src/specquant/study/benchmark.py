@@ -40,22 +40,30 @@ def record_benchmark(
     device: str | None = None,
     dtype: str | None = None,
     settings: DraftSettings | None = None,
+    context_length: int | None = None,
 ) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
 
-    target, companions, scheme: as for `Models`. limit: of questions for each task. max_new_tokens: in one turn
-    (default: the paper's). device: the GPU by default, if there is one; dtype: that models compute in (default: float16
-    on a GPU, else float32). Beside the table stand its provenance, NAME.json, and the lines with the answers,
-    NAME.jsonl. A last line that broke off is measured again. Methods take turns on each question, so that a machine
-    that grows slower slows all of them. Raises SpecquantError where there are lines that were measured otherwise than
-    now asked for, or a file is missing, damaged or cannot be written.
+    target, companions, scheme, context_length: as for `Models`. limit: of questions for each task. max_new_tokens:
+    in one turn (default: the paper's). device: the GPU by default, if there is one; dtype: that models compute in
+    (default: float16 on a GPU, else float32). Beside the table stand its provenance, NAME.json, and the lines with
+    the answers, NAME.jsonl. A last line that broke off is measured again. Methods take turns on each question, so
+    that a machine that grows slower slows all of them. Raises SpecquantError where there are lines that were
+    measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
     """
     benchmark = get_benchmark(name)
     questions, sha256 = read_questions(benchmark, data_dir, limit)
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     device = choose_device(device)
     dtype = dtype or ("float16" if device == "cuda" else "float32")
-    models = Models(target, scheme=scheme, dtype=getattr(torch, dtype), device=device, **companions)
+    models = Models(
+        target,
+        scheme=scheme,
+        dtype=getattr(torch, dtype),
+        device=device,
+        context_length=context_length,
+        **companions,
+    )
     settings = settings or DraftSettings()
     speculators = {method: models.speculator(method, settings) for method in methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
@@ -66,6 +74,7 @@ def record_benchmark(
         "as_published": sha256 == benchmark.sha256,
         "models": without_local_paths({"target": Path(target)} | dict(companions)),
         "max_new_tokens": max_new_tokens,
+        "context_length": context_length,
         "dtype": dtype,
         "settings": asdict(settings),
         "device": device_name(device),
