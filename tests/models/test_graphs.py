@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
 from specquant.kernels import attention, norm, rotary, swiglu
-from specquant.models import graphs
+from specquant.models import graphs, llama
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_model
@@ -49,7 +49,7 @@ def with_kernels(device, monkeypatch):
     """A call that lets all operations run their kernels, in the interpreter where there is no GPU."""
 
     def switch():
-        for module in (attention, norm, rotary, swiglu, linear):
+        for module in (attention, llama, norm, rotary, swiglu, linear):
             monkeypatch.setattr(module, "on_gpu", lambda x: x.dtype != torch.float64)
 
     return switch
@@ -103,6 +103,24 @@ def test_a_layer_is_few_launches(scheme, launches, small_config, with_kernels, m
         per_model.append(len(counted))
     assert per_model[1] - per_model[0] == launches
     assert per_model[0] == launches + 1  # the first norm
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "w8a8", "w4a16-g128", "w4a8-fp8-g128"])
+def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_config, with_kernels):
+    """Where that is asked for: each path of the tree, token by token, gives the logits of its rows."""
+    model = model_in(scheme, small_config)
+    model.make_row_invariant()
+    tokens, cache = torch.arange(CONTEXT + 5), model.new_cache(128)
+    model.prefill(tokens[:CONTEXT], cache)
+    with_kernels()
+    together = model.logits(model(tokens[CONTEXT:], CONTEXT + DEPTHS, cache, TREE))
+    for path in ([0, 1, 3], [0, 2, 4]):
+        cache.truncate(CONTEXT)
+        for depth, row in enumerate(path):
+            token, position = tokens[CONTEXT + row], torch.tensor([CONTEXT + depth])
+            alone = model.logits(model(token[None], position, cache, causal_mask(1, "cpu")))
+            assert torch.equal(alone[0], together[row]), (path, depth)
+            cache.keep(torch.tensor([0]))
 
 
 @pytest.fixture

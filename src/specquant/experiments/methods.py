@@ -53,7 +53,8 @@ class Models:
     target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
     intermediate model and that model's head are directories of fp16 weights. All of them may be hub ids instead
     (`models.hub.locate`). context_length: positions to make room for; None for all that each was made for. On a GPU,
-    passes of models that compute in 16 bits are CUDA graphs.
+    passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
+    `Llama.make_row_invariant`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Models:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         context_length: int | None = None,
+        row_invariant: bool = False,
     ):
         self.paths = {
             "target": target,
@@ -74,10 +76,14 @@ class Models:
             "eagle_intermediate": eagle_intermediate,
         }
         self.scheme, self.dtype, self.device, self.context_length = scheme, dtype, device, context_length
+        self.row_invariant = row_invariant
 
     @cached_property
     def target(self) -> Llama | GraphedLlama:
-        return self._load("target", self.scheme)
+        target = self._load("target", self.scheme)
+        if self.row_invariant:
+            target.make_row_invariant()
+        return target
 
     @cached_property
     def intermediate(self) -> Llama | GraphedLlama:

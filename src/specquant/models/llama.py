@@ -5,6 +5,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from specquant.kernels.attention import tree_attention
+from specquant.kernels.fp16 import fp16_triton
+from specquant.kernels.launch import on_gpu
 from specquant.kernels.norm import Normed, add_rms_norm
 from specquant.kernels.rotary import rotate_and_cache
 from specquant.kernels.swiglu import swiglu
@@ -46,6 +48,8 @@ class RotaryEmbedding(nn.Module):
 
 class LlamaLayer(nn.Module):
     """One decoder layer. An EAGLE head uses the same layer without the input norm."""
+
+    row_invariant = False
 
     def __init__(self, config: PreTrainedConfig, scheme: Scheme, index: int = 0, input_norm: bool = True):
         super().__init__()
@@ -92,7 +96,7 @@ class LlamaLayer(nn.Module):
         keys, values = cache.keys[self.index], cache.values[self.index]
         qkv = self._normalize_heads(multiply(x, self.qkv_proj, keys.dtype))
         query = rotate_and_cache(qkv, rotary.cosines, rotary.sines, positions, keys, values, first_slot)
-        return tree_attention(query, keys, values, cache.length, mask).reshape(rows, -1)
+        return tree_attention(query, keys, values, cache.length, mask, self.row_invariant).reshape(rows, -1)
 
     def _normalize_heads(self, qkv: torch.Tensor) -> torch.Tensor:
         """The output of qkv_proj [rows, out]; in Qwen3, each query head and each key head normalized by itself."""
@@ -120,6 +124,8 @@ class Llama(nn.Module):
     EAGLE head was trained on these).
     """
 
+    row_invariant = False
+
     def __init__(self, config: PreTrainedConfig, scheme: str | Scheme = "fp16", context_length: int | None = None):
         super().__init__()
         self.config = config
@@ -134,6 +140,16 @@ class Llama(nn.Module):
         self.rotary = RotaryEmbedding(config, self.context_length)
         self.register_buffer("feature_map", None)
         self.requires_grad_(False)
+
+    def make_row_invariant(self) -> None:
+        """From now on let no row's bits depend on how many other rows its pass has, where operations run their kernels.
+
+        So a verified draft has the tokens that decoding one by one gives, near ties included. Takes longer. Passes of
+        more than 128 rows, as of a prompt, and asymmetric W4A16 stay as they are.
+        """
+        for module in self.modules():
+            if isinstance(module, PackedLinear | LlamaLayer | Llama):
+                module.row_invariant = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -168,6 +184,8 @@ class Llama(nn.Module):
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """features [rows, hidden] -> logits [rows, vocab_size]."""
+        if self.row_invariant and on_gpu(features) and features.dtype in (torch.float16, torch.bfloat16):
+            return fp16_triton(features, self.lm_head.weight, row_invariant=True)
         return self.lm_head(features)
 
     @torch.inference_mode()
