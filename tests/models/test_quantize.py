@@ -117,9 +117,7 @@ def test_each_layer_is_calibrated_on_what_the_quantized_ones_before_it_give(sour
     sequences = calibration_sequences(source, source / "text.txt", LENGTH, 1024)[:2]
     hessians = []
     original = quantize.quantize_linear
-    monkeypatch.setattr(
-        quantize, "quantize_linear", lambda s, w, h=None: (hessians.append(h), original(s, w, h))[1]
-    )
+    monkeypatch.setattr(quantize, "quantize_linear", lambda s, w, h=None: (hessians.append(h), original(s, w, h))[1])
     model = load_model(source)
     quantize_layers(model, get_scheme("w4a16-g128"), sequences)
     states = [model.embed_tokens(tokens) for tokens in sequences]

@@ -134,9 +134,7 @@ def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: i
 
 
 @torch.no_grad()
-def quantize_layers(
-    model: Llama, scheme: Scheme, sequences: list[torch.Tensor] | None, progress: bool = False
-) -> None:
+def quantize_layers(model: Llama, scheme: Scheme, sequences: list[torch.Tensor] | None, progress: bool = False) -> None:
     """Quantize an fp16 model in place. sequences: tokens to calibrate on; without, it rounds to nearest.
 
     All that decides between two codes is computed in the model's dtype.
