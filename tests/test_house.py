@@ -205,3 +205,8 @@ def test_papermill_sees_every_parameter_and_notebooks_agree_on_its_type():
         assert set(seen) == assigned, path.name
         for name, type_name in seen.items():
             assert types.setdefault(name, type_name) == type_name, f"{path.name}: {name}"
+
+
+def test_progress_bars_are_plain_text():
+    """tqdm.auto wants ipywidgets, and warns without; text bars can be turned off where outputs are kept."""
+    assert not [path.name for path in SOURCES if "tqdm.auto" in path.read_text()]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.kernels.launch import multiprocessors, triton
