@@ -208,5 +208,5 @@ def test_papermill_sees_every_parameter_and_notebooks_agree_on_its_type():
 
 
 def test_progress_bars_are_plain_text():
-    """tqdm.auto wants ipywidgets, and warns without; text bars can be turned off where outputs are kept."""
+    """Text bars, unlike tqdm.auto's, can be turned off where outputs are kept."""
     assert not [path.name for path in SOURCES if "tqdm.auto" in path.read_text()]
