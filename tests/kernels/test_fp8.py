@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from specquant.kernels.fp8 import fp8, fp8_triton, quantize_per_token_e4m3, quantize_per_token_e4m3_triton
+from specquant.kernels.activations import quantize_per_token_triton
+from specquant.kernels.fp8 import fp8, fp8_triton, quantize_per_token_e4m3
 from specquant.kernels.int4 import pack_int4, pair_outputs
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a8_fp8 import w4a8_fp8, w4a8_fp8_triton
@@ -70,7 +71,7 @@ def test_codes_are_the_nearest_numbers_of_the_format(generator):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_kernel_quantizes_to_the_same_bits(dtype, device, generator):
     x = wide_rows(dtype, generator)
-    codes, scales = quantize_per_token_e4m3_triton(x.to(device))
+    codes, scales = quantize_per_token_triton(x.to(device), torch.float8_e4m3fn)
     expected_codes, expected_scales = quantize_per_token_e4m3(x)
     assert torch.equal(codes.float().cpu(), expected_codes)
     assert torch.equal(scales.cpu(), expected_scales)
@@ -78,7 +79,7 @@ def test_the_kernel_quantizes_to_the_same_bits(dtype, device, generator):
 
 def test_ties_go_to_even(device):
     x = torch.tensor([[448.0, 17, 19, -17, -19, 2**-10, 3 * 2**-10, 2**-11] + [0.0] * 120])
-    codes, _ = quantize_per_token_e4m3_triton(x.to(device))
+    codes, _ = quantize_per_token_triton(x.to(device), torch.float8_e4m3fn)
     assert codes[0, :8].float().tolist() == [448, 16, 20, -16, -20, 0, 2 * 2**-9, 0]
 
 
@@ -102,7 +103,7 @@ def test_the_references_multiply_what_is_stored(generator):
 def test_kernels(launch, reference, make, rows, outputs, inputs, chosen, device, generator):
     matrix = make(outputs, inputs, generator)
     x = torch.randn(rows, inputs, generator=generator).half()
-    quantized = quantize_per_token_e4m3_triton(x.to(device))
+    quantized = quantize_per_token_triton(x.to(device), torch.float8_e4m3fn)
     y = launch(*quantized, *(part.to(device) for part in matrix), out_dtype=torch.float16, chosen=chosen)
     assert y.shape == (rows, outputs)
     # Tensor cores add e4m3 products with fewer bits than float32 has.
@@ -119,7 +120,7 @@ def test_true_shapes(launch, reference, make, outputs, inputs):
     matrix = tuple(part.cuda() for part in matrix)
     x = torch.randn(300, inputs, device="cuda").half()
     expected = reference(x.double(), *matrix).cpu()
-    codes, scales = quantize_per_token_e4m3_triton(x)
+    codes, scales = quantize_per_token_triton(x, torch.float8_e4m3fn)
 
     def run(rows):
         return launch(codes[:rows], scales[:rows], *matrix, out_dtype=torch.float16, row_invariant=True)

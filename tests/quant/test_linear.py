@@ -162,3 +162,19 @@ def test_integer_products_are_the_same_in_float32_and_float64_up_to_rounding(sch
     single, double = linear(x), linear(x.double())
     # A code may fall on the other side of a tie, so not bit by bit.
     assert (single - double).abs().max() < 2e-3 * double.abs().max()
+
+
+@every_scheme
+def test_a_kernel_gets_the_codes_that_its_storage_names(scheme, weight, device):
+    linear = quantize_linear(scheme, weight).to(device)
+    x = torch.randn(3, INPUTS, device=device)
+    inputs = linear.kernel_inputs(x)
+    if linear.code_dtype is None:
+        assert len(inputs) == 1
+        assert torch.equal(inputs[0], x)
+    else:
+        codes, scales = inputs
+        assert codes.dtype == linear.code_dtype
+        expected = (quantize_per_token_e4m3 if scheme.floating else quantize_per_token)(x)
+        assert torch.equal(codes.float(), expected[0])
+        assert torch.equal(scales, expected[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from specquant.kernels.launch import jit, tl, triton
-from specquant.kernels.rounding import int8_row
+from specquant.kernels.rounding import row_codes, row_scale
 
 SMALLEST = 1e-30  # a row whose largest magnitude is below this quantizes to zeros, without a division by zero
 
@@ -29,11 +29,14 @@ def quantize_per_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (x / scales).round_(), scales
 
 
-def quantize_per_token_triton(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_per_token` by one launch, a block for each row: the same bits, the codes as int8."""
+def quantize_per_token_triton(
+    x: torch.Tensor, code_dtype: torch.dtype = torch.int8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_per_token` by one launch, a block for each row: the same bits, the codes as int8; or, with
+    torch.float8_e4m3fn as `code_dtype`, `fp8.quantize_per_token_e4m3`."""
     x = x.contiguous()
     rows, features = x.shape
-    codes = torch.empty_like(x, dtype=torch.int8)
+    codes = torch.empty_like(x, dtype=code_dtype)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     if rows:
         block = triton.next_power_of_2(features)
@@ -47,7 +50,8 @@ def quantize_per_token_triton(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 def _kernel(x, codes, scales, features, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     feature = tl.arange(0, BLOCK)
-    values = tl.load(x + row * features + feature, mask=feature < features, other=0)
-    quantized, scale = int8_row(values.to(tl.float32), SMALLEST)
+    values = tl.load(x + row * features + feature, mask=feature < features, other=0).to(tl.float32)
+    scale = row_scale(tl.max(tl.abs(values), 0), codes.dtype.element_ty, SMALLEST)
+    quantized = row_codes(values, scale, codes.dtype.element_ty)
     tl.store(codes + row * features + feature, quantized, mask=feature < features)
     tl.store(scales + row, scale)

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import SMALLEST, compute_dtype
-from specquant.kernels.launch import jit, tl, triton
 from specquant.kernels.products import Configuration, launch_product
-from specquant.kernels.rounding import e4m3_row
 from specquant.kernels.w8a8 import eight_bit_kernel
 
 LARGEST = 448.0
@@ -42,20 +40,6 @@ def quantize_per_token_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(SMALLEST)
     scales = largest / torch.full_like(largest, LARGEST)
     return (x / scales).to(torch.float8_e4m3fn).to(dtype), scales.to(dtype)
-
-
-def quantize_per_token_e4m3_triton(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_per_token_e4m3` by one launch, a block for each row: the same bits, the codes as e4m3."""
-    x = x.contiguous()
-    rows, features = x.shape
-    codes = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    if rows:
-        block = triton.next_power_of_2(features)
-        _kernel[(rows,)](
-            x, codes, scales, features, SMALLEST=SMALLEST, BLOCK=block, num_warps=min(max(block // 1024, 1), 16)
-        )
-    return codes, scales
 
 
 def fp8_triton(
@@ -92,13 +76,3 @@ def require_e4m3(x: torch.Tensor) -> None:
     """Raises SpecquantError where x is on a GPU before Hopper."""
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
         raise SpecquantError(f"{torch.cuda.get_device_name(x.device)} has no fp8 products: choose another scheme")
-
-
-@jit
-def _kernel(x, codes, scales, features, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    feature = tl.arange(0, BLOCK)
-    values = tl.load(x + row * features + feature, mask=feature < features, other=0)
-    quantized, scale = e4m3_row(values.to(tl.float32), SMALLEST)
-    tl.store(codes + row * features + feature, quantized, mask=feature < features)
-    tl.store(scales + row, scale)

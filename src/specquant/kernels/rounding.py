@@ -12,22 +12,9 @@ def round_half_even(x):
 
 
 @jit
-def int8_row(values, SMALLEST: tl.constexpr):
-    """A row of float32 -> its int8 codes and its scale, with the very bits of `quantize_per_token`."""
-    scale = row_scale(tl.max(tl.abs(values), 0), tl.int8, SMALLEST)
-    return row_codes(values, scale, tl.int8), scale
-
-
-@jit
-def e4m3_row(values, SMALLEST: tl.constexpr):
-    """A row of float32 -> its e4m3 codes and its scale, with the very bits of `quantize_per_token_e4m3`."""
-    scale = row_scale(tl.max(tl.abs(values), 0), tl.float8e4nv, SMALLEST)
-    return row_codes(values, scale, tl.float8e4nv), scale
-
-
-@jit
 def row_scale(largest, dtype: tl.constexpr, SMALLEST: tl.constexpr):
-    """The scale of a row with this largest magnitude, for codes of int8 or e4m3."""
+    """The scale of a row with this largest magnitude, for codes of int8 or e4m3, with the very bits of
+    `quantize_per_token` and `quantize_per_token_e4m3`."""
     return tl.div_rn(tl.maximum(largest, SMALLEST), 127.0 if dtype == tl.int8 else 448.0)
 
 

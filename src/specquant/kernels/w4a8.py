@@ -12,7 +12,8 @@ stored 4-bit code, here in registers. Stored are codes in the order of `int4`, f
   the codes as they are and subtract the zero point times the sum of the token's int8 activations: the same integer.
   (QServe, section 5.2.2, subtracts its share of the token's sum *before* quantization. Then code and zero point see
   different activations, and the difference grows from layer to layer: on the tiny target rounding errors of 1e-15 grow
-  to 1e-2 within nine products, so that no verification agrees with decoding token by token. Integers cost the same.)
+  to 1e-6 within nine products and to 0.1 at the end, so that no verification agrees with decoding token by token.
+  Integers cost the same.)
 * QoQ per group, progressive: fp16 `scales` [out]; uint8 `group_grids` [in / 128, out / 16, 8, 4] in the same order: the
   scales, 1 to 16, of two outputs, then their zero points, 0 to 15. int8 weight = (code - zero) * group scale: integers
   throughout. code * group scale <= 240 fits a byte, and the quantizer keeps every weight within +-127 (QServe, section

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from specquant.kernels.activations import SMALLEST, compute_dtype, quantize_per_token_triton
-from specquant.kernels.fp8 import LARGEST, fp8_product, fp8_triton, quantize_per_token_e4m3_triton
+from specquant.kernels.fp8 import LARGEST, fp8_product, fp8_triton
 from specquant.kernels.fp16 import fp16_product, fp16_triton
 from specquant.kernels.int4 import pack_int4, packed_shape, pair_outputs, unpack_int4, unpair_outputs
 from specquant.kernels.launch import on_gpu
@@ -85,8 +85,8 @@ class PackedLinear(nn.Module):
         raise NotImplementedError
 
     def kernel_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What the kernel takes for x [rows, in]: its int8 codes and their scales."""
-        return quantize_per_token_triton(x)
+        """What the kernel takes for x [rows, in]: x itself, or its codes and their scales."""
+        return (x,) if self.code_dtype is None else quantize_per_token_triton(x, self.code_dtype)
 
     def run_kernel(
         self, inputs: tuple[torch.Tensor, ...], out_dtype: torch.dtype, chosen: Configuration | None = None
@@ -164,9 +164,6 @@ class Float16Linear(PackedLinear):
     def operand(self, dtype):
         return self.weight.to(dtype)
 
-    def kernel_inputs(self, x):
-        return (x,)
-
     def run_kernel(self, inputs, out_dtype, chosen=None):
         if self.row_invariant:
             return fp16_triton(*inputs, self.weight, row_invariant=True, chosen=chosen)
@@ -238,9 +235,6 @@ class Int4GroupLinear(PackedLinear):
     def operand(self, dtype):
         return w4a16_weight(self.codes, self.scales, dtype)
 
-    def kernel_inputs(self, x):
-        return (x,)
-
     def run_kernel(self, inputs, out_dtype, chosen=None):
         return w4a16_triton(*inputs, self.codes, self.scales, self.row_invariant, chosen)
 
@@ -301,9 +295,6 @@ class Float8Linear(PackedLinear):
     def operand(self, dtype):
         return self.codes.to(dtype)
 
-    def kernel_inputs(self, x):
-        return quantize_per_token_e4m3_triton(x)
-
     def run_kernel(self, inputs, out_dtype, chosen=None):
         matrix = (self.codes, self.scales)
         return fp8_triton(*inputs, *matrix, out_dtype=out_dtype, row_invariant=self.row_invariant, chosen=chosen)
@@ -320,9 +311,6 @@ class Int4Float8Linear(Int4GroupLinear):
 
     def operand(self, dtype):
         return w4a8_fp8_weight(self.codes, self.scales, dtype)
-
-    def kernel_inputs(self, x):
-        return quantize_per_token_e4m3_triton(x)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
         matrix = (self.codes, self.scales)
