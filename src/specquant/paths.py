@@ -1,6 +1,10 @@
-"""Where the project's files are, and how a file is written whole or not at all."""
+"""Where the project's files are, and how a file or a directory is written whole or not at all."""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specquant.errors import SpecquantError
@@ -41,3 +45,36 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
     except OSError as error:
         raise SpecquantError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from None
     return path
+
+
+def require_new(directory: Path) -> None:
+    """Raises SpecquantError where something is at `directory` that is more than an empty one."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise SpecquantError(f"{directory} exists and is not empty: choose another output directory or remove it")
+
+
+@contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """A directory to fill beside `directory`, which takes its place at the end; after an error nothing is left.
+
+    Raises SpecquantError where it cannot be made or filled.
+    """
+    new_folders = [folder for folder in directory.parents if not folder.exists()]
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        reason = f"cannot write to {directory.parent} ({error.strerror})"
+        raise SpecquantError(f"{reason}: choose another directory") from None
+    try:
+        yield unfinished
+        os.replace(unfinished, directory)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SpecquantError(f"cannot write {directory} ({reason}): free space or choose another directory") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if not directory.exists():
+            for folder in new_folders:
+                with suppress(OSError):
+                    folder.rmdir()

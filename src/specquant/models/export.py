@@ -1,9 +1,7 @@
 """Write a model that `specquant quantize` has made in a format that other programs load."""
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from specquant.models.llama import Llama
 from specquant.models.loading import stored_scheme
 from specquant.models.quantize import COPIED_FILES
 from specquant.models.weights import HuggingFaceWeights, Weights
+from specquant.paths import require_new, written_whole
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
 
@@ -66,29 +65,17 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
             f"{model_dir} cannot be written as {format}: its scheme is {scheme.name}, and the format has "
             f"{', '.join(chosen.schemes)}"
         )
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise SpecquantError(f"{out_dir} exists and is not empty: choose another output directory or remove it")
+    require_new(out_dir)
     weights = Weights(Checkpoint(model_dir), config, scheme)
     with torch.device("meta"):
         model = Llama(config, scheme)
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    except OSError as error:
-        raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
-    try:
+    with written_whole(out_dir) as unfinished:
         _write_shards(_parts(model, weights, partial(chosen.encode, scheme)), len(model.layers) + 1, unfinished)
         fields = read_json(model_dir / "config.json") | {"quantization_config": chosen.config(scheme)}
         (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name in COPIED_FILES:
             if (model_dir / name).is_file():
                 shutil.copyfile(model_dir / name, unfinished / name)
-        os.replace(unfinished, out_dir)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SpecquantError(f"cannot write {out_dir} ({reason}): free space or choose another directory") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _parts(

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +17,7 @@ from specquant.models.llama import Llama, LlamaLayer, causal_mask, set_compute_d
 from specquant.models.loading import load_tokenizer, open_model, stored_scheme
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
 from specquant.models.weights import fill
-from specquant.paths import resolve
+from specquant.paths import require_new, resolve, written_whole
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 
@@ -70,16 +67,9 @@ def quantize_model(
     stored = stored_scheme(config, model_dir)
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is already quantized to {stored}: quantize the fp16 model it was made from")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise SpecquantError(f"{out_dir} exists and is not empty: choose another output directory or remove it")
+    require_new(out_dir)
     record = {"quant_method": "specquant", "scheme": scheme.name, "method": method, "rotated": scheme.rotated}
-    new_folders = [folder for folder in out_dir.parents if not folder.exists()]
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    except OSError as error:
-        raise SpecquantError(f"cannot write to {out_dir.parent} ({error.strerror}): choose another directory") from None
-    try:
+    with written_whole(out_dir) as unfinished:
         # In float64, because rounding errors of float32 sums differ between machines, and codes would with them.
         length = min(SEQUENCE_LENGTH, longest_context(config))
         model, weights = open_model(model_dir, context_length=length)
@@ -94,16 +84,6 @@ def quantize_model(
             record["calibration"] = {"text": text.name, "sha256": digest, "tokens": sum(map(len, sequences))}
         quantize_layers(model, scheme, sequences, progress)
         write_model(model, record, model_dir, unfinished)
-        os.replace(unfinished, out_dir)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SpecquantError(f"cannot write {out_dir} ({reason}): free space or choose another directory") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if not out_dir.exists():
-            for folder in new_folders:
-                with suppress(OSError):
-                    folder.rmdir()
 
 
 def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: int) -> list[torch.Tensor]:
