@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
+from specquant.experiments.compatibility import DRAFT_SIZES
 from specquant.kernels.launch import multiprocessors, triton
 from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, gpu_kind, winners
 from specquant.kernels.stream import read_triton
@@ -36,7 +37,6 @@ LAYERS = {
     },
 }
 BENCH_SCHEMES = tuple(name for name in scheme_names("all") if not name.endswith("-rot"))  # rotation changes no product
-DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
 ROTATED_BYTES = 300e6  # weights are rotated through more than this, several times an L2 cache
 # Outputs of a program, stages, warps and registers (0: as many as the compiler likes), by rows of a tile.
 CANDIDATES = {
