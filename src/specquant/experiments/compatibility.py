@@ -1,6 +1,6 @@
 """Verify time against draft size, for one model in one scheme (the paper's figure on compatibility, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -32,26 +32,12 @@ def verify_cost(
     SpecquantError where context and draft do not fit the model, a size is below 1, or the model's results are not
     finite: such a pass may take another time.
     """
-    longest = model.context_length
-    if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
-        raise SpecquantError(
-            f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 "
-            f"and context plus draft at most {longest}"
-        )
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (context_length + max(draft_sizes),), generator=generator)
-    tokens = tokens.to(model.device)
-    cache = model.new_cache(len(tokens))
-    model.prefill(tokens[:context_length], cache)
-    model = graphed(model)
+    passes = prepare_passes(model, draft_sizes, context_length)
     times_ms = {size: [] for size in draft_sizes}
     for repeat in range(warm_up + repeats):
-        for size in draft_sizes:
-            rows = torch.arange(context_length, context_length + size, device=model.device)
-            drafted = tokens[rows]
-            mask = causal_mask(size, model.device)
+        for size, run in passes.items():
             began = _now(model)
-            logits = model.logits(model(drafted, rows, cache, mask))
+            logits = run()
             if repeat >= warm_up:
                 times_ms[size].append(1e3 * (_now(model) - began))
             elif not logits.isfinite().all():
@@ -70,6 +56,64 @@ def verify_cost(
         }
         for size, times in times_ms.items()
     )
+
+
+@torch.inference_mode()
+def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context_length: int = 256) -> pd.DataFrame:
+    """What the GPU does in one such pass: a row for each kernel, the longest first, then one for the time between.
+
+    launches: how often it starts; time_us: how long it runs in all. Programmatic dependent launches overlap, so the sum
+    may exceed span_us, from the first kernel's start to the last one's end; `idle` is the time when none runs. Raises
+    SpecquantError as `verify_cost`, and where the model is not on a GPU.
+    """
+    if model.device.type != "cuda":
+        raise SpecquantError("only passes on an NVIDIA GPU can be profiled")
+    run = prepare_passes(model, [draft_size], context_length)[draft_size]
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize(model.device)
+    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    spans = pd.DataFrame(
+        ((event.name, event.time_range.start, event.time_range.end) for event in kernels),
+        columns=["kernel", "start", "end"],
+    ).sort_values("start")
+    table = spans.assign(time_us=spans.end - spans.start).groupby("kernel", sort=False).time_us.agg(["size", "sum"])
+    table = table.set_axis(["launches", "time_us"], axis=1).sort_values("time_us", ascending=False)
+    reached = spans.end.cummax().shift(fill_value=spans.start.min())
+    table.loc["idle"] = {"launches": 0, "time_us": (spans.start - reached).clip(lower=0).sum()}
+    table["span_us"] = spans.end.max() - spans.start.min()
+    about = {"model": name, "scheme": model.scheme.name, "weights": weights}
+    about |= {"draft_size": draft_size, "context_length": context_length}
+    return table.reset_index(names="kernel").assign(**about)[[*about, "kernel", "launches", "time_us", "span_us"]]
+
+
+def prepare_passes(
+    model: Llama, draft_sizes: Sequence[int], context_length: int
+) -> dict[int, Callable[[], torch.Tensor]]:
+    """A call for each draft size that runs it behind `context_length` cached positions and gives the logits.
+
+    Raises SpecquantError where context and draft do not fit the model, or a size is below 1.
+    """
+    longest = model.context_length
+    if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
+        raise SpecquantError(
+            f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 "
+            f"and context plus draft at most {longest}"
+        )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (context_length + max(draft_sizes),), generator=generator)
+    tokens = tokens.to(model.device)
+    cache = model.new_cache(len(tokens))
+    model.prefill(tokens[:context_length], cache)
+    model = graphed(model)
+
+    def prepared(size: int) -> Callable[[], torch.Tensor]:
+        rows = torch.arange(context_length, context_length + size, device=model.device)
+        drafted, mask = tokens[rows], causal_mask(size, model.device)
+        return lambda: model.logits(model(drafted, rows, cache, mask))
+
+    return {size: prepared(size) for size in draft_sizes}
 
 
 def _now(model: Llama) -> float:
