@@ -32,4 +32,3 @@ def test_the_rotation_spreads_an_outlier():
     outlier = torch.zeros(384, dtype=torch.float64)
     outlier[17] = 100
     assert (outlier @ random_hadamard(384)).abs().max() < 5.2  # 100 / sqrt(384)
-

@@ -1,0 +1,96 @@
+"""Replayed acceptance, for random weights: every pass really runs, and a stated model says how much of a draft counts.
+
+Random weights agree with nobody, and their logits are almost uniform, so that EAGLE-2 would grow flat trees. So drafts
+keep their cost, take the shape of trees that a trained head grew, and are accepted by chance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy
+from specquant.decoding.drafter import Drafter
+from specquant.decoding.tree import DraftTree
+from specquant.errors import SpecquantError
+
+
+@dataclass(frozen=True)
+class ShapedTree(DraftTree):
+    """A tree with a recorded shape. longest: the rows of its longest path, of equals the first, without the root."""
+
+    longest: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, parents: Sequence[int], device: torch.device | str) -> "ShapedTree":
+        """A shape alone, from the parents of its nodes; its tokens are 0."""
+        shape = DraftTree.from_parents(torch.zeros(len(parents), dtype=torch.int64), torch.tensor(parents))
+        path, row = [], int(shape.depths.argmax())
+        while row > 0:
+            path.insert(0, row)
+            row = parents[row]
+        parts = (shape.tokens, shape.parents, shape.depths, shape.ancestors)
+        return cls(*(part.to(device) for part in parts), longest=tuple(path))
+
+
+@dataclass
+class Replay:
+    """Accepts by chance, and takes as long as greedy acceptance does.
+
+    head: of a tree's longest path, the probability that a token is accepted once those before it are, by depth; the
+    last one also serves all deeper ones. agreement: the same for each token of a sequence, which comes from a model.
+    The added token is the likeliest. Raises SpecquantError for what is no probability.
+    """
+
+    head: Sequence[float]
+    agreement: float
+    seed: int = 0
+    generator: np.random.Generator = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if not self.head or not all(0 <= p <= 1 for p in (*self.head, self.agreement)):
+            raise SpecquantError(
+                f"acceptance is given by probabilities from 0 to 1, not {list(self.head)} and {self.agreement}"
+            )
+        self.generator = np.random.default_rng(self.seed)
+
+    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
+        token = Greedy().accept(tree, logits).token
+        path, chances = list(range(1, len(tree))), [self.agreement]
+        if isinstance(tree, ShapedTree):
+            path, chances = list(tree.longest), self.head
+        for depth in range(len(path)):
+            if self.generator.random() >= chances[min(depth, len(chances) - 1)]:
+                return Acceptance(path[:depth], token)
+        return Acceptance(path, token)
+
+
+class ReplayedTrees:
+    """A drafter whose trees take recorded shapes, in turn. It drafts as ever, tokens included."""
+
+    def __init__(self, drafter: Drafter, shapes: Sequence[Sequence[int]], device: torch.device | str):
+        """shapes: the parents of every tree's nodes, as many as `drafter` drafts."""
+        self.drafter = drafter
+        self.shapes = [ShapedTree.of(parents, device) for parents in shapes]
+        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
+        self.draft_size = drafter.draft_size
+        if {len(shape) for shape in self.shapes} != {self.draft_size}:
+            raise SpecquantError(f"a drafter of {self.draft_size} nodes needs recorded trees of that size")
+        self.turn = 0
+
+    def start(self, tokens: list[int], features: torch.Tensor, rule: AcceptanceRule) -> None:
+        self.turn = 0
+        self.drafter.start(tokens, features, rule)
+
+    def propose(self, limit: int) -> DraftTree:
+        """A tree in the next shape; just the root where the draft is smaller or `limit` too low."""
+        tree = self.drafter.propose(limit)
+        shape = self.shapes[self.turn % len(self.shapes)]
+        if len(tree) < len(shape) or limit < len(shape.longest):
+            return DraftTree.sequence(tree.tokens[:1])
+        self.turn += 1
+        return replace(shape, tokens=tree.tokens)
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor) -> None:
+        self.drafter.commit(length, tokens, features)

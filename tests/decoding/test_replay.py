@@ -1,0 +1,89 @@
+"""Replayed acceptance: the passes are real, and what counts follows the stated probabilities."""
+
+import numpy as np
+import pytest
+import torch
+
+from specquant.decoding import DraftTree, EagleDrafter, Speculator
+from specquant.decoding.replay import Replay, ReplayedTrees, ShapedTree
+from specquant.errors import SpecquantError
+from tests.decoding.conftest import random_head, random_model
+
+SHAPE = [-1, 0, 0, 1, 1, 3, 2]  # the longest path is 1, 3, 5
+
+
+def logits_for(tree, vocab_size=11):
+    return torch.randn(len(tree), vocab_size, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_longest_path_of_a_shape():
+    tree = ShapedTree.of(SHAPE, "cpu")
+    assert tree.longest == (1, 3, 5)
+    assert tree.depths.tolist() == [0, 1, 1, 2, 2, 3, 2]
+    assert ShapedTree.of([-1, 0, 0], "cpu").longest == (1,)
+
+
+def test_tokens_are_accepted_as_often_as_is_stated():
+    tree = ShapedTree.of(SHAPE, "cpu")
+    rule = Replay([0.9, 0.5], 0.0, seed=1)
+    paths = [rule.accept(tree, logits_for(tree)).path for _ in range(4000)]
+    assert all(path == [1, 3, 5][: len(path)] for path in paths)
+    reached = [np.mean([len(path) >= depth for path in paths]) for depth in (1, 2, 3)]
+    np.testing.assert_allclose(reached, [0.9, 0.45, 0.225], atol=0.03)
+
+
+def test_sequences_follow_the_agreement():
+    tree = DraftTree.sequence(torch.arange(5))
+    rule = Replay([0.0], 0.7, seed=2)
+    lengths = [len(rule.accept(tree, logits_for(tree)).path) for _ in range(4000)]
+    assert np.mean(lengths) == pytest.approx(sum(0.7**i for i in range(1, 5)), abs=0.08)
+
+
+def test_a_root_alone_gets_the_likeliest_token():
+    tree = DraftTree.sequence(torch.tensor([3]))
+    logits = logits_for(tree)
+    accepted = Replay([1.0], 1.0).accept(tree, logits)
+    assert (accepted.path, accepted.token) == ([], int(logits[0].argmax()))
+
+
+@pytest.mark.parametrize(("head", "agreement"), [([], 0.5), ([1.1], 0.5), ([0.5], -0.1), ([float("nan")], 0.5)])
+def test_what_is_no_probability_is_refused(head, agreement):
+    with pytest.raises(SpecquantError, match="probabilities from 0 to 1"):
+        Replay(head, agreement)
+
+
+def speculator(shapes):
+    model = random_model()
+    small = random_model(seed=5)
+    drafter = ReplayedTrees(EagleDrafter(random_head(small), 7, 3, 3), shapes, "cpu")
+    return Speculator(model, Speculator(small, drafter, min_draft_length=4))
+
+
+def steps(shapes, rule, count=8):
+    decoder = speculator(shapes)
+    decoder.prefill([1, 2, 3], rule)
+    return [decoder.step(30) for _ in range(count)]
+
+
+def test_every_level_replays():
+    """All accepted: rounds of 3 levels and a token each, and a round for the token that the small model lacks."""
+    taken = steps([SHAPE], Replay([1.0], 1.0))
+    assert [step.inner_accepted_lengths for step in taken] == [[4], *[[1, 4]] * 7]
+    assert [step.accepted_length for step in taken] == [5, *[6] * 7]
+
+
+def test_nothing_accepted_is_a_token_a_step():
+    taken = steps([SHAPE], Replay([0.0], 0.0))
+    assert [step.accepted_length for step in taken] == [1] * 8
+    assert [step.inner_accepted_lengths for step in taken] == [[1] * 4] * 8
+
+
+def test_the_same_seed_replays_the_same():
+    first, second = (steps([SHAPE, [-1, 0, 1, 2, 0, 0, 0]], Replay([0.6], 0.8, seed=7)) for _ in range(2))
+    assert [step.accepted_length for step in first] == [step.accepted_length for step in second]
+    assert len({step.accepted_length for step in first}) > 1
+
+
+def test_shapes_of_another_size_are_refused():
+    with pytest.raises(SpecquantError, match="7 nodes needs recorded trees of that size"):
+        speculator([[-1, 0]])

@@ -1,0 +1,36 @@
+import pandas as pd
+import pytest
+import torch
+
+from specquant.decoding import DraftTree
+from specquant.errors import SpecquantError
+from specquant.experiments.methods import DraftSettings, tiny_models
+from specquant.experiments.trees import acceptance_by_depth, drafted_trees, tree_shapes
+from specquant.models.loading import load_tokenizer
+
+
+@pytest.fixture
+def trees(small_models):
+    models, tokenizer = tiny_models(small_models), load_tokenizer(small_models / "target")
+    prompts = [{"prompt": "1 plus 1"}, {"prompt": "Once upon"}]
+    return drafted_trees(models, "small", tokenizer, prompts, DraftSettings(9, 2, 4), max_new_tokens=12, most=5)
+
+
+def test_trees_are_what_was_verified(trees):
+    assert 0 < len(trees) <= 5
+    assert set(trees.weights) == {"trained"}
+    for parents in tree_shapes(trees, 9, 2):
+        tree = DraftTree.from_parents(torch.zeros(9, dtype=torch.int64), torch.tensor(parents))
+        assert tree.depths.max() <= 2
+    assert trees.accepted_length.between(1, 3).all()
+
+
+def test_a_size_that_was_not_recorded(trees):
+    with pytest.raises(SpecquantError, match="no trees of 60 nodes and 6 iterations were recorded, only of 9 and 2"):
+        tree_shapes(trees, 60, 6)
+
+
+def test_acceptance_by_depth():
+    """Four steps of which three accept at least a draft and one accepts two: added tokens count."""
+    by_depth = acceptance_by_depth(pd.Series([1, 2, 2, 3]))
+    assert by_depth.to_dict() == {1: 0.75, 2: pytest.approx(1 / 3)}
