@@ -139,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=Path, default="results/verify_cost", metavar="DIR", help="for the table")
     cost.set_defaults(command=_bench_verify_cost)
 
+    trees = benches.add_parser("trees", help="the shapes of EAGLE-2's trees on trained models, to be replayed")
+    trees.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
+    trees.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
+    trees.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    trees.add_argument("--out", type=Path, default="results/trees", metavar="DIR", help="for the table")
+    trees.set_defaults(command=_bench_trees)
+
     tasks = benches.add_parser("tasks", help="a benchmark of the paper, question by question; goes on where it stopped")
     tasks.add_argument("--model", type=Path, required=True, metavar="DIR", help=MODEL)
     tasks.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
@@ -291,6 +298,20 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     )
     for path in paths:
         print(path)
+    return 0
+
+
+def _bench_trees(arguments: argparse.Namespace) -> int:
+    from specquant.study.record import record_trees
+
+    print(
+        record_trees(
+            arguments.models_dir,
+            arguments.out,
+            prompts_per_task=arguments.prompts_per_task,
+            max_new_tokens=arguments.max_new_tokens,
+        )
+    )
     return 0
 
 

@@ -156,3 +156,17 @@ def test_on_a_gpu_rows_say_what_must_be_read(verify):
     table = read_results(verify("fp16", "w4a16-g128", weights="synthetic", device="cuda"))
     assert (table.floor_ms > 0).all()
     assert table.bytes[0] > table.bytes[2]
+
+
+def test_trees_on_both_models(small_models, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(PROMPT)
+    sizes = {"target_trees": [(60, 6), (24, 3)], "inner_trees": [(30, 3)]}
+    path = record.record_trees(small_models, tmp_path, "small", tmp_path / "prompts.jsonl", None, 12, **sizes)
+    trees = read_results(path)
+    recorded = trees[["model", "draft_size", "iterations"]].drop_duplicates()
+    assert list(recorded.itertuples(index=False, name=None)) == [
+        ("small target", 60, 6),
+        ("small target", 24, 3),
+        ("small intermediate", 30, 3),
+    ]
+    assert (trees.parents.str.split().str.len() == trees.draft_size).all()

@@ -18,12 +18,13 @@ def drafted_trees(
     prompts: Sequence[dict[str, str]],
     settings: DraftSettings,
     max_new_tokens: int = 64,
-    most: int = 64,
+    most: int = 24,
 ) -> pd.DataFrame:
     """Decode prompts by EAGLE-2 on trained weights, and keep at most `most` of its trees of full size, spread evenly.
 
     Returns a row for each tree: model (`name`), scheme, weights, draft_size, iterations, accepted_length (the token
-    that the model added included) and parents: those of the tree's nodes, with spaces between them.
+    that the model added included) and parents: those of the tree's nodes, with spaces between them. Raises
+    SpecquantError where no tree is of full size.
     """
     speculator, rows = models.speculator("eagle2", settings), []
     for prompt in tqdm(prompts, desc=f"{name}, {settings.draft_size} nodes", unit="prompt", leave=False):
@@ -33,7 +34,9 @@ def drafted_trees(
                 rows.append({"accepted_length": step.accepted_length, "parents": parents})
     about = {"model": name, "scheme": models.target.scheme.name, "weights": "trained"}
     about |= {"draft_size": settings.draft_size, "iterations": settings.iterations}
-    chosen = pd.DataFrame(rows[:: -(-len(rows) // most) or 1])
+    if not rows:
+        raise SpecquantError(f"no prompt gave a tree of {settings.draft_size} nodes: decode more tokens")
+    chosen = pd.DataFrame(rows[:: -(-len(rows) // most)])
     return chosen.assign(**about)[[*about, "accepted_length", "parents"]]
 
 

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.compatibility import DRAFT_SIZES, verify_cost
-from specquant.experiments.methods import METHODS, DraftSettings, tiny_models
+from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
+from specquant.experiments.trees import drafted_trees
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
@@ -25,6 +26,10 @@ from specquant.paths import resolve, write_file
 from specquant.study.provenance import device_name, without_local_paths
 from specquant.study.results import read_provenance, read_results, write_results
 
+# Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
+# and 30 and 3 on the hierarchy's intermediate model.
+TARGET_TREES = tuple((size, depth) for depth in (2, 3, 4, 6, 8) for size in (8, 16, 24, 32, 48, 60))
+INNER_TREES = tuple((size, depth) for depth in (2, 3, 4) for size in (8, 16, 30))
 TABLES = ("throughput", "losslessness")
 CLOCK = "time.perf_counter, sum over steps"
 
@@ -69,6 +74,34 @@ def record_throughput(
             recorded[path] = pd.concat([before[before.scheme != scheme], table]) if len(before) else table
             write_results(recorded[path], path, parameters, repeats=1, clock=CLOCK)
     return paths
+
+
+def record_trees(
+    models_dir: str | Path,
+    out_dir: str | Path,
+    name: str = "tiny",
+    prompts: str | Path = "data/prompts/prompts.jsonl",
+    prompts_per_task: int | None = None,
+    max_new_tokens: int = 64,
+    target_trees: Sequence[tuple[int, int]] = TARGET_TREES,
+    inner_trees: Sequence[tuple[int, int]] = INNER_TREES,
+) -> Path:
+    """Record shapes of EAGLE-2's trees on trained models, for replayed acceptance and predictions; returns their path.
+
+    Writes trees.csv below `out_dir`. target_trees, inner_trees: nodes and iterations of trees on the target and on the
+    intermediate model. Raises SpecquantError as `drafted_trees`.
+    """
+    family, tokenizer = tiny_models(models_dir), load_tokenizer(resolve(models_dir) / "target")
+    inner = Models(family.paths["intermediate"], family.paths["eagle_intermediate"])
+    chosen = read_prompts(prompts, prompts_per_task)
+    trees = [
+        drafted_trees(models, f"{name} {which}", tokenizer, chosen, DraftSettings(*tree), max_new_tokens)
+        for models, which, sizes in ((family, "target", target_trees), (inner, "intermediate", inner_trees))
+        for tree in tqdm(sizes, desc=which, unit="tree", leave=False)
+    ]
+    parameters = {"models_dir": models_dir, "prompts": prompts, "prompts_per_task": prompts_per_task}
+    parameters |= {"max_new_tokens": max_new_tokens, "dtype": "float32"}
+    return write_results(pd.concat(trees), resolve(out_dir) / "trees.csv", parameters)
 
 
 def record_kernels(

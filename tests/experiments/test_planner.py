@@ -1,0 +1,97 @@
+"""Predictions against what the decoder does when acceptance is replayed, and against sums done by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from specquant.decoding import EagleDrafter, Speculator
+from specquant.decoding.replay import Replay, ReplayedTrees
+from specquant.errors import SpecquantError
+from specquant.experiments.planner import Chances, LevelCosts, Plan, Planner
+from tests.decoding.conftest import random_head, random_model
+
+SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
+TREES = pd.DataFrame({"draft_size": 7, "iterations": 3, "parents": SHAPES})
+CHANCES = Chances(head=[0.9, 0.6], inner_head=[0.8, 0.7, 0.5], agreement=0.85)
+TARGET = LevelCosts(pd.Series({1: 10.0, 7: 16.0, 16: 25.0}), pd.Series({3: 3.0, 6: 6.0}), 0.5)
+SMALL = LevelCosts(pd.Series({1: 2.0, 2: 2.5, 7: 3.0}), pd.Series({3: 1.0}), 0.25)
+
+
+@pytest.fixture
+def planner():
+    return Planner(TREES, TARGET, SMALL)
+
+
+def test_autoregressive_decoding_is_a_pass_a_token(planner):
+    row = planner.predict(Plan("autoregressive"), CHANCES)
+    assert row["tokens_per_s"] == pytest.approx(1e3 / 10.5)
+
+
+def test_eagle2_by_hand(planner):
+    row = planner.predict(Plan("eagle2", 7, 3), CHANCES)
+    accepted = 1 + 0.9 + 0.9 * 0.6 + (2 / 3) * 0.9 * 0.6 * 0.6
+    assert row["accepted_length"] == pytest.approx(accepted)
+    assert row["tokens_per_s"] == pytest.approx(1e3 * accepted / (3 + 16 + 0.5))
+
+
+def test_vanilla_by_hand(planner):
+    """A token a round; after a whole draft, which 0.85 ** 4 of the steps accept, the first round runs two tokens."""
+    row = planner.predict(Plan("vanilla", min_draft_length=4), CHANCES)
+    assert row["accepted_length"] == pytest.approx(sum(0.85**i for i in range(5)))
+    assert row["draft_ms"] == pytest.approx(4 * 2.25 + 0.85**4 * 0.5)
+    assert row["verify_ms"] == pytest.approx(14.0)
+    assert row["inner_rounds"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize("least", [1, 6])
+@pytest.mark.parametrize("agreement", [0.6, 1.0])
+def test_the_decoder_does_what_is_predicted(planner, least, agreement):
+    chances = Chances(CHANCES.head, CHANCES.inner_head, agreement)
+    predicted = planner.predict(Plan("hierarchical", 7, 3, least), chances)
+    size = {"hidden_size": 64, "layers": 1, "context_length": 400}
+    small = random_model(seed=5, **size)
+    shapes = [[int(parent) for parent in shape.split()] for shape in SHAPES]
+    drafter = ReplayedTrees(EagleDrafter(random_head(small), 7, 3, 3), shapes, "cpu")
+    decoder = Speculator(random_model(**size), Speculator(small, drafter, least))
+    steps = []
+    rule = Replay(chances.inner_head, agreement, seed=3)
+    for _ in range(8):
+        decoder.prefill([1, 2, 3], rule)
+        steps += [decoder.step(40) for _ in range(40)][5:]
+    assert np.mean([step.accepted_length for step in steps]) == pytest.approx(predicted["accepted_length"], rel=0.08)
+    assert np.mean([len(step.tree) for step in steps]) == pytest.approx(predicted["mean_draft_size"], rel=0.05)
+    rounds = np.mean([len(step.inner_accepted_lengths) for step in steps])
+    assert rounds == pytest.approx(predicted["inner_rounds"], rel=0.08)
+
+
+def test_fits_are_the_inverse_of_predictions(planner):
+    head = planner.head_of(7, 3, 2.5)
+    assert planner.accepted_length(7, 3, [head]) == pytest.approx(2.5)
+    plan = Plan("hierarchical", 7, 3, 4)
+    agreement = planner.agreement_of(plan, CHANCES, 3.0)
+    chances = Chances(CHANCES.head, CHANCES.inner_head, agreement)
+    assert planner.predict(plan, chances)["accepted_length"] == pytest.approx(3.0)
+    with pytest.raises(SpecquantError, match="no probability gives an accepted length of 9"):
+        planner.head_of(7, 3, 9)
+
+
+def test_the_best_plan_is_the_fastest_of_the_table(planner):
+    table = planner.table(CHANCES)
+    assert table.tokens_per_s.is_monotonic_decreasing
+    assert set(table.method) == {"autoregressive", "vanilla", "eagle2", "hierarchical"}
+    best = planner.best(CHANCES)
+    assert (best.method, best.draft_size) == tuple(table.iloc[0][["method", "draft_size"]])
+    nothing = Chances([0.0], [0.0], 0.0)
+    assert planner.best(nothing) == Plan("autoregressive")
+
+
+def test_what_was_not_measured_is_refused(planner):
+    for plan, sentence in (
+        (Plan("eagle2", 60, 6), "no trees of 60 nodes and 6 iterations"),
+        (Plan("magic"), "unknown method 'magic'"),
+        (Plan("vanilla", min_draft_length=20), "a pass over 21 tokens was not measured, only over 1 to 16"),
+    ):
+        with pytest.raises(SpecquantError, match=sentence):
+            planner.predict(plan, CHANCES)
+    with pytest.raises(SpecquantError, match="needs the costs of an intermediate model"):
+        Planner(TREES, TARGET).predict(Plan("vanilla", min_draft_length=4), CHANCES)
