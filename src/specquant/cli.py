@@ -18,6 +18,7 @@ COMPANIONS = {
     "intermediate": "the small model of vanilla and hierarchical decoding",
     "eagle-intermediate": "the intermediate model's EAGLE head",
 }
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Where the files of the benchmarks are put and looked for.
 BENCHMARK_FILES = Path("results/benchmarks")
 
@@ -111,7 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     throughput.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
     throughput.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
     throughput.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
-    throughput.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: float64")
+    throughput.add_argument("--dtype", default="float64", choices=DTYPES, help="default: float64")
+    throughput.add_argument("--device", default="cpu", help="cuda or cpu (default: cpu)")
+    throughput.add_argument(
+        "--row-invariant", action="store_true", help="no row's bits depend on how many others its pass has"
+    )
+    throughput.add_argument(
+        "--against", choices=DTYPES, help="compare tokens with those of this dtype (default: its own)"
+    )
     throughput.add_argument("--out", type=Path, default="results/throughput", metavar="DIR", help="for the tables")
     throughput.set_defaults(command=_bench_throughput)
     kernels = benches.add_parser("kernels", help="every linear product of Llama-3's shapes, on an NVIDIA GPU")
@@ -163,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     tasks.add_argument(
         "--dtype",
-        choices=("float16", "bfloat16", "float32", "float64"),
+        choices=DTYPES,
         help="that models compute in (default: float16 on a GPU, else float32)",
     )
     tasks.add_argument("--out", type=Path, required=True, metavar="DIR", help="for answers and table")
@@ -285,7 +293,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
     from specquant.quant import scheme_names
-    from specquant.study.record import record_throughput
+    from specquant.study.record import choose_device, record_throughput
 
     paths = record_throughput(
         arguments.models_dir,
@@ -295,6 +303,9 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
         prompts_per_task=arguments.prompts_per_task,
         max_new_tokens=arguments.max_new_tokens,
         dtype=arguments.dtype,
+        device=choose_device(arguments.device),
+        row_invariant=arguments.row_invariant,
+        against=arguments.against,
     )
     for path in paths:
         print(path)

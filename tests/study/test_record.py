@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from specquant.errors import SpecquantError
 from specquant.models import synthetic
@@ -15,7 +16,7 @@ PROMPT = '{"id": "a", "task": "code", "prompt": "1 plus 1"}\n'
 def call(small_models, tmp_path):
     (tmp_path / "prompts.jsonl").write_text(PROMPT)
 
-    def run(*schemes, max_new_tokens=6):
+    def run(*schemes, max_new_tokens=6, **options):
         return record_throughput(
             small_models,
             schemes,
@@ -24,6 +25,7 @@ def call(small_models, tmp_path):
             name="small",
             prompts=tmp_path / "prompts.jsonl",
             max_new_tokens=max_new_tokens,
+            **options,
         )
 
     return run
@@ -42,9 +44,9 @@ def test_what_is_recorded_is_not_measured_again(call, monkeypatch):
     before = read_results(path)
     measured, original = [], record.decode_prompts
 
-    def decode(models, *rest):
+    def decode(models, *rest, **options):
         measured.append(models.target.scheme.name)
-        return original(models, *rest)
+        return original(models, *rest, **options)
 
     monkeypatch.setattr(record, "decode_prompts", decode)
     call("fp16", "w8a8")
@@ -170,3 +172,17 @@ def test_trees_on_both_models(small_models, tmp_path):
         ("small intermediate", 30, 3),
     ]
     assert (trees.parents.str.split().str.len() == trees.draft_size).all()
+
+
+def test_tokens_may_be_compared_with_those_of_another_dtype(call, monkeypatch):
+    dtypes, original = [], record.decode_prompts
+
+    def decode(models, *rest, reference):
+        dtypes.append((models.dtype, reference and reference.dtype))
+        return original(models, *rest, reference=reference)
+
+    monkeypatch.setattr(record, "decode_prompts", decode)
+    call("fp16", dtype="bfloat16", against="float64")
+    assert dtypes == [(torch.bfloat16, torch.float64)]
+    with pytest.raises(SpecquantError, match="holds rows measured with dtype bfloat16, not float64"):
+        call("w8a8")

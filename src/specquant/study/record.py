@@ -44,12 +44,17 @@ def record_throughput(
     prompts_per_task: int | None = None,
     max_new_tokens: int = 64,
     dtype: str = "float64",
+    device: str = "cpu",
+    row_invariant: bool = False,
+    against: str | None = None,
 ) -> list[Path]:
     """Decode the prompts greedily by every method on the target in each scheme; returns the tables' paths.
 
     Writes throughput.csv (a row per scheme, method and task) and losslessness.csv (a row per scheme and method) below
     `out_dir`, each with its provenance, after every scheme. Schemes that they hold already are not measured again.
-    Raises SpecquantError where they hold rows of other parameters.
+    row_invariant: of the target, see `Llama.make_row_invariant`. against: a dtype; then tokens are compared with those
+    that decoding one by one gives in it, else with those that it gives in `dtype`. Raises SpecquantError where the
+    tables hold rows of other parameters.
     """
     settings = DraftSettings()
     parameters = {
@@ -59,6 +64,8 @@ def record_throughput(
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
         "settings": asdict(settings),
+        "row_invariant": row_invariant,
+        "against": against or dtype,
     }
     paths = [resolve(out_dir) / f"{table}.csv" for table in TABLES]
     recorded = {path: _recorded(path, parameters) for path in paths}
@@ -66,13 +73,16 @@ def record_throughput(
     missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded.values())]
     for scheme in tqdm(missing, desc="schemes", unit="scheme"):
         target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
-        models = tiny_models(models_dir, target, dtype=getattr(torch, dtype))
+        models = tiny_models(
+            models_dir, target, dtype=getattr(torch, dtype), device=device, row_invariant=row_invariant
+        )
+        exact = tiny_models(models_dir, target, dtype=getattr(torch, against), device=device) if against else None
         tokenizer = load_tokenizer(target)
-        rows = decode_prompts(models, tokenizer, chosen, METHODS, name, settings, max_new_tokens)
+        rows = decode_prompts(models, tokenizer, chosen, METHODS, name, settings, max_new_tokens, reference=exact)
         for path, table in zip(paths, (by_task(rows), losslessness(rows)), strict=True):
             before = recorded[path]
             recorded[path] = pd.concat([before[before.scheme != scheme], table]) if len(before) else table
-            write_results(recorded[path], path, parameters, repeats=1, clock=CLOCK)
+            write_results(recorded[path], path, parameters, device=device, repeats=1, clock=CLOCK)
     return paths
 
 
