@@ -211,8 +211,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     from specquant.decoding import acceptance_rule, generate
     from specquant.experiments.methods import Models
+    from specquant.models.device import choose_device
     from specquant.models.loading import load_tokenizer
-    from specquant.study.record import choose_device
 
     arguments.model = _at_revision(arguments.model, arguments.revision)
     rule = acceptance_rule(arguments.temperature, arguments.top_p, arguments.seed)
@@ -292,8 +292,9 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
+    from specquant.models.device import choose_device
     from specquant.quant import scheme_names
-    from specquant.study.record import choose_device, record_throughput
+    from specquant.study.record import record_throughput
 
     paths = record_throughput(
         arguments.models_dir,

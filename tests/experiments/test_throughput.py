@@ -18,6 +18,7 @@ from specquant.experiments.throughput import (
     margin,
     mean_by,
     measurements,
+    prompt_ids,
     read_prompts,
 )
 from specquant.models.loading import load_tokenizer
@@ -232,3 +233,10 @@ def test_a_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(SpecquantError, match="holds no prompt"):
         read_prompts(tmp_path / "none.jsonl")
+
+
+def test_prompts_are_a_users_message_where_there_is_a_chat_template():
+    tokenizer = load_tokenizer(project_root() / "data/tiny/target")
+    assert prompt_ids("1 plus 1", tokenizer) == tokenizer("1 plus 1")["input_ids"]
+    tokenizer.chat_template = "<|begin|>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}you:"
+    assert tokenizer.decode(prompt_ids("1 plus 1", tokenizer)) == "<|begin|>user: 1 plus 1\nyou:"

@@ -97,7 +97,7 @@ class Models:
         """
         if method not in COMPANIONS:
             raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        self._check_companions(method)
+        self.check_companions(method)
         s = settings or DraftSettings()
         if method == "autoregressive":
             return Speculator(self.target)
@@ -113,7 +113,8 @@ class Models:
     def _load(self, which: str, scheme: str | None = None) -> Llama | GraphedLlama:
         return graphed(load_model(self.paths[which], scheme, self.dtype, self.device, self.context_length))
 
-    def _check_companions(self, method: str) -> None:
+    def check_companions(self, method: str) -> None:
+        """Raises SpecquantError where a companion that the method needs was not given, is none, or does not fit."""
         model = target = locate(self.paths["target"], SMALL_FILES)
         for which in COMPANIONS[method]:
             if self.paths[which] is None:

@@ -1,9 +1,13 @@
 """Quantized copies of a target, made once and kept: notebooks that need the same one share it."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
+from specquant.errors import SpecquantError
+from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
+from specquant.models.loading import stored_scheme
 from specquant.models.quantize import CALIBRATION_TEXT, quantize_model
 from specquant.paths import resolve
 from specquant.quant import get_scheme
@@ -12,19 +16,25 @@ from specquant.quant import get_scheme
 CODE = ("kernels", "quant", "models")
 
 
-def quantized_target(model_dir: str | Path, scheme: str, keep_in: str | Path, method: str = "calibrated") -> Path:
-    """The directory of a target in `scheme`: `model_dir` itself for fp16, else a copy below `keep_in`.
+def quantized_target(
+    model_dir: str | Path, scheme: str, keep_in: str | Path, method: str = "calibrated", device: str = "cpu"
+) -> Path:
+    """The directory of a target in `scheme`: `model_dir` itself if it is stored so, else a copy below `keep_in`.
 
-    model_dir may be a hub id, which is downloaded first. The copy is made if it is not there. Relative paths are below
-    the project root. The copy's name says the scheme, the method, and a digest of all that decides about its content,
-    so that no stale one is ever used. Raises SpecquantError as `quantize_model` does.
+    model_dir may be a hub id, which is downloaded first. The copy is made if it is not there, on `device`. Relative
+    paths are below the project root. The copy's name says the scheme, the method, and a digest of all that decides
+    about its content, so that no stale one is ever used. Raises SpecquantError as `quantize_model` does, and where
+    `model_dir` is stored in another scheme than fp16 and `scheme`.
     """
     model_dir = locate(resolve_model(model_dir))
-    if get_scheme(scheme).name == "fp16":
+    stored = stored_scheme(load_config(model_dir), model_dir)
+    if get_scheme(scheme).name == stored:
         return model_dir
+    if stored != "fp16":
+        raise SpecquantError(f"{model_dir} is stored in {stored}, not in {scheme}: ask for that, or give fp16")
     copy = resolve(keep_in) / f"{scheme}-{method}-{_digest(model_dir)[:12]}"
     if not copy.is_dir():
-        quantize_model(model_dir, scheme, copy, method=method, progress=False)
+        quantize_model(model_dir, scheme, copy, method=method, device=device, progress=False)
     return copy
 
 
@@ -36,6 +46,13 @@ def _digest(model_dir: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         if path.is_file():
-            with open(path, "rb") as content:
-                digest.update(f"{path.name}\0".encode() + hashlib.file_digest(content, "sha256").digest())
+            stamp = path.stat()
+            digest.update(f"{path.name}\0".encode() + _digest_of_file(path, stamp.st_size, stamp.st_mtime_ns))
     return digest.hexdigest()
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed_ns: int) -> bytes:
+    """Remembered while the file stays as it is: 140 GB take minutes to read."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()

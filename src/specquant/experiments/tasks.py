@@ -229,7 +229,9 @@ def _gsm8k_question(record: dict, number: int) -> Question:
     return Question(str(number), "GSM8K", "mathematics", (_text(record, "question"),), {"answer": answer})
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], open_answer: bool) -> str:
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], open_answer: bool) -> str:
+    """A conversation in the form of the tokenizer's chat template, special tokens included; open_answer: up to where
+    the model answers. Raises SpecquantError where the template refuses it."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
     except TemplateError as error:
@@ -237,7 +239,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], op
             raise SpecquantError(f"the tokenizer's chat template refuses the conversation: {error}") from None
     # Templates without a system role (Mistral's first): the first user says it.
     system, first, *rest = messages
-    return _chat(tokenizer, [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest], open_answer)
+    return chat_text(tokenizer, [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest], open_answer)
 
 
 def _conversation_prompt(question: Question, answers: Sequence[str], tokenizer) -> tuple[str, bool]:
@@ -248,7 +250,7 @@ def _conversation_prompt(question: Question, answers: Sequence[str], tokenizer) 
     messages = [{"role": "system", "content": SYSTEM_PROMPT}]
     for turn, answer in zip(asked, answers, strict=False):
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer.strip()}]
-    return _chat(tokenizer, [*messages, {"role": "user", "content": asked[-1]}], True), False
+    return chat_text(tokenizer, [*messages, {"role": "user", "content": asked[-1]}], True), False
 
 
 def _humaneval_prompt(question: Question, answers: Sequence[str], tokenizer) -> tuple[str, bool]:
@@ -260,7 +262,7 @@ def _humaneval_prompt(question: Question, answers: Sequence[str], tokenizer) -> 
         {"role": "user", "content": CODE_REQUEST.format(code=code.strip())},
         {"role": "assistant", "content": f"{CODE_ANSWER}{here}\n```\n"},
     ]
-    return _chat(tokenizer, messages, False).split(here)[0], False
+    return chat_text(tokenizer, messages, False).split(here)[0], False
 
 
 def _gsm8k_prompt(question: Question, answers: Sequence[str], tokenizer) -> tuple[str, bool]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.decoding import Generation, acceptance_rule, generate
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
+from specquant.experiments.tasks import chat_text
 from specquant.models.llama import Llama
 from specquant.paths import resolve
 
@@ -42,6 +43,13 @@ def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str
     return chosen
 
 
+def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A prompt's tokens: as a user's message where the tokenizer has a chat template, else as it is."""
+    chat = tokenizer.chat_template is not None
+    text = chat_text(tokenizer, [{"role": "user", "content": prompt}], True) if chat else prompt
+    return tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+
+
 def decode_prompts(
     models: Models,
     tokenizer: PreTrainedTokenizerBase,
@@ -66,7 +74,7 @@ def decode_prompts(
     exact = reference.speculator("autoregressive") if reference else None
     rows = []
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
-        prompt_tokens, expected = tokenizer(prompt["prompt"], verbose=False)["input_ids"], None
+        prompt_tokens, expected = prompt_ids(prompt["prompt"], tokenizer), None
         if reference:
             expected = generate(exact, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature)).token_ids
         for method, speculator in speculators.items():

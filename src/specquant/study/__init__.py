@@ -1,12 +1,14 @@
 """The study: results with their provenance, figures in one style, and the batch that runs the notebooks."""
 
 from specquant.paths import project_root, resolve
+from specquant.study.findings import check_findings
 from specquant.study.provenance import device_name
 from specquant.study.results import read_provenance, read_results, write_results
 from specquant.study.style import caption, new_figure, save_figure
 
 __all__ = [
     "caption",
+    "check_findings",
     "device_name",
     "new_figure",
     "project_root",

@@ -24,12 +24,15 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
+from specquant.experiments.family import Family
 from specquant.paths import project_root, resolve, write_file
 from specquant.study.provenance import without_local_paths
 from specquant.study.report import write_report
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
+# Parameters that name the models, and where they run.
+MODELS = ("target", "eagle_target", "intermediate", "eagle_intermediate", "dtype", "device")
 
 
 def run_study(
@@ -43,15 +46,17 @@ def run_study(
 
     `only` names notebooks, with or without their number; all of them where it is empty. A notebook whose code, source,
     parameters and data are those of its last good run is skipped unless `force`. Output goes to `results`/`profile`.
-    Raises SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type
-    and a folder that cannot be written. KeyboardInterrupt passes through; what had finished then stays, and the next
-    run skips it.
+    Raises SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type,
+    models that are missing or do not fit together, and a folder that cannot be written. KeyboardInterrupt passes
+    through; what had finished then stays, and the next run skips it.
     """
     root = project_root()
     notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     chosen = [_notebook_named(name, notebooks) for name in only] or list(notebooks)
     declared = {name: parameter_types(path) for name, path in notebooks.items()}
     values = read_profile(profile, dict(item for types in declared.values() for item in types.items()))
+    if "target" in values:
+        Family(**{name: values[name] for name in MODELS if name in values})
     folder = resolve(results) / profile
     executed = folder / "notebooks"
     values |= {"results_dir": _as_parameter(folder, root), "figures_dir": _as_parameter(folder / "figures", root)}

@@ -18,10 +18,11 @@ from specquant.experiments.benchmark import answer_question, benchmark_table, lo
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.sandbox import wall
 from specquant.experiments.tasks import get_benchmark, prompt_tokens, read_questions
+from specquant.models.device import choose_device
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.study.provenance import device_name, without_local_paths
-from specquant.study.record import CLOCK, choose_device
+from specquant.study.record import CLOCK
 from specquant.study.results import write_results
 
 WARM_UP_TOKENS = 16

@@ -139,12 +139,12 @@ def step_times(frame: pd.DataFrame) -> Figure:
 
 
 def quality(frame: pd.DataFrame) -> Figure:
-    """Held-out perplexity of each scheme over that of FP16, in percent, by domain. `frame`: quality.csv."""
+    """Held-out perplexity of each scheme over that of FP16, or of the first one where FP16 was not measured, in
+    percent, by domain. `frame`: quality.csv."""
     perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
-    if "fp16" not in perplexity.index:
-        raise SpecquantError("the quality table has no fp16 row to compare the schemes with")
-    increase = (perplexity / perplexity.loc["fp16"] - 1) * 100
-    schemes = [scheme for scheme in in_house_order(frame["scheme"], SCHEMES) if scheme != "fp16"]
+    reference = "fp16" if "fp16" in perplexity.index else frame["scheme"].iloc[0]
+    increase = (perplexity / perplexity.loc[reference] - 1) * 100
+    schemes = [scheme for scheme in in_house_order(frame["scheme"], SCHEMES) if scheme != reference]
     figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
     looks = (("#0173b2", "o"), ("#de8f05", "s"), ("#029e73", "^"), ("#cc78bc", "D"))
     for (color, marker), domain in zip(looks, increase.columns, strict=False):
@@ -152,7 +152,7 @@ def quality(frame: pd.DataFrame) -> Figure:
     axis.axvline(0, color="0.4", linewidth=0.6)
     axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
     axis.invert_yaxis()
-    axis.set_xlabel("perplexity above FP16 (%)")
+    axis.set_xlabel(f"perplexity above {mark(reference, SCHEMES).label} (%)")
     _legend_above(figure, axis, columns=3)
     return figure
 

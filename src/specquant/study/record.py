@@ -17,6 +17,7 @@ from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_m
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
 from specquant.experiments.trees import drafted_trees
+from specquant.models.device import choose_device
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
@@ -137,15 +138,6 @@ def record_kernels(
         rows.append(row)
         write_file(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     return [write_results(pd.DataFrame(rows), path, parameters, **how), ceilings]
-
-
-def choose_device(device: str | None) -> str:
-    """A device by its name, the GPU if there is one by default. Raises SpecquantError for one that is not here."""
-    has_gpu = torch.cuda.is_available()
-    device = device or ("cuda" if has_gpu else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
-        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is")
-    return device
 
 
 def record_verify_cost(

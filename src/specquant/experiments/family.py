@@ -1,0 +1,118 @@
+"""A target and the models that draft for it, as the notebooks' parameters name them, in one scheme after another."""
+
+import gc
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from specquant.errors import SpecquantError
+from specquant.experiments.methods import COMPANIONS, Models
+from specquant.experiments.targets import quantized_target
+from specquant.models.config import load_config, longest_context
+from specquant.models.device import choose_device
+from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
+from specquant.models.llama import Llama
+from specquant.models.loading import load_tokenizer, require_memory, stored_scheme
+from specquant.models.memory import NotEnoughMemory
+from specquant.paths import resolve
+from specquant.quant import scheme_names
+
+MOST_POSITIONS = 4096  # of prompt and answer in notebooks: room for 128,000 would leave little for weights
+
+
+@dataclass(frozen=True)
+class Family:
+    """The models of a study: directories, relative ones below the project root, or hub ids; "" where there is none.
+
+    target: fp16 weights, of which copies in other schemes are made below `keep_in`, or already in a scheme, by whatever
+    tool. The others are fp16. dtype: that models compute in. Raises SpecquantError where one is missing or does not fit
+    the others, which configurations and tokenizers say, before anything large is downloaded or loaded.
+    """
+
+    target: str
+    eagle_target: str = ""
+    intermediate: str = ""
+    eagle_intermediate: str = ""
+    keep_in: str = "results/targets"
+    dtype: str = "float64"
+    device: str = "cpu"
+
+    def __post_init__(self):
+        choose_device(self.device)
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise SpecquantError(f"unknown dtype {self.dtype!r}: choose float16, bfloat16, float32 or float64")
+        load_config(locate(resolve_model(self.target), SMALL_FILES))
+        models = self._models(self.target)
+        for method, companions in COMPANIONS.items():
+            if all(models.paths[which] for which in companions):
+                models.check_companions(method)
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the target is the one that comes with the project, on which the notebooks' findings were made."""
+        return not is_hub_id(self.target) and resolve(self.target) == resolve("data/tiny/target")
+
+    @cached_property
+    def stored(self) -> str:
+        """The scheme in which the target is stored."""
+        path = locate(resolve_model(self.target))
+        return stored_scheme(load_config(path), path)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(resolve_model(self.target))
+
+    def schemes(self, names: str) -> list[str]:
+        """The schemes to study, of those that `quant.scheme_names` reads; the first is what others are compared with.
+
+        Of a target that is quantized already its own alone. A scheme in which the target does not fit the device is
+        left out, and the reason printed. Raises SpecquantError where none remains.
+        """
+        if self.stored != "fp16":
+            if names != "all" and self.stored not in scheme_names(names):
+                raise SpecquantError(f"{self.target} is stored in {self.stored}, not in {names}: ask for that, or all")
+            return [self.stored]
+        fitting = []
+        for scheme in scheme_names(names):
+            try:
+                self._require_memory(scheme)
+                fitting.append(scheme)
+            except NotEnoughMemory as error:
+                print(f"{scheme} is left out: {error}")
+        if not fitting:
+            raise SpecquantError(f"{self.target} does not fit {self.device} in any scheme of {names}")
+        return fitting
+
+    def directory(self, scheme: str, method: str = "calibrated") -> Path:
+        """Of the target in a scheme (`targets.quantized_target`)."""
+        return quantized_target(self.target, scheme, self.keep_in, method, self.device)
+
+    def models(self, scheme: str, method: str = "calibrated") -> Models:
+        """The family with its target in that scheme. Give up the last one before: large ones do not fit beside it."""
+        gc.collect()
+        return self._models(self.directory(scheme, method))
+
+    def _models(self, target: str | Path) -> Models:
+        companions = (self.eagle_target, self.intermediate, self.eagle_intermediate)
+        return Models(
+            resolve_model(target),
+            *(resolve_model(path) if path else None for path in companions),
+            dtype=getattr(torch, self.dtype),
+            device=self.device,
+            context_length=self._context_length,
+        )
+
+    @cached_property
+    def _context_length(self) -> int:
+        """As long as target and intermediate model can both run."""
+        paths = [resolve_model(path) for path in (self.target, self.intermediate) if path]
+        return min(MOST_POSITIONS, *(longest_context(load_config(locate(path, SMALL_FILES))) for path in paths))
+
+    def _require_memory(self, scheme: str) -> None:
+        config = load_config(locate(resolve_model(self.target), SMALL_FILES))
+        with torch.device("meta"):
+            model = Llama(config, scheme, self._context_length)
+        require_memory(model, getattr(torch, self.dtype), self.device, self.target)

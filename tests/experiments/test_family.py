@@ -1,0 +1,104 @@
+"""A family of models: checked before it is loaded, studied in the schemes that its target can have and that fit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.experiments import family as module
+from specquant.experiments.family import Family
+from specquant.models import loading
+from specquant.models.cache import KVCache
+from specquant.models.config import load_config
+from specquant.models.llama import Llama
+from specquant.models.loading import weight_bytes
+from specquant.models.quantize import quantize_model
+from specquant.paths import project_root
+
+TINY = project_root() / "data/tiny"
+
+
+@pytest.fixture
+def paths(small_models):
+    return {
+        name: str(small_models / name.replace("_", "-"))
+        for name in ("target", "eagle_target", "intermediate", "eagle_intermediate")
+    }
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("loaded before the family was checked")
+
+    for name in ("load_model", "load_eagle_head"):
+        monkeypatch.setattr(f"specquant.experiments.methods.{name}", load)
+
+
+@pytest.mark.parametrize("name", ["target", "eagle_target", "intermediate", "eagle_intermediate"])
+def test_each_missing_model_is_named(paths, tmp_path, nothing_is_loaded, name):
+    with pytest.raises(SpecquantError, match=f"{tmp_path}/nowhere is not a model directory"):
+        Family(**paths | {name: str(tmp_path / "nowhere")})
+
+
+def test_models_that_do_not_fit_together_are_refused(paths, nothing_is_loaded):
+    swapped = {"eagle_target": paths["eagle_intermediate"], "eagle_intermediate": paths["eagle_target"]}
+    with pytest.raises(SpecquantError, match="has hidden_size 128, and its model 256"):
+        Family(**paths | swapped)
+    with pytest.raises(SpecquantError, match="unknown dtype 'float17'"):
+        Family(**paths, dtype="float17")
+    if not torch.cuda.is_available():
+        with pytest.raises(SpecquantError, match="there is no device 'cuda' here"):
+            Family(**paths, device="cuda")
+
+
+def test_only_the_models_that_ship_are_those_of_the_findings(paths):
+    assert Family("data/tiny/target").shipped
+    assert Family(str(TINY / "target")).shipped
+    assert not Family(paths["target"]).shipped
+
+
+def test_schemes_begin_with_what_the_others_are_compared_with(paths):
+    family = Family(paths["target"])
+    assert family.schemes("w8a8,w4a8-qoq") == ["fp16", "w8a8", "w4a8-qoq"]
+    assert len(family.schemes("all")) == 8
+
+
+def test_a_quantized_target_has_its_own_scheme_alone(paths, tmp_path):
+    quantize_model(paths["target"], "w8a8", tmp_path / "w8a8", method="round-to-nearest", progress=False)
+    family = Family(str(tmp_path / "w8a8"), keep_in=str(tmp_path / "kept"))
+    assert family.schemes("all") == family.schemes("w4a16-g128,w8a8") == ["w8a8"]
+    assert family.models("w8a8").target.scheme.name == "w8a8"
+    assert not (tmp_path / "kept").exists()
+    with pytest.raises(SpecquantError, match="is stored in w8a8, not in fp16,w4a8-qqq: ask for that, or all"):
+        family.schemes("fp16,w4a8-qqq")
+    with pytest.raises(SpecquantError, match="is stored in w8a8, not in w4a16-g128"):
+        family.models("w4a16-g128")
+
+
+def test_schemes_that_do_not_fit_are_left_out_with_a_sentence(paths, monkeypatch, capsys):
+    config = load_config(paths["target"])
+    with torch.device("meta"):
+        model = Llama(config, "w8a8")
+    needed = weight_bytes(model, torch.float16, "cuda") + 128 * KVCache.bytes_per_position(config, torch.float16)
+    monkeypatch.setattr(module, "choose_device", lambda name: name)
+    monkeypatch.setattr(loading, "free_bytes", lambda _: needed)
+    family = Family(paths["target"], dtype="float16", device="cuda")
+    assert family.schemes("w8a8,w4a16-g128") == ["w8a8", "w4a16-g128"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"fp16 is left out: {paths['target']} needs ")
+    monkeypatch.setattr(loading, "free_bytes", lambda _: 0)
+    with pytest.raises(SpecquantError, match="does not fit cuda in any scheme of all"):
+        family.schemes("all")
+
+
+def test_target_and_intermediate_run_in_the_context_of_the_shorter(paths, tmp_path, monkeypatch):
+    longer = shutil.copytree(paths["target"], tmp_path / "longer")
+    config = json.loads((longer / "config.json").read_text()) | {"max_position_embeddings": 256}
+    (longer / "config.json").write_text(json.dumps(config))
+    assert Family(str(longer)).models("fp16").target.context_length == 256
+    assert Family(**paths | {"target": str(longer)}).models("fp16").target.context_length == 128
+    monkeypatch.setattr(module, "MOST_POSITIONS", 100)
+    assert Family(str(longer)).models("fp16").target.context_length == 100

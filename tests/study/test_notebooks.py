@@ -1,0 +1,113 @@
+"""The notebooks on models that are not those of data/tiny: four separate directories, fp16 or quantized by others."""
+
+import json
+import shutil
+
+import nbformat
+import papermill
+import pytest
+
+from specquant.cli import main
+from specquant.models.export import export_model
+from specquant.models.quantize import quantize_model
+from specquant.paths import project_root
+from specquant.study import batch
+from tests.family import write_family
+
+NOTEBOOKS = project_root() / "notebooks"
+# Long enough for the shortest prompts; the rest as small as the notebooks allow.
+SMALL = {
+    "model": "small",
+    "dtype": "float32",
+    "schemes": "w8a8,w4a16-g128",
+    "max_draft_size": 8,
+    "context_length": 16,
+    "repeats": 3,
+    "draft_size": 12,
+    "iterations": 3,
+    "top_k": 4,
+    "inner_draft_size": 8,
+    "inner_iterations": 2,
+    "min_draft_length": 2,
+    "prompts_per_task": 1,
+    "max_new_tokens": 12,
+    "tokens_per_domain": 100,
+    "longest": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Parameter -> a directory of small random weights, each in a folder of its own, with room for whole prompts."""
+    family = write_family(tmp_path_factory.mktemp("family"))
+    directories = {}
+    for name in ("target", "eagle-target", "intermediate", "eagle-intermediate"):
+        directory = tmp_path_factory.mktemp("apart") / f"a {name}"
+        shutil.copytree(family / name, directory)
+        config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 2048}
+        (directory / "config.json").write_text(json.dumps(config))
+        directories[name.replace("-", "_")] = str(directory)
+    shutil.rmtree(family)
+    return directories
+
+
+@pytest.fixture
+def execute(tmp_path, models):
+    """Run a notebook by papermill with the family's directories; returns what its cells printed and showed."""
+
+    def execute(name, **parameters):
+        path = NOTEBOOKS / f"{name}.ipynb"
+        values = SMALL | models | parameters
+        values |= {"results_dir": str(tmp_path / "results"), "figures_dir": str(tmp_path / "figures")}
+        values = {key: value for key, value in values.items() if key in batch.parameter_types(path)}
+        papermill.execute_notebook(
+            path, tmp_path / "out.ipynb", values, kernel_name="python3", progress_bar=False, cwd=tmp_path
+        )
+        outputs = [
+            output for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells for output in cell.get("outputs", [])
+        ]
+        return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+    return execute
+
+
+def in_full(*names):
+    return (pytest.param(name, marks=pytest.mark.full) for name in names)
+
+
+@pytest.mark.parametrize("name", ["01_compatibility", "03_quality", *in_full("00_tour", "02_hierarchical")])
+def test_a_notebook_runs_on_any_family(execute, name):
+    shown = execute(name)
+    assert "Found on the tiny models; on these models" in shown
+    assert "it does not hold" in shown  # random heads draft badly
+
+
+@pytest.fixture(scope="module")
+def exported(models, tmp_path_factory):
+    """The target in w4a16-g128 as GPTQ's tools store it."""
+    directory = tmp_path_factory.mktemp("exported")
+    quantize_model(models["target"], "w4a16-g128", directory / "native", method="round-to-nearest", progress=False)
+    export_model(directory / "native", "gptq", directory / "gptq")
+    return str(directory / "gptq")
+
+
+@pytest.mark.parametrize("name", ["02_hierarchical", *in_full("01_compatibility", "03_quality")])
+def test_a_target_that_others_quantized_is_studied_as_it_is(execute, exported, tmp_path, name):
+    execute(name, target=exported, schemes="all")
+    (table,) = [path for path in (tmp_path / "results").rglob("*.csv") if path.stem in ("throughput", "quality")]
+    assert {line.split(",")[1] for line in table.read_text().splitlines()[1:]} == {"w4a16-g128"}
+    assert not (tmp_path / "results/targets").exists()
+
+
+def test_a_missing_model_is_refused_before_a_notebook_runs(models, tmp_path, capfd):
+    profile = NOTEBOOKS / "profiles/missing-model-of-a-test.yaml"
+    lines = models | {"eagle_intermediate": str(tmp_path / "nowhere")}
+    try:
+        profile.write_text("".join(f"{name}: {json.dumps(path)}\n" for name, path in lines.items()))
+        assert main(["study", "--profile", profile.stem, "--results", str(tmp_path / "results")]) == 2
+    finally:
+        profile.unlink()
+    error = capfd.readouterr().err
+    assert error.startswith(f"specquant: {tmp_path / 'nowhere'} is not a model directory: it has no config.json")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
