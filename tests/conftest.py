@@ -43,3 +43,26 @@ def small_models(tmp_path_factory):
     from tests.family import write_family  # loads transformers
 
     return write_family(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def captured(monkeypatch) -> list:
+    """A stand-in for capturing without a GPU. It keeps what a graph has: a replay runs the same function again, on the
+    same tensors, and writes to the same results. Gives the list of what was captured."""
+    from specquant.models import graphs  # loads transformers
+
+    made = []
+
+    def capture(run, pool):
+        results = run()
+
+        def replay():
+            for kept, new in zip(results, run(), strict=True):
+                kept.copy_(new)
+
+        made.append(run)
+        return replay, results
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return made

@@ -24,17 +24,17 @@ TREE = DraftTree.from_parents(torch.tensor([0, 3, 4, 5, 2, 1]), torch.tensor([-1
 
 
 @pytest.mark.parametrize(
-    ("choices", "path", "token"),
+    ("choices", "path", "tokens"),
     [
-        ((3, 5, 0, 1, 0, 2), [1, 3, 5], 2),  # everything on the left branch
-        ((3, 5, 2, 0, 0, 2), [1, 3], 0),  # its last token is rejected
-        ((4, 5, 2, 1, 5, 2), [2, 4], 5),  # the right branch
-        ((4, 5, 3, 1, 5, 2), [2], 3),
-        ((1, 5, 2, 1, 5, 2), [], 1),  # no child of the root; a rejected node's child is not accepted
+        ((3, 5, 0, 1, 0, 2), [1, 3, 5], [3, 5, 1, 2]),  # everything on the left branch
+        ((3, 5, 2, 0, 0, 2), [1, 3], [3, 5, 0]),  # its last token is rejected
+        ((4, 5, 2, 1, 5, 2), [2, 4], [4, 2, 5]),  # the right branch
+        ((4, 5, 3, 1, 5, 2), [2], [4, 3]),
+        ((1, 5, 2, 1, 5, 2), [], [1]),  # no child of the root; a rejected node's child is not accepted
     ],
 )
-def test_greedy_keeps_the_path_of_the_likeliest_tokens(choices, path, token):
-    assert Greedy().accept(TREE, logits_choosing(*choices))[:2] == (path, token)
+def test_greedy_keeps_the_path_of_the_likeliest_tokens(choices, path, tokens):
+    assert Greedy().accept(TREE, logits_choosing(*choices))[:2] == (path, tokens)
 
 
 def joint_counts(rule, tree, logits, draws, redraw=None):
@@ -44,7 +44,7 @@ def joint_counts(rule, tree, logits, draws, redraw=None):
     for _ in range(draws):
         tree_now = redraw() if redraw else tree
         accepted = rule.accept(tree_now, logits_of(tree_now, logits))
-        tokens = [*tree_now.tokens[accepted.path].tolist(), accepted.token]
+        tokens = accepted.tokens
         if len(tokens) == 1:  # what the next step would add: here every first token has the same successor distribution
             tokens.append(int(torch.multinomial(p[1], 1, generator=rule.generator)))
         counts[tokens[0], tokens[1]] += 1

@@ -1,7 +1,6 @@
 """The forward pass through the kernels, and as a CUDA graph.
 
-Without a GPU the kernels run in Triton's interpreter, and a stand-in for capturing keeps what a graph has: it runs the
-same function again, on the same tensors, and writes to the same results.
+Without a GPU the kernels run in Triton's interpreter, and graphs are a stand-in (`captured`).
 """
 
 import pytest
@@ -10,7 +9,7 @@ from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
 from specquant.kernels import attention, norm, rotary, swiglu
-from specquant.models import graphs, llama
+from specquant.models import llama
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_model
@@ -121,26 +120,6 @@ def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_confi
             alone = model.logits(model(token[None], position, cache, causal_mask(1, "cpu")))
             assert torch.equal(alone[0], together[row]), (path, depth)
             cache.keep(torch.tensor([0]))
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """The stand-in for capturing; counts the graphs."""
-    graphs_made = []
-
-    def capture(run, pool):
-        results = run()
-
-        def replay():
-            for kept, new in zip(results, run(), strict=True):
-                kept.copy_(new)
-
-        graphs_made.append(run)
-        return replay, results
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    return graphs_made
 
 
 def test_a_graph_gives_what_the_model_gives(small_config, captured):

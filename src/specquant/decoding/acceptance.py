@@ -17,20 +17,23 @@ from specquant.kernels.acceptance import accept_greedily
 
 
 class Acceptance(NamedTuple):
-    """path: accepted rows of the tree in order, without the root. token: what the model adds behind them.
+    """path: accepted rows of the tree in order, without the root. tokens: theirs, and the one that the model adds.
 
-    q: None, or [len(path) + 1, vocab_size]: the distributions that the path's tokens and then `token` follow. A
-    speculator that drafts for a larger model hands them up.
+    q: None, or [len(tokens), vocab_size]: the distributions that the tokens follow. A speculator that drafts for a
+    larger model hands them up.
     """
 
     path: list[int]
-    token: int
+    tokens: list[int]
     q: torch.Tensor | None = None
 
 
 class AcceptanceRule(Protocol):
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
-        """Judge a tree [n] by the logits [n, vocab_size] that the model has after each of its nodes."""
+        """Judge a tree [n] by the logits [n, vocab_size] that the model has after each of its nodes.
+
+        Here the host waits for the device; nothing else in a step does.
+        """
         ...
 
 
@@ -38,9 +41,9 @@ class Greedy:
     """Keep the longest path whose every token is the model's most likely one."""
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
-        verdict = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits)
-        *path, token = verdict.tolist()  # the one transfer to the host
-        return Acceptance([row for row in path if row > 0], token)
+        path, tokens = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits).tolist()
+        count = sum(row >= 0 for row in path)
+        return Acceptance(path[1:count], tokens[:count])
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Sampling:
                 p = self.residual(p, x, None if tree.q is None else tree.q[child].to(p))
             else:
                 token = int(torch.multinomial(p, 1, generator=self.generator))
-                return Acceptance(path, token, distributions[[0, *path]])
+                return Acceptance(path, [*(tokens[row] for row in path), token], distributions[[0, *path]])
             node = path[-1]
 
     def distributions(self, logits: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,13 @@
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.tree import DraftTree
+from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.top_k import log_softmax_top_k
-from specquant.kernels.tree import Frontier, Proposals, expand, rerank
+from specquant.kernels.tree import Frontier, Proposals, Tree, expand, rerank
+from specquant.models import graphs
+from specquant.models.cache import KVCache
 from specquant.models.eagle import EagleHead
 from specquant.models.llama import PREFILL_CHUNK, causal_mask
 
@@ -22,6 +24,9 @@ class EagleDrafter:
 
     The head's row t needs the feature of position t and the token at t + 1. True features and confirmed tokens are kept
     by position; what the head computed for drafts lies behind its cache's confirmed slots and is overwritten.
+
+    On a GPU, with a head that computes in 16 bits, a draft is one CUDA graph for each number of confirmed tokens that
+    it begins with, captured when it is first needed, and the host waits for nothing.
     """
 
     def __init__(
@@ -53,14 +58,18 @@ class EagleDrafter:
         self.features = torch.empty(self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device)
         self.tokens: list[int] = []
         self.known = 0  # positions whose true feature is known
+        self._graphs: dict[tuple[int, int], CapturedDraft] | None = None
+        if graphs.capturable(head):
+            self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
 
     def start(self, tokens: list[int], features: torch.Tensor, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
         self.commit(0, tokens, features)
         # The prompt's rows but the last, which the first draft needs the output of.
-        while self.cache.length < self.known - 1:
-            self._run_confirmed(min(self.cache.length + PREFILL_CHUNK, self.known - 1))
+        for first in range(1, self.known, PREFILL_CHUNK):
+            chunk = self.tokens[first : min(first + PREFILL_CHUNK, self.known)]
+            self._run_confirmed(on_device(chunk, self.head.device), self.cache)
 
     def commit(self, length: int, tokens: list[int], features: torch.Tensor) -> None:
         self.tokens[length:] = tokens
@@ -74,30 +83,59 @@ class EagleDrafter:
 
     @torch.inference_mode()
     def propose(self, limit: int) -> DraftTree:
-        root = torch.tensor(self.tokens[-1:], device=self.head.device)
         iterations = min(self.iterations, limit)
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
-            return DraftTree.sequence(root)
+            return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+        length = self.cache.length
+        tokens = on_device(self.tokens[length + 1 :], self.head.device)
+        if self._graphs is None:
+            return DraftTree(*self.draft(tokens, self.cache, iterations))
+        key = len(tokens), iterations
+        if key not in self._graphs:
+            self._graphs[key] = CapturedDraft(self, *key, self._pool)
+        tree = self._graphs[key].run(tokens, length)
+        self.cache.length = self.known
+        return tree
 
+    def draft(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> Tree:
+        """The tree under the last of `tokens`, int64 [n]: the confirmed tokens whose rows the cache lacks, which they
+        are confirmed in. Nothing here depends on where the draft begins, but through the cache's length."""
         k = self.top_k
-        outputs = self._run_confirmed(self.known)[-1:]
-        proposals = Proposals.under(root, 1 + k + (iterations - 1) * k * k, compute_dtype(outputs))
+        outputs, positions = self._run_confirmed(tokens, cache)
+        outputs, positions = outputs[-1:], positions[-1:].repeat(k)
+        proposals = Proposals.under(tokens[-1:], 1 + k + (iterations - 1) * k * k, compute_dtype(outputs))
         frontier, first = Frontier.root(proposals), 1
         for level in range(iterations):
             if level:
-                positions = torch.full((k,), self.known + level - 1, device=root.device)
-                outputs = self.head(frontier.tokens, outputs[frontier.parents], positions, self.cache, frontier.mask)
-            log_p, tokens = log_softmax_top_k(self.head.logits(outputs), k)
-            frontier = expand(proposals, first, frontier, log_p, tokens)
+                outputs = self.head(frontier.tokens, outputs[frontier.parents], positions + level, cache, frontier.mask)
+            log_p, children = log_softmax_top_k(self.head.logits(outputs), k)
+            frontier = expand(proposals, first, frontier, log_p, children)
             first += log_p.numel()
-        return DraftTree(*rerank(proposals, self.draft_size))
+        return rerank(proposals, self.draft_size)
 
-    def _run_confirmed(self, last: int) -> torch.Tensor:
-        """Run the confirmed rows up to position `last`, exclusive, and confirm them in the head's cache."""
-        first, device = self.cache.length, self.head.device
-        tokens = torch.tensor(self.tokens[first + 1 : last + 1], device=device)
-        positions = torch.arange(first, last, device=device)
-        output = self.head(tokens, self.features[first:last], positions, self.cache, causal_mask(last - first, device))
-        self.cache.length = last
-        return output
+    def _run_confirmed(
+        self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the rows whose tokens these are, int64 [n], and confirm them; gives outputs [n, hidden] and positions."""
+        n, device = len(tokens), tokens.device
+        positions = cache.length + torch.arange(n, device=device)
+        output = self.head(tokens, self.features[positions], positions, cache, causal_mask(n, device))
+        cache.length += n
+        return output, positions
+
+
+class CapturedDraft:
+    """A draft that begins with a fixed number of confirmed tokens, with all that it reads and writes."""
+
+    def __init__(self, drafter: EagleDrafter, rows: int, iterations: int, pool: tuple[int, int]):
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=drafter.head.device)
+        self.cache = graphs.CapturedCache(drafter.cache)
+        self.replay, self.tree = graphs.capture(lambda: drafter.draft(self.tokens, self.cache, iterations), pool)
+
+    def run(self, tokens: torch.Tensor, length: int) -> DraftTree:
+        """The tree behind `length` rows in the head's cache."""
+        self.tokens.copy_(tokens)
+        self.cache.length.fill_(length)
+        self.replay()
+        return DraftTree(*(part.clone() for part in self.tree))  # the next draft writes to the same place

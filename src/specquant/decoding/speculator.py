@@ -13,7 +13,7 @@ import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.tree import DraftTree
+from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.models.llama import Llama
 
@@ -24,6 +24,7 @@ class Step:
 
     tokens: the accepted drafts and the token that the model added: their number is the accepted length. tree: what was
     verified, and path: its accepted rows. inner_accepted_lengths: one for each step (round) of the level below.
+    draft_ms: until the draft is there; verify_ms: until the host knows what is accepted; other_ms: the rest.
     q: None under greedy decoding, else [len(tokens), vocab_size], the distribution that each token follows.
     """
 
@@ -75,10 +76,12 @@ class Speculator:
         began = perf_counter()
         features = self._run_prompt(prompt, rule)
         root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
-        token = rule.accept(root, self.model.logits(features[-1:])).token
-        verified = self._clock()
+        (token,) = rule.accept(root, self.model.logits(features[-1:])).tokens
+        verified = perf_counter()
         self._start_drafter(token, features)
-        return Step([token], root, [], [], 1e3 * (self._clock() - verified), 1e3 * (verified - began), 0.0)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self._start_drafter(tokens[-1], self._run_prompt(tokens[:-1], rule))
@@ -95,35 +98,35 @@ class Speculator:
 
     @torch.inference_mode()
     def step(self, limit: int) -> Step:
-        """Draft, verify in one forward pass, accept, commit. Adds at least one and at most `limit` tokens."""
-        began = perf_counter()
+        """Draft, verify in one forward pass, accept, commit. Adds at least one and at most `limit` tokens.
+
+        On a GPU the host runs ahead of the device and waits for it once: to read what was accepted.
+        """
+        began, start = perf_counter(), self._mark()
         tree = self._propose(limit - 1)
-        drafted = self._clock()
+        drafted = self._mark()
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
         features = self.model(batch.tokens, self.cache.length + batch.depths, self.cache, batch.ancestors)
         logits = self.model.logits(features[len(pending) :])
         accepted = self.rule.accept(tree, logits)
-        verified = self._clock()
+        verified = perf_counter()
 
-        kept = torch.tensor(
-            [*range(len(pending) + 1), *(len(pending) + row for row in accepted.path)], device=features.device
-        )
+        kept = on_device([*range(len(pending) + 1), *(len(pending) + row for row in accepted.path)], self.model.device)
         self.cache.keep(kept)
-        tokens = [*tree.tokens[accepted.path].tolist(), accepted.token]
-        length = len(self.tokens)
+        tokens, length = accepted.tokens, len(self.tokens)
         self.tokens += tokens
         if self.drafter:
             self.drafter.commit(length, tokens, features[kept])
-        done = self._clock()
         inner = [] if len(tree) == 1 else [step.accepted_length for step in getattr(self.drafter, "rounds", [])]
-        times_ms = (1e3 * (drafted - began), 1e3 * (verified - drafted), 1e3 * (done - verified))
+        draft_ms = _milliseconds(start, drafted)
+        times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)
 
     def _propose(self, limit: int) -> DraftTree:
         if self.drafter is None or limit < 1:
-            return DraftTree.sequence(torch.tensor(self.tokens[-1:], device=self.model.device))
+            return DraftTree.sequence(on_device(self.tokens[-1:], self.model.device))
         return self.drafter.propose(limit)
 
     def propose(self, limit: int) -> DraftTree:
@@ -134,7 +137,7 @@ class Speculator:
             drafted += self.rounds[-1].tokens
         q = [round.q for round in self.rounds if round.q is not None]
         return DraftTree.sequence(
-            torch.tensor([root, *drafted], device=self.model.device),
+            on_device([root, *drafted], self.model.device),
             torch.cat((torch.zeros_like(q[0][:1]), *q)) if q else None,
         )
 
@@ -153,8 +156,15 @@ class Speculator:
     def _no_features(self) -> torch.Tensor:
         return torch.empty(0, self.model.config.hidden_size, dtype=self.model.dtype, device=self.model.device)
 
-    def _clock(self) -> float:
-        """Seconds, once the device has done what it was asked to."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        return perf_counter()
+    def _mark(self) -> torch.cuda.Event | float:
+        """This moment, of the device: a GPU notes it when it gets there."""
+        if self.model.device.type != "cuda":
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    """Between two moments that the device has passed."""
+    return 1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end)

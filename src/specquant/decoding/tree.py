@@ -1,6 +1,7 @@
 """A draft: a tree of tokens under the last confirmed token."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,7 @@ class DraftTree:
     @classmethod
     def sequence(cls, tokens: torch.Tensor, q: torch.Tensor | None = None) -> "DraftTree":
         """A tree with one branch: tokens [n], the root first."""
-        nodes = torch.arange(len(tokens), device=tokens.device)
-        return cls(tokens, nodes - 1, nodes, nodes[:, None] >= nodes, q)
+        return cls(tokens, *_chain(len(tokens), tokens.device), q)
 
     def after(self, chain: list[int]) -> "DraftTree":
         """This tree behind a chain of confirmed tokens that the model has not run yet, the first of them its root."""
@@ -55,8 +55,20 @@ class DraftTree:
         ancestors = F.pad(self.ancestors, (n, 0, n, 0), value=True)
         ancestors[:n] = nodes[:, None] >= torch.arange(n + len(self), device=device)
         return DraftTree(
-            torch.cat((torch.tensor(chain, device=device), self.tokens)),
+            torch.cat((on_device(chain, device), self.tokens)),
             torch.cat((nodes - 1, torch.where(self.parents < 0, n - 1, self.parents + n))),
             torch.cat((nodes, self.depths + n)),
             ancestors,
         )
+
+
+@cache
+def _chain(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Parents, depths and ancestors of a tree with one branch of n nodes; nobody writes to them."""
+    nodes = torch.arange(n, device=device)
+    return nodes - 1, nodes, nodes[:, None] >= nodes
+
+
+def on_device(tokens: list[int], device: torch.device) -> torch.Tensor:
+    """int64 [n] on the device, without waiting until that has done what it was asked to before."""
+    return torch.tensor(tokens, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)

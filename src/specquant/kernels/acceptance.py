@@ -14,11 +14,12 @@ PART = 4 * BLOCK  # tokens in a part of the vocabulary
 def accept_greedily(
     tokens: torch.Tensor, parents: torch.Tensor, ancestors: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """The longest path whose every token is the likeliest after its parent, and the likeliest token after the path.
+    """The longest path whose every token is the likeliest after its parent, and the likeliest token after each of it.
 
     tokens, parents: int64 [n], the root first; ancestors: bool [n, n], of itself true; logits: [n, vocab_size]. Of
     equal logits the lowest token is the likeliest, of equally long paths the one that ends first is taken. Returns
-    int64 [n + 1] on the same device: the rows of the path from the root on, filled up with -1, and the token.
+    int64 [2, n] on the same device, both filled up with -1: the rows of the path from the root on, and the likeliest
+    token after each of them: those that the path's other rows hold, and the one behind it.
     """
     run = accept_greedily_triton if on_gpu(logits) else accept_greedily_reference
     return run(tokens, parents, ancestors, logits)
@@ -35,7 +36,8 @@ def accept_greedily_reference(
     last = torch.where(accepted, ancestors.sum(dim=1), 0).argmax()
     rows = torch.arange(len(tokens), device=tokens.device)
     path = torch.where(ancestors[last], rows, len(tokens)).sort().values
-    return torch.cat((path.masked_fill(path == len(tokens), -1), choices[last, None]))
+    beyond = path == len(tokens)
+    return torch.stack((path, choices[path.masked_fill(beyond, 0)])).masked_fill(beyond, -1)
 
 
 def accept_greedily_triton(
@@ -44,7 +46,7 @@ def accept_greedily_triton(
     """`accept_greedily` by one launch: the block that comes last has all choices and walks the tree."""
     n, size = logits.shape
     parts = triton.cdiv(size, PART)
-    verdict = torch.empty(n + 1, dtype=torch.int64, device=logits.device)
+    verdict = torch.empty(2, n, dtype=torch.int64, device=logits.device)
     best = torch.empty(n, parts, dtype=torch.int64, device=logits.device)
     _accept_greedily_kernel[(n, parts)](
         tokens.contiguous(),
@@ -72,7 +74,7 @@ def _accept_greedily_kernel(
     parents,
     ancestors,
     logits,
-    verdict,
+    verdict,  # [2, n]
     best,  # [n, PARTS]
     arrived,
     n,
@@ -118,6 +120,8 @@ def _accept_greedily_kernel(
     last = tl.min(tl.where(length == longest, node, ROWS), 0)
     on_path = tl.sum(tl.where((node == last)[:, None], seen, 0), 0)
     place = tl.cumsum(on_path, 0) - 1
-    tl.store(verdict + node, tl.full((ROWS,), -1, tl.int64), mask=real & (node >= longest))
+    nothing = tl.full((ROWS,), -1, tl.int64)
+    tl.store(verdict + node, nothing, mask=real & (node >= longest))
+    tl.store(verdict + n + node, nothing, mask=real & (node >= longest))
     tl.store(verdict + place, node.to(tl.int64), mask=on_path > 0)
-    tl.store(verdict + n, tl.sum(tl.where(node == last, choice, 0), 0))
+    tl.store(verdict + n + place, choice.to(tl.int64), mask=on_path > 0)

@@ -1,7 +1,7 @@
 """Passes of a few rows as CUDA graphs: a pass is hundreds of launches, and one by one they take longer than they run.
 
 What a graph reads stays at its place in device memory: tokens, positions, mask, and the length of the cache. So nothing
-waits for the host, and a graph serves every position.
+waits for the host, and a graph serves every position. An EAGLE-2 draft is such a graph, too (`decoding.eagle`).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from specquant.kernels.attention import HEAD_DIMS
 from specquant.kernels.launch import on_gpu
 from specquant.models.cache import KVCache
+from specquant.models.eagle import EagleHead
 from specquant.models.llama import Llama
 
 MOST_ROWS = 64
@@ -19,9 +20,13 @@ MOST_ROWS = 64
 
 def graphed(model: Llama) -> "Llama | GraphedLlama":
     """The model with its passes as CUDA graphs where all of its operations have kernels, else the model as it is."""
+    return GraphedLlama(model) if capturable(model) else model
+
+
+def capturable(model: Llama | EagleHead) -> bool:
+    """Whether all operations of a model have kernels where it is, so that its passes can be captured."""
     weight = model.embed_tokens.weight
-    able = on_gpu(weight) and weight.dtype in (torch.float16, torch.bfloat16) and model.config.head_dim in HEAD_DIMS
-    return GraphedLlama(model) if able else model
+    return on_gpu(weight) and weight.dtype in (torch.float16, torch.bfloat16) and model.config.head_dim in HEAD_DIMS
 
 
 class GraphedLlama:
@@ -112,8 +117,8 @@ class CapturedCache:
 
 
 def capture(
-    run: Callable[[], tuple[torch.Tensor, torch.Tensor]], pool: tuple[int, int]
-) -> tuple[Callable[[], None], tuple[torch.Tensor, torch.Tensor]]:
+    run: Callable[[], tuple[torch.Tensor, ...]], pool: tuple[int, int]
+) -> tuple[Callable[[], None], tuple[torch.Tensor, ...]]:
     """A CUDA graph of what `run` launches: how to replay it, and the tensors to which it then writes the results."""
     run()  # compiles kernels and makes what outlives the pass; neither may happen during capture
     graph = torch.cuda.CUDAGraph()

@@ -1,0 +1,123 @@
+"""An EAGLE-2 draft as a CUDA graph: without a GPU, through the stand-in for capturing."""
+
+import pytest
+import torch
+
+from specquant.decoding import EagleDrafter, Greedy, Speculator
+from specquant.models import graphs
+from specquant.models.llama import set_compute_dtype
+from tests.decoding.conftest import random_head, random_model
+
+PROMPT = [3, 14, 15, 9, 26, 5]
+
+
+def pair(device="cpu", dtype=torch.float64):
+    torch.manual_seed(0)  # for the head's bias
+    model = random_model()
+    head = set_compute_dtype(random_head(model), dtype).to(device)
+    return set_compute_dtype(model, dtype).to(device), head
+
+
+def steps(model, head, limits=(12,) * 8, **settings):
+    """What a few EAGLE-2 steps verified and added, and the speculator."""
+    speculator = Speculator(model, EagleDrafter(head, **(dict(draft_size=12, iterations=3, top_k=4) | settings)))
+    speculator.prefill(PROMPT, Greedy())
+    taken = [speculator.step(limit) for limit in limits]
+    return speculator, taken
+
+
+def trees(taken):
+    """Read only now: what a step keeps must outlive the following drafts."""
+    return [
+        (
+            step.tree.tokens.tolist(),
+            step.tree.parents.tolist(),
+            step.tree.depths.tolist(),
+            step.tree.ancestors.tolist(),
+            step.tokens,
+        )
+        for step in taken
+    ]
+
+
+@pytest.fixture
+def as_graphs(captured, monkeypatch):
+    monkeypatch.setattr(graphs, "capturable", lambda model: True)
+    return captured
+
+
+def test_a_captured_draft_is_the_draft(as_graphs, monkeypatch):
+    """Whatever came before, and also where the limit ends a draft early."""
+    limits = (12, 12, 12, 3, 12, 2, 12, 12)
+    speculator, taken = steps(*pair(), limits)
+    rows_and_iterations = set(speculator.drafter._graphs)
+    assert len(as_graphs) == len(rows_and_iterations) < len(taken)
+    assert {iterations for _, iterations in rows_and_iterations} == {1, 2, 3}
+    assert len({rows for rows, _ in rows_and_iterations}) > 1
+    monkeypatch.setattr(graphs, "capturable", lambda model: False)
+    plain, expected = steps(*pair(), limits)
+    assert trees(taken) == trees(expected)
+    rows = plain.drafter.cache.length
+    assert speculator.drafter.cache.length == rows
+    assert torch.equal(speculator.drafter.cache.keys[:, :, :rows], plain.drafter.cache.keys[:, :, :rows])
+
+
+def test_one_graph_serves_every_prompt(as_graphs):
+    speculator, _ = steps(*pair())
+    made = len(as_graphs)
+    again = [steps_of(speculator) for _ in range(2)]
+    assert again[0] == again[1]
+    assert len(as_graphs) == made
+
+
+def steps_of(speculator):
+    speculator.prefill(PROMPT, Greedy())
+    return trees([speculator.step(12) for _ in range(8)])
+
+
+def test_the_hierarchy_drafts_by_graphs(as_graphs, target, intermediate, head, monkeypatch):
+    def decode():
+        inner = Speculator(intermediate, EagleDrafter(head, 12, 3, 4), min_draft_length=5)
+        speculator = Speculator(target, inner)
+        tokens = list(speculator.prefill(PROMPT, Greedy()).tokens)
+        while len(tokens) < 40:
+            tokens += speculator.step(40 - len(tokens)).tokens
+        return tokens
+
+    tokens = decode()
+    assert as_graphs
+    monkeypatch.setattr(graphs, "capturable", lambda model: False)
+    assert decode() == tokens
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_graphs_and_launches_give_the_same_trees(monkeypatch):
+    with_graphs, taken = steps(*pair("cuda", torch.float16))
+    assert with_graphs.drafter._graphs
+    monkeypatch.setattr(graphs, "capturable", lambda model: False)
+    without, expected = steps(*pair("cuda", torch.float16))
+    assert without.drafter._graphs is None
+    assert trees(taken) == trees(expected)
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_the_gpu_once(monkeypatch):
+    """Once everything is captured, whatever waits but the rule's reading raises."""
+    speculator, taken = steps(*pair("cuda", torch.float16))
+    speculator.prefill(PROMPT, Greedy())
+    rule = speculator.rule
+
+    class Reading:
+        def accept(self, tree, logits):
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return rule.accept(tree, logits)
+            finally:
+                torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(speculator, "rule", Reading())
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        assert [speculator.step(12).tokens for _ in taken] == [step.tokens for step in taken]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
