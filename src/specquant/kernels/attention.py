@@ -25,7 +25,7 @@ from specquant.kernels.launch import (
     multiprocessors,
     on_gpu,
     overlapping,
-    shared_memory_bytes,
+    prefetch,
     tl,
     triton,
     wait_for_previous,
@@ -34,7 +34,8 @@ from specquant.kernels.launch import (
 MOST_ROWS = 128  # more is a prefill, which torch's own attention does well
 HEAD_DIMS = (64, 128)
 CHUNK = 512  # positions in a part, where rows are invariant
-MOST_PARTS = 32  # the second kernel loads all at once
+MOST_PARTS = 32
+PREFETCHED = 256  # keys of a block that are brought into the L2 cache while the previous kernel still runs
 LOWEST = -1e30  # below every score; finite, so that rows that see nothing in a part need no exception
 
 
@@ -81,31 +82,37 @@ def tree_attention_reference(
 
 
 class Tiling(NamedTuple):
-    """block_rows: rows of a tile, each one head of one query. block_keys: keys of one step. parts: of the sequence."""
+    """block_rows: rows of a tile, each one head of one query. block_keys: keys of one step. parts: of the sequence.
+
+    draft_apart: the last part is the draft, with what the prefix has behind its last whole step.
+    """
 
     block_rows: int
     block_keys: int
     parts: int
     warps: int
     stages: int
+    draft_apart: bool = False
 
 
 def tiling(rows: int, group: int, kv_heads: int, row_invariant: bool, device: torch.device) -> Tiling:
     """The tiling for `rows` queries of `group` heads per key-value head, as measured on an H200.
 
-    Where rows are not invariant, the parts fill the GPU with two blocks on each multiprocessor, of which one computes
-    while the other waits; with one where there is little to compute. That one takes so much shared memory that no block
-    of a later launch comes beside it while another multiprocessor is free.
+    Where rows are not invariant, the parts fill the GPU. Few rows: one block of a long part on each multiprocessor, and
+    room for those of the draft beside them. Many rows: large tiles, for all of them read the same keys.
     """
     padded = triton.next_power_of_2(group)
-    block_rows = max(64, padded)
-    tiles = triton.cdiv(rows, block_rows // padded) * kv_heads
     if row_invariant:
-        return Tiling(block_rows, 64, 0, 4, 3)
+        return Tiling(max(64, padded), 64, 0, 4, 3)
     available = multiprocessors(device)
-    resident = 1 if 8 * tiles <= available else 2
-    stages = 4 if resident == 1 and shared_memory_bytes(device) > 160_000 else 3
-    return Tiling(block_rows, 64, max(1, min(MOST_PARTS, resident * available // tiles)), 4, stages)
+    large = rows * padded > 128
+    block_rows = max(128 if large else 64, padded)
+    tiles = triton.cdiv(rows, block_rows // padded) * kv_heads
+    if large:
+        return Tiling(block_rows, 64, max(1, min(MOST_PARTS, available // tiles)), 8, 3)
+    if rows * padded <= 16:
+        return Tiling(16, 64, max(2, min(MOST_PARTS, available // tiles + 1)), 4, 3, draft_apart=True)
+    return Tiling(block_rows, 64, max(2, min(MOST_PARTS, available // tiles + 1)), 4, 3, draft_apart=True)
 
 
 def tree_attention_triton(
@@ -162,6 +169,9 @@ def tree_attention_triton(
         BLOCK_ROWS=tiles.block_rows,
         BLOCK_KEYS=tiles.block_keys,
         BLOCK_DRAFT=triton.next_power_of_2(draft_slots) if row_invariant else 0,
+        DRAFT_APART=tiles.draft_apart,
+        FEW_ROWS=tiles.block_rows < 64,
+        PREFETCHED=PREFETCHED,
         STAGES=tiles.stages,
         num_warps=tiles.warps,
         **shared,
@@ -174,26 +184,47 @@ def tree_attention_triton(
         tail_parts,
         rows,
         GROUP=8 if row_invariant else triton.next_power_of_2(tiles.parts),
-        num_warps=1,
+        num_warps=1 if row_invariant or tiles.parts <= 16 else 4,
         **shared,
     )
     return output
 
 
 @jit
-def _attend(query, key, value, visible, peak, total, sums, scale):
+def _attend(query, key, value, visible, peak, total, sums, scale, FEW_ROWS: tl.constexpr):
     """Take one block of keys into the running softmax, in powers of two, of each row.
 
-    Every operation that could be fused in one place and not in another is written out, so that all copies of this
-    function round alike.
+    FEW_ROWS: keys, and then the head's dimensions, lie along the long side of the tensor cores' tile, which is 64, and
+    `sums` is transposed. Every operation that could be fused in one place and not in another is written out, so that
+    all copies of this function round alike.
     """
-    scores = tl.where(visible, tl.dot(query, key.T), float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 1) * scale)
-    weights = tl.exp2(tl.fma(scores, scale, -higher[:, None]))
+    if FEW_ROWS:
+        scores = tl.where(tl.trans(visible), tl.dot(key, query.T), float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 0) * scale)
+        weights = tl.exp2(tl.fma(scores, scale, -higher[None, :]))
+    else:
+        scores = tl.where(visible, tl.dot(query, key.T), float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1) * scale)
+        weights = tl.exp2(tl.fma(scores, scale, -higher[:, None]))
     shrink = tl.exp2(peak - higher)
-    total = tl.fma(total, shrink, tl.sum(weights, 1))
-    sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None])
+    if FEW_ROWS:
+        total = tl.fma(total, shrink, tl.sum(weights, 0))
+        sums = tl.dot(value.T, weights.to(value.dtype), sums * shrink[None, :])
+    else:
+        total = tl.fma(total, shrink, tl.sum(weights, 1))
+        sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None])
     return higher, total, sums
+
+
+@jit
+def _part(part, prefix_length, draft_slots, PARTS: tl.constexpr, BLOCK_KEYS: tl.constexpr, DRAFT_APART: tl.constexpr):
+    """Begin and end of a part: an equal share of the steps, or the draft and what the last whole step leaves."""
+    used = prefix_length + draft_slots
+    SHARES: tl.constexpr = PARTS - DRAFT_APART
+    steps = prefix_length // BLOCK_KEYS if DRAFT_APART else tl.cdiv(used, BLOCK_KEYS)
+    begin = tl.cdiv(part * steps, SHARES) * BLOCK_KEYS  # the later parts have one step less where they must
+    end = tl.minimum(tl.cdiv((part + 1) * steps, SHARES) * BLOCK_KEYS, used)
+    return begin, tl.where(part == SHARES, used, end)
 
 
 @jit(do_not_specialize=["prefix", "draft_slots", "tail_parts", "rows", "slots"])
@@ -224,11 +255,23 @@ def _attend_kernel(
     LOWEST: tl.constexpr,
     ROW_INVARIANT: tl.constexpr,
     OVERLAPPING: tl.constexpr,
+    DRAFT_APART: tl.constexpr,
+    FEW_ROWS: tl.constexpr,
+    PREFETCHED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    wait_for_previous(OVERLAPPING)
     tile, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BLOCK_QUERIES: tl.constexpr = BLOCK_ROWS // PADDED_GROUP
+    keys += kv_head.to(tl.int64) * slots * HEAD_DIM
+    values += kv_head.to(tl.int64) * slots * HEAD_DIM
+    if OVERLAPPING and not ROW_INVARIANT:  # the prefix may be about to change, but where it lies hardly does
+        prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
+        begin, end = _part(part, prefix_length, draft_slots, PARTS, BLOCK_KEYS, DRAFT_APART)
+        count = tl.minimum(tl.minimum(end, slots) - begin, PREFETCHED)
+        if (tile == 0) & (begin >= 0) & (count > 0):
+            prefetch(keys + begin * HEAD_DIM, count * (HEAD_DIM * 2))
+            prefetch(values + begin * HEAD_DIM, count * (HEAD_DIM * 2))
+    wait_for_previous(OVERLAPPING, EARLY=False)
     prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
     row = tl.arange(0, BLOCK_ROWS)
     queries, member = tile * BLOCK_QUERIES + row // PADDED_GROUP, row % PADDED_GROUP
@@ -254,26 +297,23 @@ def _attend_kernel(
             end = tl.minimum(end, prefix_length + tl.sum(in_path, 0))
             stored = in_tile & (queries == own)
     else:
-        steps = tl.cdiv(prefix_length + draft_slots, BLOCK_KEYS)  # the later parts have one less where they must
-        begin = tl.cdiv(part * steps, PARTS) * BLOCK_KEYS
-        end = tl.minimum(tl.cdiv((part + 1) * steps, PARTS) * BLOCK_KEYS, prefix_length + draft_slots)
+        begin, end = _part(part, prefix_length, draft_slots, PARTS, BLOCK_KEYS, DRAFT_APART)
 
     column = tl.arange(0, HEAD_DIM)
     block = tl.arange(0, BLOCK_KEYS)
     q = tl.load(query + head_rows[:, None] * HEAD_DIM + column[None, :], mask=in_tile[:, None], other=0.0)
-    keys += kv_head.to(tl.int64) * slots * HEAD_DIM
-    values += kv_head.to(tl.int64) * slots * HEAD_DIM
     peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    sums = tl.zeros((BLOCK_ROWS, HEAD_DIM), tl.float32)
+    sums = tl.zeros((HEAD_DIM, BLOCK_ROWS) if FEW_ROWS else (BLOCK_ROWS, HEAD_DIM), tl.float32)
 
     # Blocks of keys that all rows see whole, then those that reach behind the prefix or this part.
     whole = begin + tl.maximum(tl.minimum(end, prefix_length) - begin, 0) // BLOCK_KEYS * BLOCK_KEYS
+    everything = tl.full((1, 1), True, tl.int1)
     for start in tl.range(begin, whole, BLOCK_KEYS, num_stages=STAGES):
         at = (start + block)[:, None] * HEAD_DIM + column[None, :]
         key, value = tl.load(keys + at), tl.load(values + at)
-        peak, total, sums = _attend(q, key, value, True, peak, total, sums, scale)
-    LAST_KEYS: tl.constexpr = BLOCK_KEYS if ROW_INVARIANT else 32  # few registers; but rows that take turns keep steps
+        peak, total, sums = _attend(q, key, value, everything, peak, total, sums, scale, FEW_ROWS)
+    LAST_KEYS: tl.constexpr = 32 if BLOCK_ROWS == 64 and DRAFT_APART else BLOCK_KEYS  # so two blocks fit
     for start in tl.range(whole, end, LAST_KEYS, num_stages=STAGES):
         position = start + tl.arange(0, LAST_KEYS)
         inside = position < end
@@ -293,9 +333,10 @@ def _attend_kernel(
         at = slot[:, None] * HEAD_DIM + column[None, :]
         key = tl.load(keys + at, mask=inside[:, None], other=0.0)
         value = tl.load(values + at, mask=inside[:, None], other=0.0)
-        peak, total, sums = _attend(q, key, value, visible, peak, total, sums, scale)
+        peak, total, sums = _attend(q, key, value, visible, peak, total, sums, scale, FEW_ROWS)
 
     at = part * rows * HEADS + head_rows
+    sums = tl.trans(sums) if FEW_ROWS else sums
     outputs = sums / tl.maximum(total, 1e-30)[:, None]  # rows that see nothing here have no weight
     tl.store(part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :], outputs, mask=stored[:, None])
     tl.store(part_peaks + at, peak, mask=stored)

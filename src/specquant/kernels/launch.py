@@ -26,6 +26,7 @@ __all__ = [
     "multiprocessors",
     "on_gpu",
     "overlapping",
+    "prefetch",
     "shared_memory_bytes",
     "tl",
     "triton",
@@ -71,8 +72,32 @@ def overlapping(device: torch.device) -> dict[str, bool]:
 
 
 @jit
-def wait_for_previous(OVERLAPPING: tl.constexpr):
-    """Wait until the previous kernel has ended, and what it wrote can be read; then let the next one be launched."""
+def wait_for_previous(OVERLAPPING: tl.constexpr, EARLY: tl.constexpr = True):
+    """Wait until the previous kernel has ended, and what it wrote can be read; and let the next one be launched.
+
+    EARLY: let it be launched before that, so that its blocks are there, and have fetched what they can, when they may
+    run. But then they begin wherever a block of some kernel before has made room, not evenly on all multiprocessors.
+
+    Every kernel begins with this, or is launched without overlap: when one has ended, all before it have, too.
+    """
     if OVERLAPPING:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if not EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+
+
+@jit
+def prefetch(address, size):
+    """Ask for `size` bytes, a multiple of 16 and not 0, from the pointer on to be brought into the L2 cache: on Hopper
+    and later. It may be done before `wait_for_previous`, for what lies in this cache is never stale."""
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred first; .reg .u32 thread;
+        mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0;
+        @first cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r", [address.to(tl.int64), size], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip

@@ -101,13 +101,14 @@ def _add_rms_norm_kernel(
     inside = column < size
     at = row * size + column
     values = tl.load(x + at, mask=inside, other=0.0)
+    factor = tl.load(weight + column, mask=inside, other=0.0)  # now, that it need not be waited for after the sum
     if delta is not None:
         added = tl.load(delta + at, mask=inside, other=0.0)
         values = (values.to(tl.float32) + added.to(tl.float32)).to(values.dtype)
         tl.store(total + at, values, mask=inside)
     values = values.to(tl.float32)
     shrink = tl.rsqrt(tl.sum(values * values, 0) / size + epsilon)
-    result = values * shrink * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    result = values * shrink * factor.to(tl.float32)
     result = result.to(x.dtype.element_ty)
     if scales is not None:
         result = result.to(tl.float32)

@@ -22,6 +22,7 @@ from specquant.kernels.launch import (
     jit,
     multiprocessors,
     overlapping,
+    prefetch,
     tl,
     triton,
     wait_for_previous,
@@ -144,15 +145,7 @@ def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl
     if OVERLAPPING:
         for ahead in tl.static_range(4 if BYTES > 0 else 0):
             step = tl.minimum(ahead, tl.maximum(count - 1, 0))
-            tl.inline_asm_elementwise(
-                """{
-                .reg .pred first; .reg .u32 thread;
-                mov.u32 thread, %tid.x; setp.eq.u32 first, thread, 0;
-                @first cp.async.bulk.prefetch.L2.global [$1], $2;
-                mov.u32 $0, 0;
-                }""",
-                "=r,l,r", [(weights + step * stride).to(tl.int64), BYTES], dtype=tl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
+            prefetch(weights + step * stride, BYTES)
     wait_for_previous(OVERLAPPING)
 
 
