@@ -26,7 +26,9 @@ def launch_all(e4m3: bool) -> None:
     length, mask = torch.zeros(1, **number), torch.ones(9, 9, dtype=torch.bool)
     cache = torch.zeros(2, 8, 64, 128, **half)
     for row_invariant in (False, True):
-        attention.tree_attention_triton(torch.zeros(9, 64, 128, **half), *cache, length, mask, row_invariant)
+        for rows in (1, 9, 64):
+            query = torch.zeros(rows, 64, 128, **half)
+            attention.tree_attention_triton(query, *cache, length, mask, row_invariant)
     attention.tree_attention_triton(torch.zeros(9, 24, 64, **half), *cache[..., :64].contiguous(), 7, mask)
     qkv, tables = torch.zeros(9, 80 * 128, **half), torch.zeros(2, 64, 128, **half)
     rotary.rotate_and_cache_triton(qkv, *tables, torch.zeros(9, **number), *cache, length)
