@@ -128,8 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument(
         "--tune", type=float, default=0, metavar="SECONDS", help="look for better configurations first"
     )
+    kernels.add_argument(
+        "--row-invariant", action="store_true", help="the kernels that give a token the same bits in every draft"
+    )
     kernels.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the tables")
     kernels.set_defaults(command=_bench_kernels)
+    attention = benches.add_parser("attention", help="attention and the small operations, on an NVIDIA GPU")
+    attention.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the table")
+    attention.set_defaults(command=_bench_attention)
 
     cost = benches.add_parser("verify-cost", help="how long a model's passes take, by draft size, scheme by scheme")
     cost.add_argument("--model", required=True, metavar="NAME", help="a directory, or llama-3-8b or llama-3-70b")
@@ -394,12 +400,21 @@ def _numbers(option: str, text: str) -> list[int]:
 def _bench_kernels(arguments: argparse.Namespace) -> int:
     from specquant.experiments.kernels import BENCH_SCHEMES, LAYERS
     from specquant.quant import scheme_names
-    from specquant.study.record import record_kernels
+    from specquant.study.record import record_kernels, record_row_invariance
 
     models = list(LAYERS) if arguments.models == "all" else [name.strip() for name in arguments.models.split(",")]
     schemes = BENCH_SCHEMES if arguments.schemes == "all" else scheme_names(arguments.schemes)
-    for path in record_kernels(models, schemes, arguments.out, arguments.tune):
-        print(path)
+    if arguments.row_invariant:
+        print(record_row_invariance(models, schemes, arguments.out))
+    else:
+        print(*record_kernels(models, schemes, arguments.out, arguments.tune), sep="\n")
+    return 0
+
+
+def _bench_attention(arguments: argparse.Namespace) -> int:
+    from specquant.study.record import record_attention
+
+    print(record_attention(arguments.out))
     return 0
 
 

@@ -51,8 +51,9 @@ def test_an_unknown_model_is_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_bench_says_so(capsys, tmp_path):
-    assert main(["bench", "kernels", "--out", str(tmp_path)]) == 2
+@pytest.mark.parametrize("bench", [["kernels"], ["kernels", "--row-invariant"], ["attention"]])
+def test_without_a_gpu_the_bench_says_so(bench, capsys, tmp_path):
+    assert main(["bench", *bench, "--out", str(tmp_path)]) == 2
     assert "measured on an NVIDIA GPU" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

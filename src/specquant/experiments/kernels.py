@@ -67,16 +67,21 @@ def measure_kernels(
     draft_sizes: Sequence[int] = DRAFT_SIZES,
     repeats: int = REPEATS,
     device: str = "cuda",
+    row_invariant: bool = False,
 ) -> Iterator[dict]:
     """Yield one row for each model, layer, scheme and draft size: the time of one product of that many tokens.
 
     Activations are quantized before; rotated activations, outputs and weights are random. Times are of CUDA graphs'
     replays, divided by the launches in a graph. bytes and operations are what the product cannot do without.
+    row_invariant: of the kernels that give a token the same bits whatever the number of tokens.
     """
     require_gpu(device)
     for model, layer, (outputs, inputs) in layers(models):
         for scheme in schemes:
             matrices = synthetic_matrices(scheme, outputs, inputs, device)
+            for matrix in matrices:
+                matrix.row_invariant = row_invariant
+            ordinary = "cuBLAS" if scheme == "fp16" else "specquant"
             for draft_size in tqdm(draft_sizes, desc=f"{model} {layer} {scheme}", leave=False):
                 times = product_times_us(matrices, draft_size, repeats)
                 bytes_per_token = inputs * get_scheme(scheme).activation_bits // 8 + 2 * outputs
@@ -84,7 +89,7 @@ def measure_kernels(
                     "model": model,
                     "layer": layer,
                     "scheme": scheme,
-                    "implementation": "cuBLAS" if scheme == "fp16" else "specquant",
+                    "implementation": "specquant, row-invariant" if row_invariant else ordinary,
                     "draft_size": draft_size,
                     "in_features": inputs,
                     "out_features": outputs,

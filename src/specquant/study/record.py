@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
+from specquant.experiments.attention_cost import attention_cost, neighbour_cost
 from specquant.experiments.compatibility import DRAFT_SIZES, verify_cost
 from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
@@ -138,6 +139,33 @@ def record_kernels(
         rows.append(row)
         write_file(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     return [write_results(pd.DataFrame(rows), path, parameters, **how), ceilings]
+
+
+def record_row_invariance(
+    models: Sequence[str],
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    draft_sizes: Sequence[int] = (1, 16, 32, 64),
+    repeats: int = kernels.REPEATS,
+) -> Path:
+    """Measure the row-invariant products as `record_kernels` does the ordinary ones: kernels_row_invariant.csv."""
+    parameters = {"models": list(models), "schemes": list(schemes), "draft_sizes": list(draft_sizes)}
+    rows = kernels.measure_kernels(models, schemes, draft_sizes, repeats, row_invariant=True)
+    how = {"device": "cuda", "repeats": repeats, "clock": "replays of a CUDA graph, median"}
+    return write_results(pd.DataFrame(rows), resolve(out_dir) / "kernels_row_invariant.csv", parameters, **how)
+
+
+def record_attention(
+    out_dir: str | Path,
+    draft_sizes: Sequence[int] = (1, 8, 16, 32, 64),
+    context_lengths: Sequence[int] = (512, 2048, 4096, 8192, 32768),
+    repeats: int = 10,
+) -> Path:
+    """Measure attention and the other operations between the products at Llama-3-70B's shapes: attention.csv."""
+    parameters = {"draft_sizes": list(draft_sizes), "context_lengths": list(context_lengths)}
+    parts = attention_cost(draft_sizes, context_lengths, repeats), neighbour_cost(draft_sizes, repeats)
+    how = {"device": "cuda", "repeats": repeats, "clock": "replays of a CUDA graph, median"}
+    return write_results(pd.concat(parts), resolve(out_dir) / "attention.csv", parameters, **how)
 
 
 def record_verify_cost(
