@@ -34,7 +34,7 @@ from specquant.kernels.launch import (
 MOST_ROWS = 128  # more is a prefill, which torch's own attention does well
 HEAD_DIMS = (64, 128)
 CHUNK = 512  # positions in a part, where rows are invariant
-MOST_PARTS = 32
+MOST_PARTS = 32  # the second kernel loads all at once
 PREFETCHED = 256  # keys of a block that are brought into the L2 cache while the previous kernel still runs
 LOWEST = -1e30  # below every score; finite, so that rows that see nothing in a part need no exception
 
@@ -110,8 +110,6 @@ def tiling(rows: int, group: int, kv_heads: int, row_invariant: bool, device: to
     tiles = triton.cdiv(rows, block_rows // padded) * kv_heads
     if large:
         return Tiling(block_rows, 64, max(1, min(MOST_PARTS, available // tiles)), 8, 3)
-    if rows * padded <= 16:
-        return Tiling(16, 64, max(2, min(MOST_PARTS, available // tiles + 1)), 4, 3, draft_apart=True)
     return Tiling(block_rows, 64, max(2, min(MOST_PARTS, available // tiles + 1)), 4, 3, draft_apart=True)
 
 
@@ -170,7 +168,6 @@ def tree_attention_triton(
         BLOCK_KEYS=tiles.block_keys,
         BLOCK_DRAFT=triton.next_power_of_2(draft_slots) if row_invariant else 0,
         DRAFT_APART=tiles.draft_apart,
-        FEW_ROWS=tiles.block_rows < 64,
         PREFETCHED=PREFETCHED,
         STAGES=tiles.stages,
         num_warps=tiles.warps,
@@ -184,35 +181,25 @@ def tree_attention_triton(
         tail_parts,
         rows,
         GROUP=8 if row_invariant else triton.next_power_of_2(tiles.parts),
-        num_warps=1 if row_invariant or tiles.parts <= 16 else 4,
+        num_warps=1,
         **shared,
     )
     return output
 
 
 @jit
-def _attend(query, key, value, visible, peak, total, sums, scale, FEW_ROWS: tl.constexpr):
+def _attend(query, key, value, visible, peak, total, sums, scale):
     """Take one block of keys into the running softmax, in powers of two, of each row.
 
-    FEW_ROWS: keys, and then the head's dimensions, lie along the long side of the tensor cores' tile, which is 64, and
-    `sums` is transposed. Every operation that could be fused in one place and not in another is written out, so that
-    all copies of this function round alike.
+    Every operation that could be fused in one place and not in another is written out, so that all copies of this
+    function round alike.
     """
-    if FEW_ROWS:
-        scores = tl.where(tl.trans(visible), tl.dot(key, query.T), float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 0) * scale)
-        weights = tl.exp2(tl.fma(scores, scale, -higher[None, :]))
-    else:
-        scores = tl.where(visible, tl.dot(query, key.T), float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1) * scale)
-        weights = tl.exp2(tl.fma(scores, scale, -higher[:, None]))
+    scores = tl.where(visible, tl.dot(query, key.T), float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, 1) * scale)
+    weights = tl.exp2(tl.fma(scores, scale, -higher[:, None]))
     shrink = tl.exp2(peak - higher)
-    if FEW_ROWS:
-        total = tl.fma(total, shrink, tl.sum(weights, 0))
-        sums = tl.dot(value.T, weights.to(value.dtype), sums * shrink[None, :])
-    else:
-        total = tl.fma(total, shrink, tl.sum(weights, 1))
-        sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None])
+    total = tl.fma(total, shrink, tl.sum(weights, 1))
+    sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None])
     return higher, total, sums
 
 
@@ -256,7 +243,6 @@ def _attend_kernel(
     ROW_INVARIANT: tl.constexpr,
     OVERLAPPING: tl.constexpr,
     DRAFT_APART: tl.constexpr,
-    FEW_ROWS: tl.constexpr,
     PREFETCHED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -304,16 +290,15 @@ def _attend_kernel(
     q = tl.load(query + head_rows[:, None] * HEAD_DIM + column[None, :], mask=in_tile[:, None], other=0.0)
     peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    sums = tl.zeros((HEAD_DIM, BLOCK_ROWS) if FEW_ROWS else (BLOCK_ROWS, HEAD_DIM), tl.float32)
+    sums = tl.zeros((BLOCK_ROWS, HEAD_DIM), tl.float32)
 
     # Blocks of keys that all rows see whole, then those that reach behind the prefix or this part.
     whole = begin + tl.maximum(tl.minimum(end, prefix_length) - begin, 0) // BLOCK_KEYS * BLOCK_KEYS
-    everything = tl.full((1, 1), True, tl.int1)
     for start in tl.range(begin, whole, BLOCK_KEYS, num_stages=STAGES):
         at = (start + block)[:, None] * HEAD_DIM + column[None, :]
         key, value = tl.load(keys + at), tl.load(values + at)
-        peak, total, sums = _attend(q, key, value, everything, peak, total, sums, scale, FEW_ROWS)
-    LAST_KEYS: tl.constexpr = 32 if BLOCK_ROWS == 64 and DRAFT_APART else BLOCK_KEYS  # so two blocks fit
+        peak, total, sums = _attend(q, key, value, True, peak, total, sums, scale)
+    LAST_KEYS: tl.constexpr = BLOCK_KEYS if ROW_INVARIANT else 32  # few registers; but rows that take turns keep steps
     for start in tl.range(whole, end, LAST_KEYS, num_stages=STAGES):
         position = start + tl.arange(0, LAST_KEYS)
         inside = position < end
@@ -333,10 +318,9 @@ def _attend_kernel(
         at = slot[:, None] * HEAD_DIM + column[None, :]
         key = tl.load(keys + at, mask=inside[:, None], other=0.0)
         value = tl.load(values + at, mask=inside[:, None], other=0.0)
-        peak, total, sums = _attend(q, key, value, visible, peak, total, sums, scale, FEW_ROWS)
+        peak, total, sums = _attend(q, key, value, visible, peak, total, sums, scale)
 
     at = part * rows * HEADS + head_rows
-    sums = tl.trans(sums) if FEW_ROWS else sums
     outputs = sums / tl.maximum(total, 1e-30)[:, None]  # rows that see nothing here have no weight
     tl.store(part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :], outputs, mask=stored[:, None])
     tl.store(part_peaks + at, peak, mask=stored)

@@ -27,7 +27,6 @@ __all__ = [
     "on_gpu",
     "overlapping",
     "prefetch",
-    "shared_memory_bytes",
     "tl",
     "triton",
     "wait_for_previous",
@@ -45,12 +44,6 @@ def on_gpu(x: torch.Tensor) -> bool:
 def multiprocessors(device: torch.device) -> int:
     """How many blocks of a kernel run side by side at the least; the interpreter has one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@cache
-def shared_memory_bytes(device: torch.device) -> int:
-    """The most shared memory that one block can take; the interpreter has none."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
 
 
 @cache
