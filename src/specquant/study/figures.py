@@ -8,14 +8,23 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
 from specquant.paths import resolve, write_file
 from specquant.study.results import read_provenance, read_results
-from specquant.study.style import METHODS, SCHEMES, Mark, caption, in_house_order, mark, new_figure, save_figure
+from specquant.study.style import (
+    METHODS,
+    SCHEMES,
+    Mark,
+    caption,
+    in_house_order,
+    legend_above,
+    mark,
+    new_figure,
+    save_figure,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def published_speedups(frame: pd.DataFrame) -> Figure:
         axis.set(xlabel=xlabel, xlim=(0.8, 3))
     axes[0].set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
     axes[0].invert_yaxis()
-    _legend_above(figure, axes[0], columns=1)
+    legend_above(figure, axes[0], columns=1)
     return figure
 
 
@@ -90,7 +99,7 @@ def verify_cost(frame: pd.DataFrame) -> Figure:
         axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
         axis.set_ylim(bottom=0)
     axes[-1].set_xlabel("draft size (tokens in one pass)")
-    _legend_above(figure, axes[0], columns=3)
+    legend_above(figure, axes[0], columns=3)
     return figure
 
 
@@ -134,7 +143,7 @@ def step_times(frame: pd.DataFrame) -> Figure:
     axis.set_yticks(range(len(order)), labels)
     axis.invert_yaxis()
     axis.set_xlabel("time of a step (ms)")
-    _legend_above(figure, axis, columns=3)
+    legend_above(figure, axis, columns=3)
     return figure
 
 
@@ -153,7 +162,7 @@ def quality(frame: pd.DataFrame) -> Figure:
     axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
     axis.invert_yaxis()
     axis.set_xlabel(f"perplexity above {mark(reference, SCHEMES).label} (%)")
-    _legend_above(figure, axis, columns=3)
+    legend_above(figure, axis, columns=3)
     return figure
 
 
@@ -180,7 +189,7 @@ def kernels(frame: pd.DataFrame) -> Figure:
         axis.set(title=f"{layer}, {in_features} to {out_features}", ylabel="time (µs)")
         axis.set_ylim(bottom=0)
     axes[-1].set_xlabel("tokens in one pass")
-    _legend_above(figure, axes[0], columns=1)
+    legend_above(figure, axes[0], columns=1)
     return figure
 
 
@@ -200,7 +209,7 @@ def roofline(rows: pd.DataFrame, ceilings: pd.DataFrame) -> Figure:
         look = mark(scheme, SCHEMES)
         axis.plot(line["intensity"], line["rate_top_s"], color=look.color, marker=look.marker, label=look.label)
     axis.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="rate (10¹² operations/s)")
-    _legend_above(figure, axis, columns=3)
+    legend_above(figure, axis, columns=3)
     return figure
 
 
@@ -218,7 +227,7 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
         axis.plot(line["draft_size"], line["predicted_us"] / one, "--", color=look.color, linewidth=0.8)
     axis.set(xlabel="draft size (tokens in one pass)", ylabel="time over that of one token")
     axis.set_ylim(bottom=0)
-    _legend_above(figure, axis, columns=3)
+    legend_above(figure, axis, columns=3)
     return figure
 
 
@@ -328,10 +337,5 @@ def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
     axis.set_yticks(range(len(rows)), [mark(name, marks).label for name in rows])
     axis.invert_yaxis()
     axis.set_xlabel(xlabel)
-    _legend_above(figure, axis, columns=3)
+    legend_above(figure, axis, columns=3)
     return figure
-
-
-def _legend_above(figure: Figure, axis: Axes, columns: int) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)

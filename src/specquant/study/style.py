@@ -90,6 +90,12 @@ def mark(name: str, marks: dict[str, Mark]) -> Mark:
     return marks.get(name, Mark(name, "#ece133", "*"))
 
 
+def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
+    """The legend of one of the figure's axes, above all of them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+
+
 def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
     """`text`, followed by what the numbers rest on: the table's `weights` and `acceptance` columns, and the device."""
     facts = [
