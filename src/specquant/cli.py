@@ -153,6 +153,16 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=Path, default="results/verify_cost", metavar="DIR", help="for the table")
     cost.set_defaults(command=_bench_verify_cost)
 
+    drafting = benches.add_parser("drafting", help="how long EAGLE-2 drafts take, on random weights of true sizes")
+    drafting.add_argument("--models", default="llama-3-8b,llama-3-70b", metavar="NAMES", help="default: %(default)s")
+    drafting.add_argument(
+        "--confirmed-rows", type=int, default=4, metavar="N", help="new tokens that a draft begins with (default: 4)"
+    )
+    drafting.add_argument("--repeats", type=int, default=50, metavar="N", help="of each draft (default: 50)")
+    drafting.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    drafting.add_argument("--out", type=Path, default="results/drafting", metavar="DIR", help="for the tables")
+    drafting.set_defaults(command=_bench_drafting)
+
     trees = benches.add_parser("trees", help="the shapes of EAGLE-2's trees on trained models, to be replayed")
     trees.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
     trees.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
@@ -356,6 +366,15 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
     )
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)
+    return 0
+
+
+def _bench_drafting(arguments: argparse.Namespace) -> int:
+    from specquant.study.drafting import record_drafting
+
+    models = [name.strip() for name in arguments.models.split(",")]
+    for path in record_drafting(models, arguments.out, arguments.confirmed_rows, arguments.repeats, arguments.device):
+        print(path)
     return 0
 
 

@@ -6,7 +6,6 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.top_k import log_softmax_top_k
 from specquant.kernels.tree import Frontier, Proposals, Tree, expand, rerank
 from specquant.models import graphs
 from specquant.models.cache import KVCache
@@ -47,8 +46,9 @@ class EagleDrafter:
                 f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree "
                 f"of at most {largest} nodes (with its root); ask for fewer nodes or more iterations"
             )
-        if top_k > head.config.vocab_size:
-            raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({head.config.vocab_size})")
+        known = head.config.vocab_size if head.vocabulary is None else len(head.vocabulary)
+        if top_k > known:
+            raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({known})")
         self.head = head
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
         self.feature_map = None if head.feature_map is None else head.feature_map.to(head.dtype)
@@ -109,7 +109,7 @@ class EagleDrafter:
         for level in range(iterations):
             if level:
                 outputs = self.head(frontier.tokens, outputs[frontier.parents], positions + level, cache, frontier.mask)
-            log_p, children = log_softmax_top_k(self.head.logits(outputs), k)
+            log_p, children = self.head.likeliest(outputs, k)
             frontier = expand(proposals, first, frontier, log_p, children)
             first += log_p.numel()
         return rerank(proposals, self.draft_size)

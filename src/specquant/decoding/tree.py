@@ -70,5 +70,6 @@ def _chain(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def on_device(tokens: list[int], device: torch.device) -> torch.Tensor:
-    """int64 [n] on the device, without waiting until that has done what it was asked to before."""
-    return torch.tensor(tokens, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    """int64 [n] on the device, without waiting until that has done what it was asked to before: CUDA takes a few tokens
+    into a buffer of its own at once."""
+    return torch.tensor(tokens, dtype=torch.int64).to(device, non_blocking=True)

@@ -1,13 +1,18 @@
 """The EAGLE draft head (EAGLE, arXiv 2401.15077; EAGLE-2, arXiv 2406.16858)."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from specquant.errors import SpecquantError
+from specquant.kernels.top_k import log_softmax_top_k
 from specquant.models.cache import KVCache
 from specquant.models.config import longest_context
 from specquant.models.llama import LlamaLayer, RotaryEmbedding
-from specquant.quant import Scheme, get_scheme
+from specquant.quant import PackedLinear, Scheme, get_scheme, quantize_linear
 
 
 class EagleHead(nn.Module):
@@ -20,6 +25,7 @@ class EagleHead(nn.Module):
 
     context_length: positions that it can run at most; None for all that its configuration says. `feature_map` is None,
     or for a rotated model the matrix [hidden, hidden] that turns its features into those that the head knows.
+    `vocabulary` is None, or the tokens, int64 [n], that the rows of the LM head stand for (`shrink_head`).
     """
 
     def __init__(
@@ -40,15 +46,16 @@ class EagleHead(nn.Module):
         self.context_length = context_length or longest_context(config)
         self.rotary = RotaryEmbedding(config, self.context_length)
         self.register_buffer("feature_map", None)
+        self.register_buffer("vocabulary", None)
         self.requires_grad_(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.fc.weight.dtype
+        return self.embed_tokens.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.fc.weight.device
+        return self.embed_tokens.weight.device
 
     def new_cache(self, capacity: int) -> KVCache:
         return KVCache(self.config, capacity, self.dtype, self.device)
@@ -68,5 +75,63 @@ class EagleHead(nn.Module):
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """features [rows, hidden] -> logits [rows, vocab_size]."""
+        """features [rows, hidden] -> logits [rows, vocab_size], or of the tokens in `vocabulary`."""
         return self.lm_head(features)
+
+    @torch.inference_mode()
+    def likeliest(self, features: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k likeliest next tokens after features [rows, hidden], [rows, k] of each: log-probabilities, within
+        `vocabulary`, and tokens (`kernels.top_k`)."""
+        log_p, tokens = log_softmax_top_k(self.logits(features), k)
+        return log_p, tokens if self.vocabulary is None else self.vocabulary[tokens]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that no iteration of drafting can do without: its matrices and the LM head."""
+        parts = [self.fc, self.lm_head, *(part for part in self.layer.modules() if isinstance(part, PackedLinear))]
+        return sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
+
+
+def shrink_head(
+    head: EagleHead, scheme: str | Scheme | None = None, vocabulary: torch.Tensor | None = None
+) -> EagleHead:
+    """The head, changed in place, with its matrices, and an LM head of its own, rounded to a scheme, and with an LM
+    head that knows some tokens alone (FR-Spec, arXiv 2502.14856). It drafts otherwise; what is decoded stays.
+
+    vocabulary: int64 [n], different tokens; None for all. Raises SpecquantError for a scheme that rotates, or that
+    cannot store one of the matrices.
+    """
+    scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
+    if scheme.rotated:
+        raise SpecquantError(f"{scheme.name} rotates a whole model: give the EAGLE head another scheme, as w4a16-g128")
+    if vocabulary is not None:
+        head.vocabulary = vocabulary.to(head.device)
+        head.lm_head = _linear(head.lm_head.weight[head.vocabulary])
+    if scheme.name != "fp16":
+        head.fc, head.lm_head = _rounded(head.fc, scheme), _rounded(head.lm_head, scheme)
+        for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
+            setattr(head.layer, name, _rounded(getattr(head.layer, name), scheme))
+    return head
+
+
+def most_frequent(tokens: Iterable[int], count: int, vocab_size: int) -> torch.Tensor:
+    """The `count` tokens that come most often, int64, ascending; of equals, those that never come too, the lowest:
+    vocabularies number what is more frequent lower. Raises SpecquantError where the vocabulary has fewer."""
+    if not 1 <= count <= vocab_size:
+        raise SpecquantError(f"a vocabulary of {vocab_size} has no {count} most frequent tokens: choose fewer")
+    counts = Counter(tokens)
+    return torch.tensor(sorted(sorted(range(vocab_size), key=lambda token: -counts[token])[:count]))
+
+
+def _linear(weight: torch.Tensor) -> nn.Linear:
+    linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def _rounded(linear: nn.Linear | PackedLinear, scheme: Scheme) -> PackedLinear:
+    """The same matrix in a scheme, by round-to-nearest."""
+    weight = linear.dequantize() if isinstance(linear, PackedLinear) else linear.weight
+    rounded = quantize_linear(scheme, weight)
+    rounded.bias = None if linear.bias is None else linear.bias.half()
+    return rounded

@@ -12,7 +12,7 @@ from specquant.models.cache import KVCache
 from specquant.models.checkpoint import open_checkpoint
 from specquant.models.config import context_length as usable_context
 from specquant.models.config import load_config
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import EagleHead, most_frequent, shrink_head
 from specquant.models.formats import FormatWeights, find_format
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
 from specquant.models.llama import Llama, set_compute_dtype
@@ -132,13 +132,15 @@ def weight_bytes(model: Llama, dtype: torch.dtype, device: torch.device | str) -
     return stored + (0 if on_gpu else copies) + dtype.itemsize * (sum(ends.values()) + tables)
 
 
-def load_eagle_head(path: str | Path, model: Llama) -> EagleHead:
+def load_eagle_head(
+    path: str | Path, model: Llama, scheme: str | None = None, vocabulary: torch.Tensor | None = None
+) -> EagleHead:
     """The EAGLE head of a directory or hub id, for a model, computing in the model's dtype on its device.
 
     Embedding and LM head are the head's own, where it has them, else the model's: of a rotated model, those from before
-    its rotation, and the head's `feature_map` undoes the rotation of features. Raises SpecquantError as `load_model`
-    does, and where the head is an EAGLE-3 head, its sizes are not the model's, or it was converted for another rotation
-    than the model's.
+    its rotation, and the head's `feature_map` undoes the rotation of features. scheme, vocabulary: as for `shrink_head`
+    (default: neither). Raises SpecquantError as `load_model` and `shrink_head` do, and where the head is an EAGLE-3
+    head, its sizes are not the model's, or it was converted for another rotation than the model's.
     """
     path = locate(path, HEAD_FILES)
     config = load_head_config(path)
@@ -149,12 +151,12 @@ def load_eagle_head(path: str | Path, model: Llama) -> EagleHead:
     shared = (model.embed_tokens, model.lm_head)
     if model.feature_map is not None and not all(own.values()):
         shared = original_ends(model)
-    vocabulary, hidden = config.vocab_size, config.hidden_size
+    entries, hidden = config.vocab_size, config.hidden_size
     with torch.device("meta"):
         head = EagleHead(
             config,
-            nn.Embedding(vocabulary, hidden, dtype=torch.float16) if own["embed_tokens"] else shared[0],
-            nn.Linear(hidden, vocabulary, bias=False, dtype=torch.float16) if own["lm_head"] else shared[1],
+            nn.Embedding(entries, hidden, dtype=torch.float16) if own["embed_tokens"] else shared[0],
+            nn.Linear(hidden, entries, bias=False, dtype=torch.float16) if own["lm_head"] else shared[1],
             context_length=model.context_length,
         )
         if own_map:
@@ -169,7 +171,19 @@ def load_eagle_head(path: str | Path, model: Llama) -> EagleHead:
     head = set_compute_dtype(head, model.dtype).to(model.device)
     if own["embed_tokens"] and torch.equal(head.embed_tokens.weight, model.embed_tokens.weight):
         head.embed_tokens = model.embed_tokens  # published heads hold a copy of it
-    return head
+    return shrink_head(head, scheme, vocabulary)
+
+
+def frequent_tokens(text: str | Path, tokenizer: PreTrainedTokenizerBase, count: int, vocab_size: int) -> torch.Tensor:
+    """The `count` tokens of a vocabulary that a UTF-8 text has most often, int64, ascending (`eagle.most_frequent`).
+
+    Raises SpecquantError where the text cannot be read.
+    """
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecquantError(f"cannot count tokens in {text} ({error}): give a UTF-8 text file") from None
+    return most_frequent(tokenizer(content, verbose=False)["input_ids"], count, vocab_size)
 
 
 def load_head_config(path: str | Path) -> PreTrainedConfig:

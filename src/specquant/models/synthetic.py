@@ -5,6 +5,7 @@ A rotated scheme is made as the others are: rotation changes no shape and no ope
 """
 
 import math
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
 from specquant.models.config import load_config
+from specquant.models.eagle import EagleHead, shrink_head
 from specquant.models.graphs import MOST_ROWS
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
@@ -39,6 +41,7 @@ SHAPES = {
 }
 BYTES_PER_CODE = 5  # that exist at once while a matrix's codes are drawn and packed
 BYTES_PER_LOGIT = 16  # of up to 64 rows, in several graphs
+BYTES_WHILE_ROUNDED = 20  # of a weight, in float32 copies that exist at once while a head's matrix is rounded
 GPU_SPARE_BYTES = 1 << 30  # kernels' code, graphs, and what lies unused between blocks
 
 
@@ -87,6 +90,58 @@ def synthetic_model(
     return model
 
 
+def synthetic_ends(
+    config: PreTrainedConfig,
+    context_length: int,
+    dtype: torch.dtype = torch.float16,
+    device: torch.device | str = "cuda",
+    seed: int = 0,
+) -> Llama:
+    """A synthetic model without layers: embedding and LM head, all of it that an EAGLE head needs to draft."""
+    config = copy(config)
+    config.num_hidden_layers = 0
+    return synthetic_model(config, "fp16", context_length, dtype, device, seed)
+
+
+def synthetic_head(
+    config: PreTrainedConfig,
+    model: Llama,
+    head_scheme: str | None = None,
+    head_vocabulary: int | None = None,
+    seed: int = 0,
+) -> EagleHead:
+    """An EAGLE head with random weights for a model of this configuration, whose embedding and LM head it shares.
+
+    head_scheme: as for `eagle.shrink_head`. head_vocabulary: how many tokens it knows, which are the first; None for
+    all. Raises NotEnoughMemory where the model's device has too little, before any is taken.
+    """
+    config = copy(config)
+    config.num_hidden_layers = 1
+    device, dtype = model.device, model.dtype
+    with torch.device("meta"):
+        sizes = [part.numel() for part in EagleHead(config, nn.Module(), nn.Module()).state_dict().values()]
+    ends = (head_vocabulary or config.vocab_size) * config.hidden_size if head_scheme or head_vocabulary else 0
+    needed = (sum(sizes) + ends) * dtype.itemsize + BYTES_WHILE_ROUNDED * max(*sizes, ends)
+    if needed > free_bytes(device):
+        raise NotEnoughMemory(
+            f"an EAGLE head of {config.hidden_size} needs {needed / 1e9:.1f} GB while it is made, and "
+            f"{free_bytes(device) / 1e9:.1f} GB are free on {device}: choose a larger device"
+        )
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device(device):
+        head = EagleHead(config, model.embed_tokens, model.lm_head, context_length=model.context_length)
+    set_compute_dtype(head, dtype)
+    spread = math.sqrt(3 / head.fc.in_features)
+    for tensor in head.fc.parameters():
+        tensor.uniform_(-spread, spread, generator=generator)
+    head.layer.post_attention_norm.weight.uniform_(0.75, 1.25, generator=generator)
+    for module in head.layer.modules():
+        if isinstance(module, PackedLinear):
+            _draw(module, 16, generator)
+    vocabulary = None if head_vocabulary is None else torch.arange(head_vocabulary)
+    return shrink_head(head.to(device), head_scheme, vocabulary)
+
+
 def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) -> None:
     """Random weights, as the matrix stores them: scales that differ, and codes on both sides of zero."""
     device = generator.device
@@ -116,7 +171,7 @@ def memory_needed(
     sizes = [linear.in_features * linear.out_features for linear in model.modules() if isinstance(linear, PackedLinear)]
     weights = _nbytes(model)
     activations = PREFILL_CHUNK * 4 * (config.hidden_size + config.intermediate_size) * dtype.itemsize
-    working = BYTES_PER_CODE * max(sizes) + activations + BYTES_PER_LOGIT * MOST_ROWS * config.vocab_size
+    working = BYTES_PER_CODE * max(sizes, default=0) + activations + BYTES_PER_LOGIT * MOST_ROWS * config.vocab_size
     if torch.device(device).type == "cuda":
         scores = PREFILL_CHUNK * config.num_attention_heads * context_length * torch.float32.itemsize
         working += 3 * scores + GPU_SPARE_BYTES  # torch's attention to a mask keeps scores, weights and the mask
