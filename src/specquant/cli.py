@@ -162,6 +162,24 @@ def _parser() -> argparse.ArgumentParser:
     drafting.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     drafting.add_argument("--out", type=Path, default="results/drafting", metavar="DIR", help="for the tables")
     drafting.set_defaults(command=_bench_drafting)
+    replay = benches.add_parser("replay", help="every method on random weights of true size, acceptance replayed")
+    replay.add_argument("--model", required=True, metavar="NAME", help="llama-3-8b or llama-3-70b, or a directory")
+    replay.add_argument("--intermediate", metavar="NAME", help="likewise (default: none, and only EAGLE-2)")
+    replay.add_argument("--schemes", default="w4a16-g128", metavar="NAMES", help="with commas (default: %(default)s)")
+    replay.add_argument("--sweep", action="store_true", help="more plans, and acceptance over a range")
+    replay.add_argument("--head-scheme", default="fp16", metavar="NAME", help="of the EAGLE heads (default: fp16)")
+    replay.add_argument("--head-vocabulary", type=int, metavar="N", help="tokens that the heads know (default: all)")
+    replay.add_argument(
+        "--accepted-length",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="of EAGLE-2's --tree, to which acceptance is fitted (default: 3)",
+    )
+    replay.add_argument("--tree", default="24,3", metavar="N,N", help="nodes and iterations of it (default: 24,3)")
+    replay.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    replay.add_argument("--out", type=Path, default="results/replayed", metavar="DIR", help="for the table")
+    replay.set_defaults(command=_bench_replay)
 
     trees = benches.add_parser("trees", help="the shapes of EAGLE-2's trees on trained models, to be replayed")
     trees.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
@@ -326,6 +344,34 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     )
     for path in paths:
         print(path)
+    return 0
+
+
+def _bench_replay(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from specquant.models.device import choose_device
+    from specquant.quant import get_scheme
+    from specquant.study.replay import record_replayed
+
+    tree = _numbers("--tree", arguments.tree)
+    if len(tree) != 2:
+        raise SpecquantError(f"--tree is {arguments.tree!r}: give nodes and iterations, such as 24,3")
+    device = choose_device(arguments.device)
+    path = record_replayed(
+        arguments.model,
+        arguments.intermediate,
+        [get_scheme(name.strip()).name for name in arguments.schemes.split(",")],
+        arguments.out,
+        arguments.sweep,
+        arguments.head_scheme,
+        arguments.head_vocabulary,
+        arguments.accepted_length,
+        tuple(tree),
+        device=device,
+        dtype=torch.float16 if device == "cuda" else torch.float32,
+    )
+    print(path)
     return 0
 
 

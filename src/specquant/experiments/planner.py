@@ -4,7 +4,7 @@ Nothing is drawn by chance: a prediction is the mean over all that can happen, i
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -76,6 +76,25 @@ class LevelCosts:
         return float(np.polyval(np.polyfit(self.draft_ms.index, self.draft_ms, 1), iterations))
 
 
+def fitted_chances(
+    trees: pd.DataFrame,
+    tree: tuple[int, int] = (24, 3),
+    accepted_length: float = 3.0,
+    inner_head: float = 0.8,
+    hierarchical_length: float = 5.1,
+) -> Chances:
+    """Chances at which EAGLE-2 on the target, with a tree of these nodes and iterations, and the paper's hierarchy have
+    these accepted lengths. They are fitted to numbers of others, not measured.
+
+    The defaults are for Llama-3-70B and 8B.
+    """
+    free = LevelCosts(pd.Series({1: 0.0, 64: 0.0}), pd.Series({1: 0.0}), 1.0)  # accepted lengths depend on no cost
+    planner = Planner(trees, free, free)
+    chances = Chances([planner.head_of(*tree, accepted_length)], [inner_head], 0.0)
+    hierarchy = next(plan for plan in PAPER_PLANS if plan.method == "hierarchical")
+    return replace(chances, agreement=planner.agreement_of(hierarchy, chances, hierarchical_length))
+
+
 class Planner:
     """Predicts plans for a target, an optional intermediate model, and trees of recorded shapes (`drafted_trees`)."""
 
@@ -138,7 +157,7 @@ class Planner:
         """The agreement at which a plan with an intermediate model has this accepted length."""
 
         def gap(agreement: float) -> float:
-            changed = Chances(chances.head, chances.inner_head, agreement)
+            changed = replace(chances, agreement=agreement)
             return self.predict(plan, changed)["accepted_length"] - accepted_length
 
         return _solve(gap, accepted_length)

@@ -70,7 +70,7 @@ def record_throughput(
         "against": against or dtype,
     }
     paths = [resolve(out_dir) / f"{table}.csv" for table in TABLES]
-    recorded = {path: _recorded(path, parameters) for path in paths}
+    recorded = {path: recorded_rows(path, parameters) for path in paths}
     chosen = read_prompts(prompts, prompts_per_task)
     missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded.values())]
     for scheme in tqdm(missing, desc="schemes", unit="scheme"):
@@ -207,7 +207,7 @@ def record_verify_cost(
         "repeats": repeats,
     }
     path = resolve(out_dir) / "verify_cost.csv"
-    table = _recorded(path, parameters)
+    table = recorded_rows(path, parameters)
     missing = {scheme: dict(_missing(table, name, scheme, weights, contexts, draft_sizes)) for scheme in schemes}
     missing = {scheme: passes for scheme, passes in missing.items() if passes}
     bandwidth_tb_s = None
@@ -260,7 +260,7 @@ def _free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _recorded(path: Path, parameters: dict) -> pd.DataFrame:
+def recorded_rows(path: Path, parameters: dict) -> pd.DataFrame:
     """The rows that a table holds, none where it does not exist."""
     if not path.is_file():
         return pd.DataFrame({"scheme": []})

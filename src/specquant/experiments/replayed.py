@@ -1,0 +1,127 @@
+"""Every method at true size, on random weights: all passes really run, and acceptance is replayed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from specquant.decoding import EagleDrafter, Generation, Speculator
+from specquant.decoding.replay import Replay, ReplayedTrees
+from specquant.errors import SpecquantError
+from specquant.experiments.planner import Chances, Plan
+from specquant.experiments.throughput import measurements
+from specquant.experiments.trees import tree_shapes
+from specquant.models.graphs import GraphedLlama, graphed
+from specquant.models.llama import Llama
+from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+
+TOP_K = 10
+
+
+@dataclass
+class SyntheticModels:
+    """A target and an intermediate model with random weights, each with an EAGLE head; made when first needed.
+
+    target, intermediate: names in `models.synthetic.SHAPES`, or model directories whose shapes are taken. head_scheme,
+    head_vocabulary: of the heads, see `synthetic_head`. Raises NotEnoughMemory where one does not fit the device.
+    """
+
+    target_name: str | Path
+    intermediate_name: str | Path | None
+    scheme: str
+    intermediate_scheme: str = "w4a16-g128"
+    head_scheme: str = "fp16"
+    head_vocabulary: int | None = None
+    context_length: int = 2048
+    dtype: torch.dtype = torch.float16
+    device: torch.device | str = "cuda"
+    seed: int = 0
+
+    @cached_property
+    def target(self) -> Llama | GraphedLlama:
+        return self._make(self.target_name, self.scheme)
+
+    @cached_property
+    def intermediate(self) -> Llama | GraphedLlama:
+        if self.intermediate_name is None:
+            raise SpecquantError("vanilla and hierarchical decoding need an intermediate model")
+        return self._make(self.intermediate_name, self.intermediate_scheme)
+
+    def speculator(self, plan: Plan, trees: pd.DataFrame) -> Speculator:
+        """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`)."""
+        if plan.method == "autoregressive":
+            return Speculator(self.target)
+        if plan.method == "vanilla":
+            return Speculator(self.target, Speculator(self.intermediate, None, plan.min_draft_length))
+        model = self.target if plan.method == "eagle2" else self.intermediate
+        head = synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
+        drafter = EagleDrafter(head, plan.draft_size, plan.iterations, TOP_K)
+        drafter = ReplayedTrees(drafter, tree_shapes(trees, plan.draft_size, plan.iterations), self.device)
+        if plan.method == "eagle2":
+            return Speculator(self.target, drafter)
+        return Speculator(self.target, Speculator(self.intermediate, drafter, plan.min_draft_length))
+
+    def _make(self, name: str | Path, scheme: str) -> Llama | GraphedLlama:
+        config = synthetic_config(name)
+        return graphed(synthetic_model(config, scheme, self.context_length, self.dtype, self.device, self.seed))
+
+
+def replay_plans(
+    models: SyntheticModels,
+    trees: pd.DataFrame,
+    points: Sequence[tuple[Plan, Sequence[Chances]]],
+    prompt_length: int = 512,
+    new_tokens: int = 512,
+    seed: int = 0,
+) -> Iterator[dict]:
+    """Decode a random prompt by each plan under each of its chances; a row of replayed.csv for each, as it is measured.
+
+    Every plan first decodes once without being timed, which captures its graphs. Times are milliseconds a step.
+    head_chance, agreement: what is replayed, 0 where the plan has no such draft; head_vocabulary: 0 for all tokens;
+    whole_drafts: the share of steps that accepted all of a draft.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = synthetic_config(models.target_name).vocab_size
+    prompt = torch.randint(0, vocabulary, (prompt_length,), generator=generator).tolist()
+    for plan, chances in points:
+        speculator = models.speculator(plan, trees)
+        for turn, each in enumerate(chances):
+            head = {"eagle2": each.head, "hierarchical": each.inner_head}.get(plan.method, [0.0])
+            agreement = each.agreement if plan.method in ("vanilla", "hierarchical") else 0.0
+            if turn == 0:
+                first = 16 if plan.method == "autoregressive" else new_tokens
+                decode(speculator, prompt, Replay(head, agreement, seed), first)
+            generation = decode(speculator, prompt, Replay(head, agreement, seed), new_tokens)
+            whole = [len(step.path) == len(step.tree) - 1 > 0 for step in generation.steps]
+            yield {
+                "model": Path(models.target_name).name,
+                "scheme": models.scheme,
+                **asdict(plan),
+                "task": "random tokens",
+                "weights": "synthetic",
+                "acceptance": "replayed",
+                "head_scheme": models.head_scheme,
+                "head_vocabulary": models.head_vocabulary or 0,  # all
+                "intermediate": Path(models.intermediate_name).name if models.intermediate_name else "none",
+                "intermediate_scheme": models.intermediate_scheme,
+                "head_chance": " ".join(f"{chance:.4g}" for chance in head),
+                "agreement": agreement,
+                "seed": seed,
+                "context_length": prompt_length,
+                **{("mean_draft_size" if k == "draft_size" else k): v for k, v in measurements(generation).items()},
+                "whole_drafts": sum(whole) / len(whole),
+            }
+
+
+def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int) -> Generation:
+    """Decode at least `new_tokens` tokens; what the last step brings more counts, too."""
+    prefill = speculator.prefill(prompt, rule)
+    tokens, steps = list(prefill.tokens), []
+    while len(tokens) < new_tokens:
+        steps.append(speculator.step(speculator.context_length - len(prompt) - len(tokens)))
+        tokens += steps[-1].tokens
+    lengths = [step.accepted_length for step in steps]
+    return Generation(tokens, "", "maximum new tokens", lengths, prefill.draft_ms + prefill.verify_ms, steps)

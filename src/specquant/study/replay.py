@@ -1,0 +1,123 @@
+"""Recording what every method does at true size with replayed acceptance: replayed.csv, scheme by scheme."""
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from specquant.errors import SpecquantError
+from specquant.experiments.planner import PAPER_PLANS, Chances, Plan, fitted_chances
+from specquant.experiments.replayed import SyntheticModels, replay_plans
+from specquant.models.memory import NotEnoughMemory
+from specquant.paths import resolve
+from specquant.study.record import recorded_rows
+from specquant.study.results import read_results, write_results
+
+TREES = Path("data/recorded/cpu/trees.csv")
+# Around the paper's choices, to compare predictions with.
+MORE_PLANS = (
+    Plan("vanilla", min_draft_length=4),
+    Plan("eagle2", 16, 3),
+    Plan("hierarchical", 16, 3, 6),
+    Plan("hierarchical", 30, 3, 10),
+)
+CHANCES = (0.5, 0.6, 0.7, 0.9)  # that are swept beside the fitted ones
+AGREEMENTS = (0.5, 0.7, 0.8, 0.95)
+
+
+def record_replayed(
+    target: str | Path,
+    intermediate: str | Path | None,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    sweep: bool = False,
+    head_scheme: str = "fp16",
+    head_vocabulary: int | None = None,
+    accepted_length: float = 3.0,
+    tree: tuple[int, int] = (24, 3),
+    hierarchical_length: float = 5.1,
+    trees: str | Path = TREES,
+    new_tokens: int = 512,
+    prompt_length: int = 512,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> Path:
+    """Run the paper's plans on random weights of true shapes in each scheme; returns the path of replayed.csv.
+
+    target, intermediate: names in `models.synthetic.SHAPES` or model directories; without an intermediate model only
+    decoding one by one and EAGLE-2 run. The chances are fitted (`fitted_chances`): accepted_length is that of EAGLE-2
+    with this `tree` (nodes and iterations), hierarchical_length that of the paper's hierarchy. sweep: other plans and
+    chances, too. Written after every row; a target in a scheme with a kind of head that is there already is not
+    measured again. Raises SpecquantError where the table holds rows of other parameters, and where no scheme fits the
+    device.
+    """
+    shapes = read_results(trees)
+    parameters = {"trees": str(trees), "new_tokens": new_tokens, "seed": seed, "dtype": str(dtype).split(".")[1]}
+    path = resolve(out_dir) / "replayed.csv"
+    table = recorded_rows(path, parameters)
+    fitted = fitted_chances(shapes, tree, accepted_length, hierarchical_length=hierarchical_length)
+    plans = [plan for plan in PAPER_PLANS if intermediate is not None or plan.method in ("autoregressive", "eagle2")]
+    if sweep:
+        plans += [plan for plan in MORE_PLANS if intermediate is not None or plan.method == "eagle2"]
+    points = [(plan, _chances(plan, fitted, sweep)) for plan in plans]
+    for scheme in tqdm(schemes, desc=str(target), unit="scheme"):
+        same = _same(table, Path(target).name, scheme, head_scheme, head_vocabulary)
+        if same.sum() >= sum(len(chances) for _, chances in points):
+            continue
+        table = table[~same]
+        models = SyntheticModels(
+            target,
+            intermediate,
+            scheme,
+            head_scheme=head_scheme,
+            head_vocabulary=head_vocabulary,
+            context_length=prompt_length + 2 * new_tokens,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+        )
+        rows = []
+        try:
+            for row in replay_plans(models, shapes, points, prompt_length, new_tokens, seed):
+                rows.append(row)
+                whole = pd.concat([table, pd.DataFrame(rows)]) if len(table) else pd.DataFrame(rows)
+                write_results(
+                    whole, path, parameters, device=device, repeats=1, clock="CUDA events and host clock, sum"
+                )
+        except NotEnoughMemory as error:
+            tqdm.write(f"{target} in {scheme} is left out: {error}", file=sys.stderr)
+        if rows:
+            table = whole
+        del models
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    if not len(table):
+        raise SpecquantError(f"nothing was measured: no scheme of {target} fits {device}")
+    return path
+
+
+def _chances(plan: Plan, fitted: Chances, sweep: bool) -> list[Chances]:
+    """The fitted chances, and others of what decides about this plan."""
+    if not sweep or plan not in PAPER_PLANS or plan.method == "autoregressive":
+        return [fitted]
+    if plan.method == "eagle2":
+        return [fitted, *(replace(fitted, head=[chance]) for chance in CHANCES)]
+    agreements = [replace(fitted, agreement=agreement) for agreement in AGREEMENTS]
+    if plan.method == "vanilla":
+        return [fitted, *agreements]
+    return [fitted, *agreements, *(replace(fitted, inner_head=[chance]) for chance in CHANCES[1::2])]
+
+
+def _same(table: pd.DataFrame, target: str, scheme: str, head_scheme: str, head_vocabulary: int | None) -> pd.Series:
+    """Which rows of the table are of this target, scheme and kind of head."""
+    if not len(table):
+        return pd.Series([], dtype=bool)
+    same = (table.model == target) & (table.scheme == scheme) & (table.head_scheme == head_scheme)
+    return same & (table.head_vocabulary == (head_vocabulary or 0))
