@@ -257,7 +257,7 @@ def _attend_kernel(
         if (tile == 0) & (begin >= 0) & (count > 0):
             prefetch(keys + begin * HEAD_DIM, count * (HEAD_DIM * 2))
             prefetch(values + begin * HEAD_DIM, count * (HEAD_DIM * 2))
-    wait_for_previous(OVERLAPPING, EARLY=False)
+    wait_for_previous(OVERLAPPING)
     prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
     row = tl.arange(0, BLOCK_ROWS)
     queries, member = tile * BLOCK_QUERIES + row // PADDED_GROUP, row % PADDED_GROUP

@@ -65,20 +65,15 @@ def overlapping(device: torch.device) -> dict[str, bool]:
 
 
 @jit
-def wait_for_previous(OVERLAPPING: tl.constexpr, EARLY: tl.constexpr = True):
-    """Wait until the previous kernel has ended, and what it wrote can be read; and let the next one be launched.
+def wait_for_previous(OVERLAPPING: tl.constexpr):
+    """Wait until the previous kernel has ended, and what it wrote can be read; then let the next one be launched.
 
-    EARLY: let it be launched before that, so that its blocks are there, and have fetched what they can, when they may
-    run. But then they begin wherever a block of some kernel before has made room, not evenly on all multiprocessors.
-
-    Every kernel begins with this, or is launched without overlap: when one has ended, all before it have, too.
+    Not the other way round: then blocks of several later kernels take whatever room there is, and when their turn comes
+    they are not spread evenly.
     """
     if OVERLAPPING:
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-        if not EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @jit
