@@ -99,17 +99,15 @@ def tiling(rows: int, group: int, kv_heads: int, row_invariant: bool, device: to
     """The tiling for `rows` queries of `group` heads per key-value head, as measured on an H200.
 
     Where rows are not invariant, the parts fill the GPU. Few rows: one block of a long part on each multiprocessor, and
-    room for those of the draft beside them. Many rows: large tiles, for all of them read the same keys.
+    room for those of the draft beside them. Many rows: two blocks on each, of which one computes while the other waits.
     """
     padded = triton.next_power_of_2(group)
+    block_rows = max(64, padded)
     if row_invariant:
-        return Tiling(max(64, padded), 64, 0, 4, 3)
-    available = multiprocessors(device)
-    large = rows * padded > 128
-    block_rows = max(128 if large else 64, padded)
-    tiles = triton.cdiv(rows, block_rows // padded) * kv_heads
-    if large:
-        return Tiling(block_rows, 64, max(1, min(MOST_PARTS, available // tiles)), 8, 3)
+        return Tiling(block_rows, 64, 0, 4, 3)
+    tiles, available = triton.cdiv(rows, block_rows // padded) * kv_heads, multiprocessors(device)
+    if rows * padded > 128:
+        return Tiling(block_rows, 64, max(1, min(MOST_PARTS, 2 * available // tiles)), 4, 3)
     return Tiling(block_rows, 64, max(2, min(MOST_PARTS, available // tiles + 1)), 4, 3, draft_apart=True)
 
 
