@@ -54,9 +54,9 @@ def change_config(directory, **fields):
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
 
-def change_tensors(directory, **tensors):
-    """Set tensors, `__` standing for a dot; None removes one."""
-    file = directory / "model.safetensors"
+def change_tensors(directory, file="model.safetensors", **tensors):
+    """Set tensors of a file, `__` standing for a dot; None removes one."""
+    file = directory / file
     changed = load_file(file) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, file)
 
@@ -305,9 +305,10 @@ def test_a_quantized_model_with_damaged_codes(family, refused, tmp_path, capfd):
         "quantize", out, "--scheme", "w8a8", "--out", tmp_path / "again"
     )
     assert f"{out} is stored in w8a8, not in fp16" in refused(*generate(out, "--scheme", "fp16"))
-    codes = load_file(out / "model.safetensors")["layers.0.o_proj.codes"]
+    shard = "model-00001-of-00002.safetensors"
+    codes = load_file(out / shard)["layers.0.o_proj.codes"]
     for damaged, says in ((codes.float(), "holds torch.float32"), (codes[1:].clone(), "has shape (127, 128)")):
-        change_tensors(out, layers__0__o_proj__codes=damaged)
+        change_tensors(out, shard, layers__0__o_proj__codes=damaged)
         assert f"{out}: layers.0.o_proj.codes {says}" in refused(*generate(out))
 
 

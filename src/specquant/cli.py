@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument(
         "--quantizer", default="calibrated", help="calibrated (default: GPTQ, smoothing) or round-to-nearest"
     )
+    quantize.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     quantize.set_defaults(command=_quantize)
 
     export = commands.add_parser("export", help="write a quantized directory in a format that other programs load")
@@ -291,9 +292,11 @@ def _at_revision(model: Path, revision: str | None) -> Path:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
+    from specquant.models.device import choose_device
     from specquant.models.quantize import quantize_model
 
-    quantize_model(arguments.model, arguments.scheme, arguments.out, arguments.calibration, arguments.quantizer)
+    device = choose_device(arguments.device)
+    quantize_model(arguments.model, arguments.scheme, arguments.out, arguments.calibration, arguments.quantizer, device)
     return 0
 
 

@@ -1,9 +1,10 @@
 """Where the project's files are, and how a file or a directory is written whole or not at all."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,6 +76,47 @@ def written_whole(directory: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         if not directory.exists():
+            for folder in new_folders:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+@contextmanager
+def written_in_parts(directory: Path, identity: Mapping[str, object]) -> Iterator[Path]:
+    """A directory to fill file by file beside `directory`, which takes its place at the end; after an interruption what
+    is there stays, for the next call to go on from.
+
+    identity: all that decides about the content, as JSON. Raises SpecquantError where parts of another content are
+    there, and where it cannot be made or filled.
+    """
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    made_of = unfinished / "made_of.json"
+    new_folders = [folder for folder in directory.parents if not folder.exists()]
+    identity = json.loads(json.dumps(identity))
+    before = json.loads(made_of.read_text()) if made_of.is_file() else identity
+    different = [name for name in identity if before.get(name) != identity[name]]
+    if different:
+        raise SpecquantError(
+            f"{unfinished} is what an interrupted command left, with another {different[0]} "
+            f"({before.get(different[0])}, not {identity[different[0]]}): remove it, or choose another directory"
+        )
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot write to {directory.parent} ({error.strerror})"
+        raise SpecquantError(f"{reason}: choose another directory") from None
+    try:
+        write_file(made_of, json.dumps(identity))
+        yield unfinished
+        made_of.unlink()
+        os.replace(unfinished, directory)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SpecquantError(f"cannot write {directory} ({reason}): free space or choose another directory") from None
+    finally:
+        if unfinished.is_dir() and {file.name for file in unfinished.iterdir()} <= {made_of.name}:
+            shutil.rmtree(unfinished)
+        if not unfinished.exists() and not directory.exists():
             for folder in new_folders:
                 with suppress(OSError):
                     folder.rmdir()

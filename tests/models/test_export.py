@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.models import export
+from specquant.models import checkpoint
 from specquant.models.checkpoint import Checkpoint
 from specquant.models.export import export_model
 from specquant.models.loading import load_model, load_tokenizer
@@ -136,7 +136,7 @@ def test_an_output_directory_is_never_overwritten_and_a_full_disk_leaves_nothing
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "save_file", fail)
     with pytest.raises(SpecquantError, match="No space left on device"):
         export_model(native("w4a16-g128"), "gptq", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

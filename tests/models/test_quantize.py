@@ -5,9 +5,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant.errors import SpecquantError
-from specquant.models import quantize
+from specquant.models import checkpoint, quantize
+from specquant.models.llama import set_compute_dtype
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.quantize import calibration_sequences, quantize_layers, quantize_model, run_layer
+from specquant.models.quantize import (
+    Chunk,
+    calibration_sequences,
+    chunks_of,
+    quantize_layer,
+    quantize_model,
+    run_layer,
+)
 from specquant.quant import SCHEMES, get_scheme
 from specquant.training.tokenizer import train_tokenizer
 
@@ -57,10 +65,10 @@ def logits_of(path_or_model, tokens=None):
 
 @quantized_schemes
 def test_a_quantized_directory_loads_again(source, tmp_path, name, monkeypatch):
-    """And gives the logits of the model that was written, bit by bit."""
-    written = []
-    write = quantize.write_model
-    monkeypatch.setattr(quantize, "write_model", lambda model, *rest: (written.append(model), write(model, *rest)))
+    """And computes what the model that was written did, bit by bit."""
+    last = []  # of each chunk, the states behind the last quantized layer
+    run = quantize.run_layer
+    monkeypatch.setattr(quantize, "run_layer", lambda *arguments: last.append(run(*arguments)) or last[-1])
     out = tmp_path / "nested" / name
     quantize_model(source, name, out, source / "text.txt", progress=False)
 
@@ -68,7 +76,11 @@ def test_a_quantized_directory_loads_again(source, tmp_path, name, monkeypatch):
     assert loaded.scheme.name == name
     assert (loaded.feature_map is not None) == SCHEMES[name].rotated
     in_double = load_model(out, dtype=torch.float64)
-    assert torch.equal(logits_of(in_double), logits_of(written[0]))
+    sequences = calibration_sequences(source, source / "text.txt", LENGTH, 1024)
+    ((states, lengths),) = last[-1]
+    assert lengths == [len(tokens) for tokens in sequences]
+    for tokens, rows in zip(sequences, states.split(lengths), strict=True):
+        assert torch.equal(logits_of(in_double, tokens), in_double.logits(in_double.norm(rows)))
     assert load_tokenizer(out)("1 plus 1")["input_ids"] == load_tokenizer(source)("1 plus 1")["input_ids"]
     assert [path.name for path in out.parent.iterdir()] == [name]
 
@@ -77,7 +89,6 @@ def test_a_quantized_directory_loads_again(source, tmp_path, name, monkeypatch):
     assert record["scheme"] == name
     assert record["rotated"] == SCHEMES[name].rotated
     assert record["calibration"]["text"] == "text.txt"
-    sequences = calibration_sequences(source, source / "text.txt", LENGTH, 1024)
     assert record["calibration"]["tokens"] == sum(map(len, sequences))
 
 
@@ -92,24 +103,37 @@ def test_calibration_beats_round_to_nearest(source, tmp_path, name):
     assert calibrated < nearest
 
 
+def files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 def test_quantizing_again_gives_the_same_bytes(source, tmp_path):
     for name in ("first", "second"):
         quantize_model(source, "w4a8-qqq", tmp_path / name, source / "text.txt", progress=False)
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
-    assert first == second
+    assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
-def test_running_layer_by_layer_is_the_forward_pass(source):
+def test_running_layer_by_layer_is_the_forward_pass(source, monkeypatch):
     model = load_model(source)
     sequences = [torch.arange(LENGTH) * 3 % 256, torch.arange(20) * 5 % 256]
     visited = []
-    states = [model.embed_tokens(tokens) for tokens in sequences]
-    for layer in model.layers:
-        states = run_layer(model, layer, states, lambda name, x: visited.append((name, tuple(x.shape))))
-    for tokens, rows in zip(sequences, states, strict=True):
-        assert torch.allclose(model.logits(model.norm(rows)), logits_of(model, tokens), atol=1e-4)
-    sizes = {"qkv_proj": 128, "o_proj": 128, "gate_up_proj": 128, "down_proj": 256}
-    assert visited == [(name, (LENGTH + 20, size)) for name, size in sizes.items()] * 2
+    for most in (quantize.CHUNK_TOKENS, 1):  # all in one chunk; each sequence in its own
+        monkeypatch.setattr(quantize, "CHUNK_TOKENS", most)
+        chunks = [
+            Chunk(chunk.states.float(), chunk.lengths) for chunk in chunks_of(sequences, model.embed_tokens.weight)
+        ]
+        assert [chunk.lengths for chunk in chunks] == ([[LENGTH, 20]] if most > 1 else [[LENGTH], [20]])
+        visited.clear()
+        for layer in model.layers:
+            chunks = run_layer(
+                model, layer, chunks, lambda name, xs: visited.append((name, [tuple(x.shape) for x in xs]))
+            )
+        states = torch.cat([chunk.states for chunk in chunks]).split([LENGTH, 20])
+        for tokens, rows in zip(sequences, states, strict=True):
+            assert torch.allclose(model.logits(model.norm(rows)), logits_of(model, tokens), atol=1e-4)
+        rows = [LENGTH + 20] if most > 1 else [LENGTH, 20]
+        sizes = {"qkv_proj": 128, "o_proj": 128, "gate_up_proj": 128, "down_proj": 256}
+        assert visited == [(name, [(n, size) for n in rows]) for name, size in sizes.items()] * 2
 
 
 def test_each_layer_is_calibrated_on_what_the_quantized_ones_before_it_give(source, monkeypatch):
@@ -119,11 +143,28 @@ def test_each_layer_is_calibrated_on_what_the_quantized_ones_before_it_give(sour
     original = quantize.quantize_linear
     monkeypatch.setattr(quantize, "quantize_linear", lambda s, w, h=None: (hessians.append(h), original(s, w, h))[1])
     model = load_model(source)
-    quantize_layers(model, get_scheme("w4a16-g128"), sequences)
-    states = [model.embed_tokens(tokens) for tokens in sequences]
-    states = run_layer(model, model.layers[0], states, lambda *_: None)
-    inputs = model.layers[1].input_norm(torch.cat(states))
-    assert torch.allclose(hessians[4], inputs.t() @ inputs, rtol=1e-4, atol=1e-3)
+    chunks = chunks_of(sequences, model.embed_tokens.weight)
+    set_compute_dtype(model, torch.float64)
+    for layer in model.layers:
+        before = chunks
+        chunks = quantize_layer(model, layer, get_scheme("w4a16-g128"), None, chunks)
+    inputs = model.layers[1].input_norm(before[0].states)
+    through_the_first = run_layer(
+        model, model.layers[0], chunks_of(sequences, model.embed_tokens.weight), lambda *_: None
+    )
+    assert torch.equal(before[0].states, through_the_first[0].states)
+    assert torch.equal(hessians[4], inputs.t() @ inputs)
+
+
+def test_chunks_add_up_to_the_same_hessian(source, tmp_path, monkeypatch):
+    """So codes are the same, but where sums in another order decide."""
+    for most in (quantize.CHUNK_TOKENS, 1):
+        monkeypatch.setattr(quantize, "CHUNK_TOKENS", most)
+        quantize_model(source, "w4a8-qoq-g128", tmp_path / str(most), source / "text.txt", progress=False)
+    one, many = (load_model(tmp_path / str(most)) for most in (8192, 1))
+    for first, second in zip(one.layers, many.layers, strict=True):
+        same = first.down_proj.integer_codes() == second.down_proj.integer_codes()
+        assert same.float().mean() > 0.999
 
 
 def test_calibration_sequences_are_documents_that_begin_as_prompts_do(source, tmp_path):
@@ -183,7 +224,7 @@ def test_a_full_disk_leaves_nothing(refused, source, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quantize, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "save_file", fail)
     refused("No space left on device", calibration=source / "text.txt")
 
 

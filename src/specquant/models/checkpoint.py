@@ -1,12 +1,16 @@
 """The weight files of a model directory: tensors by name, read one at a time."""
 
+import json
+import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from specquant.errors import SpecquantError
 from specquant.models.config import read_json
@@ -145,3 +149,33 @@ class PickledCheckpoint(Checkpoint):
 def _damaged(file: Path, error: Exception) -> SpecquantError:
     kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
     return SpecquantError(f"{file} is damaged or not a {kind} file ({error}): copy it again")
+
+
+def shard_name(number: int, count: int) -> str:
+    """Of the file with that number, from 1, of `count`."""
+    return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def write_shard(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors into a safetensors file, whole or not at all. Raises OSError where it cannot be written."""
+    unfinished = file.with_name(f".{file.name}.tmp")
+    try:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, unfinished, {"format": "pt"})
+        os.replace(unfinished, file)
+    except SafetensorError as error:  # safetensors' own kind for a full disk
+        raise OSError(None, str(error)) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_index(directory: Path) -> None:
+    """List which shard of the directory holds which tensor."""
+    places, size = {}, 0
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as archive:
+            places |= dict.fromkeys(archive.keys(), file.name)
+        with open(file, "rb") as content:
+            header = int.from_bytes(content.read(8), "little")
+        size += file.stat().st_size - 8 - header
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

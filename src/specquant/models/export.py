@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from specquant.errors import SpecquantError
-from specquant.models.checkpoint import INDEX_FILE, Checkpoint
+from specquant.models.checkpoint import Checkpoint, shard_name, write_index, write_shard
 from specquant.models.config import load_config, read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
@@ -70,7 +69,10 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
     with torch.device("meta"):
         model = Llama(config, scheme)
     with written_whole(out_dir) as unfinished:
-        _write_shards(_parts(model, weights, partial(chosen.encode, scheme)), len(model.layers) + 1, unfinished)
+        count = len(model.layers) + 1
+        for number, tensors in enumerate(_parts(model, weights, partial(chosen.encode, scheme)), start=1):
+            write_shard(tensors, unfinished / shard_name(number, count))
+        write_index(unfinished)
         fields = read_json(model_dir / "config.json") | {"quantization_config": chosen.config(scheme)}
         (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name in COPIED_FILES:
@@ -123,14 +125,3 @@ def _encode_parts(
             tensors[f"{source.removesuffix('weight')}bias"] = linear.bias[part]
         first += rows
     return tensors
-
-
-def _write_shards(parts: Iterator[dict[str, torch.Tensor]], count: int, out_dir: Path) -> None:
-    places, size = {}, 0
-    for number, tensors in enumerate(parts, start=1):
-        name = f"model-{number:05}-of-{count:05}.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, out_dir / name, {"format": "pt"})
-        places |= dict.fromkeys(tensors, name)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": places}
-    (out_dir / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

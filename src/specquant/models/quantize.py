@@ -3,21 +3,28 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from torch import nn
 from tqdm import tqdm
 
+from specquant import __version__
 from specquant.errors import SpecquantError
-from specquant.models.config import load_config, longest_context
+from specquant.models.cache import KVCache
+from specquant.models.checkpoint import Checkpoint, shard_name, write_index, write_shard
+from specquant.models.config import load_config, longest_context, read_json
 from specquant.models.hub import locate
 from specquant.models.llama import Llama, LlamaLayer, causal_mask, set_compute_dtype
 from specquant.models.loading import load_tokenizer, open_model, stored_scheme
+from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
-from specquant.models.weights import fill
-from specquant.paths import require_new, resolve, written_whole
+from specquant.models.weights import Weights, check, read_into
+from specquant.paths import require_new, resolve, written_in_parts
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 
@@ -25,6 +32,7 @@ CALIBRATION_TEXT = "data/tiny/calibration.txt"
 CALIBRATION_TOKENS_PER_INPUT = 4  # of the widest matrix: well above 1, where a Hessian has full rank
 FEWEST_TOKENS = 32
 SEQUENCE_LENGTH = 512
+CHUNK_TOKENS = 8192  # that run through a layer at once
 SMOOTHING_STRENGTH = 0.5
 # Read by tokenizers and by transformers' generation.
 COPIED_FILES = (
@@ -52,9 +60,12 @@ def quantize_model(
     calibration: a UTF-8 text file (default: the one that ships with the tiny models). method: "calibrated" is GPTQ for
     4-bit weights, and SmoothQuant's smoothing where activations are int8; "round-to-nearest" uses no text. A scheme
     that is rotated is rotated by both. Layers are calibrated in order, each on what the quantized layers before it
-    give it. Raises SpecquantError for an unknown scheme or method, a model that is quantized already or does not fit
-    the scheme, a calibration text that is missing or too short, and an output directory that exists or cannot be
-    written. Nothing is left half-written.
+    give it.
+
+    One layer is in memory at a time, a file for each is written as soon as it is done, and after an interruption the
+    same call goes on behind the last one: the result is the same. Raises SpecquantError for an unknown scheme or
+    method, a model that is quantized already, does not fit the scheme or whose largest layer does not fit the device, a
+    calibration text that is missing or too short, and an output directory that exists or cannot be written.
     """
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
@@ -68,22 +79,63 @@ def quantize_model(
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is already quantized to {stored}: quantize the fp16 model it was made from")
     require_new(out_dir)
+    length = min(SEQUENCE_LENGTH, longest_context(config))
+    model, weights = open_model(model_dir, context_length=length)
+    check(model, weights)
+    with torch.device("meta"):
+        Llama(config, scheme, length)  # raises where the scheme cannot store a matrix
+    calibrated = method == "calibrated"
+    require_quantization_memory(model, scheme, calibrated, device, model_dir)
     record = {"quant_method": "specquant", "scheme": scheme.name, "method": method, "rotated": scheme.rotated}
-    with written_whole(out_dir) as unfinished:
-        # In float64, because rounding errors of float32 sums differ between machines, and codes would with them.
-        length = min(SEQUENCE_LENGTH, longest_context(config))
-        model, weights = open_model(model_dir, context_length=length)
-        fill(model, weights, device)
-        set_compute_dtype(model, torch.float64).to(device)
-        sequences = None
-        if method == "calibrated":
-            text = resolve(CALIBRATION_TEXT) if calibration is None else Path(calibration)
-            widest = max(getattr(model.layers[0], name).in_features for name in LINEARS)
-            sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
-            digest = hashlib.sha256(text.read_bytes()).hexdigest()
-            record["calibration"] = {"text": text.name, "sha256": digest, "tokens": sum(map(len, sequences))}
-        quantize_layers(model, scheme, sequences, progress)
-        write_model(model, record, model_dir, unfinished)
+    sequences = None
+    if calibrated:
+        text = resolve(CALIBRATION_TEXT) if calibration is None else Path(calibration)
+        widest = max(getattr(model.layers[0], name).in_features for name in LINEARS)
+        sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
+        digest = hashlib.sha256(text.read_bytes()).hexdigest()
+        record["calibration"] = {"text": text.name, "sha256": digest, "tokens": sum(map(len, sequences))}
+    identity = record | {"model": _stamp(model_dir), "device": device, "version": __version__}
+    with written_in_parts(out_dir, identity) as unfinished:
+        _write_layers(model, weights, scheme, sequences, device, progress, unfinished)
+        write_index(unfinished)
+        fields = read_json(model_dir / "config.json")
+        tied = config.tie_word_embeddings and not scheme.rotated
+        fields |= {"tie_word_embeddings": tied, "quantization_config": record}
+        (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        for name in COPIED_FILES:
+            if (model_dir / name).is_file():
+                shutil.copyfile(model_dir / name, unfinished / name)
+
+
+def quantization_bytes(model: Llama, scheme: Scheme, calibrated: bool) -> int:
+    """The most memory that a device needs at once while `quantize_model` works on this model (a skeleton)."""
+    linears = [getattr(model.layers[0], name) for name in LINEARS]
+    sizes = [linear.in_features * linear.out_features for linear in linears]
+    widest = max(linear.in_features for linear in linears)
+    layer, packing = 16 * sum(sizes), 24 * max(sizes)  # in float64, and unpacked for products; on the way to codes
+    hessian = 8 * widest**2 if calibrated and scheme.weight_bits == 4 else 0
+    activations = 8 * (CHUNK_TOKENS + SEQUENCE_LENGTH) * sum(linear.out_features for linear in linears)
+    running = activations + 3 * hessian if calibrated else 0  # all tokens' and one chunk's, and their sum
+    solving = packing + 7 * hessian  # in its order, damped, its inverse and factors
+    ends = model.embed_tokens.weight.numel()
+    return max(layer + max(running, solving), 40 * ends if scheme.rotated else 2 * ends)
+
+
+def require_quantization_memory(model: Llama, scheme: Scheme, calibrated: bool, device: str, path: Path) -> None:
+    """Raises NotEnoughMemory where a device has no room for quantizing a model."""
+    needed, free = quantization_bytes(model, scheme, calibrated), free_bytes(device)
+    if free is not None and needed > free:
+        raise NotEnoughMemory(
+            f"quantizing {path} to {scheme.name} needs {gigabytes(needed)} for one layer at a time, and {device} has "
+            f"{gigabytes(free)} free: choose another device, or --quantizer round-to-nearest"
+        )
+
+
+def _stamp(model_dir: Path) -> str:
+    """What tells this model's files from those of another, without reading them."""
+    files = [model_dir / "config.json", *sorted(model_dir.glob("*.safetensors"))]
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 
 def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: int) -> list[torch.Tensor]:
@@ -113,39 +165,126 @@ def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: i
     return sequences
 
 
-@torch.no_grad()
-def quantize_layers(model: Llama, scheme: Scheme, sequences: list[torch.Tensor] | None, progress: bool = False) -> None:
-    """Quantize an fp16 model in place. sequences: tokens to calibrate on; without, it rounds to nearest.
+class Chunk(NamedTuple):
+    """Some calibration sequences: their states [rows, hidden], in host memory, and how long each is."""
 
-    All that decides between two codes is computed in the model's dtype.
+    states: torch.Tensor
+    lengths: list[int]
+
+
+def chunks_of(sequences: list[torch.Tensor], embedding: torch.Tensor) -> list[Chunk]:
+    """Sequences of tokens, and the states with which they enter the first layer, in float64, because rounding errors of
+    float32 sums differ between machines, and codes would with them."""
+    chunks: list[list[torch.Tensor]] = [[]]
+    for tokens in sequences:
+        if sum(map(len, chunks[-1])) >= CHUNK_TOKENS:
+            chunks.append([])
+        chunks[-1].append(tokens)
+    return [Chunk(embedding[torch.cat(chunk)].double(), [len(tokens) for tokens in chunk]) for chunk in chunks]
+
+
+@torch.no_grad()
+def _write_layers(
+    model: Llama,
+    weights: Weights,
+    scheme: Scheme,
+    sequences: list[torch.Tensor] | None,
+    device: str,
+    progress: bool,
+    out_dir: Path,
+) -> None:
+    """Write what is not there yet: the ends into the last of the files, then each layer into its own.
+
+    model: a skeleton. What is there runs again, as it is stored, for the states that it gives to the next layer.
     """
-    rotation = random_hadamard(model.config.hidden_size).to(model.device) if scheme.rotated else None
+    count = len(model.layers) + 1
+    rotation = random_hadamard(model.config.hidden_size).to(device) if scheme.rotated else None
+    ends = out_dir / shard_name(count, count)
+    if not ends.is_file():
+        write_shard(_ends(model, weights, rotation, device), ends)
+    model.rotary.to(device, torch.float64)
+    with safe_open(ends, framework="pt") as archive:
+        chunks = sequences and chunks_of(sequences, archive.get_tensor("embed_tokens.weight"))
+    bar = tqdm(range(count - 1), desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress)
+    for index in bar:
+        file, prefix = out_dir / shard_name(index + 1, count), f"layers.{index}."
+        if not file.is_file():
+            layer = model.layers[index]
+            read_into(layer, weights, device, prefix)
+            set_compute_dtype(layer, torch.float64).to(device)
+            chunks = quantize_layer(model, layer, scheme, rotation, chunks)
+            tensors = {f"{prefix}{name}": _as_stored(name, tensor) for name, tensor in layer.state_dict().items()}
+            write_shard(tensors, file)
+            model.layers[index] = nn.Identity()  # give the layer up
+            del layer, tensors
+        elif chunks:
+            with torch.device("meta"):
+                layer = LlamaLayer(model.config, scheme, index)
+            read_into(layer, Weights(Checkpoint(out_dir), model.config, scheme), device, prefix)
+            set_compute_dtype(layer, torch.float64).to(device)
+            chunks = run_layer(model, layer, chunks, lambda *_: None)
+            del layer
+
+
+def _ends(model: Llama, weights: Weights, rotation: torch.Tensor | None, device: str) -> dict[str, torch.Tensor]:
+    """What comes before and after the layers, as it is stored; of the skeleton nothing is kept."""
+    ends = {"embed_tokens": model.embed_tokens, "norm": model.norm, "lm_head": model.lm_head}
+    tied = model.config.tie_word_embeddings
+    if tied:
+        del ends["lm_head"]
+    for name, module in ends.items():
+        read_into(module, weights, device, f"{name}.")
+        set_compute_dtype(module, torch.float64 if rotation is not None else torch.float16)
+    if tied:
+        model.lm_head.weight = model.embed_tokens.weight
+    tensors = {}
     if rotation is not None:
         rotate_ends(model, rotation)
-        for module in (model.embed_tokens, model.lm_head):
-            module.half().to(model.norm.weight.dtype)  # calibrate on what will be stored
-    states = sequences and [model.embed_tokens(tokens.to(model.device)) for tokens in sequences]
-    for layer in tqdm(model.layers, desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress):
-        unpack_layer(layer)
-        if rotation is not None:
-            rotate_layer(layer, rotation)
-        if not states:
-            for name in LINEARS:
-                pack(layer, name, scheme)
-            continue
-        if scheme.activation_bits == 8:
-            largest = {}
-            run_layer(model, layer, states, lambda name, x: largest.update({name: x.abs().amax(dim=0)}))  # noqa: B023
-            smooth_layer(layer, largest, SMOOTHING_STRENGTH, norms=not scheme.rotated)
+        ends["lm_head"] = model.lm_head
+        tensors["feature_map"] = model.feature_map
+    tensors |= {f"{name}.weight": module.weight.half() for name, module in ends.items()}
+    for module in ends.values():
+        module.to("meta")
+    return tensors
 
-        def quantize(name: str, x: torch.Tensor, layer: LlamaLayer = layer) -> None:
-            hessian = x.t() @ x if scheme.weight_bits == 4 else None
-            pack(layer, name, scheme, hessian)
 
-        states = run_layer(model, layer, states, quantize)
+def _as_stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if name.endswith("norm.weight") else tensor
+
+
+@torch.no_grad()
+def quantize_layer(
+    model: Llama, layer: LlamaLayer, scheme: Scheme, rotation: torch.Tensor | None, chunks: list[Chunk] | None
+) -> list[Chunk] | None:
+    """Quantize an fp16 layer in place, and return what it makes of `chunks`, on which it is calibrated; without any it
+    rounds to nearest.
+
+    All that decides between two codes is computed in the dtype of its norms.
+    """
+    unpack_layer(layer)
+    if rotation is not None:
+        rotate_layer(layer, rotation)
+    if not chunks:
         for name in LINEARS:
-            getattr(layer, name).forget_operand()
-    model.scheme = scheme
+            pack(layer, name, scheme)
+        return None
+    if scheme.activation_bits == 8:
+        largest = {}
+
+        def watch(name: str, inputs: Iterator[torch.Tensor]) -> None:
+            largest[name] = reduce(torch.maximum, (x.abs().amax(dim=0) for x in inputs))
+
+        run_layer(model, layer, chunks, watch)
+        smooth_layer(layer, largest, SMOOTHING_STRENGTH, norms=not scheme.rotated)
+
+    def quantize(name: str, inputs: Iterator[torch.Tensor]) -> None:
+        hessian = reduce(torch.add, (x.t() @ x for x in inputs)) if scheme.weight_bits == 4 else None
+        pack(layer, name, scheme, hessian)
+
+    chunks = run_layer(model, layer, chunks, quantize)
+    for name in LINEARS:
+        getattr(layer, name).forget_operand()
+    return chunks
 
 
 def pack(layer: LlamaLayer, name: str, scheme: Scheme, hessian: torch.Tensor | None = None) -> None:
@@ -157,44 +296,33 @@ def pack(layer: LlamaLayer, name: str, scheme: Scheme, hessian: torch.Tensor | N
 
 
 def run_layer(
-    model: Llama, layer: LlamaLayer, states: list[torch.Tensor], visit: Callable[[str, torch.Tensor], None]
-) -> list[torch.Tensor]:
-    """Run a layer over sequences of states [length, hidden] and return the next ones.
+    model: Llama, layer: LlamaLayer, chunks: list[Chunk], visit: Callable[[str, Iterator[torch.Tensor]], None]
+) -> list[Chunk]:
+    """Run a layer over chunks of sequences and return them with their next states. model: its rotary tables and sizes.
 
-    Before each matrix runs, `visit` is given its name and its inputs [all sequences' rows, in], and may replace it.
+    Before each matrix runs, `visit` is given its name and its inputs [rows, in] chunk by chunk, and may replace it. One
+    chunk at a time is on the layer's device.
     """
-    lengths = [len(rows) for rows in states]
-    cache = model.new_cache(max(lengths))
+    norm = layer.post_attention_norm.weight
+    longest = max(length for chunk in chunks for length in chunk.lengths)
+    cache = KVCache(model.config, longest, norm.dtype, norm.device)
+
+    def on_device(states: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        return (x.to(norm.device) for x in states)
 
     def attend(rows: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(len(rows), device=model.device)
-        return layer.attend(rows, positions, model.rotary, cache, causal_mask(len(rows), model.device))
+        positions = torch.arange(len(rows), device=norm.device)
+        return layer.attend(rows, positions, model.rotary, cache, causal_mask(len(rows), norm.device))
 
-    x = torch.cat(states)
-    normed = layer.input_norm(x)
-    visit("qkv_proj", normed)
-    attended = torch.cat([attend(rows) for rows in normed.split(lengths)])
-    visit("o_proj", attended)
-    x = x + layer.o_proj(attended)
-    normed = layer.post_attention_norm(x)
-    visit("gate_up_proj", normed)
-    gated = layer.gate(normed)
-    visit("down_proj", gated)
-    return list((x + layer.down_proj(gated)).split(lengths))
+    def attended(x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        return torch.cat([attend(rows) for rows in layer.input_norm(x).split(lengths)])
 
-
-def write_model(model: Llama, record: dict, source: Path, out_dir: Path) -> None:
-    """Write a quantized model's tensors and config.json, with `record` in it, and copy its tokenizer's files."""
-    tensors = {
-        name: (tensor.half() if name.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight")) else tensor)
-        for name, tensor in model.state_dict().items()
-    }
-    if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, out_dir / "model.safetensors")
-    config = json.loads((source / "config.json").read_text())
-    config |= {"tie_word_embeddings": model.config.tie_word_embeddings, "quantization_config": record}
-    (out_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for name in COPIED_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out_dir / name)
+    states, lengths = [chunk.states for chunk in chunks], [chunk.lengths for chunk in chunks]
+    visit("qkv_proj", (layer.input_norm(x) for x in on_device(states)))
+    read = [attended(x, sizes).cpu() for x, sizes in zip(on_device(states), lengths, strict=True)]
+    visit("o_proj", on_device(read))
+    states = [(x + layer.o_proj(y)).cpu() for x, y in zip(on_device(states), on_device(read), strict=True)]
+    visit("gate_up_proj", (layer.post_attention_norm(x) for x in on_device(states)))
+    visit("down_proj", (layer.gate(layer.post_attention_norm(x)) for x in on_device(states)))
+    states = [(x + layer.down_proj(layer.gate(layer.post_attention_norm(x)))).cpu() for x in on_device(states)]
+    return [Chunk(*parts) for parts in zip(states, lengths, strict=True)]

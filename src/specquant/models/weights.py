@@ -132,9 +132,44 @@ class EagleWeights(HuggingFaceWeights):
 def fill(module: nn.Module, weights: Weights, device: torch.device | str) -> None:
     """Read every tensor of a module that is on the meta device, in the module's order, onto `device`.
 
-    Raises SpecquantError, before anything is read, where the checkpoint lacks a tensor, has one of another shape or one
-    that the module does not call for; and where one holds what its place cannot.
+    Raises SpecquantError as `check` does, before anything is read, and where a tensor holds what its place cannot.
     """
+    check(module, weights)
+    read_into(module, weights, device)
+
+
+def check(module: nn.Module, weights: Weights) -> None:
+    """Raises SpecquantError where the checkpoint lacks a tensor of the module, has one of another shape or one that the
+    module does not call for."""
+    pieces, tied = _pieces(module)
+    sources = {}
+    for name, piece in pieces.items():
+        packed = isinstance(piece, PackedLinear)
+        sources |= weights.linear_sources(name, piece) if packed else weights.sources(name, tuple(piece.shape))
+    _check(weights.checkpoint, sources, {source for name in tied for source in weights.sources(name, ())})
+
+
+def read_into(module: nn.Module, weights: Weights, device: torch.device | str, prefix: str = "") -> None:
+    """`fill` without the check. prefix: what stands before the module's names where it is a part of a model."""
+    pieces, tied = _pieces(module)
+    progress = tqdm(
+        pieces.items(),
+        desc=f"loading {weights.checkpoint.path.name}",
+        unit="tensor",
+        delay=SHOW_PROGRESS_AFTER_S,
+        leave=False,
+        disable=None,  # where nobody looks
+    )
+    for name, piece in progress:
+        take = weights.linear if isinstance(piece, PackedLinear) else weights.read
+        _set(module, name, take(prefix + name, piece, device))
+    for name, first in tied.items():
+        owner, _, attribute = first.rpartition(".")
+        _set(module, name, getattr(module.get_submodule(owner), attribute))
+
+
+def _pieces(module: nn.Module) -> tuple[dict[str, PackedLinear | torch.Tensor], dict[str, str]]:
+    """What is read for a module, by name: matrices and other tensors; and the names of tensors that are one of them."""
     pieces: dict[str, PackedLinear | torch.Tensor] = {}
     tied: dict[str, str] = {}
     for path, part in module.named_modules():  # in this order shards are cut
@@ -148,26 +183,7 @@ def fill(module: nn.Module, weights: Weights, device: torch.device | str) -> Non
                 tied[name] = first
             elif tensor.is_meta:
                 pieces[name] = tensor
-    sources = {}
-    for name, piece in pieces.items():
-        packed = isinstance(piece, PackedLinear)
-        sources |= weights.linear_sources(name, piece) if packed else weights.sources(name, tuple(piece.shape))
-    _check(weights.checkpoint, sources, {source for name in tied for source in weights.sources(name, ())})
-
-    progress = tqdm(
-        pieces.items(),
-        desc=f"loading {weights.checkpoint.path.name}",
-        unit="tensor",
-        delay=SHOW_PROGRESS_AFTER_S,
-        leave=False,
-        disable=None,  # where nobody looks
-    )
-    for name, piece in progress:
-        take = weights.linear if isinstance(piece, PackedLinear) else weights.read
-        _set(module, name, take(name, piece, device))
-    for name, first in tied.items():
-        owner, _, attribute = first.rpartition(".")
-        _set(module, name, getattr(module.get_submodule(owner), attribute))
+    return pieces, tied
 
 
 def _check(checkpoint: Checkpoint, sources: dict[str, tuple[int, ...]], ignored: set[str]) -> None:

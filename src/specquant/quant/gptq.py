@@ -20,7 +20,7 @@ def gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float
     groups = grid.step.shape[1]
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
-    factor = inverse_factor(hessian[order][:, order], damping).to(weight.dtype)
+    factor = inverse_factor(hessian[order[:, None], order], damping).to(weight.dtype)
     # One row per input: a column of the matrix lies together in memory.
     rest = weight.t()[order].contiguous()
     codes = torch.empty_like(rest)
@@ -47,7 +47,8 @@ def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     if not mean.isfinite():
         raise SpecquantError("the calibration activations are not finite: use another calibration text or model")
     # An input that is always zero has no curvature of its own; the damping gives it one. So does 1 where all are zero.
-    damped = hessian + torch.diag(torch.full_like(diagonal, damping * mean.item() or 1.0))
+    damped = hessian.clone()
+    damped.diagonal().add_(damping * mean.item() or 1.0)
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
 
 

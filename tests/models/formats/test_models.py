@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
+from specquant.models.checkpoint import INDEX_FILE, Checkpoint
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
@@ -60,7 +61,8 @@ def write(native_dir, out_dir, pack, quantization, fused=False, save=None):
     """Write our model as a checkpoint whose matrices are what `pack` makes of codes, unit, step and zero."""
     ours = load_model(native_dir)
     shutil.copytree(native_dir, out_dir)
-    stored = load_file(out_dir / "model.safetensors")
+    checkpoint = Checkpoint(out_dir)
+    stored = {name: checkpoint.read(name).clone() for name in checkpoint.shapes}
     tensors = {
         f"{name}.{suffix}": tensor.contiguous()
         for name, linear, rows in matrices(ours, fused)
@@ -75,7 +77,8 @@ def write(native_dir, out_dir, pack, quantization, fused=False, save=None):
         new = next((name.replace(old, new) for old, new in names.items() if name.startswith(old)), None)
         if new is not None:
             tensors[new] = tensor
-    (out_dir / "model.safetensors").unlink()
+    for file in (*out_dir.glob("*.safetensors"), out_dir / INDEX_FILE):
+        file.unlink()
     (save or (lambda tensors, path: save_file(tensors, path / "model.safetensors")))(tensors, out_dir)
     config = json.loads((out_dir / "config.json").read_text()) | {"quantization_config": quantization}
     if quantization is None:
