@@ -1,0 +1,67 @@
+"""docs/checkpoints.md: its numbers are those that the commands count, its commands are ones that we have."""
+
+import re
+import shlex
+
+import pytest
+import torch
+
+from specquant.cli import _parser
+from specquant.models.cache import KVCache
+from specquant.models.eagle import EagleHead
+from specquant.models.llama import Llama
+from specquant.models.loading import weight_bytes
+from specquant.models.quantize import quantization_bytes
+from specquant.models.synthetic import synthetic_config
+from specquant.paths import project_root
+from specquant.quant import get_scheme
+
+PAGE = (project_root() / "docs/checkpoints.md").read_text()
+
+
+def skeleton(model, scheme="fp16", context=512):
+    with torch.device("meta"):
+        return Llama(synthetic_config(model), scheme, context)
+
+
+def head_bytes(model):
+    config = synthetic_config(model)
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        head = EagleHead(config, None, None, context_length=4096)
+    return sum(tensor.nbytes for tensor in (*head.parameters(), *head.buffers()))
+
+
+def needed(what, model):
+    kind, _, scheme = what.partition(", ")
+    match kind:
+        case "weights":
+            return weight_bytes(skeleton(model, scheme, 4096), torch.float16, "cuda")
+        case "quantize":
+            return quantization_bytes(skeleton(model), get_scheme(scheme), calibrated=True)
+        case "EAGLE head":
+            return head_bytes(model)
+    assert what == "cache of 4096 positions, for each method"
+    return 4096 * KVCache.bytes_per_position(synthetic_config(model), torch.float16)
+
+
+def test_memory_is_what_the_commands_count():
+    rows = re.findall(r"^\| ([\w ,-]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 10
+    for what, *said in rows:
+        for model, gigabytes in zip(("llama-3-8b", "llama-3-70b"), said, strict=True):
+            assert f"{needed(what, model) / 1e9:.1f}" == gigabytes, (what, model)
+
+
+def commands():
+    blocks = re.sub(r"\\\n\s+", "", PAGE)
+    return re.findall(r"^    specquant (.*?)(?:\s+#.*)?$", blocks, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_one_that_we_have(command):
+    _parser().parse_args(shlex.split(command))
+
+
+def test_there_are_commands():
+    assert [command.split()[0] for command in commands()] == ["data", "quantize", "study", "bench"]
