@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         help="autoregressive, vanilla, eagle2 or hierarchical (default: the first)",
     )
     _add_companions(generate)
+    _add_head_options(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     generate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
@@ -182,6 +183,16 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--out", type=Path, default="results/replayed", metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
 
+    heads = benches.add_parser("heads", help="what EAGLE heads of fewer bits and tokens lose in accepted length")
+    heads.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
+    heads.add_argument(
+        "--schemes", default="fp16,w4a16-g128", metavar="NAMES", help="of the target (default: %(default)s)"
+    )
+    heads.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
+    heads.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    heads.add_argument("--out", type=Path, default="results/heads", metavar="DIR", help="for the table")
+    heads.set_defaults(command=_bench_heads)
+
     trees = benches.add_parser("trees", help="the shapes of EAGLE-2's trees on trained models, to be replayed")
     trees.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
     trees.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
@@ -193,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--model", type=Path, required=True, metavar="DIR", help=MODEL)
     tasks.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
     _add_companions(tasks)
+    _add_head_options(tasks)
     tasks.add_argument("--benchmark", required=True, metavar="NAME", help="mt-bench, spec-bench, humaneval or gsm8k")
     tasks.add_argument(
         "--methods", default="autoregressive,eagle2", metavar="NAMES", help="with commas (default: %(default)s)"
@@ -228,6 +240,24 @@ def _add_companions(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
 
 
+def _add_head_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--head-scheme", metavar="NAME", help="round EAGLE heads, with their LM heads, to this scheme: w4a16-g128"
+    )
+    parser.add_argument(
+        "--head-vocabulary", type=int, metavar="N", help="let EAGLE heads draft a text's N most frequent tokens alone"
+    )
+    parser.add_argument(
+        "--head-text", type=Path, metavar="FILE", help="the text (default: calibration.txt beside the target)"
+    )
+
+
+def _head_options(arguments: argparse.Namespace) -> dict[str, str | int | Path | None]:
+    beside = arguments.model.parent / "calibration.txt"
+    text = arguments.head_text or (beside if arguments.head_vocabulary and beside.is_file() else None)
+    return {"head_scheme": arguments.head_scheme, "head_vocabulary": arguments.head_vocabulary, "head_text": text}
+
+
 def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     """The companions that were named, and else those beside the target, if it is a directory."""
     target = arguments.model
@@ -259,6 +289,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         device=device,
         context_length=arguments.context_length,
         **_companions(arguments),
+        **_head_options(arguments),
     )
     speculator = models.speculator(arguments.method)
     generation = generate(
@@ -412,6 +443,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         arguments.dtype,
         DraftSettings(draft_size=arguments.draft_size, iterations=arguments.iterations),
         arguments.context_length,
+        _head_options(arguments),
     )
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)
@@ -424,6 +456,22 @@ def _bench_drafting(arguments: argparse.Namespace) -> int:
     models = [name.strip() for name in arguments.models.split(",")]
     for path in record_drafting(models, arguments.out, arguments.confirmed_rows, arguments.repeats, arguments.device):
         print(path)
+    return 0
+
+
+def _bench_heads(arguments: argparse.Namespace) -> int:
+    from specquant.quant import scheme_names
+    from specquant.study.drafting import record_heads
+
+    path = record_heads(
+        arguments.models_dir,
+        scheme_names(arguments.schemes),
+        arguments.out,
+        keep_targets_in="results/targets",
+        prompts_per_task=arguments.prompts_per_task,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    print(path)
     return 0
 
 

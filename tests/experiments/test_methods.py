@@ -12,7 +12,7 @@ from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_m
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
-from specquant.quant import SCHEMES, get_scheme
+from specquant.quant import SCHEMES, PackedLinear, get_scheme
 
 PROMPT = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"
 
@@ -64,6 +64,35 @@ def test_the_methods_are_built_as_the_settings_say(small_models):
     assert vanilla.drafter.drafter is None
     assert tree(hierarchical.drafter.drafter) == (9, 2, 5)
     assert hierarchical.drafter.drafter.head.embed_tokens is models.intermediate.embed_tokens
+
+
+@pytest.mark.parametrize("options", [{"head_scheme": "w8a8"}, {"head_vocabulary": 64}])
+def test_cheaper_heads_draft_otherwise_and_decode_the_same(small_models, tmp_path, options):
+    text = tmp_path / "text.txt"
+    text.write_text("7 plus 5 makes 12, and 7 times 5 makes 35.\n" * 3)
+    models = tiny_models(small_models, dtype=torch.float64, head_text=text, **options)
+    prompt = load_tokenizer(small_models / "target")("7 plus 5 makes")["input_ids"]
+    expected, _ = decode(models.speculator("autoregressive"), prompt)
+    for method in ("eagle2", "hierarchical"):
+        speculator = models.speculator(method)
+        assert decode(speculator, prompt)[0] == expected
+        head = (speculator.drafter if method == "eagle2" else speculator.drafter.drafter).head
+        if "head_scheme" in options:
+            assert isinstance(head.fc, PackedLinear)
+            assert isinstance(head.lm_head, PackedLinear)
+            continue
+        assert set(load_tokenizer(small_models / "target")(text.read_text())["input_ids"]) <= set(
+            head.vocabulary.tolist()
+        )
+        drafted = speculator.drafter.propose(20).tokens.tolist()[1:] if method == "eagle2" else []
+        assert set(drafted) <= set(head.vocabulary.tolist())
+
+
+def test_few_tokens_without_a_text_to_count_them_in_are_refused(small_models, tmp_path, nothing_is_loaded):
+    for text, says in ((None, "needs a text to count them in"), (tmp_path / "none.txt", "cannot count tokens in")):
+        models = tiny_models(small_models, head_vocabulary=64, head_text=text)
+        with pytest.raises(SpecquantError, match=says):
+            models.speculator("eagle2")
 
 
 def test_the_papers_settings_are_the_default(small_models):

@@ -115,7 +115,8 @@ def test_on_a_gpu_cheaper_heads_draft_by_graphs_as_by_launches(config, options, 
         drafter = EagleDrafter(head, 24, 3, 10)
         features = torch.randn(20, 128, generator=torch.Generator().manual_seed(0)).half().cuda()
         drafter.start(list(range(21)), features, None)
-        return [part.tolist() for part in (drafter.propose(5).tokens, drafter.propose(5).parents)]
+        tree = drafter.propose(5)
+        return tree.tokens.tolist(), tree.parents.tolist()
 
     expected = draft()
     monkeypatch.setattr(graphs, "capturable", lambda model: False)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
+import pandas as pd
 import torch
 
 from specquant.decoding import EagleDrafter, Speculator
@@ -17,6 +18,10 @@ from specquant.models.llama import Llama
 TREES = ((24, 3), (30, 3), (48, 6), (60, 6))
 # Of the EAGLE head: the scheme of its matrices and its LM head, and how many tokens this knows.
 HEADS = ((None, None), ("w4a16-g128", None), ("w4a16-g128", 32768))
+# The same of the tiny models, whose vocabulary has 4096 entries: 1024 are as many as 32768 of 128256.
+TINY_HEADS = ((None, None), ("w4a16-g128", None), (None, 2048), (None, 1024), ("w4a16-g128", 1024))
+# What decodes with each of them: the first gives the tokens that the others must decode as well.
+HEAD_METHODS = ("autoregressive", "eagle2", "hierarchical")
 # The tree, and the acceptance, of the inner loop: of a head's tokens, one after the other.
 INNER_TREE = (30, 3)
 INNER_ACCEPTANCE = 0.8
@@ -90,6 +95,34 @@ def inner_rounds(
     about = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
     about |= {"accepted_length": np.mean([step.accepted_length for step in steps])}
     return about | parts | spread("time_ms", times_ms) | {"repeats": repeats}
+
+
+def head_costs(decoded: pd.DataFrame) -> list[dict]:
+    """What a head reaches in rows of `throughput.decode_prompts`: one of each method that drafts with a head.
+
+    accepted_length: the target's, tokens a step. head_accepted_length: of the model that verifies the head's trees: the
+    target's by EAGLE-2, the intermediate model's in the hierarchy. differing_prompts: whose tokens are not those of
+    decoding one by one.
+    """
+    rows = []
+    for method, group in decoded.groupby("method", sort=False):
+        if method == "autoregressive":
+            continue
+        accepted_length = (group.new_tokens - 1).sum() / group.steps.sum()
+        head_accepted_length = accepted_length
+        if method == "hierarchical":
+            rounds = group.inner_rounds * group.steps
+            head_accepted_length = (group.inner_accepted_length * rounds).sum() / rounds.sum()
+        row = {"method": method, "prompts": len(group), "new_tokens": group.new_tokens.sum()}
+        row |= {"accepted_length": accepted_length, "head_accepted_length": head_accepted_length}
+        rows.append(row | {"differing_prompts": (group.first_difference >= 0).sum()})
+    return rows
+
+
+def compared_heads(rows: pd.DataFrame) -> pd.DataFrame:
+    """With `ratio`: of head_accepted_length to that of the first head on the same target by the same method."""
+    first = rows.groupby(["scheme", "method"], sort=False).head_accepted_length.transform("first")
+    return rows.assign(ratio=rows.head_accepted_length / first)
 
 
 def spread(name: str, times_ms: list[float]) -> dict[str, float]:

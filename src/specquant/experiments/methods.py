@@ -9,15 +9,18 @@ import torch
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.errors import SpecquantError
 from specquant.models.config import load_config
+from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate
 from specquant.models.llama import Llama
 from specquant.models.loading import (
     check_drafting_model,
     check_head,
+    frequent_tokens,
     load_eagle_head,
     load_head_config,
     load_model,
+    load_tokenizer,
 )
 from specquant.paths import resolve
 
@@ -55,6 +58,10 @@ class Models:
     (`models.hub.locate`). context_length: positions to make room for; None for all that each was made for. On a GPU,
     passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
     `Llama.make_row_invariant`.
+
+    head_scheme: to round the EAGLE heads' matrices and LM heads to. head_vocabulary: how many tokens their LM heads
+    know: those that the text in the file `head_text` has most often (`models.eagle.shrink_head`). Both change what is
+    drafted, and never what is decoded; None leaves the heads as they are.
     """
 
     def __init__(
@@ -68,6 +75,9 @@ class Models:
         device: torch.device | str = "cpu",
         context_length: int | None = None,
         row_invariant: bool = False,
+        head_scheme: str | None = None,
+        head_vocabulary: int | None = None,
+        head_text: str | Path | None = None,
     ):
         self.paths = {
             "target": target,
@@ -77,6 +87,7 @@ class Models:
         }
         self.scheme, self.dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
+        self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
 
     @cached_property
     def target(self) -> Llama | GraphedLlama:
@@ -104,14 +115,27 @@ class Models:
         if method == "vanilla":
             return Speculator(self.target, Speculator(self.intermediate, None, s.min_draft_length))
         if method == "eagle2":
-            head = load_eagle_head(self.paths["eagle_target"], self.target)
+            head = self._load_head("eagle_target", self.target)
             return Speculator(self.target, EagleDrafter(head, s.draft_size, s.iterations, s.top_k))
-        head = load_eagle_head(self.paths["eagle_intermediate"], self.intermediate)
+        head = self._load_head("eagle_intermediate", self.intermediate)
         drafter = EagleDrafter(head, s.inner_draft_size, s.inner_iterations, s.top_k)
         return Speculator(self.target, Speculator(self.intermediate, drafter, s.min_draft_length))
 
     def _load(self, which: str, scheme: str | None = None) -> Llama | GraphedLlama:
         return graphed(load_model(self.paths[which], scheme, self.dtype, self.device, self.context_length))
+
+    def _load_head(self, which: str, model: Llama | GraphedLlama) -> EagleHead:
+        return load_eagle_head(self.paths[which], model, self.head_scheme, self._head_tokens)
+
+    @cached_property
+    def _head_tokens(self) -> torch.Tensor | None:
+        if self.head_vocabulary is None:
+            return None
+        if self.head_text is None:
+            raise SpecquantError("an EAGLE head of few tokens needs a text to count them in: give one (--head-text)")
+        target = locate(self.paths["target"], SMALL_FILES)
+        vocab_size = load_config(target).vocab_size
+        return frequent_tokens(self.head_text, load_tokenizer(target), self.head_vocabulary, vocab_size)
 
     def check_companions(self, method: str) -> None:
         """Raises SpecquantError where a companion that the method needs was not given, is none, or does not fit."""
@@ -125,14 +149,17 @@ class Models:
                 model = directory
             else:
                 check_head(load_head_config(directory), load_config(model), directory)
+                _ = self._head_tokens
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:
     """The family in a directory laid out as `data/tiny` is; `target` may be a quantized copy of its target.
 
-    A relative root is below the project root.
+    A relative root is below the project root. Where heads are to know few tokens, they are counted in its calibration
+    text, if not in another.
     """
     root = resolve(root)
+    options.setdefault("head_text", root / "calibration.txt")
     return Models(
         target or root / "target",
         root / "eagle-target",

@@ -120,7 +120,8 @@ def synthetic_head(
     device, dtype = model.device, model.dtype
     with torch.device("meta"):
         sizes = [part.numel() for part in EagleHead(config, nn.Module(), nn.Module()).state_dict().values()]
-    ends = (head_vocabulary or config.vocab_size) * config.hidden_size if head_scheme or head_vocabulary else 0
+    shares = head_vocabulary is None and (head_scheme or "fp16") == "fp16"
+    ends = 0 if shares else (head_vocabulary or config.vocab_size) * config.hidden_size
     needed = (sum(sizes) + ends) * dtype.itemsize + BYTES_WHILE_ROUNDED * max(*sizes, ends)
     if needed > free_bytes(device):
         raise NotEnoughMemory(

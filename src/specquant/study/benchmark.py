@@ -42,15 +42,16 @@ def record_benchmark(
     dtype: str | None = None,
     settings: DraftSettings | None = None,
     context_length: int | None = None,
+    head_options: Mapping[str, str | int | Path | None] | None = None,
 ) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
 
-    target, companions, scheme, context_length: as for `Models`. limit: of questions for each task. max_new_tokens:
-    in one turn (default: the paper's). device: the GPU by default, if there is one; dtype: that models compute in
-    (default: float16 on a GPU, else float32). Beside the table stand its provenance, NAME.json, and the lines with
-    the answers, NAME.jsonl. A last line that broke off is measured again. Methods take turns on each question, so
-    that a machine that grows slower slows all of them. Raises SpecquantError where there are lines that were
-    measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
+    target, companions, scheme, context_length, head_options (`head_scheme` and so on): as for `Models`. limit: of
+    questions for each task. max_new_tokens: in one turn (default: the paper's). device: the GPU by default, if there is
+    one; dtype: that models compute in (default: float16 on a GPU, else float32). Beside the table stand its provenance,
+    NAME.json, and the lines with the answers, NAME.jsonl. A last line that broke off is measured again. Methods take
+    turns on each question, so that a machine that grows slower slows all of them. Raises SpecquantError where there are
+    lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
     """
     benchmark = get_benchmark(name)
     questions, sha256 = read_questions(benchmark, data_dir, limit)
@@ -64,6 +65,7 @@ def record_benchmark(
         device=device,
         context_length=context_length,
         **companions,
+        **(head_options or {}),
     )
     settings = settings or DraftSettings()
     speculators = {method: models.speculator(method, settings) for method in methods}
@@ -78,6 +80,9 @@ def record_benchmark(
         "context_length": context_length,
         "dtype": dtype,
         "settings": asdict(settings),
+        "head_scheme": models.head_scheme,
+        "head_vocabulary": models.head_vocabulary,
+        "head_text": Path(models.head_text).name if models.head_text else None,
         "device": device_name(device),
         "sandbox": wall() if name == "humaneval" else None,
     }

@@ -1,6 +1,7 @@
 """Recording what drafting costs, and what cheaper heads lose."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -10,16 +11,24 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.drafting import (
+    HEAD_METHODS,
     HEADS,
     INNER_ACCEPTANCE,
     INNER_TREE,
+    TINY_HEADS,
     TREES,
+    compared_heads,
     describe_head,
     draft_cost,
+    head_costs,
     inner_rounds,
 )
+from specquant.experiments.methods import DraftSettings, tiny_models
+from specquant.experiments.targets import quantized_target
+from specquant.experiments.throughput import decode_prompts, read_prompts
 from specquant.experiments.trees import tree_shapes
 from specquant.models.device import choose_device
+from specquant.models.loading import load_tokenizer
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head, synthetic_model
 from specquant.paths import resolve
 from specquant.study.results import read_results, write_results
@@ -88,3 +97,33 @@ def record_drafting(
             write_results(pd.DataFrame(rounds), paths[1], parameters, **how)
             del head
     return paths
+
+
+def record_heads(
+    models_dir: str | Path,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    keep_targets_in: str | Path,
+    prompts: str | Path = "data/prompts/prompts.jsonl",
+    prompts_per_task: int | None = None,
+    max_new_tokens: int = 64,
+) -> Path:
+    """Decode prompts on trained models with EAGLE heads of fewer bits and tokens; returns the path of heads.csv.
+
+    A row for each of the target's schemes, head and method: see `head_costs`. Models compute in float32. Written after
+    every head.
+    """
+    parameters = {"models_dir": models_dir, "prompts": prompts, "prompts_per_task": prompts_per_task}
+    parameters |= {"max_new_tokens": max_new_tokens, "dtype": "float32", "settings": asdict(DraftSettings())}
+    parameters |= {"tokens_counted_in": "calibration.txt"}
+    path, rows = resolve(out_dir) / "heads.csv", []
+    chosen = read_prompts(prompts, prompts_per_task)
+    for scheme in schemes:
+        target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
+        for head_scheme, head_vocabulary in tqdm(TINY_HEADS, desc=scheme, unit="head"):
+            models = tiny_models(models_dir, target, head_scheme=head_scheme, head_vocabulary=head_vocabulary)
+            decoded = decode_prompts(models, load_tokenizer(target), chosen, HEAD_METHODS, "tiny", None, max_new_tokens)
+            about = describe_head(head_scheme, head_vocabulary, models.target.config)
+            rows += [{"scheme": scheme, "weights": "trained"} | about | row for row in head_costs(decoded)]
+            write_results(compared_heads(pd.DataFrame(rows)), path, parameters)
+    return path
