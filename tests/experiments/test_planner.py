@@ -7,7 +7,8 @@ import pytest
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
-from specquant.experiments.planner import Chances, LevelCosts, Plan, Planner
+from specquant.experiments import planner as planner_module
+from specquant.experiments.planner import Chances, LevelCosts, Plan, Planner, fitted_chances, measured_costs
 from tests.decoding.conftest import random_head, random_model
 
 SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
@@ -95,3 +96,24 @@ def test_what_was_not_measured_is_refused(planner):
             planner.predict(plan, CHANCES)
     with pytest.raises(SpecquantError, match="needs the costs of an intermediate model"):
         Planner(TREES, TARGET).predict(Plan("vanilla", min_draft_length=4), CHANCES)
+
+
+def test_costs_come_from_the_tables():
+    passes = {"model": "m", "scheme": "fp16", "context_length": 512, "draft_size": [8, 1], "time_ms": [3.0, 2.0]}
+    drafts = {"model": "m", "head_scheme": "fp16", "head_vocabulary": [100, 100, 100, 10], "iterations": [3, 3, 6, 3]}
+    drafts["time_ms"] = [1.0, 1.2, 2.2, 0.5]
+    tables = pd.DataFrame(passes), pd.DataFrame(drafts)
+    costs = measured_costs(*tables, "m", "fp16", other_ms=0.3)
+    assert (costs.verify(1), costs.verify(4.5), costs.other_ms) == (2.0, 2.5, 0.3)
+    assert (costs.draft(3), costs.draft(6)) == (pytest.approx(1.1), pytest.approx(2.2))
+    assert measured_costs(*tables, "m", "fp16", head_vocabulary=10).draft(6) == pytest.approx(1.0)
+    with pytest.raises(SpecquantError, match="no pass of m in w8a8 behind 512 tokens was measured"):
+        measured_costs(*tables, "m", "w8a8")
+
+
+def test_fitted_chances_have_the_stated_accepted_lengths(monkeypatch):
+    monkeypatch.setattr(planner_module, "PAPER_PLANS", (Plan("hierarchical", 7, 3, 6),))
+    chances = fitted_chances(TREES, (7, 3), 2.5, 0.8, 4.0)
+    predict = Planner(TREES, TARGET, SMALL).predict
+    assert predict(Plan("eagle2", 7, 3), chances)["accepted_length"] == pytest.approx(2.5)
+    assert predict(Plan("hierarchical", 7, 3, 6), chances)["accepted_length"] == pytest.approx(4.0)

@@ -76,6 +76,29 @@ class LevelCosts:
         return float(np.polyval(np.polyfit(self.draft_ms.index, self.draft_ms, 1), iterations))
 
 
+def measured_costs(
+    verify_cost: pd.DataFrame,
+    drafting: pd.DataFrame,
+    model: str,
+    scheme: str,
+    head_scheme: str = "fp16",
+    head_vocabulary: int | None = None,
+    context_length: int = 512,
+    other_ms: float = 0.0,
+) -> LevelCosts:
+    """One model's costs from the tables verify_cost.csv and drafting.csv of one GPU; head_vocabulary: None for all.
+
+    Raises SpecquantError where the pass of one token was not measured; a head that was not measured cannot draft.
+    """
+    passes = verify_cost[(verify_cost.model == model) & (verify_cost.scheme == scheme)]
+    passes = passes[passes.context_length == context_length].set_index("draft_size").time_ms.sort_index()
+    if 1 not in passes.index:
+        raise SpecquantError(f"no pass of {model} in {scheme} behind {context_length} tokens was measured")
+    drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]
+    known = head_vocabulary or drafts.head_vocabulary.max()
+    return LevelCosts(passes, drafts[drafts.head_vocabulary == known].groupby("iterations").time_ms.mean(), other_ms)
+
+
 def fitted_chances(
     trees: pd.DataFrame,
     tree: tuple[int, int] = (24, 3),
