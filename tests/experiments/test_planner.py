@@ -8,7 +8,16 @@ from specquant.decoding import EagleDrafter, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
 from specquant.experiments import planner as planner_module
-from specquant.experiments.planner import Chances, LevelCosts, Plan, Planner, fitted_chances, measured_costs
+from specquant.experiments.planner import (
+    Chances,
+    LevelCosts,
+    Plan,
+    Planner,
+    against_measured,
+    fitted_chances,
+    measured_costs,
+    phases,
+)
 from tests.decoding.conftest import random_head, random_model
 
 SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
@@ -117,3 +126,20 @@ def test_fitted_chances_have_the_stated_accepted_lengths(monkeypatch):
     predict = Planner(TREES, TARGET, SMALL).predict
     assert predict(Plan("eagle2", 7, 3), chances)["accepted_length"] == pytest.approx(2.5)
     assert predict(Plan("hierarchical", 7, 3, 6), chances)["accepted_length"] == pytest.approx(4.0)
+
+
+def test_phases_name_the_fastest_method(planner):
+    grid = phases(planner, [0.0, 0.9], [0.0, 1.0])
+    assert grid.loc[0.0, 0.0] == "autoregressive"
+    assert grid.loc[0.0, 0.9] == "eagle2"
+    assert grid.loc[1.0, 0.9] == planner.best(Chances([0.9], [0.9], 1.0)).method
+
+
+def test_predictions_beside_measurements(planner):
+    measured = {"method": "eagle2", "draft_size": 7, "iterations": 3, "min_draft_length": 0, "head_chance": 0.5}
+    measured |= {"agreement": 0.0, "draft_ms": 3.0, "verify_ms": 16.0, "other_ms": 1.0, "tokens_per_s": 80.0}
+    (row,) = against_measured(planner, pd.DataFrame([measured])).to_dict("records")
+    assert (row["step_ms"], row["predicted_step_ms"]) == (20.0, 19.5)
+    assert row["step_error"] == pytest.approx(-0.025)
+    predicted = planner.predict(Plan("eagle2", 7, 3), Chances([0.5], [0.5], 0.0))["tokens_per_s"]
+    assert row["error"] == pytest.approx(predicted / 80 - 1)

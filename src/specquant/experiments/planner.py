@@ -233,6 +233,46 @@ class Planner:
         )
 
 
+def phases(
+    planner: Planner, head_chances: Sequence[float], agreements: Sequence[float], plans: Sequence[Plan] | None = None
+) -> pd.DataFrame:
+    """The fastest plan's method for each agreement (rows) and each chance of both EAGLE heads (columns)."""
+    plans = plans or planner.plans()
+
+    def fastest(chance: float, agreement: float) -> str:
+        return planner.best(Chances([chance], [chance], agreement), plans).method
+
+    return pd.DataFrame(
+        [[fastest(chance, agreement) for chance in head_chances] for agreement in agreements],
+        index=list(agreements),
+        columns=list(head_chances),
+    )
+
+
+def against_measured(planner: Planner, replayed: pd.DataFrame) -> pd.DataFrame:
+    """Rows of replayed.csv with what is predicted for them: predicted_step_ms and predicted_tokens_per_s.
+
+    Adds step_ms, and step_error and error: by how much predictions exceed the time of a step and the tokens per second.
+    The accepted length of a replay is that of a few hundred chance events; the time of a step hardly depends on it.
+    """
+    rows = []
+    for _, row in replayed.iterrows():
+        plan = Plan(row.method, int(row.draft_size), int(row.iterations), int(row.min_draft_length))
+        row_planned = planner.predict(plan, Chances([row.head_chance], [row.head_chance], row.agreement))
+        step_ms = row.draft_ms + row.verify_ms + row.other_ms
+        predicted_ms = row_planned["draft_ms"] + row_planned["verify_ms"] + row_planned["other_ms"]
+        rows.append(
+            {
+                "step_ms": step_ms,
+                "predicted_step_ms": predicted_ms,
+                "step_error": predicted_ms / step_ms - 1,
+                "predicted_tokens_per_s": row_planned["tokens_per_s"],
+                "error": row_planned["tokens_per_s"] / row.tokens_per_s - 1,
+            }
+        )
+    return replayed.reset_index(drop=True).join(pd.DataFrame(rows))
+
+
 def _rounds(accepted: np.ndarray, least: int, drafted: int) -> tuple[np.ndarray, float]:
     """Rounds of drafting, each of which adds what it accepts and a token, until at least `least` tokens are there.
 
