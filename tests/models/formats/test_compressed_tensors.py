@@ -130,7 +130,7 @@ ACTIVATIONS = ("config_groups", "group_0", "input_activations")
         (["re:.*mlp.*"], ("config_groups", "group_0", "targets"), r"targets is \['re:"),
         ({}, ("config_groups",), "config_groups has not one group"),
         ("marlin-24", ("format",), "format is 'marlin-24'; what can be loaded is 'pack-quantized', 'int-q"),
-        ("frozen", ("quantization_status",), "quantization_status is 'frozen'"),
+        ("calibration", ("quantization_status",), "quantization_status is 'calibration'"),
         ({"num_bits": 8}, ("kv_cache_scheme",), "kv_cache_scheme is"),
         ({"config_groups": {"R1": {}}}, ("transform_config",), "transform_config is"),
     ],

@@ -25,19 +25,6 @@ PARTS = {
 }
 
 
-@pytest.fixture(scope="session")
-def native(tmp_path_factory):
-    """scheme -> the tiny target as we store it, rounded to nearest; made when it is asked for first."""
-    directory = tmp_path_factory.mktemp("native")
-
-    def quantized(scheme):
-        if not (directory / scheme).is_dir():
-            quantize_model(TARGET, scheme, directory / scheme, method="round-to-nearest", progress=False)
-        return directory / scheme
-
-    return quantized
-
-
 def matrices(model, fused=False):
     """Each matrix of a model under its name in a checkpoint: the storage, and the rows of it that the matrix is."""
     for index, layer in enumerate(model.layers):

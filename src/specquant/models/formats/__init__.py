@@ -5,6 +5,7 @@ compressed-tensors, QQQ, QServe with DeepCompressor, SpecMQuant, vLLM.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.models.checkpoint import Checkpoint
+from specquant.models.config import read_json
 from specquant.models.formats.awq import read_awq
 from specquant.models.formats.common import Format, Matrix
 from specquant.models.formats.compressed_tensors import read_compressed_tensors
@@ -22,11 +24,16 @@ from specquant.models.formats.qserve import qserve_of_tensors, read_qserve
 from specquant.models.weights import LAYER_TENSORS, HuggingFaceWeights
 from specquant.quant import PackedLinear, get_scheme
 
+# Files in which AutoGPTQ and AutoAWQ wrote what is in config.json today, and names that have changed since.
+SECTION_FILES = ("quantize_config.json", "quant_config.json")
+TODAYS_NAMES = {"w_bit": "bits", "q_group_size": "group_size"}
+SAID_TWICE = ("quant_method", "bits", "group_size", "sym", "desc_act", "checkpoint_format")
 # quant_method in config.json's quantization_config -> what reads the rest of it.
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Format]] = {
     "gptq": read_gptq,
     "awq": read_awq,
     "compressed-tensors": read_compressed_tensors,
+    "sparseml": read_compressed_tensors,  # its name at first
     "qqq": read_qqq,
     "qoq": read_qserve,
 }
@@ -37,24 +44,51 @@ def find_format(config: PreTrainedConfig, checkpoint: Checkpoint) -> Format | No
 
     Raises SpecquantError that names the field of quantization_config which says what is unknown or not supported.
     """
-    quantization = getattr(config, "quantization_config", None)
+    place, quantization = _find_section(config, checkpoint.path)
     if quantization is None:
         return qserve_of_tensors({name.rpartition(".")[2] for name in checkpoint.shapes})
     if not isinstance(quantization, dict):
-        raise SpecquantError(f"{checkpoint.path}: quantization_config in config.json is no JSON object: copy it again")
+        raise SpecquantError(f"{place}: quantization_config in config.json is no JSON object: copy it again")
     method = quantization.get("quant_method")
     if method == "specquant":
         return None
     if method not in FORMATS:
         raise SpecquantError(
-            f"{checkpoint.path}: quantization_config: quant_method is {method!r}; what can be loaded is "
+            f"{place}: quantization_config: quant_method is {method!r}; what can be loaded is "
             f"{', '.join(['specquant', *FORMATS])}"
         )
     converted = method == "gptq" and any(name.endswith(".qkv_proj.qweight") for name in checkpoint.shapes)
     try:
         return read_specmquant_w4a16(quantization) if converted else FORMATS[method](quantization)
     except SpecquantError as error:
-        raise SpecquantError(f"{checkpoint.path}: {error}") from None
+        raise SpecquantError(f"{place}: {error}") from None
+
+
+def _find_section(config: PreTrainedConfig, path: Path) -> tuple[Path, Any]:
+    """What says how a checkpoint is quantized, and where it stands: quantization_config in config.json; as older tools
+    wrote it, compression_config there, or a file of its own; (path, None) where there is nothing."""
+    section = getattr(config, "quantization_config", None)
+    file = next((path / name for name in SECTION_FILES if (path / name).is_file()), None)
+    beside = None if file is None else _in_todays_terms(read_json(file))
+    if section is not None:
+        if beside is not None and isinstance(section, dict) and section.get("quant_method") != "specquant":
+            for name in SAID_TWICE:
+                if {name} <= section.keys() & beside.keys() and section[name] != beside[name]:
+                    raise SpecquantError(
+                        f"{path}: {name} is {section[name]!r} in config.json and {beside[name]!r} in {file.name}: copy "
+                        "the directory again"
+                    )
+        return path, section
+    older = getattr(config, "compression_config", None)
+    if isinstance(older, dict):
+        return path, {"quant_method": "compressed-tensors"} | older
+    return (path, older) if beside is None else (file, beside)
+
+
+def _in_todays_terms(section: dict[str, Any]) -> dict[str, Any]:
+    """A section in a file of its own says less, and AutoAWQ's says it in other words."""
+    method = "awq" if "w_bit" in section else "qqq" if "wbits" in section else "gptq"
+    return {"quant_method": method} | {TODAYS_NAMES.get(name, name): value for name, value in section.items()}
 
 
 class FormatWeights(HuggingFaceWeights):

@@ -50,7 +50,7 @@ PLAIN = {
 
 def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
     """The format of a checkpoint with that quantization_config. Raises SpecquantError for what cannot be loaded."""
-    field(quantization, "quantization_status", ("compressed", None))
+    field(quantization, "quantization_status", ("compressed", "frozen", None))  # the second: compressed, at first
     field(quantization, "kv_cache_scheme", (None,))
     for name in ("transform_config", "sparsity_config"):
         field(quantization, name, (None, {}))
@@ -68,6 +68,8 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
         if activations is not None:
             raise SpecquantError(f"quantization_config: {where}input_activations are quantized; W4A16 can be loaded")
         return _read_w4a16(weights, f"{where}weights.")
+    if name == "naive-quantized":  # what both were called at first
+        name = next((name for name, plain in PLAIN.items() if plain.type == weights.get("type")), name)
     if name in PLAIN:
         return _read_8_bits(PLAIN[name], weights, activations or {}, where)
     choice = ", ".join(map(repr, ["pack-quantized", *PLAIN]))
