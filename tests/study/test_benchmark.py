@@ -100,6 +100,14 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_table(call, asked, tmp_pa
     assert read_results(path).equals(table)
 
 
+def test_lines_are_json_that_every_program_reads(call, tmp_path):
+    """Without NaN, which only some read."""
+    call()
+    for line in (tmp_path / "out/mt-bench.jsonl").read_text().splitlines():
+        row = json.loads(line, parse_constant=pytest.fail)
+        assert row["inner_accepted_length"] is None
+
+
 @pytest.mark.parametrize("keep", [1, 100, -1])
 def test_a_last_line_that_broke_off_is_measured_again(call, asked, tmp_path, keep):
     call()

@@ -6,7 +6,9 @@ An interrupted run goes on where it stopped: what the file of lines holds is not
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,6 +28,9 @@ from specquant.study.record import CLOCK
 from specquant.study.results import write_results
 
 WARM_UP_TOKENS = 16
+# Measurements that an answer which ended at its first token does not have.
+NUMBERS = ("draft_size", "accepted_length", "inner_rounds", "inner_accepted_length")
+NUMBERS += ("draft_ms", "verify_ms", "other_ms", "tokens_per_s")
 
 
 def record_benchmark(
@@ -107,7 +112,9 @@ def record_benchmark(
                 row |= {"weights": "trained", "acceptance": "measured"}
                 row |= answer_question(speculators[method], tokenizer, benchmark, question, max_new_tokens, longest)
                 rows.append(row | {"parameters": parameters})
-                lines.write(json.dumps(rows[-1]) + "\n")
+                lines.write(
+                    json.dumps({name: _null(value) for name, value in rows[-1].items()}, allow_nan=False) + "\n"
+                )
                 lines.flush()
     except OSError as error:
         raise SpecquantError(
@@ -142,5 +149,10 @@ def _read_lines(path: Path, parameters: dict) -> list[dict]:
                     f"{path}, line {number}: measured with {name} {theirs.get(name)}, not {value}: choose another "
                     "folder, or remove the file"
                 )
-        rows.append(row)
+        rows.append({name: nan if value is None and name in NUMBERS else value for name, value in row.items()})
     return rows
+
+
+def _null(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and isnan(value) else value
