@@ -98,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
     export.set_defaults(command=_export)
 
+    head = commands.add_parser(
+        "convert-head", help="write an EAGLE head for a rotated target, as other programs need it"
+    )
+    head.add_argument("head", type=Path, metavar="HEAD", help="as published: a directory, or a hub id")
+    head.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target that we rotated")
+    head.add_argument("--out", type=Path, required=True, metavar="DIR")
+    head.set_defaults(command=_convert_head)
+
     train_tiny = commands.add_parser("train-tiny", help="train the models of data/tiny from text: minutes on one GPU")
     train_tiny.add_argument("--corpora", type=Path, required=True, metavar="DIR", help="where the four text files are")
     train_tiny.add_argument("--out", type=Path, required=True, metavar="DIR", help="where models and their card go")
@@ -335,6 +343,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from specquant.models.export import export_model
 
     export_model(arguments.model, arguments.format, arguments.out)
+    return 0
+
+
+def _convert_head(arguments: argparse.Namespace) -> int:
+    from specquant.models.export import convert_head
+
+    convert_head(arguments.head, arguments.model, arguments.out)
     return 0
 
 

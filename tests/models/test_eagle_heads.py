@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from specquant.cli import main
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.errors import SpecquantError
+from specquant.models.checkpoint import Checkpoint
+from specquant.models.export import convert_head
 from specquant.models.loading import load_eagle_head, load_model
 from specquant.models.quantize import quantize_model
 
@@ -160,7 +163,9 @@ def test_a_torn_pickle_is_refused(model, tensors, write, keep):
 def rotated(small_models, tmp_path_factory):
     path = tmp_path_factory.mktemp("rotated") / "target"
     quantize_model(small_models / "target", "w4a16-g128-rot", path, method="round-to-nearest", progress=False)
-    return load_model(path)
+    model = load_model(path)
+    model.directory = path
+    return model
 
 
 def converted(tensors, model, rotated):
@@ -202,3 +207,41 @@ def test_a_head_for_another_rotation_is_refused(model, rotated, tensors, write):
     other["rms_norm_rotation.weight"] = torch.eye(256).half()
     with pytest.raises(SpecquantError, match="was converted for another rotation than its model's"):
         load_eagle_head(write(other), rotated)
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_a_head_that_we_convert_serves_a_rotated_model_that_does_not_say_so(
+    model, rotated, tensors, write, tmp_path, pickled
+):
+    published = write(tensors, pickled=pickled)
+    convert_head(published, rotated.directory, tmp_path / "ours")
+    expected = load_eagle_head(published, rotated)
+    rotated_by_others = copy(rotated)
+    rotated_by_others._buffers = rotated._buffers | {"feature_map": None}
+    for target in (rotated, rotated_by_others):
+        head = load_eagle_head(tmp_path / "ours", target)
+        assert (head.feature_map - rotated.feature_map).abs().max() < 1e-3
+        assert (predicted(head) - predicted(expected)).abs().max() < 1e-2
+    ends = Checkpoint(tmp_path / "ours")
+    assert (ends.read("embed_tokens.weight") - model.embed_tokens.weight).abs().max() < 1e-3
+    assert set(ends.shapes) == set(converted(tensors, model, rotated))
+
+
+def test_what_needs_no_conversion_is_not_converted(model, rotated, small_models, tensors, write, tmp_path):
+    out = tmp_path / "out"
+    head = small_models / "eagle-target"
+    with pytest.raises(SpecquantError, match="was not rotated by us: its EAGLE head needs no conversion"):
+        convert_head(head, small_models / "target", out)
+    with pytest.raises(SpecquantError, match="has hidden_size 128, and its model 256"):
+        convert_head(small_models / "eagle-intermediate", rotated.directory, out)
+    with pytest.raises(SpecquantError, match="has been converted already: give the published one"):
+        convert_head(write(converted(tensors, model, rotated)), rotated.directory, out)
+    with pytest.raises(SpecquantError, match="exists and is not empty"):
+        convert_head(head, rotated.directory, head)
+    assert not out.exists()
+
+
+def test_the_command_converts_a_head(rotated, small_models, tmp_path):
+    command = ["convert-head", small_models / "eagle-target", "--model", rotated.directory, "--out", tmp_path / "out"]
+    assert main([str(part) for part in command]) == 0
+    assert load_eagle_head(tmp_path / "out", rotated)

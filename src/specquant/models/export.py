@@ -1,4 +1,4 @@
-"""Write a model that `specquant quantize` has made in a format that other programs load."""
+"""Write a model that `specquant quantize` has made, or an EAGLE head for it, in a form that other programs load."""
 
 import json
 import shutil
@@ -10,15 +10,24 @@ from typing import Any, NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.models.checkpoint import Checkpoint, shard_name, write_index, write_shard
+from specquant.models.checkpoint import (
+    SINGLE_FILE,
+    Checkpoint,
+    open_checkpoint,
+    shard_name,
+    write_index,
+    write_shard,
+)
 from specquant.models.config import load_config, read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
 from specquant.models.formats.gptq import GPTQ_CONFIG, encode_gptq
+from specquant.models.hub import HEAD_FILES, locate
 from specquant.models.llama import Llama
-from specquant.models.loading import stored_scheme
+from specquant.models.loading import check_head, load_head_config, stored_scheme
 from specquant.models.quantize import COPIED_FILES
-from specquant.models.weights import HuggingFaceWeights, Weights
+from specquant.models.transforms import original_ends
+from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, read_into
 from specquant.paths import require_new, written_whole
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
@@ -78,6 +87,40 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
         for name in COPIED_FILES:
             if (model_dir / name).is_file():
                 shutil.copyfile(model_dir / name, unfinished / name)
+
+
+def convert_head(head_dir: str | Path, model_dir: str | Path, out_dir: str | Path) -> None:
+    """Write an EAGLE head again for a model that `specquant quantize` has rotated, as SpecMQuant converts heads: with
+    embedding and LM head from before the rotation, and the matrix that undoes it.
+
+    Our own commands do the same when they load the published head; others do not. head_dir: a directory or a hub id.
+    Raises SpecquantError where the model is not rotated, the head is not for it or has been converted already, and for
+    an output directory that is not empty or cannot be written.
+    """
+    head_dir, model_dir, out_dir = locate(head_dir, HEAD_FILES), Path(model_dir), Path(out_dir)
+    head_config, config = load_head_config(head_dir), load_config(model_dir)
+    check_head(head_config, config, head_dir)
+    quantization = getattr(config, "quantization_config", None) or {}
+    if quantization.get("quant_method") != "specquant" or not quantization.get("rotated"):
+        raise SpecquantError(f"{model_dir} was not rotated by us: its EAGLE head needs no conversion")
+    require_new(out_dir)
+    head = EagleWeights(open_checkpoint(head_dir), head_config, get_scheme("fp16"))
+    if "feature_map" in head:
+        raise SpecquantError(f"the EAGLE head in {head_dir} has been converted already: give the published one")
+    weights = Weights(Checkpoint(model_dir), config, get_scheme(quantization["scheme"]))
+    with torch.device("meta"):
+        model = Llama(config, weights.scheme)
+    for name in ("embed_tokens", "lm_head"):
+        read_into(getattr(model, name), weights, "cpu", f"{name}.")
+    model.feature_map = weights.read("feature_map", torch.empty(config.hidden_size, config.hidden_size), "cpu")
+    embed_tokens, lm_head = original_ends(model)
+    own = {"embed_tokens.weight": embed_tokens.weight, "lm_head.weight": lm_head.weight}
+    own["rms_norm_rotation.weight"] = model.feature_map.t()
+    tensors = {name: head.checkpoint.read(name) for name in head.checkpoint.shapes}
+    tensors |= {f"{head.prefix}{name}": tensor.half() for name, tensor in own.items()}
+    with written_whole(out_dir) as unfinished:
+        write_shard(tensors, unfinished / SINGLE_FILE)
+        shutil.copyfile(head_dir / "config.json", unfinished / "config.json")
 
 
 def _parts(
