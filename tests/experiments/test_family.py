@@ -8,7 +8,10 @@ import torch
 
 from specquant.errors import SpecquantError
 from specquant.experiments import family as module
+from specquant.experiments.compatibility import verify_cost
 from specquant.experiments.family import Family
+from specquant.experiments.methods import METHODS
+from specquant.experiments.throughput import decode_prompts, read_prompts
 from specquant.models import loading
 from specquant.models.cache import KVCache
 from specquant.models.config import load_config
@@ -102,3 +105,16 @@ def test_target_and_intermediate_run_in_the_context_of_the_shorter(paths, tmp_pa
     assert Family(**paths | {"target": str(longer)}).models("fp16").target.context_length == 128
     monkeypatch.setattr(module, "MOST_POSITIONS", 100)
     assert Family(str(longer)).models("fp16").target.context_length == 100
+
+
+@pytest.mark.gpu
+def test_a_family_is_studied_on_a_gpu(tmp_path):
+    """Quantized, timed and decoded there, in fp16, as the notebooks do it."""
+    paths = [str(TINY / name) for name in ("target", "eagle-target", "intermediate", "eagle-intermediate")]
+    family = Family(*paths, keep_in=str(tmp_path), dtype="float16", device="cuda")
+    prompts = read_prompts("data/prompts/prompts.jsonl", 1)[:2]
+    for scheme in family.schemes("w8a8,w4a16-g128,w4a8-qoq"):
+        verify_cost(family.models(scheme).target, "tiny", "trained", [1, 8], context_length=64, repeats=2)
+        rows = decode_prompts(family.models(scheme), family.tokenizer, prompts, METHODS, "tiny", max_new_tokens=24)
+        lengths = rows.groupby("method").accepted_length.mean()
+        assert (lengths.drop("autoregressive") > 2).all()

@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
+from specquant.experiments.compatibility import verify_cost
 from specquant.kernels import attention, norm, rotary, swiglu
-from specquant.models import llama
+from specquant.models import graphs, llama
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_model
@@ -211,3 +212,12 @@ def test_on_a_gpu_graphs_equal_launches(scheme, small_config):
         for ours, theirs in zip(results, verify(model, rows), strict=True):
             assert torch.equal(ours, theirs)
         assert results[1].isfinite().all()
+
+
+def test_a_model_of_the_methods_is_timed_as_it_is(small_config, captured, monkeypatch):
+    """It has graphs already, and a graph cannot be captured inside another."""
+    monkeypatch.setattr(graphs, "capturable", lambda _: True)
+    model = graphed(model_in("fp16", small_config, torch.float32))
+    assert graphed(model) is model
+    assert len(verify_cost(model, "small", "synthetic", [1, 4], context_length=8, repeats=2, warm_up=1)) == 2
+    assert len(captured) == 2

@@ -190,3 +190,15 @@ def test_memory_does_not_grow_with_the_number_of_layers(source):
     # 70B on a card of 80 GB, 8B on one of 24 GB.
     assert 40e9 < needed(synthetic_config("llama-3-70b"), "w4a16-g128") < 75e9
     assert 10e9 < needed(synthetic_config("llama-3-8b"), "w4a16-g128") < 22e9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_gpu_quantizes_as_a_cpu_does(source, tmp_path, scheme):
+    """Sums in another order decide some codes."""
+    for device in ("cpu", "cuda"):
+        quantized(source, tmp_path / device, scheme, device=device)
+    cpu, cuda = (load_model(tmp_path / device) for device in ("cpu", "cuda"))
+    for first, second in zip(cpu.layers, cuda.layers, strict=True):
+        same = first.down_proj.integer_codes() == second.down_proj.integer_codes()
+        assert same.float().mean() > 0.99

@@ -18,9 +18,10 @@ from specquant.models.llama import Llama
 MOST_ROWS = 64
 
 
-def graphed(model: Llama) -> "Llama | GraphedLlama":
-    """The model with its passes as CUDA graphs where all of its operations have kernels, else the model as it is."""
-    return GraphedLlama(model) if capturable(model) else model
+def graphed(model: "Llama | GraphedLlama") -> "Llama | GraphedLlama":
+    """The model with its passes as CUDA graphs where all of its operations have kernels, else the model as it is; one
+    that has them stays as it is."""
+    return GraphedLlama(model) if capturable(model) and not isinstance(model, GraphedLlama) else model
 
 
 def capturable(model: Llama | EagleHead) -> bool:
