@@ -1,5 +1,6 @@
 """Quantized copies are made once, and anew when what decides about them changed."""
 
+import json
 import shutil
 
 import pytest
@@ -15,9 +16,9 @@ def quantized(monkeypatch):
     """The schemes that were quantized to, one for each time."""
     done, quantize_model = [], targets.quantize_model
 
-    def quantize(model_dir, scheme, out_dir, **options):
+    def quantize(model_dir, scheme, out_dir, *rest, **options):
         done.append(scheme)
-        quantize_model(model_dir, scheme, out_dir, **options)
+        quantize_model(model_dir, scheme, out_dir, *rest, **options)
 
     monkeypatch.setattr(targets, "quantize_model", quantize)
     return done
@@ -39,6 +40,17 @@ def test_a_copy_is_made_once_for_each_scheme_and_method(small_models, tmp_path, 
     assert path("w4a16-g128") != copy
     assert path("w8a8", "calibrated") != copy
     assert quantized == ["w8a8", "w4a16-g128", "w8a8"]
+
+
+def test_another_text_gives_another_copy(small_models, tmp_path, quantized):
+    (tmp_path / "text.txt").write_text("1 plus 2 makes 3. " * 40)
+    copies = [
+        quantized_target(small_models / "target", "w4a16-g128", tmp_path / "kept", calibration=text)
+        for text in ("data/tiny/calibration.txt", tmp_path / "text.txt")
+    ]
+    assert len(set(copies)) == len(quantized) == 2
+    records = [json.loads((copy / "config.json").read_text())["quantization_config"] for copy in copies]
+    assert [record["calibration"]["text"] for record in records] == ["calibration.txt", "text.txt"]
 
 
 def test_another_model_gets_another_copy(small_models, tmp_path, quantized):

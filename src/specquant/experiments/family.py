@@ -17,6 +17,7 @@ from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer, require_memory, stored_scheme
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.paths import resolve
 from specquant.quant import scheme_names
 
@@ -28,8 +29,9 @@ class Family:
     """The models of a study: directories, relative ones below the project root, or hub ids; "" where there is none.
 
     target: fp16 weights, of which copies in other schemes are made below `keep_in`, or already in a scheme, by whatever
-    tool. The others are fp16. dtype: that models compute in. Raises SpecquantError where one is missing or does not fit
-    the others, which configurations and tokenizers say, before anything large is downloaded or loaded.
+    tool. The others are fp16. dtype: that models compute in. calibration: the text file that copies are calibrated on.
+    Raises SpecquantError where a model is missing or does not fit the others, which configurations and tokenizers say,
+    before anything large is downloaded or loaded.
     """
 
     target: str
@@ -39,6 +41,7 @@ class Family:
     keep_in: str = "results/targets"
     dtype: str = "float64"
     device: str = "cpu"
+    calibration: str = CALIBRATION_TEXT
 
     def __post_init__(self):
         choose_device(self.device)
@@ -88,7 +91,7 @@ class Family:
 
     def directory(self, scheme: str, method: str = "calibrated") -> Path:
         """Of the target in a scheme (`targets.quantized_target`)."""
-        return quantized_target(self.target, scheme, self.keep_in, method, self.device)
+        return quantized_target(self.target, scheme, self.keep_in, method, self.device, self.calibration)
 
     def models(self, scheme: str, method: str = "calibrated") -> Models:
         """The family with its target in that scheme. Give up the last one before: large ones do not fit beside it."""

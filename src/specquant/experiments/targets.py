@@ -17,14 +17,19 @@ CODE = ("kernels", "quant", "models")
 
 
 def quantized_target(
-    model_dir: str | Path, scheme: str, keep_in: str | Path, method: str = "calibrated", device: str = "cpu"
+    model_dir: str | Path,
+    scheme: str,
+    keep_in: str | Path,
+    method: str = "calibrated",
+    device: str = "cpu",
+    calibration: str | Path = CALIBRATION_TEXT,
 ) -> Path:
     """The directory of a target in `scheme`: `model_dir` itself if it is stored so, else a copy below `keep_in`.
 
-    model_dir may be a hub id, which is downloaded first. The copy is made if it is not there, on `device`. Relative
-    paths are below the project root. The copy's name says the scheme, the method, and a digest of all that decides
-    about its content, so that no stale one is ever used. Raises SpecquantError as `quantize_model` does, and where
-    `model_dir` is stored in another scheme than fp16 and `scheme`.
+    model_dir may be a hub id, which is downloaded first. The copy is made if it is not there, on `device`, calibrated
+    on the text file `calibration`. Relative paths are below the project root. The copy's name says the scheme, the
+    method, and a digest of all that decides about its content, so that no stale one is ever used. Raises SpecquantError
+    as `quantize_model` does, and where `model_dir` is stored in another scheme than fp16 and `scheme`.
     """
     model_dir = locate(resolve_model(model_dir))
     stored = stored_scheme(load_config(model_dir), model_dir)
@@ -32,15 +37,16 @@ def quantized_target(
         return model_dir
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is stored in {stored}, not in {scheme}: ask for that, or give fp16")
-    copy = resolve(keep_in) / f"{scheme}-{method}-{_digest(model_dir)[:12]}"
+    text = resolve(calibration)
+    copy = resolve(keep_in) / f"{scheme}-{method}-{_digest(model_dir, text)[:12]}"
     if not copy.is_dir():
-        quantize_model(model_dir, scheme, copy, method=method, device=device, progress=False)
+        quantize_model(model_dir, scheme, copy, text, method=method, device=device, progress=False)
     return copy
 
 
-def _digest(model_dir: Path) -> str:
+def _digest(model_dir: Path, text: Path) -> str:
     package = Path(__file__).parents[1]
-    files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "config.json", resolve(CALIBRATION_TEXT)]
+    files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "config.json", text]
     for folder in CODE:
         files += sorted((package / folder).glob("*.py"))
     digest = hashlib.sha256()
