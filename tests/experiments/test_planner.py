@@ -14,6 +14,7 @@ from specquant.experiments.planner import (
     Plan,
     Planner,
     against_measured,
+    chances_by_size,
     fitted_chances,
     measured_costs,
     phases,
@@ -143,3 +144,18 @@ def test_predictions_beside_measurements(planner):
     assert row["step_error"] == pytest.approx(-0.025)
     predicted = planner.predict(Plan("eagle2", 7, 3), Chances([0.5], [0.5], 0.0))["tokens_per_s"]
     assert row["error"] == pytest.approx(predicted / 80 - 1)
+
+
+def test_smaller_trees_have_lower_chances(planner):
+    """The chance of a size is what gives its accepted length; tables scale by it."""
+    recorded = TREES.assign(accepted_length=2.5)
+    by_size = chances_by_size(recorded)
+    assert planner.accepted_length(7, 3, [by_size[7]]) == pytest.approx(2.5)
+    by_size = pd.Series({7: 0.6, 60: 0.9})
+    table = planner.table_by_size(CHANCES, by_size, (60, 60))
+    lower = Chances([0.6, 0.4], [0.8 * 2 / 3, 0.7 * 2 / 3, 0.5 * 2 / 3], CHANCES.agreement)
+    for method in ("eagle2", "hierarchical"):
+        (row, *_) = table[table.method == method].to_dict("records")
+        plan = Plan(method, row["draft_size"], row["iterations"], row["min_draft_length"])
+        assert row["tokens_per_s"] == pytest.approx(planner.predict(plan, lower)["tokens_per_s"])
+    assert table.tokens_per_s.is_monotonic_decreasing

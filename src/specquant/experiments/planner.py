@@ -5,6 +5,7 @@ Nothing is drawn by chance: a prediction is the mean over all that can happen, i
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -149,6 +150,27 @@ class Planner:
         plain = self.predict(Plan("autoregressive"), chances)["tokens_per_s"]
         return rows.assign(speedup=rows.tokens_per_s / plain).sort_values("tokens_per_s", ascending=False)
 
+    def table_by_size(
+        self, chances: Chances, chance_by_size: pd.Series, fitted_at: tuple[int, int] = (24, 30)
+    ) -> pd.DataFrame:
+        """`table` of all plans, with chances that belong to a tree on the target and one on the intermediate model of
+        `fitted_at` nodes, and are scaled for trees of other sizes as `chance_by_size` (`chances_by_size`) says."""
+
+        def scaled(head: Sequence[float], size: int, fitted: int) -> list[float]:
+            at_size, at_fitted = np.interp([size, fitted], chance_by_size.index, chance_by_size)
+            return [min(chance * at_size / at_fitted, 1.0) for chance in head]
+
+        tables = []
+        for size, plans in groupby(
+            sorted(self.plans(), key=lambda plan: plan.draft_size), lambda plan: plan.draft_size
+        ):
+            heads = [
+                scaled(head, size, fitted)
+                for head, fitted in zip((chances.head, chances.inner_head), fitted_at, strict=True)
+            ]
+            tables.append(self.table(Chances(*heads, chances.agreement), list(plans)))
+        return pd.concat(tables).sort_values("tokens_per_s", ascending=False)
+
     def predict(self, plan: Plan, chances: Chances) -> dict[str, float]:
         """The columns of throughput.csv for one plan: means over steps, times in milliseconds a step.
 
@@ -231,6 +253,18 @@ class Planner:
             verify_ms,
             self.target.other_ms,
         )
+
+
+def chances_by_size(trees: pd.DataFrame) -> pd.Series:
+    """The chance, by draft size, at which trees have the accepted lengths that were recorded with them; the mean over
+    iterations. A smaller tree has fewer of the likely tokens, so its chance is lower.
+
+    trees: of one model, from `drafted_trees`.
+    """
+    planner = Planner(trees, LevelCosts(pd.Series({1: 0.0}), pd.Series({1: 0.0})))
+    lengths = trees.groupby(["draft_size", "iterations"]).accepted_length.mean()
+    chances = pd.Series({tree: planner.head_of(*tree, length) for tree, length in lengths.items()})
+    return chances.groupby(level=0).mean()
 
 
 def phases(

@@ -102,7 +102,7 @@ def phase_diagram(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | N
         for method in methods
         if method in present
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     figure.supxlabel("chance that a token of the EAGLE head is accepted", fontsize=7)
     figure.supylabel("agreement of the intermediate model", fontsize=7)
     return figure
