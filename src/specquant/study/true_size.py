@@ -43,7 +43,7 @@ def speedups_beside(lines: Mapping[str, pd.Series], xlabel: str) -> Figure:
     axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
     axis.invert_yaxis()
     axis.set_xlabel(xlabel)
-    legend_above(figure, axis, columns=2)
+    legend_above(figure, axis, columns=1)
     return figure
 
 
@@ -71,7 +71,8 @@ def free_drafts(table: pd.DataFrame) -> Figure:
     axis.axvline(60, color="0.4", linewidth=0.6, linestyle=":")
     axis.set_yticks(range(len(table)), table.index)
     axis.invert_yaxis()
-    axis.set(xlabel="largest draft that is free", xscale="log")
+    axis.set_xlabel("largest draft that is free")
+    axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     legend_above(figure, axis, columns=3)
     return figure
