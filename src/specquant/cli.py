@@ -232,6 +232,30 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--out", type=Path, required=True, metavar="DIR", help="for answers and table")
     tasks.set_defaults(command=_bench_tasks)
 
+    plan = commands.add_parser("plan", help="which method and which tree would be fastest, from recorded costs")
+    plan.add_argument(
+        "--recorded",
+        type=Path,
+        default="data/recorded/h200",
+        metavar="DIR",
+        help="verify_cost.csv and drafting.csv of one GPU (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--target", default="llama-3-70b", metavar="NAME", help="as in these tables (default: %(default)s)"
+    )
+    plan.add_argument("--intermediate", metavar="NAME", help="likewise (default: none)")
+    plan.add_argument("--scheme", default="w4a16-g128", help="of both (default: %(default)s)")
+    plan.add_argument("--head-scheme", default="fp16", help="of the EAGLE heads (default: fp16)")
+    plan.add_argument("--trees", type=Path, metavar="CSV", help="shapes of trees (default: those of the tiny target)")
+    for option, what in (
+        ("--head", "that a token of the target's EAGLE head is accepted, in a tree of 24 nodes"),
+        ("--inner-head", "the same of the intermediate model, in a tree of 30 nodes"),
+        ("--agreement", "that the target accepts a token of the intermediate model"),
+    ):
+        plan.add_argument(option, type=float, metavar="P", help=f"probability {what} (default: fitted)")
+    plan.add_argument("--rows", type=int, default=10, metavar="N", help="plans to show (default: 10)")
+    plan.set_defaults(command=_plan)
+
     data = commands.add_parser("data", help="get what the project does not contain")
     fetch = data.add_subparsers(required=True, metavar="WHAT").add_parser("fetch", help="download benchmarks")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="mt-bench, spec-bench, humaneval, gsm8k (default: all)")
@@ -546,6 +570,23 @@ def _bench_attention(arguments: argparse.Namespace) -> int:
     from specquant.study.record import record_attention
 
     print(record_attention(arguments.out))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from specquant.study.plan import plan_table
+
+    chances = {name: getattr(arguments, name) for name in ("head", "inner_head", "agreement")}
+    table = plan_table(
+        arguments.recorded,
+        arguments.target,
+        arguments.intermediate,
+        arguments.scheme,
+        arguments.head_scheme,
+        {name: chance for name, chance in chances.items() if chance is not None},
+        **({"trees": arguments.trees} if arguments.trees else {}),
+    )
+    print(table.head(arguments.rows).round(2).to_string(index=False))
     return 0
 
 
