@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
 from specquant.paths import resolve, write_file
+from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.study.results import read_provenance, read_results
 from specquant.study.style import (
     METHODS,
@@ -271,7 +272,8 @@ RECORDED_FIGURES = (
 
 
 def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures") -> list[Path]:
-    """Rebuild every figure whose table is there, and the README.md that shows them; returns the PNGs' paths.
+    """Rebuild every figure and LaTeX table whose data are there, and the README.md that shows the figures; returns the
+    PNGs' paths.
 
     Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
     and library versions give the same bytes. Raises SpecquantError for a broken table, before anything is written, and
@@ -281,9 +283,15 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     drawings = []
     for folder, figure, table in _tables(data_dir):
         frame = read_results(table)
-        device = None if figure.published else read_provenance(table)["device"]
+        device = None if figure.published else _device(table)
         drawings.append((folder, figure.name, figure.draw(frame), caption(figure.text, frame, device)))
         plt.close(drawings[-1][2])  # pyplot forgets it; it can still be saved
+    tables = {
+        folder / f"{table.name}.tex": latex(table, read_results(folder / table.table), _device(folder / table.table))
+        for folder in _device_folders(data_dir)
+        for table in RECORDED_TABLES
+        if (folder / table.table).is_file()
+    }
     if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
     paths, sections = [], []
@@ -291,7 +299,9 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         paths.append(save_figure(drawing, name, figures_dir / folder, text))
         location = paths[-1].relative_to(figures_dir).as_posix()
         sections.append(f"## {location.removesuffix('.png')}\n\n![{name}]({location})\n\n{text}\n")
-    heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF.\n"
+    for path, text in tables.items():
+        write_file(figures_dir / path.parent.name / path.name, text)
+    heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF; tables as .tex.\n"
     write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
     return paths
 
@@ -301,10 +311,19 @@ def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, Path]]:
     for figure in RECORDED_FIGURES:
         if figure.published and (data_dir / "published" / figure.table).is_file():
             yield "", figure, data_dir / "published" / figure.table
-    for folder in sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir()):
+    for folder in _device_folders(data_dir):
         for figure in RECORDED_FIGURES:
             if not figure.published and (folder / figure.table).is_file():
                 yield folder.name, figure, folder / figure.table
+
+
+def _device_folders(data_dir: Path) -> list[Path]:
+    return sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir())
+
+
+def _device(table: Path) -> str:
+    """The device that a recorded table was measured on."""
+    return read_provenance(table)["device"]
 
 
 def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:

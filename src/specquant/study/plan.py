@@ -25,8 +25,8 @@ def plan_table(
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
-    (`fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no probability, a
-    table is missing, or a model was not measured in the scheme.
+    (`fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no probability,
+    a table is missing, or a model was not measured in the scheme.
     """
     chances = dict(chances or {})
     for name, chance in chances.items():
