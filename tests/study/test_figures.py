@@ -10,6 +10,7 @@ import pytest
 from specquant.errors import SpecquantError
 from specquant.paths import project_root
 from specquant.study import figures, write_results
+from specquant.study.latex import RECORDED_TABLES
 from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, caption, mark, new_figure, save_figure
 
 SOME_SCHEMES = ["w4a16-g128", "fp16"]
@@ -113,7 +114,8 @@ def test_figures_are_the_same_bytes_in_another_process(recorded, tmp_path):
         *(f"H200/{figure.name}.png" for figure in figures.RECORDED_FIGURES[1:]),
     ]
     written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*") if path.is_file())
-    assert len(written) == 3 * len(figures.RECORDED_FIGURES) + 1
+    tables = [table for table in RECORDED_TABLES if (recorded / "recorded/H200" / table.table).is_file()]
+    assert len(written) == 3 * len(figures.RECORDED_FIGURES) + len(tables) + 1
     for path in written:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
 

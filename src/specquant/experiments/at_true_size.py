@@ -1,0 +1,66 @@
+"""What follows from passes and drafts measured at true size: EAGLE-2's speedups, and how much draft is free."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from specquant.experiments.cards import PassWork, read_cards
+from specquant.experiments.planner import Chances, Planner, chances_by_size, measured_costs
+from specquant.models.synthetic import synthetic_config
+
+# Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
+# leaderboard (data/published/accepted_lengths.csv). 70B: about what the paper's throughput there implies.
+ACCEPTED_LENGTHS = {"llama-3-8b": ((60, 6), 4.34), "llama-3-70b": ((24, 3), 3.0)}
+
+
+def eagle2_speedups(
+    passes: pd.DataFrame,
+    drafting: pd.DataFrame,
+    trees: pd.DataFrame,
+    accepted_lengths: Mapping[str, tuple[tuple[int, int], float]] = ACCEPTED_LENGTHS,
+    other_ms: float = 0.2,
+) -> pd.DataFrame:
+    """EAGLE-2's predicted speedup over the same scheme without drafts, for every recorded tree.
+
+    passes, drafting: verify_cost.csv behind one context, and drafting.csv. trees: `drafted_trees` of one model, which
+    also say how chances depend on a tree's size. accepted_lengths: for each model a tree and its accepted length.
+    other_ms: a step's bookkeeping. Returns the rows of `Planner.table`, with model and scheme.
+    """
+    by_size, tables = chances_by_size(trees), []
+    for (model, scheme), _ in passes.groupby(["model", "scheme"], sort=False):
+        tree, accepted_length = accepted_lengths[model]
+        planner = Planner(trees, measured_costs(passes, drafting, model, scheme, other_ms=other_ms))
+        head = [planner.head_of(*tree, accepted_length)]
+        table = planner.table_by_size(Chances(head, head, 0.0), by_size, (tree[0], tree[0]))
+        tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
+    return pd.concat(tables)
+
+
+def shares_reached(ceilings: pd.DataFrame, card: str) -> tuple[float, dict[str, float]]:
+    """What was measured of a card (ceilings.csv) as shares of its data sheet: of the bandwidth, and of the rates.
+
+    FP8 was not measured: its share is int8's.
+    """
+    best, sheet = ceilings.set_index("what").value, read_cards()[card]
+    int8 = best["int8 product (cuBLASLt)"] / sheet.rates["int8"]
+    rates = {"fp16": best["fp16 product (cuBLAS)"] / sheet.rates["fp16"], "int8": int8, "fp8": int8}
+    return best["read-only stream"] / sheet.bandwidth_tb_s, rates
+
+
+def free_drafts(model: str, schemes: Iterable[str], bandwidth: float, rates: Mapping[str, float]) -> pd.DataFrame:
+    """The draft size up to which reading a model's weights takes longer than multiplying: cards by schemes.
+
+    bandwidth, rates: shares of the data sheets that every card is taken to reach (`shares_reached`). NaN where a card
+    cannot multiply what a scheme needs.
+    """
+    works = {scheme: PassWork(synthetic_config(model), scheme) for scheme in schemes}
+    return pd.DataFrame(
+        {
+            scheme: {
+                name: work.largest_free_draft(card.reached(bandwidth, rates)) if card.can(work.scheme) else np.nan
+                for name, card in read_cards().items()
+            }
+            for scheme, work in works.items()
+        }
+    )
