@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,14 @@ def test_verify_cost_of_a_directorys_shapes(small_models, tmp_path, capsys):
         for context in ("8", "16")
         for size in ("1", "3")
     ]
+
+
+def test_tables_go_below_the_folder_that_the_user_is_in(tmp_path, monkeypatch):
+    from specquant.study import record
+
+    written = []
+    monkeypatch.setattr(record, "record_trees", lambda models_dir, out_dir, **_: written.append((models_dir, out_dir)))
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "trees", "--models-dir", "models", "--out", "tables"]) == 0
+    assert main(["bench", "trees"]) == 0
+    assert written == [(tmp_path / "models", tmp_path / "tables"), (Path("data/tiny"), Path("results/trees"))]

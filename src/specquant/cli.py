@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure one thing at length and record it")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
     throughput = benches.add_parser("throughput", help="every method on trained models, scheme by scheme")
-    throughput.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
+    throughput.add_argument(
+        "--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny"
+    )
     throughput.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
     throughput.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
     throughput.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
@@ -130,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     throughput.add_argument(
         "--against", choices=DTYPES, help="compare tokens with those of this dtype (default: its own)"
     )
-    throughput.add_argument("--out", type=Path, default="results/throughput", metavar="DIR", help="for the tables")
+    throughput.add_argument(
+        "--out", type=_here, default=Path("results/throughput"), metavar="DIR", help="for the tables"
+    )
     throughput.set_defaults(command=_bench_throughput)
     kernels = benches.add_parser("kernels", help="every linear product of Llama-3's shapes, on an NVIDIA GPU")
     kernels.add_argument("--models", default="all", metavar="NAMES", help="with commas between them (default: all)")
@@ -141,10 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument(
         "--row-invariant", action="store_true", help="the kernels that give a token the same bits in every draft"
     )
-    kernels.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the tables")
+    kernels.add_argument("--out", type=_here, default=Path("results/kernels"), metavar="DIR", help="for the tables")
     kernels.set_defaults(command=_bench_kernels)
     attention = benches.add_parser("attention", help="attention and the small operations, on an NVIDIA GPU")
-    attention.add_argument("--out", type=Path, default="results/kernels", metavar="DIR", help="for the table")
+    attention.add_argument("--out", type=_here, default=Path("results/kernels"), metavar="DIR", help="for the table")
     attention.set_defaults(command=_bench_attention)
 
     cost = benches.add_parser("verify-cost", help="how long a model's passes take, by draft size, scheme by scheme")
@@ -160,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--repeats", type=int, default=20, metavar="N", help="of each pass (default: 20)")
     cost.add_argument("--seed", type=int, default=0, metavar="N", help="of synthetic weights (default: 0)")
     cost.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    cost.add_argument("--out", type=Path, default="results/verify_cost", metavar="DIR", help="for the table")
+    cost.add_argument("--out", type=_here, default=Path("results/verify_cost"), metavar="DIR", help="for the table")
     cost.set_defaults(command=_bench_verify_cost)
 
     drafting = benches.add_parser("drafting", help="how long EAGLE-2 drafts take, on random weights of true sizes")
@@ -170,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     drafting.add_argument("--repeats", type=int, default=50, metavar="N", help="of each draft (default: 50)")
     drafting.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    drafting.add_argument("--out", type=Path, default="results/drafting", metavar="DIR", help="for the tables")
+    drafting.add_argument("--out", type=_here, default=Path("results/drafting"), metavar="DIR", help="for the tables")
     drafting.set_defaults(command=_bench_drafting)
     replay = benches.add_parser("replay", help="every method on random weights of true size, acceptance replayed")
     replay.add_argument("--model", required=True, metavar="NAME", help="llama-3-8b or llama-3-70b, or a directory")
@@ -188,24 +192,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--tree", default="24,3", metavar="N,N", help="nodes and iterations of it (default: 24,3)")
     replay.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    replay.add_argument("--out", type=Path, default="results/replayed", metavar="DIR", help="for the table")
+    replay.add_argument("--out", type=_here, default=Path("results/replayed"), metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
 
     heads = benches.add_parser("heads", help="what EAGLE heads of fewer bits and tokens lose in accepted length")
-    heads.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
+    heads.add_argument("--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny")
     heads.add_argument(
         "--schemes", default="fp16,w4a16-g128", metavar="NAMES", help="of the target (default: %(default)s)"
     )
     heads.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
     heads.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
-    heads.add_argument("--out", type=Path, default="results/heads", metavar="DIR", help="for the table")
+    heads.add_argument("--out", type=_here, default=Path("results/heads"), metavar="DIR", help="for the table")
     heads.set_defaults(command=_bench_heads)
 
     trees = benches.add_parser("trees", help="the shapes of EAGLE-2's trees on trained models, to be replayed")
-    trees.add_argument("--models-dir", type=Path, default="data/tiny", metavar="DIR", help="default: data/tiny")
+    trees.add_argument("--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny")
     trees.add_argument("--prompts-per-task", type=int, metavar="N", help="default: all")
     trees.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
-    trees.add_argument("--out", type=Path, default="results/trees", metavar="DIR", help="for the table")
+    trees.add_argument("--out", type=_here, default=Path("results/trees"), metavar="DIR", help="for the table")
     trees.set_defaults(command=_bench_trees)
 
     tasks = benches.add_parser("tasks", help="a benchmark of the paper, question by question; goes on where it stopped")
@@ -217,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument(
         "--methods", default="autoregressive,eagle2", metavar="NAMES", help="with commas (default: %(default)s)"
     )
-    tasks.add_argument("--data-dir", type=Path, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
+    tasks.add_argument("--data-dir", type=_here, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task, spread evenly (default: all)")
     tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
     tasks.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
@@ -229,14 +233,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=DTYPES,
         help="that models compute in (default: float16 on a GPU, else float32)",
     )
-    tasks.add_argument("--out", type=Path, required=True, metavar="DIR", help="for answers and table")
+    tasks.add_argument("--out", type=_here, required=True, metavar="DIR", help="for answers and table")
     tasks.set_defaults(command=_bench_tasks)
 
     plan = commands.add_parser("plan", help="which method and which tree would be fastest, from recorded costs")
     plan.add_argument(
         "--recorded",
-        type=Path,
-        default="data/recorded/h200",
+        type=_here,
+        default=Path("data/recorded/h200"),
         metavar="DIR",
         help="verify_cost.csv and drafting.csv of one GPU (default: %(default)s)",
     )
@@ -246,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--intermediate", metavar="NAME", help="likewise (default: none)")
     plan.add_argument("--scheme", default="w4a16-g128", help="of both (default: %(default)s)")
     plan.add_argument("--head-scheme", default="fp16", help="of the EAGLE heads (default: fp16)")
-    plan.add_argument("--trees", type=Path, metavar="CSV", help="shapes of trees (default: those of the tiny target)")
+    plan.add_argument("--trees", type=_here, metavar="CSV", help="shapes of trees (default: those of the tiny target)")
     for option, what in (
         ("--head", "that a token of the target's EAGLE head is accepted, in a tree of 24 nodes"),
         ("--inner-head", "the same of the intermediate model, in a tree of 30 nodes"),
@@ -259,12 +263,17 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="get what the project does not contain")
     fetch = data.add_subparsers(required=True, metavar="WHAT").add_parser("fetch", help="download benchmarks")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="mt-bench, spec-bench, humaneval, gsm8k (default: all)")
-    fetch.add_argument("--data-dir", type=Path, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
+    fetch.add_argument("--data-dir", type=_here, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     fetch.set_defaults(command=_data_fetch)
 
     figures = commands.add_parser("figures", help="rebuild figures/ from data/recorded and data/published alone")
     figures.set_defaults(command=_figures)
     return parser
+
+
+def _here(text: str) -> Path:
+    """A path that a user named is below the folder that they are in; defaults are below the project root."""
+    return Path(text).absolute()
 
 
 def _add_companions(parser: argparse.ArgumentParser) -> None:
