@@ -118,9 +118,6 @@ def predicted_against_measured(table: pd.DataFrame) -> Figure:
         axis.plot(rows["tokens_per_s"], rows["predicted_tokens_per_s"], look.marker, color=look.color, label=look.label)
     low, high = table["tokens_per_s"].min() * 0.9, table["tokens_per_s"].max() * 1.1
     axis.plot([low, high], [low, high], color="0.4", linewidth=0.6)
-    axis.set(xscale="log", yscale="log", xlabel="measured tokens per second", ylabel="predicted tokens per second")
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        side.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.set(xlabel="measured tokens per second", ylabel="predicted tokens per second")
     legend_above(figure, axis, columns=2)
     return figure
