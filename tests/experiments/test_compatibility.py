@@ -3,7 +3,7 @@
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.experiments import compatibility
+from specquant.experiments import timing
 from specquant.experiments.compatibility import verify_cost
 from specquant.models.loading import load_model
 
@@ -35,7 +35,7 @@ def test_draft_sizes_take_turns_behind_the_same_context(model, monkeypatch):
 
     monkeypatch.setattr(model, "forward", run)
     monkeypatch.setattr(model, "logits", lambda features: logits.append(len(features)) or head(features))
-    monkeypatch.setattr(compatibility, "perf_counter", lambda: next(clock) ** 3)  # each pass seems to take longer
+    monkeypatch.setattr(timing, "perf_counter", lambda: next(clock) ** 3)  # each pass seems to take longer
     table = verify_cost(model, "small", "synthetic", [4, 2], context_length=7, repeats=2, warm_up=1)
     prefill, *timed = passes
     assert prefill == (7, 0, list(range(7)))

@@ -1,13 +1,12 @@
 """Verify time against draft size, for one model in one scheme (the paper's figure on compatibility, section 3)."""
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
 
-import numpy as np
 import pandas as pd
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.experiments.timing import now, spread
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama, causal_mask
 
@@ -36,10 +35,10 @@ def verify_cost(
     times_ms = {size: [] for size in draft_sizes}
     for repeat in range(warm_up + repeats):
         for size, run in passes.items():
-            began = _now(model)
+            began = now(model.device)
             logits = run()
             if repeat >= warm_up:
-                times_ms[size].append(1e3 * (_now(model) - began))
+                times_ms[size].append(1e3 * (now(model.device) - began))
             elif not logits.isfinite().all():
                 raise SpecquantError(f"{name} in {model.scheme.name} computes numbers that are not finite")
     return pd.DataFrame(
@@ -49,9 +48,7 @@ def verify_cost(
             "weights": weights,
             "draft_size": size,
             "context_length": context_length,
-            "time_ms": np.median(times),
-            "p10_ms": np.quantile(times, 0.1),
-            "p90_ms": np.quantile(times, 0.9),
+            **spread(times),
             "repeats": repeats,
         }
         for size, times in times_ms.items()
@@ -114,9 +111,3 @@ def prepare_passes(
         return lambda: model.logits(model(drafted, rows, cache, mask))
 
     return {size: prepared(size) for size in draft_sizes}
-
-
-def _now(model: Llama) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return perf_counter()

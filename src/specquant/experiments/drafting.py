@@ -10,6 +10,7 @@ import torch
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
+from specquant.experiments.timing import now, spread
 from specquant.models.eagle import EagleHead
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
@@ -58,17 +59,16 @@ def draft_cost(
     times_ms = []
     for repeat in range(warm_up + repeats):
         drafter.cache.truncate(context_length - confirmed_rows)
-        _wait(head.device)
-        began = perf_counter()
+        began = now(head.device)
         tree = drafter.propose(iterations)
-        _wait(head.device)
+        ended = now(head.device)
         if repeat >= warm_up:
-            times_ms.append(1e3 * (perf_counter() - began))
+            times_ms.append(1e3 * (ended - began))
     if len(tree) != draft_size or not drafter.cache.keys[:, :, :context_length].isfinite().all():
         raise SpecquantError("the EAGLE head computes numbers that are not finite")
     about = {"draft_size": draft_size, "iterations": iterations, "confirmed_rows": confirmed_rows}
     about |= {"context_length": context_length}
-    return about | spread("time_ms", times_ms) | {"repeats": repeats, "bytes": iterations * head.bytes_read}
+    return about | spread(times_ms) | {"repeats": repeats, "bytes": iterations * head.bytes_read}
 
 
 def inner_rounds(
@@ -94,7 +94,7 @@ def inner_rounds(
     parts = {part: np.median([getattr(step, part) for step in steps]) for part in ("draft_ms", "verify_ms", "other_ms")}
     about = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
     about |= {"accepted_length": np.mean([step.accepted_length for step in steps])}
-    return about | parts | spread("time_ms", times_ms) | {"repeats": repeats}
+    return about | parts | spread(times_ms) | {"repeats": repeats}
 
 
 def head_costs(decoded: pd.DataFrame) -> list[dict]:
@@ -123,13 +123,3 @@ def compared_heads(rows: pd.DataFrame) -> pd.DataFrame:
     """With `ratio`: of head_accepted_length to that of the first head on the same target by the same method."""
     first = rows.groupby(["scheme", "method"], sort=False).head_accepted_length.transform("first")
     return rows.assign(ratio=rows.head_accepted_length / first)
-
-
-def spread(name: str, times_ms: list[float]) -> dict[str, float]:
-    """The median by its name, p10 and p90."""
-    return {name: np.median(times_ms), "p10_ms": np.quantile(times_ms, 0.1), "p90_ms": np.quantile(times_ms, 0.9)}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
