@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.experiments.planner import LevelCosts
+from specquant.experiments.roofline import Roofline
 from specquant.models.llama import Llama
 from specquant.models.synthetic import bytes_read
 from specquant.paths import resolve
@@ -84,14 +85,14 @@ class PassWork:
 
     def largest_free_draft(self, card: Card) -> float:
         """The draft size up to which the layers' products take no longer than reading their weights."""
-        rate = self._rate(card)
-        return self.matrix_bytes / card.bandwidth_tb_s * rate / self.matrix_operations
+        return self._products(card).largest_free_draft(self.matrix_bytes, self.matrix_operations)
 
     def time_ms(self, card: Card, draft_size: int) -> float:
         """The least time of a pass. Raises SpecquantError where the card cannot multiply what the scheme multiplies."""
-        matrices = max(self.matrix_bytes / card.bandwidth_tb_s, draft_size * self.matrix_operations / self._rate(card))
-        head = max(self.head_bytes / card.bandwidth_tb_s, draft_size * self.head_operations / card.rates["fp16"])
-        return (matrices + head + self.cache_bytes / card.bandwidth_tb_s) / 1e9
+        lm_head = Roofline(card.bandwidth_tb_s, card.rates["fp16"])
+        matrices_us = self._products(card).time_us(self.matrix_bytes, draft_size * self.matrix_operations)
+        lm_head_us = lm_head.time_us(self.head_bytes, draft_size * self.head_operations)
+        return float(matrices_us + lm_head_us) / 1e3 + self.cache_bytes / card.bandwidth_tb_s / 1e9
 
     def costs(self, card: Card, draft_sizes: Sequence[int], iterations: Sequence[int] = (3, 6)) -> LevelCosts:
         """The least costs of this model's steps on a card, for `Planner`."""
@@ -101,7 +102,7 @@ class PassWork:
             pd.Series({count: count * draft_ms for count in iterations}),
         )
 
-    def _rate(self, card: Card) -> float:
+    def _products(self, card: Card) -> Roofline:
         if not card.can(self.scheme):
             raise SpecquantError(f"{card.name} multiplies no {multiplies(self.scheme)}, which {self.scheme.name} needs")
-        return card.rates[multiplies(self.scheme)]
+        return Roofline(card.bandwidth_tb_s, card.rates[multiplies(self.scheme)])

@@ -18,8 +18,8 @@ class Roofline:
     bandwidth_tb_s: float
     rate_top_s: float
 
-    def time_us(self, bytes_read: pd.Series, operations: pd.Series) -> pd.Series:
-        """The predicted time of passes, in microseconds."""
+    def time_us(self, bytes_read: pd.Series | float, operations: pd.Series | float) -> pd.Series | float:
+        """The predicted time of passes, or of one, in microseconds."""
         return np.maximum(bytes_read / self.bandwidth_tb_s, operations / self.rate_top_s) / 1e6
 
     def largest_free_draft(self, weight_bytes: float, operations_per_token: float) -> float:
