@@ -18,8 +18,6 @@ from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 
-TOP_K = 10
-
 
 @dataclass
 class SyntheticModels:
@@ -58,7 +56,7 @@ class SyntheticModels:
             return Speculator(self.target, Speculator(self.intermediate, None, plan.min_draft_length))
         model = self.target if plan.method == "eagle2" else self.intermediate
         head = synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
-        drafter = EagleDrafter(head, plan.draft_size, plan.iterations, TOP_K)
+        drafter = EagleDrafter(head, plan.draft_size, plan.iterations)
         drafter = ReplayedTrees(drafter, tree_shapes(trees, plan.draft_size, plan.iterations), self.device)
         if plan.method == "eagle2":
             return Speculator(self.target, drafter)

@@ -10,6 +10,9 @@ from specquant.decoding import generate
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
 
+# Those of the tiny models, which stand in for all others.
+RECORDED_TREES = "data/recorded/cpu/trees.csv"
+
 
 def drafted_trees(
     models: Models,

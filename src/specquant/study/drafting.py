@@ -26,7 +26,7 @@ from specquant.experiments.drafting import (
 from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, read_prompts
-from specquant.experiments.trees import tree_shapes
+from specquant.experiments.trees import RECORDED_TREES, tree_shapes
 from specquant.models.device import choose_device
 from specquant.models.loading import load_tokenizer
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head, synthetic_model
@@ -35,7 +35,6 @@ from specquant.study.results import read_results, write_results
 
 CONTEXT_LENGTH = 512
 INNER_MODEL, INNER_SCHEME = "llama-3-8b", "w4a16-g128"
-RECORDED_TREES = "data/recorded/cpu/trees.csv"
 
 
 def record_drafting(

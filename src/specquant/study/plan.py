@@ -8,8 +8,8 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.experiments.planner import Planner, chances_by_size, fitted_chances, measured_costs
+from specquant.experiments.trees import RECORDED_TREES
 from specquant.paths import resolve
-from specquant.study.replay import TREES
 from specquant.study.results import read_results
 
 
@@ -20,7 +20,7 @@ def plan_table(
     scheme: str = "w4a16-g128",
     head_scheme: str = "fp16",
     chances: Mapping[str, float] | None = None,
-    trees: str | Path = TREES,
+    trees: str | Path = RECORDED_TREES,
 ) -> pd.DataFrame:
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 

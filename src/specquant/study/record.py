@@ -235,7 +235,7 @@ def record_verify_cost(
         how = {"device": device, "repeats": repeats, "clock": "time.perf_counter around a pass, median"}
         write_results(table, path, parameters, **how)
         del loaded
-        _free(device)
+        free(device)
     if not path.is_file():
         raise SpecquantError(f"nothing was measured: no scheme of {name} fits {device}")
     return path
@@ -253,7 +253,7 @@ def _missing(
             yield context, sizes
 
 
-def _free(device: str) -> None:
+def free(device: str) -> None:
     """Give back what the last model held."""
     gc.collect()
     if device == "cuda":

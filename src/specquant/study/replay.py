@@ -1,6 +1,5 @@
 """Recording what every method does at true size with replayed acceptance: replayed.csv, scheme by scheme."""
 
-import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +12,12 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments.planner import PAPER_PLANS, Chances, Plan, fitted_chances
 from specquant.experiments.replayed import SyntheticModels, replay_plans
+from specquant.experiments.trees import RECORDED_TREES
 from specquant.models.memory import NotEnoughMemory
 from specquant.paths import resolve
-from specquant.study.record import recorded_rows
+from specquant.study.record import free, recorded_rows
 from specquant.study.results import read_results, write_results
 
-TREES = Path("data/recorded/cpu/trees.csv")
 # Around the paper's choices, to compare predictions with.
 MORE_PLANS = (
     Plan("vanilla", min_draft_length=4),
@@ -41,7 +40,7 @@ def record_replayed(
     accepted_length: float = 3.0,
     tree: tuple[int, int] = (24, 3),
     hierarchical_length: float = 5.1,
-    trees: str | Path = TREES,
+    trees: str | Path = RECORDED_TREES,
     new_tokens: int = 512,
     prompt_length: int = 512,
     device: str = "cuda",
@@ -95,9 +94,7 @@ def record_replayed(
         if rows:
             table = whole
         del models
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        free(device)
     if not len(table):
         raise SpecquantError(f"nothing was measured: no scheme of {target} fits {device}")
     return path
