@@ -10,7 +10,7 @@ from specquant.experiments.planner import Chances, Planner, chances_by_size, mea
 from specquant.models.synthetic import synthetic_config
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
-# leaderboard (data/published/accepted_lengths.csv). 70B: about what the paper's throughput there implies.
+# leaderboard (data/published/accepted_lengths.csv). 70B: assumed.
 ACCEPTED_LENGTHS = {"llama-3-8b": ((60, 6), 4.34), "llama-3-70b": ((24, 3), 3.0)}
 
 
