@@ -1,5 +1,7 @@
 """Recording goes scheme by scheme, keeps what is there, and refuses to mix measurements."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -186,3 +188,21 @@ def test_tokens_may_be_compared_with_those_of_another_dtype(call, monkeypatch):
     assert dtypes == [(torch.bfloat16, torch.float64)]
     with pytest.raises(SpecquantError, match="holds rows measured with dtype bfloat16, not float64"):
         call("w8a8")
+
+
+def test_tables_from_before_an_option_are_gone_on_with(call):
+    """Those in data/recorded/cpu name neither row invariance nor what tokens were compared with."""
+    paths = call("fp16", dtype="float32")
+    for path in paths:
+        provenance = read_provenance(path)
+        for option in ("row_invariant", "against"):
+            del provenance["parameters"][option]
+        path.with_suffix(".json").write_text(json.dumps(provenance))
+    (throughput, _) = call("w8a8", dtype="float32")
+    assert list(read_results(throughput).scheme.unique()) == ["fp16", "w8a8"]
+    for path in paths:
+        provenance = read_provenance(path)
+        del provenance["parameters"]["against"]
+        path.with_suffix(".json").write_text(json.dumps(provenance))
+    with pytest.raises(SpecquantError, match="holds rows measured with against float32, not float64"):
+        call("w4a16-g128", dtype="float32", against="float64")

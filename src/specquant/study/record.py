@@ -66,11 +66,11 @@ def record_throughput(
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
         "settings": asdict(settings),
-        "row_invariant": row_invariant,
-        "against": against or dtype,
     }
+    unnamed = {"row_invariant": False, "against": dtype}
+    parameters |= {"row_invariant": row_invariant, "against": against or dtype}
     paths = [resolve(out_dir) / f"{table}.csv" for table in TABLES]
-    recorded = {path: recorded_rows(path, parameters) for path in paths}
+    recorded = {path: recorded_rows(path, parameters, unnamed) for path in paths}
     chosen = read_prompts(prompts, prompts_per_task)
     missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded.values())]
     for scheme in tqdm(missing, desc="schemes", unit="scheme"):
@@ -260,11 +260,12 @@ def free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def recorded_rows(path: Path, parameters: dict) -> pd.DataFrame:
-    """The rows that a table holds, none where it does not exist."""
+def recorded_rows(path: Path, parameters: dict, unnamed: dict | None = None) -> pd.DataFrame:
+    """The rows that a table holds, none where it does not exist. unnamed: what parameters were in tables that do not
+    name them, since they could not be chosen then."""
     if not path.is_file():
         return pd.DataFrame({"scheme": []})
-    theirs, ours = read_provenance(path)["parameters"], without_local_paths(parameters)
+    theirs, ours = (unnamed or {}) | read_provenance(path)["parameters"], without_local_paths(parameters)
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise SpecquantError(
