@@ -1,10 +1,11 @@
 """Verify time: which passes are timed, behind which context. How long they take is the machine's business."""
 
 import pytest
+import torch
 
 from specquant.errors import SpecquantError
 from specquant.experiments import timing
-from specquant.experiments.compatibility import verify_cost
+from specquant.experiments.compatibility import profile_pass, verify_cost
 from specquant.models.loading import load_model
 
 
@@ -55,3 +56,19 @@ def test_what_does_not_fit_is_refused(model, draft_sizes, context_length):
 
 def test_context_and_draft_may_fill_the_model(model):
     assert len(verify_cost(model, "small", "synthetic", [96], context_length=32, repeats=1, warm_up=0)) == 1
+
+
+def test_without_a_gpu_there_is_nothing_to_profile(model):
+    with pytest.raises(SpecquantError, match="only passes on an NVIDIA GPU can be profiled"):
+        profile_pass(model, "small", "synthetic", 3, context_length=32)
+
+
+@pytest.mark.gpu
+def test_a_profile_counts_the_launches_of_a_pass(small_models):
+    on_gpu = load_model(small_models / "target", dtype=torch.float16, device="cuda")
+    profile = profile_pass(on_gpu, "small", "trained", 3, context_length=32).set_index("kernel")
+    norms = 2 * on_gpu.config.num_hidden_layers + 1
+    assert profile.launches["_add_rms_norm_kernel"] == norms
+    assert profile.launches["idle"] == 0
+    assert (profile.time_us >= 0).all()
+    assert (profile.time_us <= profile.span_us).all()
