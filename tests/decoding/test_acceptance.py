@@ -34,7 +34,7 @@ TREE = DraftTree.from_parents(torch.tensor([0, 3, 4, 5, 2, 1]), torch.tensor([-1
     ],
 )
 def test_greedy_keeps_the_path_of_the_likeliest_tokens(choices, path, tokens):
-    assert Greedy().accept(TREE, logits_choosing(*choices))[:2] == (path, tokens)
+    assert Greedy().judge(TREE, logits_choosing(*choices)).read()[:2] == (path, tokens)
 
 
 def joint_counts(rule, tree, logits, draws, redraw=None):
@@ -134,3 +134,10 @@ def test_impossible_sampling_is_refused(field, value):
 def test_no_temperature_is_too_small():
     p = Sampling(temperature=5e-324).distributions(torch.tensor([[1.0, 3.0, 3.0, -torch.inf]]))
     assert p.tolist() == [[0, 0.5, 0.5, 0]]
+
+
+@pytest.mark.parametrize("rule", [Greedy(), Sampling(seed=3)])
+def test_the_device_knows_the_rows_that_the_host_reads(rule):
+    verdict = rule.judge(TREE, logits_choosing(3, 5, 0, 0, 0, 2))
+    path = verdict.read().path
+    assert verdict.rows.tolist() == [0, *path, *[-1] * (len(TREE) - 1 - len(path))]

@@ -108,12 +108,17 @@ def test_a_step_waits_for_the_gpu_once(monkeypatch):
     rule = speculator.rule
 
     class Reading:
-        def accept(self, tree, logits):
-            torch.cuda.set_sync_debug_mode("default")
-            try:
-                return rule.accept(tree, logits)
-            finally:
-                torch.cuda.set_sync_debug_mode("error")
+        def judge(self, tree, logits):
+            verdict = rule.judge(tree, logits)
+
+            def read():
+                torch.cuda.set_sync_debug_mode("default")
+                try:
+                    return verdict.read()
+                finally:
+                    torch.cuda.set_sync_debug_mode("error")
+
+            return verdict._replace(read=read)
 
     monkeypatch.setattr(speculator, "rule", Reading())
     try:

@@ -26,7 +26,7 @@ def test_the_longest_path_of_a_shape():
 def test_tokens_are_accepted_as_often_as_is_stated():
     tree = ShapedTree.of(SHAPE, "cpu")
     rule = Replay([0.9, 0.5], 0.0, seed=1)
-    paths = [rule.accept(tree, logits_for(tree)).path for _ in range(4000)]
+    paths = [rule.judge(tree, logits_for(tree)).read().path for _ in range(4000)]
     assert all(path == [1, 3, 5][: len(path)] for path in paths)
     reached = [np.mean([len(path) >= depth for path in paths]) for depth in (1, 2, 3)]
     np.testing.assert_allclose(reached, [0.9, 0.45, 0.225], atol=0.03)
@@ -35,14 +35,14 @@ def test_tokens_are_accepted_as_often_as_is_stated():
 def test_sequences_follow_the_agreement():
     tree = DraftTree.sequence(torch.arange(5))
     rule = Replay([0.0], 0.7, seed=2)
-    lengths = [len(rule.accept(tree, logits_for(tree)).path) for _ in range(4000)]
+    lengths = [len(rule.judge(tree, logits_for(tree)).read().path) for _ in range(4000)]
     assert np.mean(lengths) == pytest.approx(sum(0.7**i for i in range(1, 5)), abs=0.08)
 
 
 def test_a_root_alone_gets_the_likeliest_token():
     tree = DraftTree.sequence(torch.tensor([3]))
     logits = logits_for(tree)
-    accepted = Replay([1.0], 1.0).accept(tree, logits)
+    accepted = Replay([1.0], 1.0).judge(tree, logits).read()
     assert accepted[:2] == ([], [int(logits[0].argmax())])
 
 

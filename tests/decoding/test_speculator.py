@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from specquant.decoding import Acceptance, DraftTree, EagleDrafter, Greedy, Sampling, Speculator
+from specquant.decoding import Acceptance, DraftTree, EagleDrafter, Greedy, Sampling, Speculator, Verdict
+from specquant.decoding.acceptance import padded_rows
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import perturbed, random_head, random_model
 
@@ -88,11 +89,12 @@ class AcceptsUpTo:
     def __init__(self, length):
         self.length = length
 
-    def accept(self, tree: DraftTree, logits):
+    def judge(self, tree: DraftTree, logits):
         path = list(range(1, len(tree)))[: self.length]
         following = int(tree.tokens[path[-1] + 1 if path else 1]) if len(path) + 1 < len(tree) else 0
         added = (following + 1) % logits.shape[1]
-        return Acceptance(path, [*tree.tokens[path].tolist(), added])
+        accepted = Acceptance(path, [*tree.tokens[path].tolist(), added])
+        return Verdict(padded_rows(path, len(tree), tree.tokens.device), lambda: accepted)
 
 
 def assert_state_is_fresh(level: Speculator):

@@ -120,7 +120,7 @@ def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_confi
             token, position = tokens[CONTEXT + row], torch.tensor([CONTEXT + depth])
             alone = model.logits(model(token[None], position, cache, causal_mask(1, "cpu")))
             assert torch.equal(alone[0], together[row]), (path, depth)
-            cache.keep(torch.tensor([0]))
+            cache.confirm(1)
 
 
 def test_a_graph_gives_what_the_model_gives(small_config, captured):
@@ -153,7 +153,7 @@ def test_one_graph_serves_all_positions_of_a_cache(small_config, captured):
         ours, theirs = wrapped(token, at, caches[0], mask), model(token, at, caches[1], mask)
         assert torch.equal(ours, theirs)
         for cache in caches:
-            cache.keep(torch.tensor([0]))
+            cache.confirm(1)
     assert len(captured) == 1
     wrapped(token, at, model.new_cache(8), causal_mask(1, "cpu"))
     assert len(captured) == 2

@@ -1,6 +1,6 @@
 """Draft trees, drafters, acceptance rules, and the speculative loop."""
 
-from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy, Sampling
+from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy, Sampling, Verdict
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.eagle import EagleDrafter
 from specquant.decoding.generation import Generation, acceptance_rule, generate
@@ -18,6 +18,7 @@ __all__ = [
     "Sampling",
     "Speculator",
     "Step",
+    "Verdict",
     "acceptance_rule",
     "generate",
 ]

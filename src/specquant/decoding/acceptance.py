@@ -6,12 +6,13 @@ model has without drafts.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 
-from specquant.decoding.tree import DraftTree
+from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.kernels.acceptance import accept_greedily
 
@@ -28,22 +29,35 @@ class Acceptance(NamedTuple):
     q: torch.Tensor | None = None
 
 
-class AcceptanceRule(Protocol):
-    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
-        """Judge a tree [n] by the logits [n, vocab_size] that the model has after each of its nodes.
+class Verdict(NamedTuple):
+    """What is accepted, as the device knows it before the host does, so that a step goes on without waiting.
 
-        Here the host waits for the device; nothing else in a step does.
-        """
+    rows: int64 [n], those of the tree's n rows that are kept, from the root on, filled up with -1. read: what the host
+    must know of it; here it waits for the device, and nowhere else in a step.
+    """
+
+    rows: torch.Tensor
+    read: Callable[[], Acceptance]
+
+
+class AcceptanceRule(Protocol):
+    def judge(self, tree: DraftTree, logits: torch.Tensor) -> Verdict:
+        """Judge a tree [n] by the logits [n, vocab_size] that the model has after each of its nodes."""
         ...
 
 
 class Greedy:
     """Keep the longest path whose every token is the model's most likely one."""
 
-    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
-        path, tokens = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits).tolist()
-        count = sum(row >= 0 for row in path)
-        return Acceptance(path[1:count], tokens[:count])
+    def judge(self, tree: DraftTree, logits: torch.Tensor) -> Verdict:
+        accepted = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits)
+
+        def read() -> Acceptance:
+            rows, tokens = accepted.tolist()
+            count = sum(row >= 0 for row in rows)
+            return Acceptance(rows[1:count], tokens[:count])
+
+        return Verdict(accepted[0], read)
 
 
 @dataclass
@@ -72,7 +86,12 @@ class Sampling:
             raise SpecquantError(f"the seed {self.seed} does not fit into 64 bits: choose a smaller one")
         self.generator = torch.Generator().manual_seed(self.seed)
 
+    def judge(self, tree: DraftTree, logits: torch.Tensor) -> Verdict:
+        accepted = self.accept(tree, logits)
+        return Verdict(padded_rows(accepted.path, len(tree), logits.device), lambda: accepted)
+
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
+        """What is accepted, drawn on the host."""
         distributions = self.distributions(logits)
         tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
         children: dict[int, list[int]] = {}
@@ -117,3 +136,8 @@ class Sampling:
 
     def uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self.generator))
+
+
+def padded_rows(path: list[int], n: int, device: torch.device) -> torch.Tensor:
+    """The rows of a `Verdict` over a tree of n rows, where the host knows the path already."""
+    return on_device([0, *path, *[-1] * (n - 1 - len(path))], device)

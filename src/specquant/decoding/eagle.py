@@ -88,9 +88,9 @@ class EagleDrafter:
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
             return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
         length = self.cache.length
-        tokens = on_device(self.tokens[length + 1 :], self.head.device)
+        tokens = self.tokens[length + 1 :]
         if self._graphs is None:
-            return DraftTree(*self.draft(tokens, self.cache, iterations))
+            return DraftTree(*self.draft(on_device(tokens, self.head.device), self.cache, iterations))
         key = len(tokens), iterations
         if key not in self._graphs:
             self._graphs[key] = CapturedDraft(self, *key, self._pool)
@@ -129,13 +129,13 @@ class CapturedDraft:
     """A draft that begins with a fixed number of confirmed tokens, with all that it reads and writes."""
 
     def __init__(self, drafter: EagleDrafter, rows: int, iterations: int, pool: tuple[int, int]):
-        self.tokens = torch.zeros(rows, dtype=torch.int64, device=drafter.head.device)
-        self.cache = graphs.CapturedCache(drafter.cache)
-        self.replay, self.tree = graphs.capture(lambda: drafter.draft(self.tokens, self.cache, iterations), pool)
+        # The length, then the tokens: the device waits for one copy while the host starts a draft.
+        self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
+        cache, tokens = graphs.CapturedCache(drafter.cache, self.inputs[:1]), self.inputs[1:]
+        self.replay, self.tree = graphs.capture(lambda: drafter.draft(tokens, cache, iterations), pool)
 
-    def run(self, tokens: torch.Tensor, length: int) -> DraftTree:
+    def run(self, tokens: list[int], length: int) -> DraftTree:
         """The tree behind `length` rows in the head's cache."""
-        self.tokens.copy_(tokens)
-        self.cache.length.fill_(length)
+        self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
         self.replay()
         return DraftTree(*(part.clone() for part in self.tree))  # the next draft writes to the same place

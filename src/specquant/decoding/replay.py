@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from specquant.decoding.acceptance import Acceptance, AcceptanceRule
+from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Verdict, padded_rows
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
@@ -56,18 +56,26 @@ class Replay:
             )
         self.generator = np.random.default_rng(self.seed)
 
-    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
+    def judge(self, tree: DraftTree, logits: torch.Tensor) -> Verdict:
         greedy = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits)
-        rows, likeliest, drafted = torch.cat((greedy, tree.tokens[None])).tolist()  # the host waits once, as for Greedy
-        added = likeliest[sum(row >= 0 for row in rows) - 1]
+        judged = torch.cat((greedy, tree.tokens[None]))
+        path = self.path(tree)
+
+        def read() -> Acceptance:
+            rows, likeliest, drafted = judged.tolist()
+            return Acceptance(path, [*(drafted[row] for row in path), likeliest[sum(row >= 0 for row in rows) - 1]])
+
+        return Verdict(padded_rows(path, len(tree), logits.device), read)
+
+    def path(self, tree: DraftTree) -> list[int]:
+        """The rows that are accepted by chance, without the root."""
         path, chances = list(range(1, len(tree))), [self.agreement]
         if isinstance(tree, ShapedTree):
             path, chances = list(tree.longest), self.head
         for depth in range(len(path)):
             if self.generator.random() >= chances[min(depth, len(chances) - 1)]:
-                path = path[:depth]
-                break
-        return Acceptance(path, [*(drafted[row] for row in path), added])
+                return path[:depth]
+        return path
 
 
 class ReplayedTrees:

@@ -76,7 +76,7 @@ class Speculator:
         began = perf_counter()
         features = self._run_prompt(prompt, rule)
         root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
-        (token,) = rule.accept(root, self.model.logits(features[-1:])).tokens
+        (token,) = rule.judge(root, self.model.logits(features[-1:])).read().tokens
         verified = perf_counter()
         self._start_drafter(token, features)
         if self.model.device.type == "cuda":
@@ -110,15 +110,19 @@ class Speculator:
         batch = tree.after(pending)
         features = self.model(batch.tokens, self.cache.length + batch.depths, self.cache, batch.ancestors)
         logits = self.model.logits(features[len(pending) :])
-        accepted = self.rule.accept(tree, logits)
+        verdict = self.rule.judge(tree, logits)
+        rows = rows_after(len(pending), verdict.rows)
+        self.cache.keep(rows)
+        features = features[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
+        accepted = verdict.read()
         verified = perf_counter()
 
-        kept = on_device([*range(len(pending) + 1), *(len(pending) + row for row in accepted.path)], self.model.device)
-        self.cache.keep(kept)
+        kept = len(pending) + 1 + len(accepted.path)
+        self.cache.confirm(kept)
         tokens, length = accepted.tokens, len(self.tokens)
         self.tokens += tokens
         if self.drafter:
-            self.drafter.commit(length, tokens, features[kept])
+            self.drafter.commit(length, tokens, features[:kept])
         inner = [] if len(tree) == 1 else [step.accepted_length for step in getattr(self.drafter, "rounds", [])]
         draft_ms = _milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
@@ -168,3 +172,10 @@ class Speculator:
 def _milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
     """Between two moments that the device has passed."""
     return 1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+
+
+def rows_after(chain: int, rows: torch.Tensor) -> torch.Tensor:
+    """The rows of a `Verdict` where the tree stands behind `chain` confirmed tokens, which are kept, too."""
+    if not chain:
+        return rows
+    return torch.cat((torch.arange(chain, device=rows.device), torch.where(rows < 0, rows, rows + chain)))

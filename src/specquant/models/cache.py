@@ -11,8 +11,8 @@ from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 class KVCache:
     """Keys and values [layers, kv_heads, capacity, head_dim] of which the first `length` slots are confirmed.
 
-    A forward pass writes its rows behind the confirmed slots; `keep` then confirms some of them, and the rest is
-    overwritten by the next pass. Slots are positions: truncating is setting the length.
+    A forward pass writes its rows behind the confirmed slots; `keep` and `confirm` then keep some of them, and the rest
+    is overwritten by the next pass. Slots are positions: truncating is setting the length.
     """
 
     def __init__(self, config: PreTrainedConfig, capacity: int, dtype: torch.dtype, device: torch.device | str):
@@ -45,9 +45,13 @@ class KVCache:
             )
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Confirm these rows (int64 [n], ascending) of the pass that was written behind the confirmed slots."""
+        """Of the pass that was written behind the confirmed slots, move these rows right behind them: int64 [n],
+        ascending, filled up with -1. They count when they are confirmed."""
         keep_path(self.keys, self.values, self.length, rows)
-        self.length += len(rows)
+
+    def confirm(self, rows: int) -> None:
+        """Confirm the first slots behind those that are."""
+        self.length += rows
 
     def truncate(self, length: int) -> None:
         """Forget all confirmed positions from `length` on."""

@@ -77,7 +77,7 @@ class CapturedPass:
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.mask = torch.eye(rows, dtype=torch.bool, device=device)
-        self.cache = CapturedCache(cache)
+        self.cache = CapturedCache(cache, torch.zeros(1, dtype=torch.int64, device=device))
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             features = model(self.tokens, self.positions, self.cache, self.mask)
@@ -108,10 +108,10 @@ class CapturedPass:
 class CapturedCache:
     """A cache as a graph sees it: the same slots, with the length in device memory, int64 [1]."""
 
-    def __init__(self, cache: KVCache):
-        self.keys, self.values = cache.keys, cache.values
+    def __init__(self, cache: KVCache, length: torch.Tensor):
+        self.keys, self.values, self.length = cache.keys, cache.values, length
         # The first pass, before the graph is replayed, writes where any other would: behind the confirmed slots.
-        self.length = torch.full((1,), cache.length, dtype=torch.int64, device=cache.keys.device)
+        length.fill_(cache.length)
 
     def require(self, slots: int) -> None:
         """Room is checked before the graph is replayed."""
