@@ -2,7 +2,6 @@ import pandas as pd
 import pytest
 
 from specquant.experiments.at_true_size import eagle2_speedups, free_drafts, shares_reached
-from specquant.experiments.planner import Chances, Plan, Planner, measured_costs
 
 TREES = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", "-1 0 0"], "accepted_length": [2, 2]})
 
@@ -18,11 +17,6 @@ def test_speedups_are_the_planner_s():
         "fp16": pytest.approx(2.0 * 4 / 4.5),
         "w8a8": pytest.approx(2.0 * 2 / 3.5),
     }
-    planner = Planner(TREES, measured_costs(passes, drafting, "m", "w8a8"))
-    chance = planner.head_of(3, 2, 2.0)
-    assert planner.predict(Plan("eagle2", 3, 2), Chances([chance], [chance], 0))["accepted_length"] == pytest.approx(
-        2.0
-    )
 
 
 def test_free_drafts_grow_with_the_share_of_the_rate():

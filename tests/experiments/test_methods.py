@@ -8,7 +8,7 @@ import torch
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
+from specquant.experiments.methods import METHODS, DraftSettings, Models, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
@@ -64,6 +64,15 @@ def test_the_methods_are_built_as_the_settings_say(small_models):
     assert vanilla.drafter.drafter is None
     assert tree(hierarchical.drafter.drafter) == (9, 2, 5)
     assert hierarchical.drafter.drafter.head.embed_tokens is models.intermediate.embed_tokens
+
+
+def test_a_plan_is_built_as_it_says_with_a_head_that_is_loaded_once(small_models):
+    models = tiny_models(small_models)
+    eagle2, other = models.speculator(Plan("eagle2", 12, 4)), models.speculator(Plan("eagle2", 7, 2))
+    assert (eagle2.drafter.draft_size, eagle2.drafter.iterations) == (12, 4)
+    assert eagle2.drafter.head is other.drafter.head
+    inner = models.speculator(Plan("hierarchical", 9, 2, 3)).drafter
+    assert (inner.min_draft_length, inner.drafter.draft_size, inner.drafter.iterations) == (3, 9, 2)
 
 
 @pytest.mark.parametrize("options", [{"head_scheme": "w8a8"}, {"head_vocabulary": 64}])

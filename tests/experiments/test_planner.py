@@ -7,39 +7,32 @@ import pytest
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
-from specquant.experiments import planner as planner_module
-from specquant.experiments.planner import (
-    Chances,
-    LevelCosts,
-    Plan,
-    Planner,
-    against_measured,
-    chances_by_size,
-    fitted_chances,
-    measured_costs,
-    phases,
-)
+from specquant.experiments.acceptance import Chances, Shapes
+from specquant.experiments.methods import Plan
+from specquant.experiments.planner import LevelCosts, Planner, against_measured, measured_costs, phases
 from tests.decoding.conftest import random_head, random_model
 
 SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
 TREES = pd.DataFrame({"draft_size": 7, "iterations": 3, "parents": SHAPES})
+BOTH = Shapes.of(TREES)
 CHANCES = Chances(head=[0.9, 0.6], inner_head=[0.8, 0.7, 0.5], agreement=0.85)
+STATISTICS = BOTH.statistics(CHANCES)
 TARGET = LevelCosts(pd.Series({1: 10.0, 7: 16.0, 16: 25.0}), pd.Series({3: 3.0, 6: 6.0}), 0.5)
 SMALL = LevelCosts(pd.Series({1: 2.0, 2: 2.5, 7: 3.0}), pd.Series({3: 1.0}), 0.25)
 
 
 @pytest.fixture
 def planner():
-    return Planner(TREES, TARGET, SMALL)
+    return Planner(TARGET, SMALL)
 
 
 def test_autoregressive_decoding_is_a_pass_a_token(planner):
-    row = planner.predict(Plan("autoregressive"), CHANCES)
+    row = planner.predict(Plan("autoregressive"), STATISTICS)
     assert row["tokens_per_s"] == pytest.approx(1e3 / 10.5)
 
 
 def test_eagle2_by_hand(planner):
-    row = planner.predict(Plan("eagle2", 7, 3), CHANCES)
+    row = planner.predict(Plan("eagle2", 7, 3), STATISTICS)
     accepted = 1 + 0.9 + 0.9 * 0.6 + (2 / 3) * 0.9 * 0.6 * 0.6
     assert row["accepted_length"] == pytest.approx(accepted)
     assert row["tokens_per_s"] == pytest.approx(1e3 * accepted / (3 + 16 + 0.5))
@@ -47,7 +40,7 @@ def test_eagle2_by_hand(planner):
 
 def test_vanilla_by_hand(planner):
     """A token a round; after a whole draft, which 0.85 ** 4 of the steps accept, the first round runs two tokens."""
-    row = planner.predict(Plan("vanilla", min_draft_length=4), CHANCES)
+    row = planner.predict(Plan("vanilla", min_draft_length=4), STATISTICS)
     assert row["accepted_length"] == pytest.approx(sum(0.85**i for i in range(5)))
     assert row["draft_ms"] == pytest.approx(4 * 2.25 + 0.85**4 * 0.5)
     assert row["verify_ms"] == pytest.approx(14.0)
@@ -58,7 +51,7 @@ def test_vanilla_by_hand(planner):
 @pytest.mark.parametrize("agreement", [0.6, 1.0])
 def test_the_decoder_does_what_is_predicted(planner, least, agreement):
     chances = Chances(CHANCES.head, CHANCES.inner_head, agreement)
-    predicted = planner.predict(Plan("hierarchical", 7, 3, least), chances)
+    predicted = planner.predict(Plan("hierarchical", 7, 3, least), BOTH.statistics(chances))
     size = {"hidden_size": 64, "layers": 1, "context_length": 400}
     small = random_model(seed=5, **size)
     shapes = [[int(parent) for parent in shape.split()] for shape in SHAPES]
@@ -75,24 +68,13 @@ def test_the_decoder_does_what_is_predicted(planner, least, agreement):
     assert rounds == pytest.approx(predicted["inner_rounds"], rel=0.08)
 
 
-def test_fits_are_the_inverse_of_predictions(planner):
-    head = planner.head_of(7, 3, 2.5)
-    assert planner.accepted_length(7, 3, [head]) == pytest.approx(2.5)
-    plan = Plan("hierarchical", 7, 3, 4)
-    agreement = planner.agreement_of(plan, CHANCES, 3.0)
-    chances = Chances(CHANCES.head, CHANCES.inner_head, agreement)
-    assert planner.predict(plan, chances)["accepted_length"] == pytest.approx(3.0)
-    with pytest.raises(SpecquantError, match="no probability gives an accepted length of 9"):
-        planner.head_of(7, 3, 9)
-
-
 def test_the_best_plan_is_the_fastest_of_the_table(planner):
-    table = planner.table(CHANCES)
+    table = planner.table(STATISTICS)
     assert table.tokens_per_s.is_monotonic_decreasing
     assert set(table.method) == {"autoregressive", "vanilla", "eagle2", "hierarchical"}
-    best = planner.best(CHANCES)
+    best = planner.best(STATISTICS)
     assert (best.method, best.draft_size) == tuple(table.iloc[0][["method", "draft_size"]])
-    nothing = Chances([0.0], [0.0], 0.0)
+    nothing = BOTH.statistics(Chances([0.0], [0.0], 0.0))
     assert planner.best(nothing) == Plan("autoregressive")
 
 
@@ -103,9 +85,9 @@ def test_what_was_not_measured_is_refused(planner):
         (Plan("vanilla", min_draft_length=20), "a pass over 21 tokens was not measured, only over 1 to 16"),
     ):
         with pytest.raises(SpecquantError, match=sentence):
-            planner.predict(plan, CHANCES)
+            planner.predict(plan, STATISTICS)
     with pytest.raises(SpecquantError, match="needs the costs of an intermediate model"):
-        Planner(TREES, TARGET).predict(Plan("vanilla", min_draft_length=4), CHANCES)
+        Planner(TARGET).predict(Plan("vanilla", min_draft_length=4), STATISTICS)
 
 
 def test_costs_come_from_the_tables():
@@ -121,41 +103,18 @@ def test_costs_come_from_the_tables():
         measured_costs(*tables, "m", "w8a8")
 
 
-def test_fitted_chances_have_the_stated_accepted_lengths(monkeypatch):
-    monkeypatch.setattr(planner_module, "PAPER_PLANS", (Plan("hierarchical", 7, 3, 6),))
-    chances = fitted_chances(TREES, (7, 3), 2.5, 0.8, 4.0)
-    predict = Planner(TREES, TARGET, SMALL).predict
-    assert predict(Plan("eagle2", 7, 3), chances)["accepted_length"] == pytest.approx(2.5)
-    assert predict(Plan("hierarchical", 7, 3, 6), chances)["accepted_length"] == pytest.approx(4.0)
-
-
 def test_phases_name_the_fastest_method(planner):
-    grid = phases(planner, [0.0, 0.9], [0.0, 1.0])
+    grid = phases(planner, BOTH, [0.0, 0.9], [0.0, 1.0])
     assert grid.loc[0.0, 0.0] == "autoregressive"
     assert grid.loc[0.0, 0.9] == "eagle2"
-    assert grid.loc[1.0, 0.9] == planner.best(Chances([0.9], [0.9], 1.0)).method
+    assert grid.loc[1.0, 0.9] == planner.best(BOTH.statistics(Chances([0.9], [0.9], 1.0))).method
 
 
 def test_predictions_beside_measurements(planner):
     measured = {"method": "eagle2", "draft_size": 7, "iterations": 3, "min_draft_length": 0, "head_chance": 0.5}
     measured |= {"agreement": 0.0, "draft_ms": 3.0, "verify_ms": 16.0, "other_ms": 1.0, "tokens_per_s": 80.0}
-    (row,) = against_measured(planner, pd.DataFrame([measured])).to_dict("records")
+    (row,) = against_measured(planner, BOTH, pd.DataFrame([measured])).to_dict("records")
     assert (row["step_ms"], row["predicted_step_ms"]) == (20.0, 19.5)
     assert row["step_error"] == pytest.approx(-0.025)
-    predicted = planner.predict(Plan("eagle2", 7, 3), Chances([0.5], [0.5], 0.0))["tokens_per_s"]
+    predicted = planner.predict(Plan("eagle2", 7, 3), BOTH.statistics(Chances([0.5], [0.5], 0.0)))["tokens_per_s"]
     assert row["error"] == pytest.approx(predicted / 80 - 1)
-
-
-def test_smaller_trees_have_lower_chances(planner):
-    """The chance of a size is what gives its accepted length; tables scale by it."""
-    recorded = TREES.assign(accepted_length=2.5)
-    by_size = chances_by_size(recorded)
-    assert planner.accepted_length(7, 3, [by_size[7]]) == pytest.approx(2.5)
-    by_size = pd.Series({7: 0.6, 60: 0.9})
-    table = planner.table_by_size(CHANCES, by_size, (60, 60))
-    lower = Chances([0.6, 0.4], [0.8 * 2 / 3, 0.7 * 2 / 3, 0.5 * 2 / 3], CHANCES.agreement)
-    for method in ("eagle2", "hierarchical"):
-        (row, *_) = table[table.method == method].to_dict("records")
-        plan = Plan(method, row["draft_size"], row["iterations"], row["min_draft_length"])
-        assert row["tokens_per_s"] == pytest.approx(planner.predict(plan, lower)["tokens_per_s"])
-    assert table.tokens_per_s.is_monotonic_decreasing

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.experiments import planner
-from specquant.experiments.planner import Plan
+from specquant.experiments import acceptance
+from specquant.experiments.methods import Plan
 from specquant.study import read_results, replay, write_results
 
 PLANS = (
@@ -19,7 +19,7 @@ PLANS = (
 
 @pytest.fixture
 def record(small_models, tmp_path, monkeypatch):
-    for module in (planner, replay):
+    for module in (acceptance, replay):
         monkeypatch.setattr(module, "PAPER_PLANS", PLANS)
     monkeypatch.setattr(replay, "MORE_PLANS", ())
     shapes = ["-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0"]

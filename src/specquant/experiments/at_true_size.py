@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
+from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
-from specquant.experiments.planner import Chances, Planner, chances_by_size, measured_costs
+from specquant.experiments.planner import Planner, measured_costs
 from specquant.models.synthetic import synthetic_config
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
@@ -27,12 +28,12 @@ def eagle2_speedups(
     also say how chances depend on a tree's size. accepted_lengths: for each model a tree and its accepted length.
     other_ms: a step's bookkeeping. Returns the rows of `Planner.table`, with model and scheme.
     """
-    by_size, tables = chances_by_size(trees), []
+    shapes, tables = TreeShapes(trees), []
     for (model, scheme), _ in passes.groupby(["model", "scheme"], sort=False):
         tree, accepted_length = accepted_lengths[model]
-        planner = Planner(trees, measured_costs(passes, drafting, model, scheme, other_ms=other_ms))
-        head = [planner.head_of(*tree, accepted_length)]
-        table = planner.table_by_size(Chances(head, head, 0.0), by_size, (tree[0], tree[0]))
+        head = [shapes.head_of(tree, accepted_length)]
+        statistics = Shapes(shapes, shapes).statistics(Chances(head, head, 0.0), (tree[0], tree[0]))
+        table = Planner(measured_costs(passes, drafting, model, scheme, other_ms=other_ms)).table(statistics)
         tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
     return pd.concat(tables)
 

@@ -1,12 +1,14 @@
-"""The paper's four methods, put together from model directories."""
+"""The paper's four methods: what they need, how they draft, and how they are put together from model directories."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from specquant.decoding import EagleDrafter, Speculator
+from specquant.decoding import Drafter, EagleDrafter, Speculator
 from specquant.errors import SpecquantError
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead
@@ -48,6 +50,62 @@ class DraftSettings:
     inner_draft_size: int = 30
     inner_iterations: int = 3
     min_draft_length: int = 6
+
+    def plan(self, method: str) -> "Plan":
+        """The part of them that a method uses. Raises SpecquantError for one that is not of METHODS."""
+        plans = {
+            "autoregressive": Plan("autoregressive"),
+            "vanilla": Plan("vanilla", min_draft_length=self.min_draft_length),
+            "eagle2": Plan("eagle2", self.draft_size, self.iterations),
+            "hierarchical": Plan("hierarchical", self.inner_draft_size, self.inner_iterations, self.min_draft_length),
+        }
+        if method not in plans:
+            raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        return plans[method]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method and how it drafts. draft_size, iterations: of EAGLE-2's tree, on the intermediate model in a hierarchy;
+    min_draft_length: tokens that an intermediate model hands up at least."""
+
+    method: str
+    draft_size: int = 0
+    iterations: int = 0
+    min_draft_length: int = 0
+
+    @property
+    def tree(self) -> tuple[int, int]:
+        """Its nodes and iterations."""
+        return self.draft_size, self.iterations
+
+
+# The fixed choices of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
+PAPER_PLANS = (
+    Plan("autoregressive"),
+    Plan("vanilla", min_draft_length=6),
+    Plan("eagle2", 24, 3),
+    Plan("eagle2", 48, 6),
+    Plan("eagle2", 60, 6),
+    Plan("hierarchical", 30, 3, 6),
+)
+
+
+class TwoModels(Protocol):
+    """A target and the intermediate model, which is made when it is first asked for."""
+
+    target: Llama | GraphedLlama
+    intermediate: Llama | GraphedLlama
+
+
+def assemble(plan: Plan, models: TwoModels, drafter: Callable[[str], Drafter]) -> Speculator:
+    """The decoder of a plan. drafter: gives what drafts trees for the "target" or for the "intermediate" model."""
+    if plan.method == "autoregressive":
+        return Speculator(models.target)
+    if plan.method == "eagle2":
+        return Speculator(models.target, drafter("target"))
+    inner = drafter("intermediate") if plan.method == "hierarchical" else None
+    return Speculator(models.target, Speculator(models.intermediate, inner, plan.min_draft_length))
 
 
 class Models:
@@ -100,26 +158,29 @@ class Models:
     def intermediate(self) -> Llama | GraphedLlama:
         return self._load("intermediate")
 
-    def speculator(self, method: str, settings: DraftSettings | None = None) -> Speculator:
-        """The decoder of one of METHODS.
+    @cached_property
+    def eagle_target(self) -> EagleHead:
+        return self._load_head("eagle_target", self.target)
+
+    @cached_property
+    def eagle_intermediate(self) -> EagleHead:
+        return self._load_head("eagle_intermediate", self.intermediate)
+
+    def speculator(self, method: str | Plan, settings: DraftSettings | None = None) -> Speculator:
+        """The decoder of a plan, or of one of METHODS under settings, the paper's by default.
 
         Raises SpecquantError for another method, and, before anything is loaded, where a companion was not given or
         does not fit.
         """
-        if method not in COMPANIONS:
-            raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        self.check_companions(method)
-        s = settings or DraftSettings()
-        if method == "autoregressive":
-            return Speculator(self.target)
-        if method == "vanilla":
-            return Speculator(self.target, Speculator(self.intermediate, None, s.min_draft_length))
-        if method == "eagle2":
-            head = self._load_head("eagle_target", self.target)
-            return Speculator(self.target, EagleDrafter(head, s.draft_size, s.iterations, s.top_k))
-        head = self._load_head("eagle_intermediate", self.intermediate)
-        drafter = EagleDrafter(head, s.inner_draft_size, s.inner_iterations, s.top_k)
-        return Speculator(self.target, Speculator(self.intermediate, drafter, s.min_draft_length))
+        settings = settings or DraftSettings()
+        plan = method if isinstance(method, Plan) else settings.plan(method)
+        self.check_companions(plan.method)
+
+        def drafter(which: str) -> EagleDrafter:
+            head = self.eagle_target if which == "target" else self.eagle_intermediate
+            return EagleDrafter(head, *plan.tree, settings.top_k)
+
+        return assemble(plan, self, drafter)
 
     def _load(self, which: str, scheme: str | None = None) -> Llama | GraphedLlama:
         return graphed(load_model(self.paths[which], scheme, self.dtype, self.device, self.context_length))

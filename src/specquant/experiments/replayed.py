@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from specquant.decoding import EagleDrafter, Generation, Speculator
+from specquant.decoding import Drafter, EagleDrafter, Generation, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
-from specquant.experiments.planner import Chances, Plan
+from specquant.experiments.acceptance import Chances
+from specquant.experiments.methods import Plan, assemble
 from specquant.experiments.throughput import measurements
-from specquant.experiments.trees import tree_shapes
+from specquant.experiments.trees import tree_shapes, trees_of
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
@@ -50,17 +51,14 @@ class SyntheticModels:
 
     def speculator(self, plan: Plan, trees: pd.DataFrame) -> Speculator:
         """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`)."""
-        if plan.method == "autoregressive":
-            return Speculator(self.target)
-        if plan.method == "vanilla":
-            return Speculator(self.target, Speculator(self.intermediate, None, plan.min_draft_length))
-        model = self.target if plan.method == "eagle2" else self.intermediate
-        head = synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
-        drafter = EagleDrafter(head, plan.draft_size, plan.iterations)
-        drafter = ReplayedTrees(drafter, tree_shapes(trees, plan.draft_size, plan.iterations), self.device)
-        if plan.method == "eagle2":
-            return Speculator(self.target, drafter)
-        return Speculator(self.target, Speculator(self.intermediate, drafter, plan.min_draft_length))
+
+        def drafter(which: str) -> Drafter:
+            model = self.target if which == "target" else self.intermediate
+            head = synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
+            shapes = tree_shapes(trees_of(trees, which), *plan.tree)
+            return ReplayedTrees(EagleDrafter(head, *plan.tree), shapes, self.device)
+
+        return assemble(plan, self, drafter)
 
     def _make(self, name: str | Path, scheme: str) -> Llama | GraphedLlama:
         config = synthetic_config(name)

@@ -43,6 +43,12 @@ def drafted_trees(
     return chosen.assign(**about)[[*about, "accepted_length", "parents"]]
 
 
+def trees_of(trees: pd.DataFrame, which: str) -> pd.DataFrame:
+    """The trees of the "target" or of the "intermediate" model, by the end of its name; all where none is named so."""
+    rows = trees[trees.model.str.endswith(which)] if "model" in trees else trees
+    return rows if len(rows) else trees
+
+
 def tree_shapes(trees: pd.DataFrame, draft_size: int, iterations: int) -> list[list[int]]:
     """The parents in those rows of `drafted_trees` that have this size. Raises SpecquantError where there are none."""
     rows = trees[(trees.draft_size == draft_size) & (trees.iterations == iterations)]

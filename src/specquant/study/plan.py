@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from specquant.errors import SpecquantError
-from specquant.experiments.planner import Planner, chances_by_size, fitted_chances, measured_costs
+from specquant.experiments.acceptance import Shapes
+from specquant.experiments.planner import Planner, measured_costs
 from specquant.experiments.trees import RECORDED_TREES
 from specquant.paths import resolve
 from specquant.study.results import read_results
@@ -25,15 +26,15 @@ def plan_table(
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
-    (`fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no probability,
-    a table is missing, or a model was not measured in the scheme.
+    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
+    probability, a table is missing, or a model was not measured in the scheme.
     """
     chances = dict(chances or {})
     for name, chance in chances.items():
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
     passes, drafting = (read_results(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
-    shapes = read_results(trees)
+    shapes = Shapes.of(read_results(trees))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(
             f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
@@ -42,8 +43,6 @@ def plan_table(
         measured_costs(passes, drafting, model, scheme, head_scheme) if model else None
         for model in (target, intermediate)
     ]
-    fitted = fitted_chances(shapes)
     heads = {name: [chances.pop(name)] for name in ("head", "inner_head") if name in chances}
-    assumed = replace(fitted, **heads, **chances)
-    of_target = shapes[shapes.model == shapes.model.iloc[0]]
-    return Planner(shapes, *costs).table_by_size(assumed, chances_by_size(of_target))
+    assumed = replace(shapes.fitted_chances(), **heads, **chances)
+    return Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))

@@ -10,7 +10,8 @@ import torch
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.experiments.planner import PAPER_PLANS, Chances, Plan, fitted_chances
+from specquant.experiments.acceptance import Chances, Shapes
+from specquant.experiments.methods import PAPER_PLANS, Plan
 from specquant.experiments.replayed import SyntheticModels, replay_plans
 from specquant.experiments.trees import RECORDED_TREES
 from specquant.models.memory import NotEnoughMemory
@@ -50,17 +51,17 @@ def record_replayed(
     """Run the paper's plans on random weights of true shapes in each scheme; returns the path of replayed.csv.
 
     target, intermediate: names in `models.synthetic.SHAPES` or model directories; without an intermediate model only
-    decoding one by one and EAGLE-2 run. The chances are fitted (`fitted_chances`): accepted_length is that of EAGLE-2
-    with this `tree` (nodes and iterations), hierarchical_length that of the paper's hierarchy. sweep: other plans and
-    chances, too. Written after every row; a target in a scheme with a kind of head that is there already is not
-    measured again. Raises SpecquantError where the table holds rows of other parameters, and where no scheme fits the
-    device.
+    decoding one by one and EAGLE-2 run. The chances are fitted (`Shapes.fitted_chances`): accepted_length is that of
+    EAGLE-2 with this `tree` (nodes and iterations), hierarchical_length that of the paper's hierarchy. sweep: other
+    plans and chances, too. Written after every row; a target in a scheme with a kind of head that is there already is
+    not measured again. Raises SpecquantError where the table holds rows of other parameters, and where no scheme fits
+    the device.
     """
     shapes = read_results(trees)
     parameters = {"trees": str(trees), "new_tokens": new_tokens, "seed": seed, "dtype": str(dtype).split(".")[1]}
     path = resolve(out_dir) / "replayed.csv"
     table = recorded_rows(path, parameters)
-    fitted = fitted_chances(shapes, tree, accepted_length, hierarchical_length=hierarchical_length)
+    fitted = Shapes.of(shapes).fitted_chances(tree, accepted_length, hierarchical_length=hierarchical_length)
     plans = [plan for plan in PAPER_PLANS if intermediate is not None or plan.method in ("autoregressive", "eagle2")]
     if sweep:
         plans += [plan for plan in MORE_PLANS if intermediate is not None or plan.method == "eagle2"]
