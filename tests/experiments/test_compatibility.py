@@ -70,5 +70,6 @@ def test_a_profile_counts_the_launches_of_a_pass(small_models):
     norms = 2 * on_gpu.config.num_hidden_layers + 1
     assert profile.launches["_add_rms_norm_kernel"] == norms
     assert profile.launches["idle"] == 0
-    assert (profile.time_us >= 0).all()
-    assert (profile.time_us <= profile.span_us).all()
+    assert (profile.alone_us >= 0).all()
+    assert (profile.alone_us <= profile.time_us).all()
+    assert profile.alone_us.sum() == pytest.approx(profile.span_us.iloc[0])

@@ -157,9 +157,13 @@ def test_a_name_has_no_trained_weights(tmp_path):
 
 @pytest.mark.gpu
 def test_on_a_gpu_rows_say_what_must_be_read(verify):
-    table = read_results(verify("fp16", "w4a16-g128", weights="synthetic", device="cuda"))
+    path = verify("fp16", "w4a16-g128", weights="synthetic", device="cuda")
+    table = read_results(path)
     assert (table.floor_ms > 0).all()
     assert table.bytes[0] > table.bytes[2]
+    profiles = read_results(path.with_name("pass_profiles.csv"))
+    assert set(profiles.scheme) == {"fp16", "w4a16-g128"}
+    assert set(profiles.draft_size) == {table.draft_size.min(), table.draft_size.max()}
 
 
 def test_trees_on_both_models(small_models, tmp_path):

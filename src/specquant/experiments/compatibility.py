@@ -59,9 +59,10 @@ def verify_cost(
 def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context_length: int = 256) -> pd.DataFrame:
     """What the GPU does in one such pass: a row for each kernel, the longest first, then one for the time between.
 
-    launches: how often it starts; time_us: how long it runs in all. Programmatic dependent launches overlap, so the sum
-    may exceed span_us, from the first kernel's start to the last one's end; `idle` is the time when none runs. Raises
-    SpecquantError as `verify_cost`, and where the model is not on a GPU.
+    launches: how often it starts; time_us: how long it runs in all; alone_us: the same without the time in which a
+    kernel before it still ran, for which it waits (programmatic dependent launches overlap). alone_us, with that of
+    `idle`, when none runs, sums to span_us, from the first kernel's start to the last one's end. Raises SpecquantError
+    as `verify_cost`, and where the model is not on a GPU.
     """
     if model.device.type != "cuda":
         raise SpecquantError("only passes on an NVIDIA GPU can be profiled")
@@ -75,14 +76,20 @@ def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context
         ((event.name, event.time_range.start, event.time_range.end) for event in kernels),
         columns=["kernel", "start", "end"],
     ).sort_values("start")
-    table = spans.assign(time_us=spans.end - spans.start).groupby("kernel", sort=False).time_us.agg(["size", "sum"])
-    table = table.set_axis(["launches", "time_us"], axis=1).sort_values("time_us", ascending=False)
     reached = spans.end.cummax().shift(fill_value=spans.start.min())
-    table.loc["idle"] = {"launches": 0, "time_us": (spans.start - reached).clip(lower=0).sum()}
+    alone_us = (spans.end - spans.start.clip(lower=reached)).clip(lower=0)
+    groups = spans.assign(time_us=spans.end - spans.start, alone_us=alone_us).groupby("kernel", sort=False)
+    table = (
+        groups[["time_us", "alone_us"]].sum().assign(launches=groups.size()).sort_values("alone_us", ascending=False)
+    )
+    idle_us = (spans.start - reached).clip(lower=0).sum()
+    table.loc["idle"] = {"launches": 0, "time_us": idle_us, "alone_us": idle_us}
     table["span_us"] = spans.end.max() - spans.start.min()
+    table = table.astype({"launches": int})
     about = {"model": name, "scheme": model.scheme.name, "weights": weights}
     about |= {"draft_size": draft_size, "context_length": context_length}
-    return table.reset_index(names="kernel").assign(**about)[[*about, "kernel", "launches", "time_us", "span_us"]]
+    columns = [*about, "kernel", "launches", "time_us", "alone_us", "span_us"]
+    return table.reset_index(names="kernel").assign(**about)[columns]
 
 
 def prepare_passes(

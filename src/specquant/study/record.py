@@ -13,7 +13,7 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.attention_cost import attention_cost, neighbour_cost
-from specquant.experiments.compatibility import DRAFT_SIZES, verify_cost
+from specquant.experiments.compatibility import DRAFT_SIZES, profile_pass, verify_cost
 from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
@@ -188,7 +188,8 @@ def record_verify_cost(
     read and, by the measured bandwidth, how long that takes. Written after every scheme; rows that the table holds
     already are not measured again. A scheme that does not fit the device is named on stderr and left out. Raises
     SpecquantError where the table holds rows of other parameters, there is no such model or device, or nothing
-    could be measured.
+    could be measured. On a GPU, pass_profiles.csv beside it says what the least and the most tokens do behind the
+    first of these contexts (`profile_pass`).
     """
     device = choose_device(device)
     if repeats < 1:
@@ -234,11 +235,28 @@ def record_verify_cost(
             table = pd.concat([table, rows]) if len(table) else rows
         how = {"device": device, "repeats": repeats, "clock": "time.perf_counter around a pass, median"}
         write_results(table, path, parameters, **how)
+        if device == "cuda":
+            context, sizes = next(iter(passes.items()))
+            _record_profiles(loaded, name, weights, sizes, context, path, parameters | {"repeats": 1})
         del loaded
         free(device)
     if not path.is_file():
         raise SpecquantError(f"nothing was measured: no scheme of {name} fits {device}")
     return path
+
+
+def _record_profiles(
+    model: Llama, name: str, weights: str, draft_sizes: Sequence[int], context: int, beside: Path, parameters: dict
+) -> None:
+    """Profile the least and the most tokens behind a context, in place of what pass_profiles.csv has of this model."""
+    path = beside.with_name("pass_profiles.csv")
+    table = recorded_rows(path, parameters)
+    if len(table):
+        table = table[(table.model != name) | (table.scheme != model.scheme.name) | (table.weights != weights)]
+    sizes = sorted({min(draft_sizes), max(draft_sizes)})
+    rows = pd.concat(profile_pass(model, name, weights, size, context) for size in sizes)
+    table = pd.concat([table, rows]) if len(table) else rows
+    write_results(table, path, parameters, device="cuda", repeats=1, clock="torch.profiler, one pass")
 
 
 def _missing(
