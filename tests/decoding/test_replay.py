@@ -32,6 +32,13 @@ def test_tokens_are_accepted_as_often_as_is_stated():
     np.testing.assert_allclose(reached, [0.9, 0.45, 0.225], atol=0.03)
 
 
+def test_few_tokens_have_the_mean_of_many():
+    tree = DraftTree.sequence(torch.arange(2))
+    rule = Replay([0.0], 0.7, seed=4)
+    accepted = [len(rule.judge(tree, logits_for(tree)).read().path) for _ in range(64)]
+    assert abs(sum(accepted) - 0.7 * 64) <= 2  # one for each block of 32; drawn one by one, most sums are further off
+
+
 def test_sequences_follow_the_agreement():
     tree = DraftTree.sequence(torch.arange(5))
     rule = Replay([0.0], 0.7, seed=2)

@@ -4,7 +4,8 @@ Random weights agree with nobody, and their logits are almost uniform, so that E
 keep their cost, take the shape of trees that a trained head grew, and are accepted by chance.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from specquant.decoding.drafter import Drafter
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.kernels.acceptance import accept_greedily
+
+BLOCK = 32  # draws of one depth that together are spread evenly
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,16 @@ class Replay:
 
     head: of a tree's longest path, the probability that a token is accepted once those before it are, by depth; the
     last one also serves all deeper ones. agreement: the same for each token of a sequence, which comes from a model.
-    The added token is the likeliest. Raises SpecquantError for what is no probability.
+    The added token is the likeliest. Of every BLOCK draws at a depth one falls into each of as many equal parts of
+    [0, 1), so that a few hundred tokens already have the mean accepted length of very many. Raises SpecquantError for
+    what is no probability.
     """
 
     head: Sequence[float]
     agreement: float
     seed: int = 0
     generator: np.random.Generator = field(init=False, repr=False)
+    draws: dict[int, Iterator[float]] = field(init=False, repr=False)  # by depth
 
     def __post_init__(self):
         if not self.head or not all(0 <= p <= 1 for p in (*self.head, self.agreement)):
@@ -55,6 +61,11 @@ class Replay:
                 f"acceptance is given by probabilities from 0 to 1, not {list(self.head)} and {self.agreement}"
             )
         self.generator = np.random.default_rng(self.seed)
+        self.draws = defaultdict(self._evenly)
+
+    def _evenly(self) -> Iterator[float]:
+        while True:
+            yield from (self.generator.permutation(BLOCK) + self.generator.random(BLOCK)) / BLOCK
 
     def judge(self, tree: DraftTree, logits: torch.Tensor) -> Verdict:
         greedy = accept_greedily(tree.tokens, tree.parents, tree.ancestors, logits)
@@ -73,7 +84,7 @@ class Replay:
         if isinstance(tree, ShapedTree):
             path, chances = list(tree.longest), self.head
         for depth in range(len(path)):
-            if self.generator.random() >= chances[min(depth, len(chances) - 1)]:
+            if next(self.draws[depth]) >= chances[min(depth, len(chances) - 1)]:
                 return path[:depth]
         return path
 

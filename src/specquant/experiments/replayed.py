@@ -15,6 +15,7 @@ from specquant.experiments.acceptance import Chances
 from specquant.experiments.methods import Plan, assemble
 from specquant.experiments.throughput import measurements
 from specquant.experiments.trees import tree_shapes, trees_of
+from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
@@ -49,16 +50,26 @@ class SyntheticModels:
             raise SpecquantError("vanilla and hierarchical decoding need an intermediate model")
         return self._make(self.intermediate_name, self.intermediate_scheme)
 
+    @cached_property
+    def head(self) -> EagleHead:
+        return self._head(self.target)
+
+    @cached_property
+    def inner_head(self) -> EagleHead:
+        return self._head(self.intermediate)
+
     def speculator(self, plan: Plan, trees: pd.DataFrame) -> Speculator:
         """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`)."""
 
         def drafter(which: str) -> Drafter:
-            model = self.target if which == "target" else self.intermediate
-            head = synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
+            head = self.head if which == "target" else self.inner_head
             shapes = tree_shapes(trees_of(trees, which), *plan.tree)
             return ReplayedTrees(EagleDrafter(head, *plan.tree), shapes, self.device)
 
         return assemble(plan, self, drafter)
+
+    def _head(self, model: Llama | GraphedLlama) -> EagleHead:
+        return synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
 
     def _make(self, name: str | Path, scheme: str) -> Llama | GraphedLlama:
         config = synthetic_config(name)
@@ -68,48 +79,49 @@ class SyntheticModels:
 def replay_plans(
     models: SyntheticModels,
     trees: pd.DataFrame,
-    points: Sequence[tuple[Plan, Sequence[Chances]]],
+    points: Sequence[tuple[Plan, Chances]],
     prompt_length: int = 512,
     new_tokens: int = 512,
     seed: int = 0,
 ) -> Iterator[dict]:
-    """Decode a random prompt by each plan under each of its chances; a row of replayed.csv for each, as it is measured.
+    """Decode a random prompt by each plan under its chances; a row of replayed.csv for each, as it is measured.
 
-    Every plan first decodes once without being timed, which captures its graphs. Times are milliseconds a step.
+    Before its first row every plan decodes once without being timed, which captures its graphs. Times are milliseconds
+    a step.
     head_chance, agreement: what is replayed, 0 where the plan has no such draft; head_vocabulary: 0 for all tokens;
     whole_drafts: the share of steps that accepted all of a draft.
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = synthetic_config(models.target_name).vocab_size
     prompt = torch.randint(0, vocabulary, (prompt_length,), generator=generator).tolist()
+    speculators = {}
     for plan, chances in points:
-        speculator = models.speculator(plan, trees)
-        for turn, each in enumerate(chances):
-            head = {"eagle2": each.head, "hierarchical": each.inner_head}.get(plan.method, [0.0])
-            agreement = each.agreement if plan.method in ("vanilla", "hierarchical") else 0.0
-            if turn == 0:
-                first = 16 if plan.method == "autoregressive" else new_tokens
-                decode(speculator, prompt, Replay(head, agreement, seed), first)
-            generation = decode(speculator, prompt, Replay(head, agreement, seed), new_tokens)
-            whole = [len(step.path) == len(step.tree) - 1 > 0 for step in generation.steps]
-            yield {
-                "model": Path(models.target_name).name,
-                "scheme": models.scheme,
-                **asdict(plan),
-                "task": "random tokens",
-                "weights": "synthetic",
-                "acceptance": "replayed",
-                "head_scheme": models.head_scheme,
-                "head_vocabulary": models.head_vocabulary or 0,  # all
-                "intermediate": Path(models.intermediate_name).name if models.intermediate_name else "none",
-                "intermediate_scheme": models.intermediate_scheme,
-                "head_chance": " ".join(f"{chance:.4g}" for chance in head),
-                "agreement": agreement,
-                "seed": seed,
-                "context_length": prompt_length,
-                **{("mean_draft_size" if k == "draft_size" else k): v for k, v in measurements(generation).items()},
-                "whole_drafts": sum(whole) / len(whole),
-            }
+        head = {"eagle2": chances.head, "hierarchical": chances.inner_head}.get(plan.method, [0.0])
+        agreement = chances.agreement if plan.method in ("vanilla", "hierarchical") else 0.0
+        if plan not in speculators:
+            speculators[plan] = models.speculator(plan, trees)
+            first = 16 if plan.method == "autoregressive" else new_tokens
+            decode(speculators[plan], prompt, Replay(head, agreement, seed), first)
+        generation = decode(speculators[plan], prompt, Replay(head, agreement, seed), new_tokens)
+        whole = [len(step.path) == len(step.tree) - 1 > 0 for step in generation.steps]
+        yield {
+            "model": Path(models.target_name).name,
+            "scheme": models.scheme,
+            **asdict(plan),
+            "task": "random tokens",
+            "weights": "synthetic",
+            "acceptance": "replayed",
+            "head_scheme": models.head_scheme,
+            "head_vocabulary": models.head_vocabulary or 0,  # all
+            "intermediate": Path(models.intermediate_name).name if models.intermediate_name else "none",
+            "intermediate_scheme": models.intermediate_scheme,
+            "head_chance": " ".join(f"{chance:.4g}" for chance in head),
+            "agreement": agreement,
+            "seed": seed,
+            "context_length": prompt_length,
+            **{("mean_draft_size" if k == "draft_size" else k): v for k, v in measurements(generation).items()},
+            "whole_drafts": sum(whole) / len(whole),
+        }
 
 
 def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int) -> Generation:

@@ -65,10 +65,12 @@ def record_replayed(
     plans = [plan for plan in PAPER_PLANS if intermediate is not None or plan.method in ("autoregressive", "eagle2")]
     if sweep:
         plans += [plan for plan in MORE_PLANS if intermediate is not None or plan.method == "eagle2"]
-    points = [(plan, _chances(plan, fitted, sweep)) for plan in plans]
+    points = [(plan, fitted) for plan in plans]
+    if sweep:  # last, for what matters most is there first
+        points += [(plan, chances) for plan in plans for chances in _other_chances(plan, fitted)]
     for scheme in tqdm(schemes, desc=str(target), unit="scheme"):
         same = _same(table, Path(target).name, scheme, head_scheme, head_vocabulary)
-        if same.sum() >= sum(len(chances) for _, chances in points):
+        if same.sum() >= len(points):
             continue
         table = table[~same]
         models = SyntheticModels(
@@ -101,16 +103,16 @@ def record_replayed(
     return path
 
 
-def _chances(plan: Plan, fitted: Chances, sweep: bool) -> list[Chances]:
-    """The fitted chances, and others of what decides about this plan."""
-    if not sweep or plan not in PAPER_PLANS or plan.method == "autoregressive":
-        return [fitted]
+def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
+    """Chances beside the fitted ones, of what decides about one of the paper's plans."""
+    if plan not in PAPER_PLANS or plan.method == "autoregressive":
+        return []
     if plan.method == "eagle2":
-        return [fitted, *(replace(fitted, head=[chance]) for chance in CHANCES)]
+        return [replace(fitted, head=[chance]) for chance in CHANCES]
     agreements = [replace(fitted, agreement=agreement) for agreement in AGREEMENTS]
     if plan.method == "vanilla":
-        return [fitted, *agreements]
-    return [fitted, *agreements, *(replace(fitted, inner_head=[chance]) for chance in CHANCES[1::2])]
+        return agreements
+    return [*agreements, *(replace(fitted, inner_head=[chance]) for chance in CHANCES[1::2])]
 
 
 def _same(table: pd.DataFrame, target: str, scheme: str, head_scheme: str, head_vocabulary: int | None) -> pd.Series:
