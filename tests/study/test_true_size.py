@@ -64,3 +64,21 @@ def test_predictions_over_measurements():
     )
     (axis,) = true_size.predicted_against_measured(table).axes
     assert {(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines[:2]} == {(20.0, 19.0), (10.0, 11.0)}
+
+
+def test_speeds_over_what_decides_about_each_method():
+    rows = [
+        ("autoregressive", 0, 0, 0, 0.0, 0.0, 80),
+        ("eagle2", 24, 3, 0, 0.8, 0.0, 150),
+        ("eagle2", 24, 3, 0, 0.5, 0.0, 100),
+        ("eagle2", 60, 6, 0, 0.8, 0.0, 130),  # one point is no line
+        ("hierarchical", 30, 3, 6, 0.8, 0.9, 200),
+        ("hierarchical", 30, 3, 6, 0.8, 0.7, 120),
+        ("hierarchical", 30, 3, 6, 0.6, 0.9, 180),  # of another inner head
+    ]
+    columns = ["method", "draft_size", "iterations", "min_draft_length", "head_chance", "agreement", "tokens_per_s"]
+    left, right = true_size.speeds_over_acceptance(pd.DataFrame(rows, columns=columns)).axes
+    trees, one_by_one = left.lines
+    assert (list(trees.get_xdata()), list(trees.get_ydata())) == ([0.5, 0.8], [100, 150])
+    assert list(one_by_one.get_ydata()) == [80, 80]
+    assert (list(right.lines[0].get_xdata()), list(right.lines[0].get_ydata())) == ([0.7, 0.9], [120, 200])

@@ -121,3 +121,35 @@ def predicted_against_measured(table: pd.DataFrame) -> Figure:
     axis.set(xlabel="measured tokens per second", ylabel="predicted tokens per second")
     legend_above(figure, axis, columns=2)
     return figure
+
+
+def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
+    """Tokens per second against the replayed chances that decide about each method; dashed: decoding one by one.
+
+    `table`: rows of replayed.csv of one target, in one scheme and with one kind of head. Left EAGLE-2 with each of its
+    trees; right the methods with an intermediate model, at their most frequent head_chance.
+    """
+    figure, axes = new_figure(1, 2, height_in=2.6, sharey=True)
+    panels = {
+        "head_chance": (["eagle2"], "chance that a token of the\ntarget's EAGLE head is accepted"),
+        "agreement": (["vanilla", "hierarchical"], "agreement of the intermediate\nmodel with the target"),
+    }
+    plan = ["method", "draft_size", "iterations", "min_draft_length"]
+    for axis, (column, (methods, xlabel)) in zip(axes, panels.items(), strict=True):
+        rows = table[table["method"].isin(methods)]
+        for (method, draft_size, _, length), line in rows.groupby(plan, sort=False):
+            if column == "agreement":
+                line = line[line["head_chance"] == line["head_chance"].mode()[0]]
+            if len(line) < 2:
+                continue
+            line, look = line.sort_values(column), mark(method, METHODS)
+            label = f"{look.label}, at least {length}" if length else f"{look.label}, {draft_size} nodes"
+            drawn = sum(other.get_color() == look.color for other in axis.lines)
+            style = ("-", "--", ":")[drawn % 3]
+            axis.plot(line[column], line["tokens_per_s"], style, color=look.color, marker=look.marker, label=label)
+        axis.axhline(table[table["method"] == "autoregressive"]["tokens_per_s"].iloc[0], color="0.4", linestyle="--")
+        axis.set(xlabel=xlabel, ylim=(0, None))
+    axes[0].set_ylabel("tokens per second")
+    handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
