@@ -1,7 +1,7 @@
 """Every method at true size, on random weights: all passes really run, and acceptance is replayed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+
+PLAN_COLUMNS = [field.name for field in fields(Plan)]
 
 
 @dataclass
@@ -133,3 +135,14 @@ def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: 
         tokens += steps[-1].tokens
     lengths = [step.accepted_length for step in steps]
     return Generation(tokens, "", "maximum new tokens", lengths, prefill.draft_ms + prefill.verify_ms, steps)
+
+
+def at_fitted_chances(replayed: pd.DataFrame) -> pd.DataFrame:
+    """The first row of each plan, where chances are not yet swept, with its speedup over decoding one by one.
+
+    replayed: replayed.csv. Compares within a target, a scheme and a kind of head, so within one run.
+    """
+    same = ["model", "scheme", "head_scheme", "head_vocabulary"]
+    rows = replayed.groupby([*same, *PLAN_COLUMNS], sort=False).head(1)
+    plain = rows[rows.method == "autoregressive"].set_index(same).tokens_per_s
+    return rows.assign(speedup=rows.tokens_per_s / plain.reindex(pd.MultiIndex.from_frame(rows[same])).to_numpy())

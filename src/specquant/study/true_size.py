@@ -8,6 +8,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from specquant.experiments.replayed import PLAN_COLUMNS
 from specquant.study.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
 
 
@@ -134,10 +135,9 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
         "head_chance": (["eagle2"], "chance that a token of the\ntarget's EAGLE head is accepted"),
         "agreement": (["vanilla", "hierarchical"], "agreement of the intermediate\nmodel with the target"),
     }
-    plan = ["method", "draft_size", "iterations", "min_draft_length"]
     for axis, (column, (methods, xlabel)) in zip(axes, panels.items(), strict=True):
         rows = table[table["method"].isin(methods)]
-        for (method, draft_size, _, length), line in rows.groupby(plan, sort=False):
+        for (method, draft_size, _, length), line in rows.groupby(PLAN_COLUMNS, sort=False):
             if column == "agreement":
                 line = line[line["head_chance"] == line["head_chance"].mode()[0]]
             if len(line) < 2:
