@@ -1,11 +1,18 @@
 """Stop conditions are exact, also where they fall in the middle of an accepted draft."""
 
+from random import Random
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specquant.decoding import Greedy, Speculator, acceptance_rule, generate
+from specquant.decoding.generation import _Output
 from specquant.errors import SpecquantError
+from specquant.models.loading import load_tokenizer
+from specquant.paths import resolve
+
+TINY = resolve("data/tiny/target")
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789."
 
@@ -118,3 +125,28 @@ def test_no_distribution_outlives_its_step(drafting, tokenizer):
     generation = generate(drafting, tokenizer, "hello", max_new_tokens=12, rule=acceptance_rule(1.0))
     assert generation.steps
     assert all(step.q is None and step.tree.q is None for step in generation.steps)
+
+
+class Counting:
+    """A tokenizer that notes how many tokens it decodes at once."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.lengths = tokenizer, []
+
+    def decode(self, token_ids, **options):
+        self.lengths.append(len(token_ids))
+        return self.tokenizer.decode(token_ids, **options)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_text_decoded_in_windows_is_the_text(seed):
+    """Also where tokens hold parts of characters, and where these never become whole."""
+    tokenizer = load_tokenizer(TINY)
+    ids = tokenizer("naïve — 東京 🦙🦙 ends", add_special_tokens=False)["input_ids"] * 4
+    ids = ids if seed == 0 else Random(seed).choices(range(4096), k=90)
+    counting = Counting(tokenizer)
+    output = _Output(counting, None, (), 1000, lambda text: None)
+    for place, token in enumerate(ids, start=1):
+        output.take([token])
+        assert output.text == tokenizer.decode(ids[:place], skip_special_tokens=True)
+    assert max(counting.lengths) < len(ids) / 2

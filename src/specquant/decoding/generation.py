@@ -110,12 +110,15 @@ class _Output:
         self.text = ""
         self.shown = 0
         self.stopped_by = ""
+        # Text is decoded in windows, so that a token costs the same in a long text as in a short one: `settled` is the
+        # text of all tokens before `read`, and decoding from `window` on gives what comes behind it.
+        self.settled, self.window, self.read = "", 0, 0
 
     def take(self, tokens: list[int]) -> int:
         """Append tokens up to the first that stops; returns how many."""
         for count, token in enumerate(tokens, start=1):
             self.token_ids.append(token)
-            self.text = self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
+            self.text = self._decoded()
             stops = [at for string in self.stop_strings if (at := self.text.find(string)) >= 0]
             if stops:
                 self.text, self.stopped_by = self.text[: min(stops)], "stop string"
@@ -127,6 +130,15 @@ class _Output:
                 return count
         self._show(self._certain())
         return len(tokens)
+
+    def _decoded(self) -> str:
+        """The text of all tokens. A window begins one window early, for a token may look different as the first one."""
+        known = self.tokenizer.decode(self.token_ids[self.window : self.read], skip_special_tokens=True)
+        window = self.tokenizer.decode(self.token_ids[self.window :], skip_special_tokens=True)
+        text = self.settled + window[len(known) :]
+        if not window.endswith("\ufffd"):  # else the next token may complete the character
+            self.settled, self.window, self.read = text, self.read, len(self.token_ids)
+        return text
 
     def finish(self) -> None:
         self._show(len(self.text))
