@@ -344,7 +344,7 @@ def _join_kernel(
     OVERLAPPING: tl.constexpr,
     GROUP: tl.constexpr,  # parts that are loaded at once
 ):
-    wait_for_previous(OVERLAPPING)
+    wait_for_previous(OVERLAPPING, few=tl.num_programs(0) <= 128)
     parts = PARTS
     if ROW_INVARIANT:
         parts = (tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix) // CHUNK + tail_parts

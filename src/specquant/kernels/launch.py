@@ -65,15 +65,17 @@ def overlapping(device: torch.device) -> dict[str, bool]:
 
 
 @jit
-def wait_for_previous(OVERLAPPING: tl.constexpr):
-    """Wait until the previous kernel has ended, and what it wrote can be read; then let the next one be launched.
+def wait_for_previous(OVERLAPPING: tl.constexpr, few=True):
+    """Wait until the previous kernel has ended, and what it wrote can be read; then, if this one has `few` blocks, let
+    the next one be launched. Else it is launched when this one has ended.
 
-    Not the other way round: then blocks of several later kernels take whatever room there is, and when their turn comes
-    they are not spread evenly.
+    Blocks that are launched sooner take whatever room there is, and when their turn comes they are not spread evenly:
+    that costs a linear product more than the launch does.
     """
     if OVERLAPPING:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if few:
+            tl.extra.cuda.gdc_launch_dependents()
 
 
 @jit
