@@ -73,6 +73,10 @@ def test_the_undamaged_family_works(family, capfd):
         (["--scheme", "w3a16"], "unknown scheme 'w3a16': choose one of fp16, w8a8"),
         (["--scheme", "w4a16-g128-rot"], "make it once by `specquant quantize"),
         (["--method", "medusa"], "unknown method 'medusa': choose one of autoregressive"),
+        (["--calibration", "some.csv"], "--calibration is for --method auto"),
+        (["--method", "auto", "--prompt", ""], "the prompt is empty"),
+        (["--method", "auto", "--intermediate", "nowhere"], "nowhere is not a model directory"),
+        (["--method", "auto", "--calibration", "none.csv"], "there are no results at"),
         (["--model", "nowhere"], "nowhere is not a model directory: it has no config.json"),
         *((["--method", method, f"--{name}", "nowhere"], "nowhere is not a mo") for name, method in NEEDS.items()),
         (["--prompt", ""], "the prompt is empty: give at least one character"),
@@ -90,6 +94,16 @@ def test_the_undamaged_family_works(family, capfd):
 )
 def test_options(small_models, refused, options, says):
     assert says in refused(*generate(small_models / "target", *options))
+
+
+def test_calibrations(small_models, family, refused, tmp_path):
+    """Of models that are not there, that do not fit each other, or that leave no room; nothing is written."""
+    out = ("--out", tmp_path / "new/calibration.csv")
+    assert "nowhere is not a model directory" in refused("calibrate", "--model", "nowhere", *out)
+    says = "calibration needs prompts with room for 20 tokens behind them"
+    assert says in refused("calibrate", "--model", small_models / "target", "--context-length", 24, *out)
+    change_config(family / "eagle-intermediate", vocab_size=269)
+    assert "has vocab_size 269, and its model 270" in refused("calibrate", "--model", family / "target", *out)
 
 
 @pytest.mark.parametrize("name", ["target", *NEEDS])

@@ -5,10 +5,19 @@ import json
 import pytest
 
 from specquant.cli import main
+from specquant.experiments.methods import Plan
 from specquant.paths import project_root
 
 TARGET = str(project_root() / "data/tiny/target")
 PROMPT = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"
+
+PROBES = (
+    Plan("autoregressive"),
+    Plan("vanilla", min_draft_length=2),
+    Plan("vanilla", min_draft_length=12),
+    Plan("eagle2", 16, 3),
+    Plan("hierarchical", 8, 2, 6),
+)
 
 
 def generate(capsys, *options):
@@ -31,3 +40,32 @@ def test_every_method_gives_the_same_tokens(capsys, expected, method):
 
 def test_without_json_the_text_is_streamed(capsys, expected):
     assert generate(capsys) == expected["text"] + "\n"
+
+
+def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monkeypatch):
+    """By a calibration on the spot, and by a file that `calibrate` wrote."""
+    monkeypatch.setattr("specquant.experiments.calibration.PROBES", PROBES)
+    assert generate(capsys, "--method", "auto") == expected["text"] + "\n"
+    result = json.loads(generate(capsys, "--method", "auto", "--json"))
+    assert result["token_ids"] == expected["token_ids"]
+    speeds = result["predicted_tokens_per_s"]
+    assert {told.split()[0] for told in speeds} == {plan.method for plan in PROBES}
+    assert str(Plan(**result["plan"])) == max(speeds, key=speeds.get)
+
+    file = tmp_path / "calibration.csv"
+    assert main(["calibrate", "--model", TARGET, "--rows", "3", "--out", str(file)]) == 0
+    header, first, *_, path = capsys.readouterr().out.splitlines()
+    assert (header.split()[0], path) == ("method", str(file))
+    monkeypatch.setattr("specquant.study.plan.calibrate", None)
+    result = json.loads(generate(capsys, "--method", "auto", "--json", "--calibration", str(file)))
+    assert result["token_ids"] == expected["token_ids"]
+    assert result["plan"]["method"] == first.split()[0]
+
+
+def test_auto_tells_its_choice_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("specquant.experiments.calibration.PROBES", PROBES)
+    assert main(["generate", "--model", TARGET, "--prompt", PROMPT, "--max-new-tokens", "4", "--method", "auto"]) == 0
+    line = capsys.readouterr().err
+    assert line.startswith("specquant: decoding by ")
+    assert "; predicted tokens per second: " in line
+    assert line.count("\n") == 1

@@ -60,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--method",
         default="autoregressive",
-        help="autoregressive, vanilla, eagle2 or hierarchical (default: the first)",
+        help="autoregressive (default), vanilla, eagle2, hierarchical, or auto: what is predicted to be fastest here",
+    )
+    generate.add_argument(
+        "--calibration",
+        type=_here,
+        metavar="FILE",
+        help="for auto: what `specquant calibrate` wrote (default: decode a little by every method first)",
     )
     _add_companions(generate)
     _add_head_options(generate)
@@ -78,6 +84,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--json", action="store_true", help="print one object instead of streaming text")
     generate.set_defaults(command=_generate)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="decode a little by every method, and tell which plan would be fastest on these models here"
+    )
+    calibrate.add_argument("--model", type=Path, required=True, metavar="DIR", help=MODEL)
+    calibrate.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
+    _add_companions(calibrate)
+    _add_head_options(calibrate)
+    calibrate.add_argument("--prompts-per-task", type=int, default=1, metavar="N", help="of seven tasks (default: 1)")
+    calibrate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
+    calibrate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    calibrate.add_argument("--rows", type=int, default=10, metavar="N", help="plans to show (default: 10)")
+    calibrate.add_argument(
+        "--out",
+        type=_here,
+        default=Path("results/calibration.csv"),
+        metavar="FILE",
+        help="for `generate --method auto --calibration FILE` (default: %(default)s)",
+    )
+    calibrate.set_defaults(command=_calibrate)
 
     quantize = commands.add_parser("quantize", help="quantize a model directory into another")
     quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, or a hub id")
@@ -195,6 +221,17 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--out", type=_here, default=Path("results/replayed"), metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
 
+    plans = benches.add_parser("plans", help="a grid of plans on trained models, and the calibration to pick one by")
+    plans.add_argument("--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny")
+    plans.add_argument(
+        "--schemes", default="fp16,w4a16-g128", metavar="NAMES", help="of the target (default: %(default)s)"
+    )
+    plans.add_argument("--prompts-per-task", type=int, default=2, metavar="N", help="default: 2")
+    plans.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    plans.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    plans.add_argument("--out", type=_here, default=Path("results/plans"), metavar="DIR", help="for the tables")
+    plans.set_defaults(command=_bench_plans)
+
     heads = benches.add_parser("heads", help="what EAGLE heads of fewer bits and tokens lose in accepted length")
     heads.add_argument("--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny")
     heads.add_argument(
@@ -303,27 +340,67 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     """The companions that were named, and else those beside the target, if it is a directory."""
     target = arguments.model
     return {
-        name: getattr(arguments, name) or (target.parent / default if target.is_dir() else None)
-        for name, default in (
-            ("eagle_target", f"eagle-{target.name}"),
-            ("intermediate", "intermediate"),
-            ("eagle_intermediate", "eagle-intermediate"),
+        name: getattr(arguments, name) or (beside if target.is_dir() and beside.is_dir() else None)
+        for name, beside in (
+            ("eagle_target", target.parent / f"eagle-{target.name}"),
+            ("intermediate", target.parent / "intermediate"),
+            ("eagle_intermediate", target.parent / "eagle-intermediate"),
         )
     }
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    import torch
+    from dataclasses import asdict
 
-    from specquant.decoding import acceptance_rule, generate
-    from specquant.experiments.methods import Models
-    from specquant.models.device import choose_device
+    from specquant.decoding import acceptance_rule, checked_prompt, generate
     from specquant.models.loading import load_tokenizer
 
     arguments.model = _at_revision(arguments.model, arguments.revision)
-    rule = acceptance_rule(arguments.temperature, arguments.top_p, arguments.seed)
+    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    rule = acceptance_rule(**sampling, seed=arguments.seed)
+    stop = tuple(arguments.stop)
+    models = _models(arguments)
+    method, chosen = arguments.method, {}
+    if method == "auto":
+        from specquant.study.plan import choose_plan
+
+        models.given_methods()  # refuses what does not fit before anything is loaded
+        one_by_one, tokenizer = models.speculator("autoregressive"), load_tokenizer(arguments.model)
+        prompt = checked_prompt(one_by_one, tokenizer, arguments.prompt, arguments.max_new_tokens, stop)
+        method, speeds = choose_plan(models, tokenizer, prompt, arguments.calibration, **sampling)
+        chosen = {"plan": asdict(method), "predicted_tokens_per_s": speeds}
+        if not arguments.json:
+            told = ", ".join(f"{plan} {speed:.0f}" for plan, speed in speeds.items())
+            print(f"specquant: decoding by {method}; predicted tokens per second: {told}", file=sys.stderr)
+    elif arguments.calibration:
+        raise SpecquantError("--calibration is for --method auto")
+    speculator = models.speculator(method)
+    generation = generate(
+        speculator,
+        load_tokenizer(arguments.model),
+        arguments.prompt,
+        arguments.max_new_tokens,
+        rule,
+        stop,
+        on_text=(lambda text: None) if arguments.json else (lambda text: print(text, end="", flush=True)),
+    )
+    if arguments.json:
+        fields = ("text", "token_ids", "accepted_lengths", "tokens_per_s", "stopped_by", "prefill_ms")
+        print(json.dumps({field: getattr(generation, field) for field in fields} | chosen))
+    else:
+        print()
+    return 0
+
+
+def _models(arguments: argparse.Namespace):
+    """The models that options name, on the device, in 16 bits on a GPU."""
+    import torch
+
+    from specquant.experiments.methods import Models
+    from specquant.models.device import choose_device
+
     device = choose_device(arguments.device)
-    models = Models(
+    return Models(
         arguments.model,
         scheme=arguments.scheme,
         dtype=torch.float16 if device == "cuda" else torch.float32,
@@ -332,21 +409,18 @@ def _generate(arguments: argparse.Namespace) -> int:
         **_companions(arguments),
         **_head_options(arguments),
     )
-    speculator = models.speculator(arguments.method)
-    generation = generate(
-        speculator,
-        load_tokenizer(arguments.model),
-        arguments.prompt,
-        arguments.max_new_tokens,
-        rule,
-        tuple(arguments.stop),
-        on_text=(lambda text: None) if arguments.json else (lambda text: print(text, end="", flush=True)),
-    )
-    if arguments.json:
-        fields = ("text", "token_ids", "accepted_lengths", "tokens_per_s", "stopped_by", "prefill_ms")
-        print(json.dumps({field: getattr(generation, field) for field in fields}))
-    else:
-        print()
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from specquant.models.loading import load_tokenizer
+    from specquant.study.plan import plans_of, write_calibration
+    from specquant.study.results import read_results
+
+    models = _models(arguments)
+    models.given_methods()  # refuses what does not fit before anything is loaded
+    path = write_calibration(models, load_tokenizer(arguments.model), arguments.out, arguments.prompts_per_task)
+    print(plans_of(models, read_results(path)).head(arguments.rows).round(2).to_string(index=False))
+    print(path)
     return 0
 
 
@@ -503,6 +577,24 @@ def _bench_drafting(arguments: argparse.Namespace) -> int:
 
     models = [name.strip() for name in arguments.models.split(",")]
     for path in record_drafting(models, arguments.out, arguments.confirmed_rows, arguments.repeats, arguments.device):
+        print(path)
+    return 0
+
+
+def _bench_plans(arguments: argparse.Namespace) -> int:
+    from specquant.models.device import choose_device
+    from specquant.quant import scheme_names
+    from specquant.study.plan import record_plans
+
+    for path in record_plans(
+        arguments.models_dir,
+        scheme_names(arguments.schemes),
+        arguments.out,
+        keep_targets_in="results/targets",
+        prompts_per_task=arguments.prompts_per_task,
+        max_new_tokens=arguments.max_new_tokens,
+        device=choose_device(arguments.device),
+    ):
         print(path)
     return 0
 

@@ -1,7 +1,13 @@
 import pandas as pd
 import pytest
 
-from specquant.experiments.at_true_size import eagle2_speedups, free_drafts, shares_reached
+from specquant.experiments.acceptance import Shapes, TreeShapes
+from specquant.experiments.at_true_size import (
+    eagle2_speedups,
+    free_drafts,
+    replayed_against_fixed,
+    shares_reached,
+)
 
 TREES = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", "-1 0 0"], "accepted_length": [2, 2]})
 
@@ -17,6 +23,37 @@ def test_speedups_are_the_planner_s():
         "fp16": pytest.approx(2.0 * 4 / 4.5),
         "w8a8": pytest.approx(2.0 * 2 / 3.5),
     }
+
+
+def test_picks_are_compared_under_every_acceptance_that_was_replayed():
+    """Two chances of the target's head, two agreements: each plan counts where its own are those."""
+    passes = {"scheme": "fp16", "context_length": 512, "draft_size": [1, 2, 24]}
+    passes = pd.DataFrame(passes | {"model": "m", "time_ms": [10.0, 10.0, 12.0]})
+    small = pd.DataFrame({"model": "s", "scheme": "fp16", "context_length": 512, "draft_size": [1, 24]})
+    passes = pd.concat([passes, small.assign(time_ms=1.0)])
+    drafting = {"model": "m", "head_scheme": "fp16", "head_vocabulary": 9, "iterations": [3], "time_ms": 2.0}
+    rounds = pd.DataFrame({"head_scheme": ["fp16"], "other_ms": 0.1})
+    trees = pd.DataFrame({"draft_size": 24, "iterations": 3, "parents": [" ".join(["-1", *map(str, range(23))])]})
+    shapes = Shapes(TreeShapes(trees), TreeShapes(trees))
+    columns = ("method", "draft_size", "iterations", "min_draft_length", "head_chance", "agreement", "tokens_per_s")
+    rows = [
+        ("autoregressive", 0, 0, 0, 0.0, 0.0, 95.0),
+        ("eagle2", 24, 3, 0, 0.9, 0.0, 500.0),
+        ("eagle2", 24, 3, 0, 0.1, 0.0, 75.0),
+        ("vanilla", 0, 0, 6, 0.0, 0.9, 300.0),
+        ("vanilla", 0, 0, 6, 0.0, 0.0, 61.0),
+    ]
+    about = {"model": "m", "scheme": "fp16", "intermediate": "s", "intermediate_scheme": "fp16", "other_ms": 0.1}
+    replayed = pd.DataFrame(rows, columns=columns).assign(**about, head_scheme="fp16", head_vocabulary=0)
+    table = replayed_against_fixed(passes, pd.DataFrame(drafting), rounds, shapes, replayed)
+    picked = {(row.head, row.agreement): row.picked.split()[0] for row in table.itertuples()}
+    assert picked == {
+        (0.9, 0.9): "eagle2",
+        (0.9, 0.0): "eagle2",
+        (0.1, 0.9): "vanilla",
+        (0.1, 0.0): "autoregressive",
+    }
+    assert (table.ratio == 1).all()
 
 
 def test_free_drafts_grow_with_the_share_of_the_rate():

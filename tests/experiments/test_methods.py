@@ -75,6 +75,19 @@ def test_a_plan_is_built_as_it_says_with_a_head_that_is_loaded_once(small_models
     assert (inner.min_draft_length, inner.drafter.draft_size, inner.drafter.iterations) == (3, 9, 2)
 
 
+def test_plans_say_what_they_are():
+    assert str(Plan("autoregressive")) == "autoregressive"
+    assert str(Plan("vanilla", min_draft_length=6)) == "vanilla (6 tokens or more)"
+    assert str(Plan("hierarchical", 30, 3, 6)) == "hierarchical (30 nodes, 3 iterations, 6 tokens or more)"
+
+
+def test_methods_that_were_given_their_companions(small_models):
+    target, intermediate = small_models / "target", small_models / "intermediate"
+    assert tiny_models(small_models).given_methods() == list(METHODS)
+    assert Models(target, intermediate=intermediate).given_methods() == ["autoregressive", "vanilla"]
+    assert Models(target, eagle_target=small_models / "eagle-target").given_methods() == ["autoregressive", "eagle2"]
+
+
 @pytest.mark.parametrize("options", [{"head_scheme": "w8a8"}, {"head_vocabulary": 64}])
 def test_cheaper_heads_draft_otherwise_and_decode_the_same(small_models, tmp_path, options):
     text = tmp_path / "text.txt"

@@ -1,5 +1,7 @@
 """Predictions against what the decoder does when acceptance is replayed, and against sums done by hand."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes
 from specquant.experiments.methods import Plan
-from specquant.experiments.planner import LevelCosts, Planner, against_measured, measured_costs, phases
+from specquant.experiments.planner import LevelCosts, Planner, against_fixed, against_measured, measured_costs, phases
 from tests.decoding.conftest import random_head, random_model
 
 SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
@@ -76,6 +78,29 @@ def test_the_best_plan_is_the_fastest_of_the_table(planner):
     assert (best.method, best.draft_size) == tuple(table.iloc[0][["method", "draft_size"]])
     nothing = BOTH.statistics(Chances([0.0], [0.0], 0.0))
     assert planner.best(nothing) == Plan("autoregressive")
+
+
+def test_plans_whose_passes_were_not_measured_are_left_out(planner):
+    """The target's passes were measured up to 16 tokens; a round in the hierarchy adds up to four."""
+    plans = planner.plans(STATISTICS, (12, 15, 16))
+    assert [plan.min_draft_length for plan in plans if plan.method == "vanilla"] == [12, 15]
+    assert [plan.min_draft_length for plan in plans if plan.method == "hierarchical"] == [12]
+    for plan in plans:
+        planner.predict(plan, STATISTICS)
+
+
+def test_the_pick_is_compared_with_the_papers_choices(planner):
+    eagle2, hierarchical = Plan("eagle2", 7, 3), Plan("hierarchical", 7, 3, 4)
+    fixed = Plan("vanilla", min_draft_length=6)
+    measured = pd.DataFrame([asdict(plan) for plan in (Plan("autoregressive"), fixed, eagle2, hierarchical)])
+    measured["tokens_per_s"] = [90.0, 200.0, 100.0, 210.0]
+    assert against_fixed(planner, STATISTICS, measured) == {
+        "picked": "hierarchical (7 nodes, 3 iterations, 4 tokens or more)",
+        "tokens_per_s": 210.0,
+        "fixed": "vanilla (6 tokens or more)",
+        "fixed_tokens_per_s": 200.0,
+        "ratio": 1.05,
+    }
 
 
 def test_what_was_not_measured_is_refused(planner):

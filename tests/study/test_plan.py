@@ -2,7 +2,11 @@ import pytest
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.study.plan import plan_table
+from specquant.experiments import calibration
+from specquant.experiments.methods import PAPER_PLANS, Plan, tiny_models
+from specquant.models.loading import load_tokenizer
+from specquant.study import plan, read_results
+from specquant.study.plan import plan_table, plans_against_fixed, read_calibration, record_plans, write_calibration
 
 RECORDED = "data/recorded/h200"
 
@@ -41,3 +45,64 @@ def test_without_an_intermediate_model(capsys):
 def test_what_was_not_measured_is_refused(arguments, sentence):
     with pytest.raises(SpecquantError, match=sentence):
         plan_table(**{"recorded": RECORDED, "target": "llama-3-70b"} | arguments)
+
+
+PROBES = (
+    Plan("autoregressive"),
+    Plan("vanilla", min_draft_length=6),
+    Plan("eagle2", 9, 2),
+    Plan("hierarchical", 7, 2, 3),
+)
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """Few plans and prompts, which leave room in a short context."""
+    monkeypatch.setattr(calibration, "PROBES", PROBES)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"id": "{n}", "task": "t{n % 2}", "prompt": "{n} plus 1"}}\n' for n in range(4)))
+    monkeypatch.setattr(plan, "PROMPTS", str(prompts))
+
+
+def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(small_models, tmp_path, few, monkeypatch):
+    models, tokenizer = tiny_models(small_models), load_tokenizer(small_models / "target")
+    path = write_calibration(models, tokenizer, tmp_path / "made.csv")
+    assert set(read_calibration(path, models).method) == {probe.method for probe in PROBES}
+    with pytest.raises(SpecquantError, match=r"made.csv was measured with scheme fp16, not w8a8: calibrate again"):
+        read_calibration(path, tiny_models(small_models, scheme="w8a8"))
+    with pytest.raises(SpecquantError, match=r"made.csv was measured with head_scheme fp16, not w8a8"):
+        read_calibration(path, tiny_models(small_models, head_scheme="w8a8"))
+    monkeypatch.setattr(plan, "device_name", lambda _: "another GPU")
+    with pytest.raises(SpecquantError, match=r"made.csv was measured on .*, not on another GPU: calibrate again"):
+        read_calibration(path, models)
+    with pytest.raises(SpecquantError, match="lacks the columns"):
+        read_calibration("data/recorded/cpu/heads.csv", models)
+
+
+def test_a_grid_of_plans_is_recorded_with_the_calibration_to_pick_by(small_models, tmp_path, few):
+    plans = (*PAPER_PLANS[:2], Plan("eagle2", 9, 2))
+
+    def record(*schemes):
+        made = record_plans(
+            small_models,
+            schemes,
+            tmp_path / "out",
+            tmp_path / "targets",
+            prompts_per_task=1,
+            max_new_tokens=32,
+            plans=plans,
+        )
+        return [read_results(path) for path in made]
+
+    grid, steps = record("fp16")
+    assert len(grid) == 2 * len(plans)
+    assert (grid.prompts == 1).all()
+    assert set(steps.task) == {"t0", "t1"}
+    again, _ = record("fp16", "w8a8")
+    assert list(again.scheme) == ["fp16"] * 6 + ["w8a8"] * 6
+    assert again.tokens_per_s[:6].tolist() == grid.tokens_per_s.tolist()  # not measured twice
+    table = plans_against_fixed(grid, steps)
+    assert list(table.task) == ["t0", "t1"]
+    speeds = grid[grid.task == "t0"].tokens_per_s
+    assert set(table.iloc[0][["tokens_per_s", "fixed_tokens_per_s"]]) <= set(speeds)
+    assert (table.ratio > 0).all()

@@ -59,25 +59,8 @@ def generate(
     becomes certain. Raises SpecquantError for an empty prompt, one that does not fit the context or the vocabulary, and
     fewer than one new token.
     """
-    # Not verbose: a prompt that is too long gets our sentence, not a warning of the tokenizer's.
-    prompt = tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
-    if max_new_tokens < 1:
-        raise SpecquantError(f"the maximum of new tokens is {max_new_tokens}; it must be at least 1")
-    if not any(token not in tokenizer.all_special_ids for token in prompt):
-        raise SpecquantError("the prompt is empty: give at least one character")
-    if "" in stop_strings:
-        raise SpecquantError("a stop string is empty: it would stop before the first token")
+    prompt = checked_prompt(speculator, tokenizer, prompt, max_new_tokens, stop_strings)
     room = speculator.context_length - len(prompt)
-    if room < 1:
-        raise SpecquantError(
-            f"the prompt has {len(prompt)} tokens and the context is {speculator.context_length}: there is no room for "
-            "a new token; shorten the prompt"
-        )
-    if not 0 <= min(prompt) <= max(prompt) < speculator.vocab_size:
-        raise SpecquantError(
-            f"the prompt has tokens {min(prompt)} to {max(prompt)} and the model's vocabulary {speculator.vocab_size} "
-            "entries: use the tokenizer that the model was trained with"
-        )
     output = _Output(tokenizer, speculator.model.config.eos_token_id, stop_strings, min(max_new_tokens, room), on_text)
     prefill = speculator.prefill(prompt, rule or Greedy())
     output.take(prefill.tokens)
@@ -98,6 +81,36 @@ def generate(
         prefill.draft_ms + prefill.verify_ms,
         steps,
     )
+
+
+def checked_prompt(
+    speculator: Speculator,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[int],
+    max_new_tokens: int,
+    stop_strings: tuple[str, ...] = (),
+) -> list[int]:
+    """The prompt's tokens. Raises SpecquantError as `generate` does."""
+    # Not verbose: a prompt that is too long gets our sentence, not a warning of the tokenizer's.
+    prompt = tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    if max_new_tokens < 1:
+        raise SpecquantError(f"the maximum of new tokens is {max_new_tokens}; it must be at least 1")
+    if not any(token not in tokenizer.all_special_ids for token in prompt):
+        raise SpecquantError("the prompt is empty: give at least one character")
+    if "" in stop_strings:
+        raise SpecquantError("a stop string is empty: it would stop before the first token")
+    room = speculator.context_length - len(prompt)
+    if room < 1:
+        raise SpecquantError(
+            f"the prompt has {len(prompt)} tokens and the context is {speculator.context_length}: there is no room for "
+            "a new token; shorten the prompt"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < speculator.vocab_size:
+        raise SpecquantError(
+            f"the prompt has tokens {min(prompt)} to {max(prompt)} and the model's vocabulary {speculator.vocab_size} "
+            "entries: use the tokenizer that the model was trained with"
+        )
+    return prompt
 
 
 class _Output:

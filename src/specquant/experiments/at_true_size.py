@@ -1,13 +1,15 @@
-"""What follows from passes and drafts measured at true size: EAGLE-2's speedups, and how much draft is free."""
+"""What follows from passes and drafts measured at true size: EAGLE-2's speedups, picks, and how much draft is free."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
-from specquant.experiments.planner import Planner, measured_costs
+from specquant.experiments.methods import METHODS
+from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.models.synthetic import synthetic_config
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
@@ -36,6 +38,45 @@ def eagle2_speedups(
         table = Planner(measured_costs(passes, drafting, model, scheme, other_ms=other_ms)).table(statistics)
         tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
     return pd.concat(tables)
+
+
+def replayed_against_fixed(
+    passes: pd.DataFrame, drafting: pd.DataFrame, rounds: pd.DataFrame, shapes: Shapes, replayed: pd.DataFrame
+) -> pd.DataFrame:
+    """The planner's picks among the rows of replayed.csv (`against_fixed`), under each acceptance that was replayed.
+
+    passes, drafting, rounds: verify_cost.csv, drafting.csv and rounds.csv of the same GPU; bookkeeping is taken from
+    rounds.csv and replayed.csv.
+    """
+    kind, rows = ["model", "scheme", "intermediate", "intermediate_scheme", "head_scheme", "head_vocabulary"], []
+    for (model, scheme, small, small_scheme, head_scheme, vocabulary), grid in replayed.groupby(kind, sort=False):
+        head = {"head_scheme": head_scheme, "head_vocabulary": vocabulary or None}
+        outer = measured_costs(passes, drafting, model, scheme, **head, other_ms=grid.other_ms.median())
+        inner = None
+        if small != "none":
+            inner_ms = rounds[rounds.head_scheme == head_scheme].other_ms.median()
+            inner = measured_costs(passes, drafting, small, small_scheme, **head, other_ms=inner_ms)
+        for chances, measured in _worlds(grid):
+            about = {"model": model, "scheme": scheme, "head_scheme": head_scheme, "head_vocabulary": vocabulary}
+            about |= {"head": chances.head[0], "inner_head": chances.inner_head[0], "agreement": chances.agreement}
+            rows.append(about | against_fixed(Planner(outer, inner), shapes.statistics(chances), measured))
+    return pd.DataFrame(rows)
+
+
+def _worlds(replayed: pd.DataFrame) -> Iterator[tuple[Chances, pd.DataFrame]]:
+    """Chances under which a target was decoded by several plans, with the rows of these; 0 where no plan needs one."""
+    of = {method: replayed[replayed.method == method] for method in METHODS}
+    heads = of["eagle2"].head_chance.unique() if len(of["eagle2"]) else [0.0]
+    inner = of["hierarchical"][["head_chance", "agreement"]].drop_duplicates().itertuples(index=False, name=None)
+    pairs = list(inner) or [(0.0, agreement) for agreement in of["vanilla"].agreement.unique()] or [(0.0, 0.0)]
+    for head, (inner_head, agreement) in product(heads, pairs):
+        same = [
+            of["autoregressive"],
+            of["eagle2"].query("head_chance == @head"),
+            of["vanilla"].query("agreement == @agreement"),
+            of["hierarchical"].query("head_chance == @inner_head and agreement == @agreement"),
+        ]
+        yield Chances([head], [inner_head], agreement), pd.concat(same)
 
 
 def shares_reached(ceilings: pd.DataFrame, card: str) -> tuple[float, dict[str, float]]:

@@ -1,7 +1,7 @@
 """The paper's four methods: what they need, how they draft, and how they are put together from model directories."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -74,12 +74,18 @@ class Plan:
     iterations: int = 0
     min_draft_length: int = 0
 
+    def __str__(self) -> str:
+        tree = [f"{self.draft_size} nodes", f"{self.iterations} iterations"] if self.draft_size else []
+        drafts = [*tree, *([f"{self.min_draft_length} tokens or more"] if self.min_draft_length else [])]
+        return f"{self.method} ({', '.join(drafts)})" if drafts else self.method
+
     @property
     def tree(self) -> tuple[int, int]:
         """Its nodes and iterations."""
         return self.draft_size, self.iterations
 
 
+PLAN_FIELDS = tuple(field.name for field in fields(Plan))
 # The fixed choices of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
 PAPER_PLANS = (
     Plan("autoregressive"),
@@ -146,6 +152,15 @@ class Models:
         self.scheme, self.dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
+
+    def given_methods(self) -> list[str]:
+        """The methods whose companions were given. Raises SpecquantError, before anything is loaded, where one of them
+        or the target is no model, or does not fit."""
+        load_config(locate(self.paths["target"], SMALL_FILES))
+        given = [method for method in METHODS if all(self.paths[which] for which in COMPANIONS[method])]
+        for method in given:
+            self.check_companions(method)
+        return given
 
     @cached_property
     def target(self) -> Llama | GraphedLlama:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import AcceptanceStatistics, Chances, Shapes, Tree
-from specquant.experiments.methods import Plan
+from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Plan
 
 MIN_DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
 
@@ -71,7 +71,7 @@ class Planner:
     def plans(
         self, statistics: AcceptanceStatistics, min_draft_lengths: Iterable[int] = MIN_DRAFT_LENGTHS
     ) -> list[Plan]:
-        """Every plan that can be predicted: all trees of known acceptance whose passes were measured."""
+        """Every plan that can be predicted: all trees of known acceptance, where all passes were measured."""
 
         def trees(known: Iterable[Tree], costs: LevelCosts) -> list[Tree]:
             return [tree for tree in known if len(costs.draft_ms) and tree[0] <= costs.verify_ms.index.max()]
@@ -80,9 +80,12 @@ class Planner:
         plans += [Plan("eagle2", *tree) for tree in trees(statistics.trees, self.target)]
         if self.intermediate is None or not statistics.agreement:
             return plans
-        plans += [Plan("vanilla", min_draft_length=length) for length in min_draft_lengths]
-        inner = trees(statistics.inner_trees, self.intermediate)
-        return plans + [Plan("hierarchical", *tree, length) for tree in inner for length in min_draft_lengths]
+        lengths, longest = list(min_draft_lengths), self.target.verify_ms.index.max() - 1
+        plans += [Plan("vanilla", min_draft_length=length) for length in lengths if length <= longest]
+        for tree in trees(statistics.inner_trees, self.intermediate):
+            most = len(statistics.inner_trees[tree])  # tokens that a round adds
+            plans += [Plan("hierarchical", *tree, length) for length in lengths if length - 1 + most <= longest]
+        return plans
 
     def best(self, statistics: AcceptanceStatistics, plans: Iterable[Plan] | None = None) -> Plan:
         """The plan with the most tokens per second, of `plans` or of all that can be predicted."""
@@ -164,6 +167,25 @@ def against_measured(planner: Planner, shapes: Shapes, replayed: pd.DataFrame) -
             }
         )
     return replayed.reset_index(drop=True).join(pd.DataFrame(rows))
+
+
+def against_fixed(planner: Planner, statistics: AcceptanceStatistics, measured: pd.DataFrame) -> dict:
+    """What the planner picks among plans measured under the same acceptance, beside the paper's fixed choices.
+
+    measured: a row for each plan, with tokens_per_s. Returns what was picked of those that can be predicted, the
+    fastest of the fixed choices, what was measured of both, and the ratio: the pick's speed over the other's.
+    """
+    speeds = {Plan(*row): speed for *row, speed in measured[[*PLAN_FIELDS, "tokens_per_s"]].itertuples(index=False)}
+    lengths = sorted({plan.min_draft_length for plan in speeds} - {0})
+    picked = planner.best(statistics, [plan for plan in planner.plans(statistics, lengths) if plan in speeds])
+    fixed = max((plan for plan in PAPER_PLANS if plan in speeds), key=speeds.get)
+    return {
+        "picked": str(picked),
+        "tokens_per_s": speeds[picked],
+        "fixed": str(fixed),
+        "fixed_tokens_per_s": speeds[fixed],
+        "ratio": speeds[picked] / speeds[fixed],
+    }
 
 
 def _row(

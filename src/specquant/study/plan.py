@@ -1,17 +1,37 @@
-"""The planner on recorded tables: what `specquant plan` prints."""
+"""The planner on recorded tables, as `specquant plan` prints it, and on models at hand: `--method auto`."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Shapes
-from specquant.experiments.planner import Planner, measured_costs
+from specquant.experiments.calibration import COLUMNS, calibrate, calibrated, described
+from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
+from specquant.experiments.planner import Planner, against_fixed, measured_costs
+from specquant.experiments.targets import quantized_target
+from specquant.experiments.throughput import by_task, decode_prompts, read_prompts
 from specquant.experiments.trees import RECORDED_TREES
+from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
-from specquant.study.results import read_results
+from specquant.study.provenance import device_name
+from specquant.study.record import CLOCK, recorded_rows
+from specquant.study.results import read_provenance, read_results, write_results
+
+PROMPTS = "data/prompts/prompts.jsonl"
+# Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
+GRID = (
+    *PAPER_PLANS,
+    *(Plan("vanilla", min_draft_length=length) for length in (2, 3, 4, 8)),
+    *(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3))),
+    *(Plan("hierarchical", *tree, length) for tree in ((8, 2), (16, 3)) for length in (2, 4, 6)),
+)
+REPEATS = 2  # of the grid's measurements, of which the fastest counts: others may use the machine
 
 
 def plan_table(
@@ -46,3 +66,124 @@ def plan_table(
     heads = {name: [chances.pop(name)] for name in ("head", "inner_head") if name in chances}
     assumed = replace(shapes.fitted_chances(), **heads, **chances)
     return Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))
+
+
+def write_calibration(
+    models: Models, tokenizer: PreTrainedTokenizerBase, path: str | Path, prompts_per_task: int = 1
+) -> Path:
+    """Decode shipped prompts greedily by every method whose models were given (`calibrate`), and keep the steps at
+    `path`, a CSV file, for `choose_plan`."""
+    prompts = [prompt["prompt"] for prompt in read_prompts(PROMPTS, prompts_per_task)]
+    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task}
+    steps = calibrate(models, tokenizer, prompts, new_tokens=64 * len(prompts))
+    return write_results(steps, path, parameters, device=str(models.device))
+
+
+def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
+    """The steps in a file that `write_calibration` made of these models on such a device.
+
+    Raises SpecquantError where there is none, or one of others.
+    """
+    steps = read_results(path, COLUMNS)
+    for what, ours in described(models).items():
+        if (theirs := str(steps[what].iloc[0])) != str(ours):
+            raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
+    theirs, ours = read_provenance(path)["device"], device_name(str(models.device))
+    if theirs != ours:
+        raise SpecquantError(f"{path} was measured on {theirs}, not on {ours}: calibrate again")
+    return steps
+
+
+def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:
+    """What every plan whose models were given would reach, the fastest first: as `plan_table`, from a calibration."""
+    planner, statistics = calibrated(steps)
+    given = models.given_methods()
+    plans = [plan for plan in planner.plans(statistics) if plan.method in given]
+    return planner.table(statistics, plans)
+
+
+def choose_plan(
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    calibration: str | Path | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> tuple[Plan, dict[str, float]]:
+    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called.
+
+    By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
+    the context, behind shipped ones, too.
+    """
+    if calibration is not None:
+        steps = read_calibration(calibration, models)
+    else:
+        prompts = [list(prompt), *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
+        steps = calibrate(models, tokenizer, prompts, temperature=temperature, top_p=top_p)
+    table = plans_of(models, steps)
+    best = table.drop_duplicates("method")
+    plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+    return plans[0], {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
+
+
+def record_plans(
+    models_dir: str | Path,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    keep_targets_in: str | Path,
+    name: str = "tiny",
+    prompts_per_task: int = 2,
+    max_new_tokens: int = 128,
+    device: str = "cpu",
+    plans: Sequence[Plan] = GRID,
+) -> list[Path]:
+    """Calibrate on the prompts of each task, with the target in each scheme, and decode twice as much by every plan.
+
+    Writes, below `out_dir`, plans.csv, a row for each scheme, task and plan, and calibration.csv (`calibrate`, with the
+    task), after each scheme; one that both hold is not measured again. Returns their paths. Raises SpecquantError where
+    they hold rows of other parameters.
+    """
+    parameters = {"models_dir": models_dir, "prompts": PROMPTS, "prompts_per_task": prompts_per_task}
+    parameters |= {"max_new_tokens": max_new_tokens, "plans": [str(plan) for plan in plans]}
+    paths = [resolve(out_dir) / f"{table}.csv" for table in ("plans", "calibration")]
+    recorded = [recorded_rows(path, parameters) for path in paths]
+    tasks = pd.DataFrame(read_prompts(PROMPTS, prompts_per_task)).groupby("task", sort=False)
+    missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded)]
+    for scheme in tqdm(missing, desc="schemes", unit="scheme"):
+        target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        models, tokenizer = tiny_models(models_dir, target, dtype=dtype, device=device), load_tokenizer(target)
+        decoded, steps = [], []
+        for task, prompts in tasks:
+            half = max_new_tokens // 2
+            calibration = calibrate(models, tokenizer, prompts.prompt.tolist(), half * len(prompts), half)
+            steps.append(calibration.assign(model=name, task=task))
+            for _ in range(REPEATS):
+                chosen = prompts.to_dict("records")
+                decoded.append(decode_prompts(models, tokenizer, chosen, plans, name, max_new_tokens=max_new_tokens))
+        for number, rows in enumerate((by_plan(pd.concat(decoded, ignore_index=True)), pd.concat(steps))):
+            before = recorded[number][recorded[number].scheme != scheme]
+            recorded[number] = pd.concat([before, rows]) if len(before) else rows
+            write_results(recorded[number], paths[number], parameters, device=device, repeats=REPEATS, clock=CLOCK)
+    return paths
+
+
+def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
+    """As `throughput.by_task`, a row for each plan, from rows of `decode_prompts` whose methods are plans.
+
+    Of prompts that were decoded more than once, the fastest time counts.
+    """
+    fastest = decoded.sort_values("decode_ms").drop_duplicates(["scheme", "method", "id"]).sort_index()
+    table = by_task(fastest).rename(columns={"draft_size": "mean_draft_size"})
+    plans = pd.DataFrame([asdict(plan) for plan in table.method])
+    return table.drop(columns=["method", "speedup"]).join(plans)
+
+
+def plans_against_fixed(plans: pd.DataFrame, calibration: pd.DataFrame) -> pd.DataFrame:
+    """What the planner picks for each scheme and task by its calibration, beside the paper's fixed choices
+    (`against_fixed`), from the tables of `record_plans`."""
+    rows = []
+    for (scheme, task), steps in calibration.groupby(["scheme", "task"], sort=False):
+        measured = plans[(plans.scheme == scheme) & (plans.task == task)]
+        rows.append({"scheme": scheme, "task": task} | against_fixed(*calibrated(steps), measured))
+    return pd.DataFrame(rows)

@@ -1,0 +1,154 @@
+"""What the planner needs of the models and the machine at hand, from a short decoding by every method."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.api.typing import SeriesGroupBy
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from specquant.decoding import Speculator, Step, acceptance_rule
+from specquant.errors import SpecquantError
+from specquant.experiments.acceptance import AcceptanceStatistics, Tree
+from specquant.experiments.methods import PLAN_FIELDS, Models, Plan
+from specquant.experiments.planner import LevelCosts, Planner
+from specquant.experiments.throughput import prompt_ids
+
+# What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
+PROBES = (
+    Plan("autoregressive"),
+    *(Plan("vanilla", min_draft_length=length) for length in (2, 12)),
+    *(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6))),
+    *(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3))),
+)
+COLUMNS = (*PLAN_FIELDS, "level", "drafts", "accepted", "rows")
+LONGEST_DRAFT = 20  # tokens: behind less room, drafts would be cut
+FEWEST = 3  # steps of which a median is taken
+FEWEST_JUDGED = 10  # tokens of which a chance is taken
+
+
+def calibrate(
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | list[int]],
+    new_tokens: int = 64,
+    most_of_one: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> pd.DataFrame:
+    """Decode prompts by each probe whose models were given, until it has added `new_tokens` tokens.
+
+    most_of_one: tokens behind one prompt. Prompts that leave no room are left out. Returns a row for each step of the
+    target, and for each round of an intermediate model: what is `described`, weights, the plan (method, draft_size,
+    iterations, min_draft_length), level, drafts (that were verified), accepted (of these), rows (of the pass) and the
+    times in milliseconds. Raises SpecquantError where companions do not fit, or too few steps could be taken.
+    """
+    given, rows = models.given_methods(), []
+    probes = [plan for plan in PROBES if plan.method in given]
+    for plan in tqdm(probes, desc="calibrating", unit="plan", leave=False, delay=5):
+        speculator = models.speculator(plan)
+        # On a GPU a first decoding captures graphs.
+        for _ in range(2 if models.target.device.type == "cuda" else 1):
+            decoded = list(_decode(speculator, tokenizer, prompts, new_tokens, most_of_one, temperature, top_p))
+        rows += [described(models) | {"weights": "trained"} | asdict(plan) | row for row in decoded]
+        del speculator
+    steps = pd.DataFrame(rows)
+    if steps.empty or not (steps.method == "autoregressive").sum() >= FEWEST:
+        raise SpecquantError(
+            f"calibration needs prompts with room for {LONGEST_DRAFT} tokens behind them, which are then continued: "
+            "give others, or a longer context"
+        )
+    return steps
+
+
+def described(models: Models) -> dict[str, str | int]:
+    """The columns that say what was calibrated; head_vocabulary: 0 for all tokens."""
+    return {
+        "model": Path(models.paths["target"]).name,
+        "scheme": models.target.scheme.name,
+        "head_scheme": models.head_scheme or "fp16",
+        "head_vocabulary": models.head_vocabulary or 0,
+    }
+
+
+def _decode(
+    speculator: Speculator,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | list[int]],
+    new_tokens: int,
+    most_of_one: int,
+    temperature: float,
+    top_p: float,
+) -> Iterator[dict]:
+    """The rows of one plan."""
+    ends = speculator.model.config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    left = new_tokens
+    for prompt in prompts:
+        tokens = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else prompt
+        room = speculator.context_length - len(tokens) - 1
+        if left <= 0 or room < LONGEST_DRAFT:
+            continue
+        latest = list(speculator.prefill(tokens, acceptance_rule(temperature, top_p)).tokens)
+        decoded, whole = 0, False
+        while decoded < min(most_of_one, left) and room - decoded >= LONGEST_DRAFT and not ends & set(latest):
+            step = speculator.step(room - decoded)
+            rounds = getattr(speculator.drafter, "rounds", [])
+            for turn, inner in enumerate(rounds):
+                # After a draft of which everything was accepted, the first round also runs its last token.
+                yield _row("intermediate", inner, len(inner.tree) + (whole and turn == 0))
+            yield _row("target", step, len(step.tree))
+            whole = len(step.path) == len(step.tree) - 1 > 0
+            decoded, latest = decoded + len(step.tokens), step.tokens
+        left -= decoded
+
+
+def _row(level: str, step: Step, rows: int) -> dict:
+    times = {"draft_ms": step.draft_ms, "verify_ms": step.verify_ms, "other_ms": step.other_ms}
+    return {"level": level, "drafts": len(step.tree) - 1, "accepted": len(step.path), "rows": rows, **times}
+
+
+def calibrated(steps: pd.DataFrame) -> tuple[Planner, AcceptanceStatistics]:
+    """A planner with the costs, and the statistics of acceptance, that steps (`calibrate`) had."""
+    outer, inner = (steps[steps.level == level] for level in ("target", "intermediate"))
+    planner = Planner(_costs(outer, "eagle2"), _costs(inner, "hierarchical") if len(inner) else None)
+    drafted = outer[outer.method.isin(["vanilla", "hierarchical"])]
+    return planner, AcceptanceStatistics(
+        _accepted(outer, "eagle2"), _accepted(inner, "hierarchical"), _agreement(drafted.drafts, drafted.accepted)
+    )
+
+
+def _costs(steps: pd.DataFrame, drafting: str) -> LevelCosts:
+    """Medians: of passes by their rows, of drafts by their iterations."""
+    passes = _medians(steps.groupby("rows").verify_ms)
+    drafts = _medians(_full(steps, drafting).groupby("iterations").draft_ms)
+    return LevelCosts(passes, drafts, float(steps.other_ms.median()))
+
+
+def _medians(times_ms: SeriesGroupBy) -> pd.Series:
+    return times_ms.median()[times_ms.size() >= FEWEST]
+
+
+def _full(steps: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The steps that verified a whole tree."""
+    return steps[(steps.method == method) & (steps.drafts == steps.draft_size - 1)]
+
+
+def _accepted(steps: pd.DataFrame, method: str) -> dict[Tree, np.ndarray]:
+    """For each tree, how often 0, 1, 2, ... of its drafts were accepted."""
+    groups = _full(steps, method).groupby(["draft_size", "iterations"]).accepted
+    return {tree: np.bincount(accepted) / len(accepted) for tree, accepted in groups if len(accepted) >= FEWEST}
+
+
+def _agreement(drafts: pd.Series, accepted: pd.Series) -> list[float]:
+    """By its place in the draft, how often a token was accepted that was judged, as far as enough were."""
+    chances = []
+    for place in range(int(drafts.max()) if len(drafts) else 0):
+        judged = (drafts > place) & (accepted >= place)
+        if judged.sum() < FEWEST_JUDGED:
+            break
+        chances.append(float((accepted > place)[judged].mean()))
+    return chances

@@ -1,0 +1,96 @@
+"""Calibration: what is taken from steps, by hand; and that the steps are those of every method that can decode."""
+
+import pandas as pd
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.experiments import calibration
+from specquant.experiments.calibration import COLUMNS, calibrate, calibrated
+from specquant.experiments.methods import METHODS, Models, Plan, tiny_models
+from specquant.models.loading import load_tokenizer
+
+PROBES = (
+    Plan("autoregressive"),
+    Plan("vanilla", min_draft_length=3),
+    Plan("eagle2", 9, 2),
+    Plan("hierarchical", 7, 2, 3),
+)
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    monkeypatch.setattr(calibration, "PROBES", PROBES)
+
+
+@pytest.fixture
+def tokenizer(small_models):
+    return load_tokenizer(small_models / "target")
+
+
+def test_every_method_takes_its_steps(small_models, tokenizer, probes):
+    steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
+    assert set(COLUMNS) < set(steps.columns)
+    outer, inner = (steps[steps.level == level] for level in ("target", "intermediate"))
+    assert set(outer.method) == set(METHODS)
+    assert set(inner.method) == {"vanilla", "hierarchical"}
+    for method, group in outer.groupby("method"):
+        assert 40 <= (group.accepted + 1).sum() <= 40 + 20, method
+        assert (group.rows == group.drafts + 1).all()
+    trees = outer[outer.method == "eagle2"]
+    assert (trees.drafts == 8).mean() > 0.9
+    planner, statistics = calibrated(steps)
+    assert set(statistics.trees) == {(9, 2)}
+    assert set(statistics.inner_trees) == {(7, 2)}
+    assert {plan.method for plan in planner.plans(statistics)} == set(METHODS)
+    measured = outer[outer.method == "eagle2"].accepted.mean() + 1
+    assert statistics.accepted_length(Plan("eagle2", 9, 2)) == pytest.approx(measured, rel=0.1)
+
+
+def test_only_methods_whose_models_were_given_take_part(small_models, tokenizer, probes):
+    models = Models(small_models / "target", eagle_target=small_models / "eagle-target")
+    steps = calibrate(models, tokenizer, ["1 plus 1"], 16)
+    assert set(steps.method) == {"autoregressive", "eagle2"}
+    planner, statistics = calibrated(steps)
+    assert {plan.method for plan in planner.plans(statistics)} == {"autoregressive", "eagle2"}
+
+
+def test_companions_are_checked_before_anything_is_loaded(small_models, tokenizer, monkeypatch):
+    monkeypatch.setattr("specquant.experiments.methods.load_model", lambda *_: pytest.fail("loaded"))
+    models = Models(small_models / "target", eagle_target=small_models / "eagle-intermediate")
+    with pytest.raises(SpecquantError, match="has hidden_size 128, and its model 256"):
+        calibrate(models, tokenizer, ["1 plus 1"])
+
+
+def test_prompts_without_room_are_left_out(small_models, tokenizer, probes):
+    models = Models(small_models / "target", context_length=60)
+    long = list(range(2, 47))
+    assert len(calibrate(models, tokenizer, [long, "1 plus 1"], 16)) == 16
+    with pytest.raises(SpecquantError, match="needs prompts with room for 20 tokens behind them"):
+        calibrate(models, tokenizer, [long], 16)
+
+
+def made_by_hand() -> pd.DataFrame:
+    """Of each kind three steps or more."""
+    columns = (*COLUMNS, "draft_ms", "verify_ms", "other_ms")
+    rows = [("autoregressive", 0, 0, 0, "target", 0, 0, 1, 0.0, time_ms, 0.5) for time_ms in (4.0, 5.0, 9.0)]
+    rows += [("eagle2", 8, 2, 0, "target", 7, accepted, 8, 2.0, 6.0, 0.5) for accepted in (0, 1, 1, 2)]
+    rows += [("eagle2", 8, 2, 0, "target", 0, 0, 1, 0.1, 5.0, 0.5)]  # without room for a tree
+    rows += [("vanilla", 0, 0, 2, "target", 2, accepted, 3, 3.0, 5.5, 0.5) for accepted in [0] * 5 + [1] * 5 + [2] * 10]
+    rows += [("vanilla", 0, 0, 2, "intermediate", 0, 0, size, 0.0, size, 0.25) for size in (1, 1, 1, 2, 2)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_costs_are_medians_of_what_was_often_enough():
+    planner, _ = calibrated(made_by_hand())
+    assert planner.target.verify_ms.to_dict() == {1: 5.0, 3: 5.5, 8: 6.0}
+    assert planner.target.draft_ms.to_dict() == {2: 2.0}
+    assert planner.intermediate.verify_ms.to_dict() == {1: 1.0}  # two passes of two rows are too few
+    assert len(planner.intermediate.draft_ms) == 0
+    assert (planner.target.other_ms, planner.intermediate.other_ms) == (0.5, 0.25)
+
+
+def test_acceptance_is_counted():
+    _, statistics = calibrated(made_by_hand())
+    assert {tree: list(accepted) for tree, accepted in statistics.trees.items()} == {(8, 2): [0.25, 0.5, 0.25]}
+    assert not statistics.inner_trees
+    assert statistics.agreement == [15 / 20, 10 / 15]
