@@ -72,6 +72,13 @@ def test_rows_say_what_was_measured():
 
 
 @pytest.mark.gpu
+def test_a_layer_takes_longer_than_its_largest_product():
+    layer_us = kernels.LayersAlone("llama-3-8b", "w4a8-qqq", torch.device("cuda")).time_us(16, repeats=3)
+    matrices = kernels.synthetic_matrices("w4a8-qqq", 28672, 4096, "cuda")
+    assert layer_us > kernels.product_times_us(matrices, 16, 3).median()
+
+
+@pytest.mark.gpu
 def test_tuning_stops_in_time_and_keeps_what_it_did_not_reach(tmp_path):
     path = tmp_path / "configurations.json"
     path.write_text(CONFIGURATIONS.read_text())

@@ -1,13 +1,14 @@
 """How fast the linear products are: each layer of a model alone, on a GPU, with weights that no cache holds."""
 
 import copy
+import itertools
 import json
 import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from contextlib import suppress
 
 import pandas as pd
 import torch
@@ -16,8 +17,11 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments.compatibility import DRAFT_SIZES
 from specquant.kernels.launch import multiprocessors, triton
-from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, gpu_kind, winners
+from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
 from specquant.kernels.stream import read_triton
+from specquant.models.graphs import MOST_ROWS, CapturedCache
+from specquant.models.llama import causal_mask
+from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.paths import write_file
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 
@@ -57,6 +61,8 @@ CANDIDATES = {
         *((256, stages, 8, 0) for stages in (2, 3)),
     ),
 }
+SHORTLIST = 6  # candidates that are tried in a layer
+CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 GRAPH_US = 1500  # a graph holds launches for about this long
 REPEATS = 20
 
@@ -134,36 +140,66 @@ def tune(
 ) -> pd.DataFrame:
     """Measure candidates for every shape and row tile, and write the fastest of each to the table at `path`.
 
-    Stops after `budget_s` seconds; a shape and tile that was not measured wholly keeps its configuration. Returns all
-    that was measured.
+    Each is measured alone, and the fastest few, with what the table has, in a pass of a few decoder layers: between
+    other kernels a product's blocks are placed otherwise, and what is best alone may not be there. Stops after
+    `budget_s` seconds; a shape and tile that was not measured wholly keeps its configuration. Returns all that was
+    measured: alone_us of a product, and layer_us of a layer with it, NaN where it was not tried.
     """
     require_gpu(device)
     device = torch.device(device)
-    table = json.loads(Path(path).read_text())
+    table = winners()
     rows, end = [], time.monotonic() + budget_s
-    for _, _, (outputs, inputs) in layers(models):
+    for model in models:
+        largest_first = sorted((shape for _, _, shape in layers([model])), key=math.prod, reverse=True)
         for scheme in schemes:
             if scheme == "fp16":
                 continue  # cuBLAS chooses by itself
-            matrices = synthetic_matrices(scheme, outputs, inputs, device)
-            for tile in CANDIDATES:
-                times = {}
+            shapes = table.setdefault(gpu_kind(device), {}).setdefault(kernel_name(scheme), {})
+            passes = LayersAlone(model, scheme, device)
+            for (outputs, inputs), tile in itertools.product(largest_first, CANDIDATES):
+                matrices = synthetic_matrices(scheme, outputs, inputs, device)
+                alone: dict[Configuration, float] = {}
                 for candidate in candidates(outputs, inputs, tile, device):
                     if time.monotonic() > end:
                         return pd.DataFrame(rows)
-                    try:
-                        times[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
-                    except triton.OutOfResources:
-                        continue
-                    row = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
-                    rows.append(row | candidate._asdict() | {"time_us": times[candidate]})
-                shapes = table.setdefault(gpu_kind(device), {}).setdefault(kernel_name(scheme), {})
-                shapes.setdefault(f"{outputs}x{inputs}", {})[str(tile)] = list(min(times, key=times.get))
+                    with suppress(triton.OutOfResources):
+                        alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
+                del matrices
+                now = configuration(kernel_name(scheme), outputs, inputs, tile, device)
+                tiles, in_layer = shapes.setdefault(f"{outputs}x{inputs}", {}), {}
+                for candidate in dict.fromkeys([now, *sorted(alone, key=alone.get)[:SHORTLIST]]):
+                    tiles[str(tile)] = list(candidate)
+                    in_layer[candidate] = passes.time_us(tile)
+                tiles[str(tile)] = list(min(in_layer, key=in_layer.get))
+                about = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
+                for candidate in dict.fromkeys([*alone, *in_layer]):
+                    times = {"alone_us": alone.get(candidate), "layer_us": in_layer.get(candidate)}
+                    rows.append(about | candidate._asdict() | times)
                 text = json.dumps(table, indent=1)
                 write_file(path, re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
-                winners.cache_clear()
-            del matrices
     return pd.DataFrame(rows)
+
+
+class LayersAlone:
+    """As many decoder layers of a model as no cache holds, with random weights, behind a context of 512 tokens."""
+
+    def __init__(self, model: str, scheme: str, device: torch.device):
+        config = synthetic_config(model)
+        layer_bytes = sum(outputs * inputs for _, _, (outputs, inputs) in layers([model]))
+        layer_bytes *= get_scheme(scheme).weight_bits / 8
+        config.num_hidden_layers, config.vocab_size = math.ceil(ROTATED_BYTES / layer_bytes) + 1, 1024
+        self.model = synthetic_model(config, scheme, CONTEXT_LENGTH + MOST_ROWS, device=device)
+        cache = self.model.new_cache(CONTEXT_LENGTH + MOST_ROWS)
+        cache.confirm(CONTEXT_LENGTH)
+        self.cache = CapturedCache(cache, torch.zeros(1, dtype=torch.int64, device=device))
+
+    @torch.inference_mode()
+    def time_us(self, rows: int, repeats: int = REPEATS) -> float:
+        """Of one layer, by replays of a CUDA graph, with the configurations that the table has now."""
+        tokens = torch.arange(rows, device=self.model.device)
+        mask = causal_mask(rows, self.model.device)
+        times = replay_times_us(lambda _: self.model(tokens, CONTEXT_LENGTH + tokens, self.cache, mask), 1, repeats)
+        return times.median().item() / self.model.config.num_hidden_layers
 
 
 def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[Configuration]:
