@@ -1,11 +1,12 @@
 """Verify time: which passes are timed, behind which context. How long they take is the machine's business."""
 
+import pandas as pd
 import pytest
 import torch
 
 from specquant.errors import SpecquantError
 from specquant.experiments import timing
-from specquant.experiments.compatibility import profile_pass, verify_cost
+from specquant.experiments.compatibility import profile_pass, time_by_part, verify_cost
 from specquant.models.loading import load_model
 
 
@@ -61,6 +62,17 @@ def test_context_and_draft_may_fill_the_model(model):
 def test_without_a_gpu_there_is_nothing_to_profile(model):
     with pytest.raises(SpecquantError, match="only passes on an NVIDIA GPU can be profiled"):
         profile_pass(model, "small", "synthetic", 3, context_length=32)
+
+
+def test_parts_of_a_pass_sum_to_it():
+    kernels = ["_kernel", "nvjet_sm90", "_add_rms_norm_kernel", "_join_kernel", "void at::native::fill", "idle"]
+    profiles = pd.DataFrame({"kernel": kernels, "launches": [4, 1, 3, 1, 2, 0], "alone_us": [50, 20, 9, 8, 2, 1]})
+    about = {"model": "m", "scheme": "s", "draft_size": 1, "span_us": 90}
+    (row,) = time_by_part(profiles.assign(**about)).round(6).to_dict("records")
+    assert row == {
+        "products": 0.07, "attention": 0.008, "norms": 0.009, "SwiGLU": 0.0, "rotation": 0.0, "other": 0.002,
+        "idle": 0.001, "pass_ms": 0.09, "launches": 11,
+    }  # fmt: skip
 
 
 @pytest.mark.gpu

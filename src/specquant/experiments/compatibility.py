@@ -92,6 +92,35 @@ def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context
     return table.reset_index(names="kernel").assign(**about)[columns]
 
 
+# Parts of a pass, by what the names of their kernels contain; whatever is none of these is a matrix product.
+PARTS = {
+    "attention": "_attend|_join",
+    "norms": "norm",
+    "SwiGLU": "swiglu",
+    "rotation": "rotate",
+    "other": "at::native|Mem|quantize",
+    "idle": "^idle$",
+}
+
+
+def time_by_part(profiles: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds of each part of a pass, LM head among the products, and how many launches it has in all.
+
+    profiles: rows of `profile_pass`. A row for each model, scheme and draft size; parts sum to `pass_ms`, the time from
+    its first kernel to its last.
+    """
+    parts = pd.Series("products", profiles.index)
+    for part, names in PARTS.items():
+        parts[profiles.kernel.str.contains(names)] = part
+    same = ["model", "scheme", "draft_size"]
+    times = profiles.assign(part=parts, ms=profiles.alone_us / 1e3)
+    table = times.pivot_table(index=same, columns="part", values="ms", aggfunc="sum", fill_value=0.0, sort=False)
+    groups = profiles.groupby(same, sort=False)
+    return table.reindex(columns=["products", *PARTS], fill_value=0.0).assign(
+        pass_ms=groups.span_us.first() / 1e3, launches=groups.launches.sum()
+    )
+
+
 def prepare_passes(
     model: Llama, draft_sizes: Sequence[int], context_length: int
 ) -> dict[int, Callable[[], torch.Tensor]]:
