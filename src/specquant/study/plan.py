@@ -132,12 +132,12 @@ def record_plans(
     out_dir: str | Path,
     keep_targets_in: str | Path,
     name: str = "tiny",
-    prompts_per_task: int = 2,
-    max_new_tokens: int = 128,
+    prompts_per_task: int = 3,
+    max_new_tokens: int = 64,
     device: str = "cpu",
     plans: Sequence[Plan] = GRID,
 ) -> list[Path]:
-    """Calibrate on the prompts of each task, with the target in each scheme, and decode twice as much by every plan.
+    """Decode the prompts of each task by every plan, with the target in each scheme, and calibrate on the same ones.
 
     Writes, below `out_dir`, plans.csv, a row for each scheme, task and plan, and calibration.csv (`calibrate`, with the
     task), after each scheme; one that both hold is not measured again. Returns their paths. Raises SpecquantError where
@@ -155,8 +155,8 @@ def record_plans(
         models, tokenizer = tiny_models(models_dir, target, dtype=dtype, device=device), load_tokenizer(target)
         decoded, steps = [], []
         for task, prompts in tasks:
-            half = max_new_tokens // 2
-            calibration = calibrate(models, tokenizer, prompts.prompt.tolist(), half * len(prompts), half)
+            texts = prompts.prompt.tolist()
+            calibration = calibrate(models, tokenizer, texts, max_new_tokens * len(texts), max_new_tokens)
             steps.append(calibration.assign(model=name, task=task))
             for _ in range(REPEATS):
                 chosen = prompts.to_dict("records")
