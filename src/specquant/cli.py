@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--out", type=_here, default=Path("results/replayed"), metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
 
-    plans = benches.add_parser("plans", help="a grid of plans on trained models, and the calibration to pick one by")
+    plans = benches.add_parser("plans", help="a grid of plans on trained models, and what is predicted of each")
     plans.add_argument("--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny")
     plans.add_argument(
         "--schemes", default="fp16,w4a16-g128", metavar="NAMES", help="of the target (default: %(default)s)"
@@ -586,7 +586,7 @@ def _bench_plans(arguments: argparse.Namespace) -> int:
     from specquant.quant import scheme_names
     from specquant.study.plan import record_plans
 
-    for path in record_plans(
+    path = record_plans(
         arguments.models_dir,
         scheme_names(arguments.schemes),
         arguments.out,
@@ -594,8 +594,8 @@ def _bench_plans(arguments: argparse.Namespace) -> int:
         prompts_per_task=arguments.prompts_per_task,
         max_new_tokens=arguments.max_new_tokens,
         device=choose_device(arguments.device),
-    ):
-        print(path)
+    )
+    print(path)
     return 0
 
 

@@ -44,6 +44,7 @@ def test_picks_are_compared_under_every_acceptance_that_was_replayed():
         ("vanilla", 0, 0, 6, 0.0, 0.0, 61.0),
     ]
     about = {"model": "m", "scheme": "fp16", "intermediate": "s", "intermediate_scheme": "fp16", "other_ms": 0.1}
+    about |= {"draft_ms": 0.0, "verify_ms": 0.9}
     replayed = pd.DataFrame(rows, columns=columns).assign(**about, head_scheme="fp16", head_vocabulary=0)
     table = replayed_against_fixed(passes, pd.DataFrame(drafting), rounds, shapes, replayed)
     picked = {(row.head, row.agreement): row.picked.split()[0] for row in table.itertuples()}
@@ -54,6 +55,10 @@ def test_picks_are_compared_under_every_acceptance_that_was_replayed():
         (0.1, 0.0): "autoregressive",
     }
     assert (table.ratio == 1).all()
+    # Every step took a millisecond: the plan with the greatest accepted length would be the best.
+    lengths = table.set_index(["head", "agreement"]).expected_ratio
+    assert lengths[0.1, 0.0] == pytest.approx(1 / sum(0.1**depth for depth in range(24)))
+    assert lengths[0.9, 0.0] == 1
 
 
 def test_free_drafts_grow_with_the_share_of_the_rate():

@@ -8,7 +8,7 @@ import pandas as pd
 
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
-from specquant.experiments.methods import METHODS
+from specquant.experiments.methods import METHODS, PLAN_FIELDS, Plan
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.models.synthetic import synthetic_config
 
@@ -46,7 +46,8 @@ def replayed_against_fixed(
     """The planner's picks among the rows of replayed.csv (`against_fixed`), under each acceptance that was replayed.
 
     passes, drafting, rounds: verify_cost.csv, drafting.csv and rounds.csv of the same GPU; bookkeeping is taken from
-    rounds.csv and replayed.csv.
+    rounds.csv and replayed.csv. expected_ratio: as ratio, from measured times of a step and expected accepted lengths;
+    those of a replay are of a few hundred chance events.
     """
     kind, rows = ["model", "scheme", "intermediate", "intermediate_scheme", "head_scheme", "head_vocabulary"], []
     for (model, scheme, small, small_scheme, head_scheme, vocabulary), grid in replayed.groupby(kind, sort=False):
@@ -59,7 +60,13 @@ def replayed_against_fixed(
         for chances, measured in _worlds(grid):
             about = {"model": model, "scheme": scheme, "head_scheme": head_scheme, "head_vocabulary": vocabulary}
             about |= {"head": chances.head[0], "inner_head": chances.inner_head[0], "agreement": chances.agreement}
-            rows.append(about | against_fixed(Planner(outer, inner), shapes.statistics(chances), measured))
+            planner, statistics = Planner(outer, inner), shapes.statistics(chances)
+            plans = [Plan(*plan) for plan in measured[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+            predicted = pd.DataFrame([planner.predict(plan, statistics) for plan in plans], measured.index)
+            both = measured.assign(predicted_tokens_per_s=predicted.tokens_per_s)
+            step_ms = measured.draft_ms + measured.verify_ms + measured.other_ms
+            expected = both.assign(tokens_per_s=1e3 * predicted.accepted_length / step_ms)
+            rows.append(about | against_fixed(both) | {"expected_ratio": against_fixed(expected)["ratio"]})
     return pd.DataFrame(rows)
 
 
@@ -76,7 +83,7 @@ def _worlds(replayed: pd.DataFrame) -> Iterator[tuple[Chances, pd.DataFrame]]:
             of["vanilla"].query("agreement == @agreement"),
             of["hierarchical"].query("head_chance == @inner_head and agreement == @agreement"),
         ]
-        yield Chances([head], [inner_head], agreement), pd.concat(same)
+        yield Chances([head], [inner_head], agreement), pd.concat(same, ignore_index=True)
 
 
 def shares_reached(ceilings: pd.DataFrame, card: str) -> tuple[float, dict[str, float]]:

@@ -169,22 +169,23 @@ def against_measured(planner: Planner, shapes: Shapes, replayed: pd.DataFrame) -
     return replayed.reset_index(drop=True).join(pd.DataFrame(rows))
 
 
-def against_fixed(planner: Planner, statistics: AcceptanceStatistics, measured: pd.DataFrame) -> dict:
-    """What the planner picks among plans measured under the same acceptance, beside the paper's fixed choices.
+def against_fixed(plans: pd.DataFrame) -> dict:
+    """The plan with the fastest prediction beside the paper's fixed choices, among plans that all decoded the same.
 
-    measured: a row for each plan, with tokens_per_s. Returns what was picked of those that can be predicted, the
-    fastest of the fixed choices, what was measured of both, and the ratio: the pick's speed over the other's.
+    plans: a row for each, with tokens_per_s, what was measured, and predicted_tokens_per_s, NaN where there is none.
+    Returns what is picked, the fastest of the fixed choices, what was measured of both, and the ratio: the pick's speed
+    over the other's.
     """
-    speeds = {Plan(*row): speed for *row, speed in measured[[*PLAN_FIELDS, "tokens_per_s"]].itertuples(index=False)}
-    lengths = sorted({plan.min_draft_length for plan in speeds} - {0})
-    picked = planner.best(statistics, [plan for plan in planner.plans(statistics, lengths) if plan in speeds])
-    fixed = max((plan for plan in PAPER_PLANS if plan in speeds), key=speeds.get)
+    names = [str(Plan(*plan)) for plan in plans[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+    speeds = plans.set_axis(names)[["tokens_per_s", "predicted_tokens_per_s"]]
+    fixed = speeds[speeds.index.isin([str(plan) for plan in PAPER_PLANS])].tokens_per_s
+    picked = speeds.predicted_tokens_per_s.idxmax()
     return {
-        "picked": str(picked),
-        "tokens_per_s": speeds[picked],
-        "fixed": str(fixed),
-        "fixed_tokens_per_s": speeds[fixed],
-        "ratio": speeds[picked] / speeds[fixed],
+        "picked": picked,
+        "tokens_per_s": speeds.tokens_per_s[picked],
+        "fixed": fixed.idxmax(),
+        "fixed_tokens_per_s": fixed.max(),
+        "ratio": speeds.tokens_per_s[picked] / fixed.max(),
     }
 
 

@@ -136,36 +136,39 @@ def record_plans(
     max_new_tokens: int = 64,
     device: str = "cpu",
     plans: Sequence[Plan] = GRID,
-) -> list[Path]:
-    """Decode the prompts of each task by every plan, with the target in each scheme, and calibrate on the same ones.
+) -> Path:
+    """Decode the prompts of each task by every plan, with the target in each scheme, and predict that by a calibration.
 
-    Writes, below `out_dir`, plans.csv, a row for each scheme, task and plan, and calibration.csv (`calibrate`, with the
-    task), after each scheme; one that both hold is not measured again. Returns their paths. Raises SpecquantError where
-    they hold rows of other parameters.
+    Writes plans.csv below `out_dir` after each scheme: a row for each scheme, task and plan, with tokens_per_s and
+    predicted_tokens_per_s. The calibration decodes the same prompts as far, by fewer plans. A scheme that the table
+    holds is not measured again. Returns its path. Raises SpecquantError where it holds rows of other parameters.
     """
     parameters = {"models_dir": models_dir, "prompts": PROMPTS, "prompts_per_task": prompts_per_task}
     parameters |= {"max_new_tokens": max_new_tokens, "plans": [str(plan) for plan in plans]}
-    paths = [resolve(out_dir) / f"{table}.csv" for table in ("plans", "calibration")]
-    recorded = [recorded_rows(path, parameters) for path in paths]
+    path = resolve(out_dir) / "plans.csv"
+    table = recorded_rows(path, parameters)
     tasks = pd.DataFrame(read_prompts(PROMPTS, prompts_per_task)).groupby("task", sort=False)
-    missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded)]
+    missing = [scheme for scheme in schemes if scheme not in set(table.scheme)]
     for scheme in tqdm(missing, desc="schemes", unit="scheme"):
         target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
         dtype = torch.float16 if device == "cuda" else torch.float32
         models, tokenizer = tiny_models(models_dir, target, dtype=dtype, device=device), load_tokenizer(target)
-        decoded, steps = [], []
-        for task, prompts in tasks:
-            texts = prompts.prompt.tolist()
-            calibration = calibrate(models, tokenizer, texts, max_new_tokens * len(texts), max_new_tokens)
-            steps.append(calibration.assign(model=name, task=task))
-            for _ in range(REPEATS):
-                chosen = prompts.to_dict("records")
-                decoded.append(decode_prompts(models, tokenizer, chosen, plans, name, max_new_tokens=max_new_tokens))
-        for number, rows in enumerate((by_plan(pd.concat(decoded, ignore_index=True)), pd.concat(steps))):
-            before = recorded[number][recorded[number].scheme != scheme]
-            recorded[number] = pd.concat([before, rows]) if len(before) else rows
-            write_results(recorded[number], paths[number], parameters, device=device, repeats=REPEATS, clock=CLOCK)
-    return paths
+        parts = [table] if len(table) else []
+        for _, prompts in tasks:
+            texts, chosen = prompts.prompt.tolist(), prompts.to_dict("records")
+            planner, statistics = calibrated(
+                calibrate(models, tokenizer, texts, max_new_tokens * len(texts), max_new_tokens)
+            )
+            decoded = [
+                decode_prompts(models, tokenizer, chosen, plans, name, max_new_tokens=max_new_tokens)
+                for _ in range(REPEATS)
+            ]
+            predicted = planner.table(statistics).set_index(list(PLAN_FIELDS)).tokens_per_s
+            measured = by_plan(pd.concat(decoded, ignore_index=True))
+            parts.append(measured.join(predicted.rename("predicted_tokens_per_s"), on=list(PLAN_FIELDS)))
+        table = pd.concat(parts, ignore_index=True)
+        write_results(table, path, parameters, device=device, repeats=REPEATS, clock=CLOCK)
+    return path
 
 
 def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
@@ -179,11 +182,8 @@ def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["method", "speedup"]).join(plans)
 
 
-def plans_against_fixed(plans: pd.DataFrame, calibration: pd.DataFrame) -> pd.DataFrame:
-    """What the planner picks for each scheme and task by its calibration, beside the paper's fixed choices
-    (`against_fixed`), from the tables of `record_plans`."""
-    rows = []
-    for (scheme, task), steps in calibration.groupby(["scheme", "task"], sort=False):
-        measured = plans[(plans.scheme == scheme) & (plans.task == task)]
-        rows.append({"scheme": scheme, "task": task} | against_fixed(*calibrated(steps), measured))
-    return pd.DataFrame(rows)
+def plans_against_fixed(plans: pd.DataFrame) -> pd.DataFrame:
+    """What the planner picks for each scheme and task, beside the paper's fixed choices (`against_fixed`), from the
+    table of `record_plans`."""
+    groups = plans.groupby(["scheme", "task"], sort=False)
+    return pd.DataFrame([{"scheme": scheme, "task": task} | against_fixed(rows) for (scheme, task), rows in groups])
