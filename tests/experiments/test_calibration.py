@@ -2,11 +2,12 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from specquant.errors import SpecquantError
 from specquant.experiments import calibration
 from specquant.experiments.calibration import COLUMNS, calibrate, calibrated
-from specquant.experiments.methods import METHODS, Models, Plan, tiny_models
+from specquant.experiments.methods import METHODS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
 
 PROBES = (
@@ -29,7 +30,7 @@ def tokenizer(small_models):
 
 def test_every_method_takes_its_steps(small_models, tokenizer, probes):
     steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
-    assert set(COLUMNS) < set(steps.columns)
+    assert set(steps.columns) == set(COLUMNS)
     outer, inner = (steps[steps.level == level] for level in ("target", "intermediate"))
     assert set(outer.method) == set(METHODS)
     assert set(inner.method) == {"vanilla", "hierarchical"}
@@ -69,9 +70,19 @@ def test_prompts_without_room_are_left_out(small_models, tokenizer, probes):
         calibrate(models, tokenizer, [long], 16)
 
 
+@pytest.mark.gpu
+def test_it_works_on_a_gpu_too(small_models, tokenizer, probes):
+    models = tiny_models("data/tiny", dtype=torch.float16, device="cuda")
+    steps = calibrate(models, load_tokenizer(models.paths["target"]), ["Question: How many are 3 and 4?\nAnswer:"], 32)
+    outer = steps[steps.level == "target"]
+    assert set(outer.method) == set(METHODS)
+    planner, statistics = calibrated(steps)
+    assert {plan.method for plan in planner.plans(statistics)} == set(METHODS)
+
+
 def made_by_hand() -> pd.DataFrame:
     """Of each kind three steps or more."""
-    columns = (*COLUMNS, "draft_ms", "verify_ms", "other_ms")
+    columns = ("method", *PLAN_FIELDS[1:], "level", "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
     rows = [("autoregressive", 0, 0, 0, "target", 0, 0, 1, 0.0, time_ms, 0.5) for time_ms in (4.0, 5.0, 9.0)]
     rows += [("eagle2", 8, 2, 0, "target", 7, accepted, 8, 2.0, 6.0, 0.5) for accepted in (0, 1, 1, 2)]
     rows += [("eagle2", 8, 2, 0, "target", 0, 0, 1, 0.1, 5.0, 0.5)]  # without room for a tree

@@ -75,6 +75,10 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
     monkeypatch.setattr(plan, "device_name", lambda _: "another GPU")
     with pytest.raises(SpecquantError, match=r"made.csv was measured on .*, not on another GPU: calibrate again"):
         read_calibration(path, models)
+    damaged = path.with_name("damaged.csv")
+    damaged.write_text(path.read_text().replace("autoregressive,0", "autoregressive,zero"))
+    with pytest.raises(SpecquantError, match=r"damaged.csv holds something else where numbers belong"):
+        read_calibration(damaged, models)
     with pytest.raises(SpecquantError, match="lacks the columns"):
         read_calibration("data/recorded/cpu/heads.csv", models)
 

@@ -24,7 +24,8 @@ PROBES = (
     *(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6))),
     *(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3))),
 )
-COLUMNS = (*PLAN_FIELDS, "level", "drafts", "accepted", "rows")
+NUMBERS = (*PLAN_FIELDS[1:], "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
+COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "method", "level", *NUMBERS)
 LONGEST_DRAFT = 20  # tokens: behind less room, drafts would be cut
 FEWEST = 3  # steps of which a median is taken
 FEWEST_JUDGED = 10  # tokens of which a chance is taken

@@ -26,7 +26,7 @@ from specquant.experiments.drafting import (
 from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, read_prompts
-from specquant.experiments.trees import RECORDED_TREES, tree_shapes
+from specquant.experiments.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.models.device import choose_device
 from specquant.models.loading import load_tokenizer
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head, synthetic_model
@@ -82,7 +82,7 @@ def record_drafting(
         del ends
     if INNER_MODEL in models:
         trees = read_results(resolve(RECORDED_TREES))
-        shapes = tree_shapes(trees[trees.model.str.endswith("intermediate")], *INNER_TREE)
+        shapes = tree_shapes(trees_of(trees, "intermediate"), *INNER_TREE)
         parameters |= {"acceptance": INNER_ACCEPTANCE, "trees": RECORDED_TREES}
         how["clock"] = "CUDA events for drafts, time.perf_counter for the rest, medians of steps"
         paths.append(paths[0].with_name("rounds.csv"))

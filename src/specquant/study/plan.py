@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Shapes
-from specquant.experiments.calibration import COLUMNS, calibrate, calibrated, described
+from specquant.experiments.calibration import COLUMNS, NUMBERS, calibrate, calibrated, described
 from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
@@ -82,9 +82,11 @@ def write_calibration(
 def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
     """The steps in a file that `write_calibration` made of these models on such a device.
 
-    Raises SpecquantError where there is none, or one of others.
+    Raises SpecquantError where there is none, a damaged one, or one of others.
     """
     steps = read_results(path, COLUMNS)
+    if steps[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").isna().any(axis=None):
+        raise SpecquantError(f"{path} holds something else where numbers belong: calibrate again")
     for what, ours in described(models).items():
         if (theirs := str(steps[what].iloc[0])) != str(ours):
             raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
