@@ -226,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     plans.add_argument(
         "--schemes", default="fp16,w4a16-g128", metavar="NAMES", help="of the target (default: %(default)s)"
     )
-    plans.add_argument("--prompts-per-task", type=int, default=3, metavar="N", help="default: 3")
+    plans.add_argument("--prompts-per-task", type=int, default=2, metavar="N", help="default: 2")
     plans.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
     plans.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     plans.add_argument("--out", type=_here, default=Path("results/plans"), metavar="DIR", help="for the tables")

@@ -71,7 +71,7 @@ def test_prompts_without_room_are_left_out(small_models, tokenizer, probes):
 
 
 @pytest.mark.gpu
-def test_it_works_on_a_gpu_too(small_models, tokenizer, probes):
+def test_it_works_on_a_gpu_too(probes):
     models = tiny_models("data/tiny", dtype=torch.float16, device="cuda")
     steps = calibrate(models, load_tokenizer(models.paths["target"]), ["Question: How many are 3 and 4?\nAnswer:"], 32)
     outer = steps[steps.level == "target"]

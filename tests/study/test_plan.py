@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from specquant.cli import main
@@ -6,7 +7,14 @@ from specquant.experiments import calibration
 from specquant.experiments.methods import PAPER_PLANS, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
 from specquant.study import plan, read_results
-from specquant.study.plan import plan_table, plans_against_fixed, read_calibration, record_plans, write_calibration
+from specquant.study.plan import (
+    fastest,
+    plan_table,
+    plans_against_fixed,
+    read_calibration,
+    record_plans,
+    write_calibration,
+)
 
 RECORDED = "data/recorded/h200"
 
@@ -81,6 +89,12 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         read_calibration(damaged, models)
     with pytest.raises(SpecquantError, match="lacks the columns"):
         read_calibration("data/recorded/cpu/heads.csv", models)
+
+
+def test_of_a_repeated_calibration_the_least_times_count():
+    first = pd.DataFrame({"accepted": [1, 2], "draft_ms": [3.0, 1.0], "verify_ms": [9.0, 9.0], "other_ms": 0.5})
+    both = fastest([first, first.assign(draft_ms=[2.0, 4.0], other_ms=0.7)])
+    assert both.to_dict("list") == first.assign(draft_ms=[2.0, 1.0]).to_dict("list")
 
 
 def test_a_grid_of_plans_is_recorded_with_predictions(small_models, tmp_path, few):
