@@ -626,12 +626,16 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 
 def _bench_verify_cost(arguments: argparse.Namespace) -> int:
     from specquant.experiments.compatibility import DRAFT_SIZES
+    from specquant.experiments.kernels import bench_schemes
     from specquant.quant import scheme_names
     from specquant.study.record import record_verify_cost
 
+    schemes = scheme_names(arguments.schemes)
+    if arguments.schemes == "all":
+        schemes += [name for name in bench_schemes() if name not in schemes]
     path = record_verify_cost(
         arguments.model,
-        scheme_names(arguments.schemes),
+        schemes,
         arguments.out,
         keep_targets_in="results/targets",
         weights=arguments.weights,
@@ -654,12 +658,12 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _bench_kernels(arguments: argparse.Namespace) -> int:
-    from specquant.experiments.kernels import BENCH_SCHEMES, LAYERS
+    from specquant.experiments.kernels import LAYERS, bench_schemes
     from specquant.quant import scheme_names
     from specquant.study.record import record_kernels, record_row_invariance
 
     models = list(LAYERS) if arguments.models == "all" else [name.strip() for name in arguments.models.split(",")]
-    schemes = BENCH_SCHEMES if arguments.schemes == "all" else scheme_names(arguments.schemes)
+    schemes = bench_schemes() if arguments.schemes == "all" else scheme_names(arguments.schemes)
     if arguments.row_invariant:
         print(record_row_invariance(models, schemes, arguments.out))
     else:

@@ -36,6 +36,7 @@ def test_candidates_leave_every_program_some_steps(tile):
 def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
     shapes = {f"{outputs}x{inputs}" for _, _, (outputs, inputs) in kernels.layers(kernels.LAYERS)}
     products = {kernels.kernel_name(scheme) for scheme in kernels.BENCH_SCHEMES if scheme != "fp16"}
+    products |= set(kernels.FP8_SCHEMES)
     for kind in winners().values():
         assert {"w4a16", "w8a8"} <= set(kind) <= products
         for by_shape in kind.values():

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.experiments.compatibility import DRAFT_SIZES
+from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.launch import multiprocessors, triton
 from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
 from specquant.kernels.stream import read_triton
@@ -41,6 +42,7 @@ LAYERS = {
     },
 }
 BENCH_SCHEMES = tuple(name for name in scheme_names("all") if not name.endswith("-rot"))  # rotation changes no product
+FP8_SCHEMES = ("fp8", "w4a8-fp8-g128")  # not the paper's
 ROTATED_BYTES = 300e6  # weights are rotated through more than this, several times an L2 cache
 # Outputs of a program, stages, warps and registers (0: as many as the compiler likes), by rows of a tile.
 CANDIDATES = {
@@ -65,6 +67,11 @@ SHORTLIST = 6  # candidates that are tried in a layer
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 GRAPH_US = 1500  # a graph holds launches for about this long
 REPEATS = 20
+
+
+def bench_schemes() -> tuple[str, ...]:
+    """The schemes that are measured by default: those in FP8 where this machine's GPU multiplies it."""
+    return BENCH_SCHEMES + (FP8_SCHEMES if multiplies_e4m3("cuda") else ())
 
 
 def measure_kernels(

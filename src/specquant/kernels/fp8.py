@@ -72,7 +72,12 @@ def fp8_triton(
     )
 
 
+def multiplies_e4m3(device: torch.device | str) -> bool:
+    """Whether a GPU has the fp8 products that the kernels use: from Hopper on."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def require_e4m3(x: torch.Tensor) -> None:
     """Raises SpecquantError where x is on a GPU before Hopper."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
+    if x.is_cuda and not multiplies_e4m3(x.device):
         raise SpecquantError(f"{torch.cuda.get_device_name(x.device)} has no fp8 products: choose another scheme")

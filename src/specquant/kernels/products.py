@@ -30,8 +30,6 @@ from specquant.kernels.launch import (
 
 ROW_TILES = (16, 32, 64, 128)  # one pass has up to 64 rows; a prompt's chunk takes tiles of 128
 GROUP = 128  # inputs in one step of every product
-# Until one of these has winners of its own, it takes those of a product that reads as much.
-ALIKE = {"fp8": "w8a8", "w4a8-fp8-g128": "w4a8-qqq-g128"}
 CONFIGURATIONS = Path(__file__).with_name("configurations.json")
 
 
@@ -68,8 +66,7 @@ def configuration(
     one row, whatever the number of rows.
     """
     tile = row_tile(rows)
-    schemes = winners().get(gpu_kind(device), {})
-    shapes = schemes.get(scheme) or schemes.get(ALIKE.get(scheme), {})
+    shapes = winners().get(gpu_kind(device), {}).get(scheme, {})
     recorded = shapes.get(f"{out_features}x{in_features}", {}).get(str(tile))
     chosen = Configuration(*recorded) if recorded else _untuned(out_features, in_features, tile, device)
     if row_invariant and tile > ROW_TILES[0]:
