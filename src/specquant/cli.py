@@ -193,6 +193,14 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=_here, default=Path("results/verify_cost"), metavar="DIR", help="for the table")
     cost.set_defaults(command=_bench_verify_cost)
 
+    profile = benches.add_parser("profile", help="what the GPU does in a pass, kernel by kernel, scheme by scheme")
+    profile.add_argument("--model", required=True, metavar="NAME", help="llama-3-8b or llama-3-70b, or a directory")
+    profile.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
+    profile.add_argument("--draft-sizes", default="1,60", metavar="N,N", help="tokens in a pass (default: 1,60)")
+    profile.add_argument("--context", type=int, default=512, metavar="N", help="tokens in the cache (default: 512)")
+    profile.add_argument("--out", type=_here, default=Path("results/profiles"), metavar="DIR", help="for the table")
+    profile.set_defaults(command=_bench_profile)
+
     drafting = benches.add_parser("drafting", help="how long EAGLE-2 drafts take, on random weights of true sizes")
     drafting.add_argument("--models", default="llama-3-8b,llama-3-70b", metavar="NAMES", help="default: %(default)s")
     drafting.add_argument(
@@ -646,6 +654,18 @@ def _bench_verify_cost(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     print(path)
+    return 0
+
+
+def _bench_profile(arguments: argparse.Namespace) -> int:
+    from specquant.experiments.kernels import bench_schemes
+    from specquant.quant import get_scheme
+    from specquant.study.record import record_profiles
+
+    names = bench_schemes() if arguments.schemes == "all" else arguments.schemes.split(",")
+    schemes = [get_scheme(name.strip()).name for name in names]
+    sizes = _numbers("--draft-sizes", arguments.draft_sizes)
+    print(record_profiles(arguments.model, schemes, arguments.out, sizes, arguments.context))
     return 0
 
 

@@ -161,9 +161,21 @@ def test_on_a_gpu_rows_say_what_must_be_read(verify):
     table = read_results(path)
     assert (table.floor_ms > 0).all()
     assert table.bytes[0] > table.bytes[2]
-    profiles = read_results(path.with_name("pass_profiles.csv"))
+
+
+def test_without_a_gpu_nothing_is_profiled(small_models, tmp_path):
+    with pytest.raises(SpecquantError, match="cuda"):
+        record.record_profiles(small_models / "target", ["fp16"], tmp_path)
+
+
+@pytest.mark.gpu
+def test_profiles_of_each_scheme_are_kept(small_models, tmp_path):
+    for schemes in (["fp16", "w4a16-g128"], ["w4a16-g128"]):
+        path = record.record_profiles(small_models / "target", schemes, tmp_path, [1, 5], 32)
+    profiles = read_results(path)
     assert set(profiles.scheme) == {"fp16", "w4a16-g128"}
-    assert set(profiles.draft_size) == {table.draft_size.min(), table.draft_size.max()}
+    assert (profiles.groupby(["scheme", "draft_size"]).alone_us.sum() > 0).all()
+    assert not profiles.duplicated(["scheme", "draft_size", "kernel"]).any()
 
 
 def test_trees_on_both_models(small_models, tmp_path):

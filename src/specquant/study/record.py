@@ -188,8 +188,7 @@ def record_verify_cost(
     read and, by the measured bandwidth, how long that takes. Written after every scheme; rows that the table holds
     already are not measured again. A scheme that does not fit the device is named on stderr and left out. Raises
     SpecquantError where the table holds rows of other parameters, there is no such model or device, or nothing
-    could be measured. On a GPU, pass_profiles.csv beside it says what the least and the most tokens do behind the
-    first of these contexts (`profile_pass`).
+    could be measured.
     """
     device = choose_device(device)
     if repeats < 1:
@@ -235,9 +234,6 @@ def record_verify_cost(
             table = pd.concat([table, rows]) if len(table) else rows
         how = {"device": device, "repeats": repeats, "clock": "time.perf_counter around a pass, median"}
         write_results(table, path, parameters, **how)
-        if device == "cuda":
-            context, sizes = next(iter(passes.items()))
-            _record_profiles(loaded, name, weights, sizes, context, path, parameters | {"repeats": 1})
         del loaded
         free(device)
     if not path.is_file():
@@ -245,18 +241,41 @@ def record_verify_cost(
     return path
 
 
-def _record_profiles(
-    model: Llama, name: str, weights: str, draft_sizes: Sequence[int], context: int, beside: Path, parameters: dict
-) -> None:
-    """Profile the least and the most tokens behind a context, in place of what pass_profiles.csv has of this model."""
-    path = beside.with_name("pass_profiles.csv")
-    table = recorded_rows(path, parameters)
-    if len(table):
-        table = table[(table.model != name) | (table.scheme != model.scheme.name) | (table.weights != weights)]
-    sizes = sorted({min(draft_sizes), max(draft_sizes)})
-    rows = pd.concat(profile_pass(model, name, weights, size, context) for size in sizes)
-    table = pd.concat([table, rows]) if len(table) else rows
-    write_results(table, path, parameters, device="cuda", repeats=1, clock="torch.profiler, one pass")
+def record_profiles(
+    model: str | Path,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    draft_sizes: Sequence[int] = (1, 60),
+    context: int = 512,
+    seed: int = 0,
+) -> Path:
+    """Profile passes of a model's shapes with random weights on the GPU, kernel by kernel; returns pass_profiles.csv.
+
+    model: a directory, or a name in `models.synthetic.SHAPES`. Apart from `record_verify_cost`, for what a process
+    times after it has profiled may be slower. Written after every scheme, in place of what the table has of it. A
+    scheme that does not fit is named on stderr and left out. Raises SpecquantError where there is no GPU, or nothing
+    fits.
+    """
+    kernels.require_gpu("cuda")
+    config = synthetic_config(model)
+    parameters = {"device": device_name("cuda"), "context": context, "seed": seed}
+    path, name = resolve(out_dir) / "pass_profiles.csv", Path(model).name
+    table, profiled = recorded_rows(path, parameters), False
+    for scheme in tqdm(schemes, desc=name, unit="scheme"):
+        try:
+            loaded = synthetic_model(config, scheme, context + max(draft_sizes), seed=seed)
+        except NotEnoughMemory as error:
+            tqdm.write(f"{name} in {scheme} is left out: {error}", file=sys.stderr)
+            continue
+        rows = pd.concat(profile_pass(loaded, name, "synthetic", size, context) for size in draft_sizes)
+        others = table[(table.model != name) | (table.scheme != scheme)] if len(table) else table
+        table, profiled = pd.concat([others, rows]) if len(others) else rows, True
+        write_results(table, path, parameters, device="cuda", repeats=1, clock="torch.profiler, one pass")
+        del loaded
+        free("cuda")
+    if not profiled:
+        raise SpecquantError(f"nothing was profiled: no scheme of {name} fits this GPU")
+    return path
 
 
 def _missing(
