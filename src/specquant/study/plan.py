@@ -191,7 +191,9 @@ def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
 
 
 def plans_against_fixed(plans: pd.DataFrame) -> pd.DataFrame:
-    """What the planner picks for each scheme and task, beside the paper's fixed choices (`against_fixed`), from the
-    table of `record_plans`."""
-    groups = plans.groupby(["scheme", "task"], sort=False)
+    """What the planner picks for each scheme, over all tasks ("overall") and for each task, beside the paper's fixed
+    choices (`against_fixed`), from the table of `record_plans`. A speed over all tasks is for as much text of each."""
+    speeds = plans.groupby(["scheme", *PLAN_FIELDS], sort=False)[["tokens_per_s", "predicted_tokens_per_s"]]
+    overall = speeds.agg(lambda of_tasks: len(of_tasks) / (1 / of_tasks).sum(skipna=False)).reset_index()
+    groups = pd.concat([overall.assign(task="overall"), plans]).groupby(["scheme", "task"], sort=False)
     return pd.DataFrame([{"scheme": scheme, "task": task} | against_fixed(rows) for (scheme, task), rows in groups])
