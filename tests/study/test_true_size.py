@@ -20,6 +20,15 @@ def test_passes_beside_each_other():
     assert [list(line.get_ydata()) for line in left.lines] == [[1, 1.5], [1, 4]]
     assert [list(line.get_ydata()) for line in right.lines] == [[1, 1]]
     assert (left.get_title(), right.get_title()) == ("ours", "theirs")
+    low, high = left.get_ylim()
+    assert low == 0.9
+    assert high > 4  # whichever panel has the highest line
+
+
+def test_the_second_panel_is_not_cut_off():
+    flat, steep = (pd.DataFrame({"scheme": "fp16", "draft_size": [1, 60], "time_ms": [1, high]}) for high in (1.1, 9))
+    figure = true_size.verify_costs_beside({"ours": flat, "theirs": steep})
+    assert all(axis.get_ylim()[1] > 9 for axis in figure.axes)
 
 
 def test_speedups_beside_each_other():

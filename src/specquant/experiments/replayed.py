@@ -1,7 +1,7 @@
 """Every method at true size, on random weights: all passes really run, and acceptance is replayed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,16 +11,14 @@ import torch
 from specquant.decoding import Drafter, EagleDrafter, Generation, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Chances
-from specquant.experiments.methods import Plan, assemble
+from specquant.experiments.acceptance import Chances, Shapes
+from specquant.experiments.methods import PLAN_FIELDS, Plan, assemble
 from specquant.experiments.throughput import measurements
 from specquant.experiments.trees import tree_shapes, trees_of
 from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
-
-PLAN_COLUMNS = [field.name for field in fields(Plan)]
 
 
 @dataclass
@@ -137,12 +135,22 @@ def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: 
     return Generation(tokens, "", "maximum new tokens", lengths, prefill.draft_ms + prefill.verify_ms, steps)
 
 
-def at_fitted_chances(replayed: pd.DataFrame) -> pd.DataFrame:
+def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
     """The first row of each plan, where chances are not yet swept, with its speedup over decoding one by one.
 
-    replayed: replayed.csv. Compares within a target, a scheme and a kind of head, so within one run.
+    replayed: replayed.csv. Compares within a target, a scheme and a kind of head, so within one run. expected_length,
+    expected_speedup: the same times of a step with the accepted length that the chances have in the mean; that of a
+    replay is of about a hundred steps.
     """
     same = ["model", "scheme", "head_scheme", "head_vocabulary"]
-    rows = replayed.groupby([*same, *PLAN_COLUMNS], sort=False).head(1)
-    plain = rows[rows.method == "autoregressive"].set_index(same).tokens_per_s
-    return rows.assign(speedup=rows.tokens_per_s / plain.reindex(pd.MultiIndex.from_frame(rows[same])).to_numpy())
+    rows = replayed.groupby([*same, *PLAN_FIELDS], sort=False).head(1)
+    rows = rows.assign(
+        step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms,
+        expected_length=[
+            shapes.statistics(Chances([chance], [chance], agreement)).accepted_length(Plan(*plan))
+            for chance, agreement, *plan in rows[["head_chance", "agreement", *PLAN_FIELDS]].itertuples(index=False)
+        ],
+    )
+    one_by_one = rows[rows.method == "autoregressive"].set_index(same).step_ms
+    plain_ms = one_by_one.reindex(pd.MultiIndex.from_frame(rows[same])).to_numpy() / rows.step_ms
+    return rows.assign(speedup=rows.accepted_length * plain_ms, expected_speedup=rows.expected_length * plain_ms)

@@ -8,7 +8,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from specquant.experiments.replayed import PLAN_COLUMNS
+from specquant.experiments.methods import PLAN_FIELDS
 from specquant.study.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
 
 
@@ -24,10 +24,11 @@ def verify_costs_beside(tables: Mapping[str, pd.DataFrame]) -> Figure:
             look = mark(scheme, SCHEMES)
             relative = line["time_ms"] / line["time_ms"].iloc[0]
             axis.plot(line["draft_size"], relative, color=look.color, marker=look.marker, label=look.label)
-        axis.set(title=title, xlabel="draft size", ylim=(0.9, None))
+        axis.set(title=title, xlabel="draft size")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     axes[0].set_ylabel("time of a pass\nover that of one token")
+    axes[0].set_ylim(bottom=0.9)  # of all panels, whose highest line is known now
     longest = max(axes, key=lambda axis: len(axis.lines))
     legend_above(figure, longest, columns=3)
     return figure
@@ -137,7 +138,7 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
     }
     for axis, (column, (methods, xlabel)) in zip(axes, panels.items(), strict=True):
         rows = table[table["method"].isin(methods)]
-        for (method, draft_size, _, length), line in rows.groupby(PLAN_COLUMNS, sort=False):
+        for (method, draft_size, _, length), line in rows.groupby([*PLAN_FIELDS], sort=False):
             if column == "agreement":
                 line = line[line["head_chance"] == line["head_chance"].mode()[0]]
             if len(line) < 2:
