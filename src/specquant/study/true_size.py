@@ -133,8 +133,8 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
     """
     figure, axes = new_figure(1, 2, height_in=2.6, sharey=True)
     panels = {
-        "head_chance": (["eagle2"], "chance that a token of the\ntarget's EAGLE head is accepted"),
-        "agreement": (["vanilla", "hierarchical"], "agreement of the intermediate\nmodel with the target"),
+        "head_chance": (["eagle2"], "chance of each token of\nthe target's EAGLE head"),
+        "agreement": (["vanilla", "hierarchical"], "agreement of the small\nmodel with the target"),
     }
     for axis, (column, (methods, xlabel)) in zip(axes, panels.items(), strict=True):
         rows = table[table["method"].isin(methods)]
@@ -149,8 +149,9 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
             style = ("-", "--", ":")[drawn % 3]
             axis.plot(line[column], line["tokens_per_s"], style, color=look.color, marker=look.marker, label=label)
         axis.axhline(table[table["method"] == "autoregressive"]["tokens_per_s"].iloc[0], color="0.4", linestyle="--")
-        axis.set(xlabel=xlabel, ylim=(0, None))
+        axis.set_xlabel(xlabel)
     axes[0].set_ylabel("tokens per second")
+    axes[0].set_ylim(bottom=0)
     handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
