@@ -5,6 +5,8 @@ from specquant.experiments.acceptance import Shapes, TreeShapes
 from specquant.experiments.at_true_size import (
     eagle2_speedups,
     free_drafts,
+    largest_free_measured,
+    over_accepted_lengths,
     replayed_against_fixed,
     shares_reached,
 )
@@ -23,6 +25,18 @@ def test_speedups_are_the_planner_s():
         "fp16": pytest.approx(2.0 * 4 / 4.5),
         "w8a8": pytest.approx(2.0 * 2 / 3.5),
     }
+
+
+def test_a_speedup_is_proportional_to_the_accepted_length():
+    speedups = pd.DataFrame({"model": "m", "scheme": ["a", "b"], "accepted_length": [4.0, 3.0], "speedup": [2.0, 0.5]})
+    table = over_accepted_lengths(speedups, (2, 4))
+    assert table.loc["m", "a"].tolist() == [2.0, 1.0, 2.0]
+    assert table.loc["m", "b"].tolist() == pytest.approx([6.0, 1 / 3, 2 / 3])
+
+
+def test_a_draft_is_free_up_to_the_first_slower_pass():
+    times = pd.DataFrame([[10.0, 10.5, 12.0, 10.5], [10.0, 9.0, 11.0, 11.0]], columns=[1, 8, 16, 32])
+    assert largest_free_measured(times).tolist() == [8, 32]
 
 
 def test_picks_are_compared_under_every_acceptance_that_was_replayed():

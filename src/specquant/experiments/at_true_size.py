@@ -22,7 +22,7 @@ def eagle2_speedups(
     drafting: pd.DataFrame,
     trees: pd.DataFrame,
     accepted_lengths: Mapping[str, tuple[tuple[int, int], float]] = ACCEPTED_LENGTHS,
-    other_ms: float = 0.2,
+    other_ms: float = 0.1,
 ) -> pd.DataFrame:
     """EAGLE-2's predicted speedup over the same scheme without drafts, for every recorded tree.
 
@@ -38,6 +38,27 @@ def eagle2_speedups(
         table = Planner(measured_costs(passes, drafting, model, scheme, other_ms=other_ms)).table(statistics)
         tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
     return pd.concat(tables)
+
+
+def over_accepted_lengths(speedups: pd.DataFrame, lengths: Iterable[float] = (2, 3, 4, 5)) -> pd.DataFrame:
+    """What one tree's speedup would be at other accepted lengths, to which it is proportional: schemes by lengths.
+
+    speedups: rows of `eagle2_speedups`, one for each model and scheme. break_even: the accepted length at which a step
+    with a draft is as fast as decoding one by one.
+    """
+    each = speedups.set_index(["model", "scheme"])
+    per_token = each.speedup / each.accepted_length
+    columns = {f"at {length:g}": per_token * length for length in lengths}
+    return pd.DataFrame({"break_even": 1 / per_token} | columns)
+
+
+def largest_free_measured(times: pd.DataFrame, tolerance: float = 0.1) -> pd.Series:
+    """The largest draft size up to which no pass takes longer than one of one token by more than `tolerance`.
+
+    times: a row for each model and scheme, a column for each draft size in order.
+    """
+    slower = times.gt(times[1] * (1 + tolerance), axis=0)
+    return (~slower.cummax(axis=1)).apply(lambda free: free.index[free].max(), axis=1)
 
 
 def replayed_against_fixed(
