@@ -47,7 +47,7 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
     def fail(*_):
         raise SpecquantError("first\n  second")
 
-    monkeypatch.setattr("specquant.study.figures.build_figures", fail)
+    monkeypatch.setattr("specquant.study.paper.build_figures", fail)
     assert main(["figures"]) == 2
     assert capsys.readouterr().err == "specquant: first second\n"
 

@@ -716,7 +716,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _figures(arguments: argparse.Namespace) -> int:
-    from specquant.study.figures import build_figures
+    from specquant.study.paper import build_figures
 
     for path in build_figures():
         print(path)

@@ -3,6 +3,7 @@ import pytest
 
 from specquant.experiments.acceptance import Shapes, TreeShapes
 from specquant.experiments.at_true_size import (
+    beside_published,
     eagle2_speedups,
     free_drafts,
     largest_free_measured,
@@ -24,6 +25,19 @@ def test_speedups_are_the_planner_s():
     assert dict(zip(table.scheme, table.speedup, strict=True)) == {
         "fp16": pytest.approx(2.0 * 4 / 4.5),
         "w8a8": pytest.approx(2.0 * 2 / 3.5),
+    }
+
+
+def test_the_paper_s_trees_stand_beside_the_paper_s_cards():
+    speedups = pd.DataFrame({"model": "llama-3-8b", "scheme": "fp16", "draft_size": [60, 48], "iterations": 6})
+    published = {"model": "Llama-3-8B", "method": ["eagle2", "eagle2", "vanilla"], "scheme": "fp16"}
+    published = pd.DataFrame(published | {"gpu": ["A100", "RTX 3090", "A100"], "value": [2.3, 2.2, 9.0]})
+    lines = beside_published(speedups.assign(speedup=[2.5, 9.0]), published, "H200")
+    assert {name: dict(line) for name, line in lines.items()} == {
+        "Llama-3-8B, A100, paper": {"fp16": 2.3},
+        "Llama-3-8B, RTX 3090, paper": {"fp16": 2.2},
+        "Llama-3-8B, H200, ours": {"fp16": 2.5},
+        "Llama-3-70B, H200, ours": {},
     }
 
 

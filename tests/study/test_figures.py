@@ -1,17 +1,10 @@
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.paths import project_root
-from specquant.study import figures, write_results
-from specquant.study.latex import RECORDED_TABLES
-from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, caption, mark, new_figure, save_figure
+from specquant.study import figures
+from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, mark, new_figure, save_figure
 
 SOME_SCHEMES = ["w4a16-g128", "fp16"]
 TIMES_MS = {"autoregressive": 10.0, "eagle2": 5.0}
@@ -90,48 +83,10 @@ def tables() -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(table) for name, table in rows.items()}
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> Path:
-    """A data/ folder with the published numbers and one table of each kind measured on one GPU."""
-    shutil.copytree(project_root() / "data/published", tmp_path / "data/published")
-    for name, frame in tables().items():
-        write_results(frame, tmp_path / "data/recorded/H200" / f"{name}.csv", {})
-    return tmp_path / "data"
-
-
 def points(figure: plt.Figure, label: str) -> list[tuple[float, float]]:
     """The (x, y) of the line that a legend calls `label`, in the figure's first panel."""
     line = next(line for line in figure.axes[0].get_lines() if line.get_label() == label)
     return [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
-
-
-def test_figures_are_the_same_bytes_in_another_process(recorded, tmp_path):
-    paths = figures.build_figures(recorded, tmp_path / "one")
-    program = f"from specquant.study.figures import build_figures; build_figures({str(recorded)!r}, sys.argv[1])"
-    subprocess.run([sys.executable, "-c", f"import sys; {program}", tmp_path / "two"], check=True)
-    assert [path.relative_to(tmp_path / "one").as_posix() for path in paths] == [
-        "published_speedups.png",
-        *(f"H200/{figure.name}.png" for figure in figures.RECORDED_FIGURES[1:]),
-    ]
-    written = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*") if path.is_file())
-    tables = [table for table in RECORDED_TABLES if (recorded / "recorded/H200" / table.table).is_file()]
-    assert len(written) == 3 * len(figures.RECORDED_FIGURES) + len(tables) + 1
-    for path in written:
-        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
-
-
-def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path):
-    figures.build_figures(recorded, tmp_path / "figures")
-    text = (tmp_path / "figures/H200/speedups_by_scheme.txt").read_text()
-    assert "Weights: synthetic. Acceptance: replayed: trace. Device: " in text
-    assert text.strip() in (tmp_path / "figures/README.md").read_text()
-    assert caption("Loss.", pd.DataFrame({"loss": [1.0]})) == "Loss."
-
-
-def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path):
-    rebuilt = figures.build_figures("data", tmp_path)
-    for path in rebuilt:
-        assert (project_root() / "figures" / path.relative_to(tmp_path)).is_file(), f"run make figures: {path.name}"
 
 
 def test_fonts_are_embedded_and_the_width_is_one_column(tmp_path):
@@ -193,19 +148,6 @@ def test_a_table_without_its_baseline_is_refused(draw, table, rows, sentence):
 def test_percentiles_around_another_median_are_refused():
     with pytest.raises(SpecquantError, match="outside its p10_ms to p90_ms"):
         figures.verify_cost(tables()["verify_cost"].assign(p10_ms=1e9))
-
-
-def test_a_broken_table_is_seen_before_any_figure_is_written(recorded, tmp_path):
-    table = recorded / "recorded/H200/quality.csv"
-    table.write_text(table.read_text().replace("perplexity", "entropy"))
-    with pytest.raises(SpecquantError, match=r"quality\.csv lacks the column perplexity"):
-        figures.build_figures(recorded, tmp_path / "figures")
-    assert not (tmp_path / "figures").exists()
-
-
-def test_nothing_to_draw_is_an_error(tmp_path):
-    with pytest.raises(SpecquantError, match="no table to draw from"):
-        figures.build_figures(tmp_path, tmp_path / "figures")
 
 
 def test_an_unwritable_folder_is_named(tmp_path):

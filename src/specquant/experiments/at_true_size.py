@@ -16,6 +16,9 @@ from specquant.models.synthetic import synthetic_config
 # leaderboard (data/published/accepted_lengths.csv). 70B: assumed.
 ACCEPTED_LENGTHS = {"llama-3-8b": ((60, 6), 4.34), "llama-3-70b": ((24, 3), 3.0)}
 
+# The paper's name for each model, and the nodes and iterations of its EAGLE-2 trees there.
+PAPER_TREES = {"llama-3-8b": ("Llama-3-8B", (60, 6)), "llama-3-70b": ("Llama-3-70B", (48, 6))}
+
 
 def eagle2_speedups(
     passes: pd.DataFrame,
@@ -38,6 +41,29 @@ def eagle2_speedups(
         table = Planner(measured_costs(passes, drafting, model, scheme, other_ms=other_ms)).table(statistics)
         tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
     return pd.concat(tables)
+
+
+def beside_published(speedups: pd.DataFrame, published: pd.DataFrame, gpu: str) -> dict[str, pd.Series]:
+    """The speedups of the paper's trees, ours beside the paper's: a series over schemes for each model and card.
+
+    speedups: of `eagle2_speedups` on `gpu`. published: data/published/speedups.csv.
+    """
+    published, lines = published[published.method == "eagle2"], {}
+    for name, (title, _) in PAPER_TREES.items():
+        for card, theirs in published[published.model == title].groupby("gpu"):
+            lines[f"{title}, {card}, paper"] = theirs.set_index("scheme").value
+        lines[f"{title}, {gpu}, ours"] = of_paper_trees(speedups, [name]).set_index("scheme").speedup
+    return lines
+
+
+def of_paper_trees(speedups: pd.DataFrame, models: Iterable[str] = ACCEPTED_LENGTHS) -> pd.DataFrame:
+    """Of the rows of `eagle2_speedups`, those of the tree that the paper takes for each model."""
+    trees = [
+        (speedups.model == name) & (speedups.draft_size == size) & (speedups.iterations == iterations)
+        for name, (_, (size, iterations)) in PAPER_TREES.items()
+        if name in models
+    ]
+    return speedups[np.logical_or.reduce(trees)]
 
 
 def over_accepted_lengths(speedups: pd.DataFrame, lengths: Iterable[float] = (2, 3, 4, 5)) -> pd.DataFrame:

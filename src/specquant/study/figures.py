@@ -1,42 +1,12 @@
 """The figures: each a function from a table of results to a figure, the same for notebooks and for recorded data."""
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
-from specquant.paths import resolve, write_file
-from specquant.study.latex import RECORDED_TABLES, latex
-from specquant.study.results import read_provenance, read_results
-from specquant.study.style import (
-    METHODS,
-    SCHEMES,
-    Mark,
-    caption,
-    in_house_order,
-    legend_above,
-    mark,
-    new_figure,
-    save_figure,
-)
-
-
-@dataclass(frozen=True)
-class RecordedFigure:
-    """A figure that `specquant figures` rebuilds from `data/published/` or, per GPU, from `data/recorded/GPU/`."""
-
-    name: str
-    table: str
-    draw: Callable[[pd.DataFrame], Figure]
-    text: str
-    published: bool = False
+from specquant.study.style import METHODS, SCHEMES, Mark, in_house_order, legend_above, mark, new_figure
 
 
 def published_speedups(frame: pd.DataFrame) -> Figure:
@@ -230,100 +200,6 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
     axis.set_ylim(bottom=0)
     legend_above(figure, axis, columns=3)
     return figure
-
-
-RECORDED_FIGURES = (
-    RecordedFigure(
-        "published_speedups",
-        "speedups.csv",
-        published_speedups,
-        "Speedups that arXiv 2505.22179 reports in its figure 1 on MT-Bench, read off the figure to one decimal. "
-        "EAGLE-2 adds least where the weights have 4 bits. Weights: trained. Acceptance: measured.",
-        published=True,
-    ),
-    RecordedFigure(
-        "verify_cost",
-        "verify_cost.csv",
-        verify_cost,
-        "Time of one verification pass against the number of tokens in it, over the time for one token; bars span the "
-        "10th to 90th percentile.",
-    ),
-    RecordedFigure(
-        "accepted_lengths", "throughput.csv", accepted_lengths, "Tokens per pass of the target, by scheme and method."
-    ),
-    RecordedFigure(
-        "speedups_by_scheme",
-        "throughput.csv",
-        speedups_by_scheme,
-        "Decoding speedup over the same scheme without drafts, prefill excluded.",
-    ),
-    RecordedFigure(
-        "speedups_by_task",
-        "throughput.csv",
-        speedups_by_task,
-        "Decoding speedup over autoregressive decoding by task, prefill excluded.",
-    ),
-    RecordedFigure("step_times", "throughput.csv", step_times, "Where the time of one decoding step goes."),
-    RecordedFigure("quality", "quality.csv", quality, "Held-out perplexity of each scheme above FP16, by domain."),
-    RecordedFigure(
-        "kernels", "kernels.csv", kernels, "Time of one linear layer against the number of tokens in one pass."
-    ),
-)
-
-
-def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures") -> list[Path]:
-    """Rebuild every figure and LaTeX table whose data are there, and the README.md that shows the figures; returns the
-    PNGs' paths.
-
-    Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
-    and library versions give the same bytes. Raises SpecquantError for a broken table, before anything is written, and
-    for an unwritable folder.
-    """
-    data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
-    drawings = []
-    for folder, figure, table in _tables(data_dir):
-        frame = read_results(table)
-        device = None if figure.published else _device(table)
-        drawings.append((folder, figure.name, figure.draw(frame), caption(figure.text, frame, device)))
-        plt.close(drawings[-1][2])  # pyplot forgets it; it can still be saved
-    tables = {
-        folder / f"{table.name}.tex": latex(table, read_results(folder / table.table), _device(folder / table.table))
-        for folder in _device_folders(data_dir)
-        for table in RECORDED_TABLES
-        if (folder / table.table).is_file()
-    }
-    if not drawings:
-        raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
-    paths, sections = [], []
-    for folder, name, drawing, text in drawings:
-        paths.append(save_figure(drawing, name, figures_dir / folder, text))
-        location = paths[-1].relative_to(figures_dir).as_posix()
-        sections.append(f"## {location.removesuffix('.png')}\n\n![{name}]({location})\n\n{text}\n")
-    for path, text in tables.items():
-        write_file(figures_dir / path.parent.name / path.name, text)
-    heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF; tables as .tex.\n"
-    write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
-    return paths
-
-
-def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, Path]]:
-    """(Folder below figures/, figure, table) for each table that exists, in a fixed order."""
-    for figure in RECORDED_FIGURES:
-        if figure.published and (data_dir / "published" / figure.table).is_file():
-            yield "", figure, data_dir / "published" / figure.table
-    for folder in _device_folders(data_dir):
-        for figure in RECORDED_FIGURES:
-            if not figure.published and (folder / figure.table).is_file():
-                yield folder.name, figure, folder / figure.table
-
-
-def _device_folders(data_dir: Path) -> list[Path]:
-    return sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir())
-
-
-def _device(table: Path) -> str:
-    """The device that a recorded table was measured on."""
-    return read_provenance(table)["device"]
 
 
 def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:

@@ -5,18 +5,23 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from specquant.experiments.acceptance import Shapes
+from specquant.experiments.methods import PLAN_FIELDS, Plan
+from specquant.experiments.replayed import at_fitted_chances
 from specquant.study.style import METHODS, SCHEMES, caption, in_house_order, mark
 
 
 @dataclass(frozen=True)
 class RecordedTable:
-    """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers."""
+    """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers. beside:
+    further tables below `data/` that `arrange` takes."""
 
     name: str
     table: str
-    arrange: Callable[[pd.DataFrame], pd.DataFrame]
+    arrange: Callable[..., pd.DataFrame]
     text: str
     decimals: int = 2
+    beside: tuple[str, ...] = ()
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -48,6 +53,22 @@ def draft_times(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_index(ascending=[True, False])
 
 
+def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
+    """Models and plans by what a step does and takes. `frame`: replayed.csv; trees: trees.csv."""
+    rows = at_fitted_chances(frame, Shapes.of(trees))
+    plans = [str(Plan(*plan)) for plan in rows[[*PLAN_FIELDS]].itertuples(index=False, name=None)]
+    columns = {
+        "accepted_length": "accepted",
+        "draft_ms": "draft, ms",
+        "verify_ms": "verify, ms",
+        "tokens_per_s": "tokens/s",
+        "speedup": "speedup",
+        "expected_speedup": "expected",
+    }
+    arranged = rows.assign(plan=plans).set_index(["model", "scheme", "plan"])
+    return arranged[list(columns)].rename(columns=columns)
+
+
 RECORDED_TABLES = (
     RecordedTable("accepted_lengths", "throughput.csv", accepted_lengths, "Tokens per pass of the target."),
     RecordedTable(
@@ -58,12 +79,20 @@ RECORDED_TABLES = (
     RecordedTable(
         "draft_times", "drafting.csv", draft_times, "Time of an EAGLE-2 draft in milliseconds, by iterations."
     ),
+    RecordedTable(
+        "replayed_plans",
+        "replayed.csv",
+        replayed_plans,
+        "One step of each plan, and its speedup over decoding one by one; expected: at the mean accepted length.",
+        beside=("recorded/cpu/trees.csv",),
+    ),
 )
 
 
-def latex(recorded: RecordedTable, frame: pd.DataFrame, device: str) -> str:
-    """The table as a LaTeX environment that needs the booktabs package, with its caption."""
-    arranged = recorded.arrange(frame)
+def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, device: str) -> str:
+    """The table as a LaTeX environment that needs the booktabs package (and multirow, where rows have several names),
+    with its caption."""
+    arranged = recorded.arrange(frame, *beside)
     return arranged.to_latex(
         float_format=f"%.{recorded.decimals}f",
         caption=caption(recorded.text, frame, device).replace("%", r"\%"),

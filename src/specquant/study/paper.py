@@ -1,0 +1,262 @@
+"""For a paper: every figure and table that rests on recorded data, rebuilt from `data/` alone."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from specquant.errors import SpecquantError
+from specquant.experiments.at_true_size import (
+    ACCEPTED_LENGTHS,
+    beside_published,
+    eagle2_speedups,
+    free_drafts,
+    shares_reached,
+)
+from specquant.experiments.cards import read_cards
+from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
+from specquant.experiments.roofline import decoder_layer, rooflines
+from specquant.experiments.trees import trees_of
+from specquant.paths import resolve, write_file
+from specquant.study import figures, true_size
+from specquant.study.latex import RECORDED_TABLES, latex
+from specquant.study.results import read_provenance, read_results
+from specquant.study.style import caption, save_figure
+
+LARGEST = "llama-3-70b"
+
+
+@dataclass(frozen=True)
+class RecordedFigure:
+    """A figure from `data/published/` or, per GPU, from `data/recorded/GPU/`.
+
+    draw: takes the table, and those of `beside`, which are below `data/`, with GPU for the folder's name; None where
+    there is nothing in them to draw. A figure is left out where one of its tables is missing.
+    """
+
+    name: str
+    table: str
+    draw: Callable[..., Figure | None]
+    text: str
+    published: bool = False
+    beside: tuple[str, ...] = ()
+
+
+def roofline(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
+    if LARGEST in set(kernels.get("model", ())):
+        return figures.roofline(decoder_layer(kernels, LARGEST), ceilings)
+    return None
+
+
+def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
+    if LARGEST not in set(kernels.get("model", ())):
+        return None
+    bandwidth = ceilings.set_index("what").value["read-only stream"]
+    return figures.predicted_times(rooflines(decoder_layer(kernels, LARGEST), bandwidth)[1])
+
+
+def verify_costs_beside(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
+    ours = _first_context(passes[passes.model == model])
+    gpu = passes.attrs["device"].removeprefix("NVIDIA ")
+    tables = {f"ours, {gpu}": ours, "SpecMQuant, H100": theirs[theirs.model == model]}
+    return true_size.verify_costs_beside(tables) if len(ours) else None
+
+
+def eagle2_speedups_beside(
+    passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame, published: pd.DataFrame
+) -> Figure | None:
+    predicted = _predicted_speedups(passes, drafting, trees)
+    if predicted is None:
+        return None
+    speedups = beside_published(predicted, published, passes.attrs["device"].removeprefix("NVIDIA "))
+    return true_size.speedups_beside(speedups, "speedup of EAGLE-2 over the same scheme")
+
+
+def speedup_over_draft_size(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> Figure | None:
+    predicted = _predicted_speedups(passes[passes.model == LARGEST], drafting, trees)
+    return None if predicted is None else true_size.speedup_over_draft_size(predicted)
+
+
+def largest_free_drafts(ceilings: pd.DataFrame) -> Figure | None:
+    card = ceilings.attrs["device"].removeprefix("NVIDIA ")
+    if card not in read_cards():
+        return None
+    return true_size.free_drafts(free_drafts(LARGEST, BENCH_SCHEMES + FP8_SCHEMES, *shares_reached(ceilings, card)))
+
+
+def speeds_over_acceptance(replayed: pd.DataFrame) -> Figure | None:
+    rows = replayed[replayed.model == LARGEST]
+    kinds = rows.groupby(["scheme", "head_scheme", "head_vocabulary"])
+    return true_size.speeds_over_acceptance(rows.loc[max(kinds.groups.values(), key=len)]) if len(rows) else None
+
+
+def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
+    passes = _first_context(passes[passes.model.isin(list(ACCEPTED_LENGTHS))])
+    return eagle2_speedups(passes, drafting, trees_of(trees, "target")) if len(passes) else None
+
+
+def _first_context(passes: pd.DataFrame) -> pd.DataFrame:
+    return passes[passes.context_length == passes.context_length.min()]
+
+
+RECORDED_FIGURES = (
+    RecordedFigure(
+        "published_speedups",
+        "speedups.csv",
+        figures.published_speedups,
+        "Speedups that arXiv 2505.22179 reports in its figure 1 on MT-Bench, read off the figure to one decimal. "
+        "EAGLE-2 adds least where the weights have 4 bits. Weights: trained. Acceptance: measured.",
+        published=True,
+    ),
+    RecordedFigure(
+        "verify_cost",
+        "verify_cost.csv",
+        figures.verify_cost,
+        "Time of one verification pass against the number of tokens in it, over the time for one token; bars span the "
+        "10th to 90th percentile.",
+    ),
+    RecordedFigure(
+        "accepted_lengths",
+        "throughput.csv",
+        figures.accepted_lengths,
+        "Tokens per pass of the target, by scheme and method.",
+    ),
+    RecordedFigure(
+        "speedups_by_scheme",
+        "throughput.csv",
+        figures.speedups_by_scheme,
+        "Decoding speedup over the same scheme without drafts, prefill excluded.",
+    ),
+    RecordedFigure(
+        "speedups_by_task",
+        "throughput.csv",
+        figures.speedups_by_task,
+        "Decoding speedup over autoregressive decoding by task, prefill excluded.",
+    ),
+    RecordedFigure("step_times", "throughput.csv", figures.step_times, "Where the time of one decoding step goes."),
+    RecordedFigure(
+        "quality", "quality.csv", figures.quality, "Held-out perplexity of each scheme above FP16, by domain."
+    ),
+    RecordedFigure(
+        "kernels", "kernels.csv", figures.kernels, "Time of one linear layer against the number of tokens in one pass."
+    ),
+    RecordedFigure(
+        "roofline",
+        "kernels.csv",
+        roofline,
+        f"Rates of the products of one {LARGEST} decoder layer, 1 to 64 tokens, below this card's best.",
+        beside=("recorded/GPU/ceilings.csv",),
+    ),
+    RecordedFigure(
+        "predicted_times",
+        "kernels.csv",
+        predicted_times,
+        f"Time of the products of one {LARGEST} decoder layer over that of one token; dashed: fitted rooflines.",
+        beside=("recorded/GPU/ceilings.csv",),
+    ),
+    *(
+        RecordedFigure(
+            f"verify_cost_{model}",
+            "verify_cost.csv",
+            partial(verify_costs_beside, model=model),
+            f"Time of a pass of {model} behind 512 tokens over that of one token: our kernels, the paper's CUDA code.",
+            beside=("published/specmquant_verify_cost.csv",),
+        )
+        for model in ACCEPTED_LENGTHS
+    ),
+    RecordedFigure(
+        "eagle2_speedups",
+        "verify_cost.csv",
+        eagle2_speedups_beside,
+        "EAGLE-2's speedup: the paper's, measured with trained weights; ours, predicted from measured passes and "
+        "drafts with assumed acceptance.",
+        beside=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
+    ),
+    RecordedFigure(
+        "speedup_over_draft_size",
+        "verify_cost.csv",
+        speedup_over_draft_size,
+        f"EAGLE-2's speedup over its tree's size on {LARGEST}, each with its best number of iterations, predicted from "
+        "measured passes and drafts with assumed acceptance.",
+        beside=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
+    ),
+    RecordedFigure(
+        "free_drafts",
+        "ceilings.csv",
+        largest_free_drafts,
+        f"The draft size up to which reading the weights of {LARGEST} takes longer than multiplying; dotted: 60. "
+        "Predicted: every card at the shares of its data sheet that were measured on this one.",
+    ),
+    RecordedFigure(
+        "speeds_over_acceptance",
+        "replayed.csv",
+        speeds_over_acceptance,
+        f"Tokens per second of {LARGEST}, over replayed acceptance.",
+    ),
+)
+
+
+def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures") -> list[Path]:
+    """Rebuild every figure and LaTeX table whose data are there, and the README.md that shows the figures; returns the
+    PNGs' paths.
+
+    Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
+    and library versions give the same bytes. Raises SpecquantError for a broken table, before anything is written, and
+    for an unwritable folder.
+    """
+    data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
+    drawings = []
+    for folder, figure, (table, *beside) in _tables(data_dir):
+        frame = read_results(table)
+        device = None if figure.published else _device(table)
+        frame.attrs["device"] = device
+        drawing = figure.draw(frame, *map(read_results, beside))
+        if drawing is not None:
+            drawings.append((folder, figure.name, drawing, caption(figure.text, frame, device)))
+            plt.close(drawing)  # pyplot forgets it; it can still be saved
+    tables = {}
+    for folder in _device_folders(data_dir):
+        for table in RECORDED_TABLES:
+            paths = [folder / table.table, *(data_dir / path for path in table.beside)]
+            if all(path.is_file() for path in paths):
+                text = latex(table, *map(read_results, paths), device=_device(paths[0]))
+                tables[folder / f"{table.name}.tex"] = text
+    if not drawings:
+        raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
+    paths, sections = [], []
+    for folder, name, drawing, text in drawings:
+        paths.append(save_figure(drawing, name, figures_dir / folder, text))
+        location = paths[-1].relative_to(figures_dir).as_posix()
+        sections.append(f"## {location.removesuffix('.png')}\n\n![{name}]({location})\n\n{text}\n")
+    for path, text in tables.items():
+        write_file(figures_dir / path.parent.name / path.name, text)
+    heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF; tables as .tex.\n"
+    write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
+    return paths
+
+
+def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, list[Path]]]:
+    """(Folder below figures/, figure, tables) for each figure whose tables exist, in a fixed order."""
+    folders = [data_dir / "published", *_device_folders(data_dir)]
+    for folder in folders:
+        for figure in RECORDED_FIGURES:
+            if figure.published != (folder == folders[0]):
+                continue
+            beside = (data_dir / path.replace("/GPU/", f"/{folder.name}/") for path in figure.beside)
+            tables = [folder / figure.table, *beside]
+            if all(path.is_file() for path in tables):
+                yield "" if figure.published else folder.name, figure, tables
+
+
+def _device_folders(data_dir: Path) -> list[Path]:
+    return sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir())
+
+
+def _device(table: Path) -> str:
+    """The device that a recorded table was measured on."""
+    return read_provenance(table)["device"]
