@@ -76,7 +76,7 @@ def test_the_undamaged_family_works(family, capfd):
         (["--calibration", "some.csv"], "--calibration is for --method auto"),
         (["--method", "auto", "--prompt", ""], "the prompt is empty"),
         (["--method", "auto", "--intermediate", "nowhere"], "nowhere is not a model directory"),
-        (["--method", "auto", "--calibration", "none.csv"], "there are no results at"),
+        (["--method", "auto", "--calibration", "none.csv"], "there is no calibration at"),
         (["--model", "nowhere"], "nowhere is not a model directory: it has no config.json"),
         *((["--method", method, f"--{name}", "nowhere"], "nowhere is not a mo") for name, method in NEEDS.items()),
         (["--prompt", ""], "the prompt is empty: give at least one character"),

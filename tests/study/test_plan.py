@@ -27,6 +27,15 @@ def test_the_fastest_plan_comes_first():
     assert set(table.method) == {"autoregressive", "vanilla", "eagle2", "hierarchical"}
 
 
+def test_speedups_compare_with_decoding_one_by_one_as_measured():
+    table = plan_table(RECORDED, "llama-3-70b", "llama-3-8b").set_index("method")
+    measured = read_results(f"{RECORDED}/replayed.csv").query("model == 'llama-3-70b' and method == 'autoregressive'")
+    assert table.tokens_per_s["autoregressive"] == measured.tokens_per_s.iloc[0]
+    assert table.speedup["autoregressive"] == 1
+    not_measured = plan_table(RECORDED, "llama-3-70b", scheme="w4a8-qqq").set_index("method")
+    assert not_measured.speedup["autoregressive"] == 1
+
+
 def test_chances_decide():
     useless = plan_table(
         RECORDED, "llama-3-70b", "llama-3-8b", chances={"head": 0.1, "inner_head": 0.1, "agreement": 0.1}

@@ -46,8 +46,10 @@ def plan_table(
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
-    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
-    probability, a table is missing, or a model was not measured in the scheme.
+    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Decoding one by one, which speedups compare with,
+    is as replayed.csv there measured it, if it did: passes of one token in a row take less time than one between larger
+    ones, as verify_cost.csv times it. Raises SpecquantError where a chance is no probability, a table is missing, or a
+    model was not measured in the scheme.
     """
     chances = dict(chances or {})
     for name, chance in chances.items():
@@ -65,7 +67,15 @@ def plan_table(
     ]
     heads = {name: [chances.pop(name)] for name in ("head", "inner_head") if name in chances}
     assumed = replace(shapes.fitted_chances(), **heads, **chances)
-    return Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))
+    table = Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))
+    replayed = resolve(recorded) / "replayed.csv"
+    if replayed.is_file():
+        rows = read_results(replayed).query("model == @target and scheme == @scheme and method == 'autoregressive'")
+        if len(rows):
+            same = ["draft_ms", "verify_ms", "other_ms", "tokens_per_s"]
+            table.loc[table.method == "autoregressive", same] = rows[same].median().to_numpy()
+    plain = table.loc[table.method == "autoregressive", "tokens_per_s"].iloc[0]
+    return table.assign(speedup=table.tokens_per_s / plain).sort_values("tokens_per_s", ascending=False)
 
 
 def write_calibration(
@@ -84,6 +94,8 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
 
     Raises SpecquantError where there is none, a damaged one, or one of others.
     """
+    if not resolve(path).is_file():
+        raise SpecquantError(f"there is no calibration at {path}: make one with specquant calibrate --out {path}")
     steps = read_results(path, COLUMNS)
     if steps[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").isna().any(axis=None):
         raise SpecquantError(f"{path} holds something else where numbers belong: calibrate again")
