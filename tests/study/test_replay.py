@@ -69,3 +69,9 @@ def test_rows_of_other_parameters_are_not_mixed(record):
     record("fp16", intermediate=None)
     with pytest.raises(SpecquantError, match="holds rows measured with new_tokens 12, not 13"):
         record("fp16", intermediate=None, new_tokens=13)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused(tmp_path):
+    with pytest.raises(SpecquantError, match="there is no device 'cuda' here"):
+        replay.record_replayed("llama-3-8b", None, ["fp16"], tmp_path)

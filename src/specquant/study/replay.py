@@ -14,6 +14,7 @@ from specquant.experiments.acceptance import Chances, Shapes
 from specquant.experiments.methods import PAPER_PLANS, Plan
 from specquant.experiments.replayed import SyntheticModels, replay_plans
 from specquant.experiments.trees import RECORDED_TREES
+from specquant.models.device import choose_device
 from specquant.models.memory import NotEnoughMemory
 from specquant.paths import resolve
 from specquant.study.record import free, recorded_rows
@@ -54,10 +55,10 @@ def record_replayed(
     decoding one by one and EAGLE-2 run. The chances are fitted (`Shapes.fitted_chances`): accepted_length is that of
     EAGLE-2 with this `tree` (nodes and iterations), hierarchical_length that of the paper's hierarchy. sweep: other
     plans and chances, too. Written after every row; a target in a scheme with a kind of head that is there already is
-    not measured again. Raises SpecquantError where the table holds rows of other parameters, and where no scheme fits
-    the device.
+    not measured again. Raises SpecquantError where the table holds rows of other parameters, there is no such device,
+    and where no scheme fits it.
     """
-    shapes = read_results(trees)
+    device, shapes = choose_device(device), read_results(trees)
     parameters = {"trees": str(trees), "new_tokens": new_tokens, "seed": seed, "dtype": str(dtype).split(".")[1]}
     path = resolve(out_dir) / "replayed.csv"
     table = recorded_rows(path, parameters)
