@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from specquant.experiments.acceptance import Shapes, TreeShapes
+from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.at_true_size import (
     beside_published,
     eagle2_speedups,
@@ -10,7 +10,10 @@ from specquant.experiments.at_true_size import (
     over_accepted_lengths,
     replayed_against_fixed,
     shares_reached,
+    specmquant_planner,
 )
+from specquant.experiments.methods import Plan
+from specquant.study import read_results
 
 TREES = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", "-1 0 0"], "accepted_length": [2, 2]})
 
@@ -51,6 +54,15 @@ def test_a_speedup_is_proportional_to_the_accepted_length():
 def test_a_draft_is_free_up_to_the_first_slower_pass():
     times = pd.DataFrame([[10.0, 10.5, 12.0, 10.5], [10.0, 9.0, 11.0, 11.0]], columns=[1, 8, 16, 32])
     assert largest_free_measured(times).tolist() == [8, 32]
+
+
+@pytest.mark.parametrize("plan", [Plan("eagle2", 24, 3), Plan("eagle2", 48, 6)])
+def test_the_steps_of_the_paper_s_code_take_as_long_as_measured(plan):
+    passes, steps = (read_results(f"data/published/specmquant_{table}.csv") for table in ("verify_cost", "steps"))
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    row = specmquant_planner(passes, steps).predict(plan, shapes.statistics(Chances([0.8], [0.8], 0.8)))
+    measured = steps[(steps.what == "step") & (steps.model == "llama-3-70b") & (steps.draft_size == plan.draft_size)]
+    assert row["draft_ms"] + row["verify_ms"] + row["other_ms"] == pytest.approx(measured.time_ms.iloc[0], rel=0.02)
 
 
 def test_picks_are_compared_under_every_acceptance_that_was_replayed():

@@ -1,6 +1,7 @@
 """What follows from passes and drafts measured at true size: EAGLE-2's speedups, picks, and how much draft is free."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -8,8 +9,8 @@ import pandas as pd
 
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
-from specquant.experiments.methods import METHODS, PLAN_FIELDS, Plan
-from specquant.experiments.planner import Planner, against_fixed, measured_costs
+from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.experiments.planner import Planner, against_fixed, measured_costs, phases
 from specquant.models.synthetic import synthetic_config
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
@@ -85,6 +86,64 @@ def largest_free_measured(times: pd.DataFrame, tolerance: float = 0.1) -> pd.Ser
     """
     slower = times.gt(times[1] * (1 + tolerance), axis=0)
     return (~slower.cummax(axis=1)).apply(lambda free: free.index[free].max(), axis=1)
+
+
+@dataclass(frozen=True)
+class RecordedCosts:
+    """What one GPU's tables say about costs: verify_cost.csv, drafting.csv, rounds.csv and replayed.csv.
+
+    The last two say how long bookkeeping takes.
+    """
+
+    passes: pd.DataFrame
+    drafting: pd.DataFrame
+    rounds: pd.DataFrame
+    replayed: pd.DataFrame
+
+    def planner(self, target: str, intermediate: str, scheme: str, head_scheme: str) -> Planner:
+        """Target and intermediate model in the same scheme, with heads in head_scheme."""
+        outer_ms = self.replayed[self.replayed.model == target].other_ms.median()
+        inner_ms = self.rounds[self.rounds.head_scheme == head_scheme].other_ms.iloc[0]
+        return Planner(
+            measured_costs(self.passes, self.drafting, target, scheme, head_scheme, other_ms=outer_ms),
+            measured_costs(self.passes, self.drafting, intermediate, scheme, head_scheme, other_ms=inner_ms),
+        )
+
+
+def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame) -> Planner:
+    """The costs of the paper's own code on an H100: Llama-3-70B and 8B in W4A16, with heads in fp16.
+
+    passes, steps: data/published/specmquant_verify_cost.csv and specmquant_steps.csv. What their steps take beyond
+    draft and pass is bookkeeping: 0.47 and 0.31 ms.
+    """
+    drafts = steps[steps.what == "draft"].assign(head_scheme="fp16", head_vocabulary=0)
+    return Planner(
+        measured_costs(passes, drafts, "llama-3-70b", "w4a16-g128", other_ms=0.47),
+        measured_costs(passes, drafts, "llama-3-8b", "w4a16-g128", other_ms=0.31),
+    )
+
+
+def planners_beside(
+    costs: RecordedCosts, target: str, intermediate: str, head_scheme: str, gpu: str, theirs: Planner
+) -> dict[str, Planner]:
+    """Ours in three schemes, SpecMQuant's (`specmquant_planner`), and the least that two cards' data sheets allow."""
+    schemes = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}
+    planners = {
+        f"{label}, ours, {gpu}": costs.planner(target, intermediate, scheme, head_scheme)
+        for label, scheme in schemes.items()
+    }
+    planners["W4A16, SpecMQuant, H100"] = theirs
+    works = [PassWork(synthetic_config(model), "w4a16-g128") for model in (target, intermediate)]
+    sizes = sorted(costs.passes.draft_size.unique())
+    for card in ("A100", "B200"):
+        planners[f"W4A16, {card}, predicted"] = Planner(*(work.costs(read_cards()[card], sizes) for work in works))
+    return planners
+
+
+def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
+    """For each planner the fastest of the paper's methods (`phases`), over chances and agreements from 0.3 to 0.98."""
+    chances = np.linspace(0.3, 0.98, 18)
+    return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
 
 
 def replayed_against_fixed(

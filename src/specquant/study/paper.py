@@ -11,12 +11,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
+from specquant.experiments.acceptance import Shapes
 from specquant.experiments.at_true_size import (
     ACCEPTED_LENGTHS,
+    RecordedCosts,
     beside_published,
     eagle2_speedups,
     free_drafts,
+    phase_grids,
+    planners_beside,
     shares_reached,
+    specmquant_planner,
 )
 from specquant.experiments.cards import read_cards
 from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
@@ -28,7 +33,7 @@ from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.study.results import read_provenance, read_results
 from specquant.study.style import caption, save_figure
 
-LARGEST = "llama-3-70b"
+LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,24 @@ def speeds_over_acceptance(replayed: pd.DataFrame) -> Figure | None:
     rows = replayed[replayed.model == LARGEST]
     kinds = rows.groupby(["scheme", "head_scheme", "head_vocabulary"])
     return true_size.speeds_over_acceptance(rows.loc[max(kinds.groups.values(), key=len)]) if len(rows) else None
+
+
+def phases(
+    passes: pd.DataFrame,
+    drafting: pd.DataFrame,
+    rounds: pd.DataFrame,
+    replayed: pd.DataFrame,
+    trees: pd.DataFrame,
+    theirs: pd.DataFrame,
+    their_steps: pd.DataFrame,
+) -> Figure | None:
+    if LARGEST not in set(replayed.model):
+        return None
+    shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
+    costs, their_planner = RecordedCosts(passes, drafting, rounds, replayed), specmquant_planner(theirs, their_steps)
+    planners = planners_beside(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
+    fitted = shapes.fitted_chances()
+    return true_size.phase_diagram(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
@@ -197,6 +220,18 @@ RECORDED_FIGURES = (
         "replayed.csv",
         speeds_over_acceptance,
         f"Tokens per second of {LARGEST}, over replayed acceptance.",
+    ),
+    RecordedFigure(
+        "phases",
+        "verify_cost.csv",
+        phases,
+        f"The fastest of the paper's methods for {LARGEST} with {SMALL}, predicted over assumed acceptance; cross: "
+        "fitted acceptance. Ours with heads in W4A16, the others in FP16.",
+        beside=(
+            *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
+            "recorded/cpu/trees.csv",
+            *(f"published/specmquant_{table}.csv" for table in ("verify_cost", "steps")),
+        ),
     ),
 )
 
