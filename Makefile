@@ -1,8 +1,9 @@
 # `make study` and `make test` are all that a newcomer needs; each sets up .venv first. `make help` lists the rest.
 BIN := .venv/bin
 PROFILE ?= tiny
-# One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output.
-PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env
+# One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output. Two processes, each
+# of which takes whole files: a notebook's cells belong together.
+PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help study test test-full test-gpu figures notebooks lab lint lock clean
