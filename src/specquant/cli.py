@@ -287,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_here,
         default=Path("data/recorded/h200"),
         metavar="DIR",
-        help="verify_cost.csv and drafting.csv of one GPU (default: %(default)s)",
+        help="verify_cost.csv, drafting.csv and, if there, replayed.csv of one GPU (default: %(default)s)",
     )
     plan.add_argument(
         "--target", default="llama-3-70b", metavar="NAME", help="as in these tables (default: %(default)s)"
@@ -295,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--intermediate", metavar="NAME", help="likewise (default: none)")
     plan.add_argument("--scheme", default="w4a16-g128", help="of both (default: %(default)s)")
     plan.add_argument("--head-scheme", default="fp16", help="of the EAGLE heads (default: fp16)")
-    plan.add_argument("--trees", type=_here, metavar="CSV", help="shapes of trees (default: those of the tiny target)")
+    plan.add_argument("--trees", type=_here, metavar="CSV", help="shapes of trees (default: those of the tiny models)")
     for option, what in (
         ("--head", "that a token of the target's EAGLE head is accepted, in a tree of 24 nodes"),
         ("--inner-head", "the same of the intermediate model, in a tree of 30 nodes"),

@@ -45,8 +45,8 @@ class Replay:
     head: of a tree's longest path, the probability that a token is accepted once those before it are, by depth; the
     last one also serves all deeper ones. agreement: the same for each token of a sequence, which comes from a model.
     The added token is the likeliest. Of every BLOCK draws at a depth one falls into each of as many equal parts of
-    [0, 1), so that a few hundred tokens already have the mean accepted length of very many. Raises SpecquantError for
-    what is no probability.
+    [0, 1), so that the accepted length of a few hundred tokens is nearer to the mean of very many; deep in a draft,
+    where few draws are made, it helps less. Raises SpecquantError for what is no probability.
     """
 
     head: Sequence[float]

@@ -35,12 +35,13 @@ def eagle2_speedups(
     other_ms: a step's bookkeeping. Returns the rows of `Planner.table`, with model and scheme.
     """
     shapes, tables = TreeShapes(trees), []
-    for (model, scheme), _ in passes.groupby(["model", "scheme"], sort=False):
+    for model, of_model in passes.groupby("model", sort=False):
         tree, accepted_length = accepted_lengths[model]
         head = [shapes.head_of(tree, accepted_length)]
         statistics = Shapes(shapes, shapes).statistics(Chances(head, head, 0.0), (tree[0], tree[0]))
-        table = Planner(measured_costs(passes, drafting, model, scheme, other_ms=other_ms)).table(statistics)
-        tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
+        for scheme in of_model.scheme.unique():
+            table = Planner(measured_costs(passes, drafting, model, scheme, other_ms=other_ms)).table(statistics)
+            tables.append(table[table.method == "eagle2"].assign(model=model, scheme=scheme))
     return pd.concat(tables)
 
 
