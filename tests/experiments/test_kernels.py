@@ -8,6 +8,7 @@ from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.kernels.products import CONFIGURATIONS, Configuration, winners
+from specquant.kernels.w4a16_hopper import TABLE
 from specquant.study.results import NUMBER_COLUMNS, TEXT_COLUMNS
 
 
@@ -38,8 +39,12 @@ def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
     products = {kernels.kernel_name(scheme) for scheme in kernels.BENCH_SCHEMES if scheme != "fp16"}
     products |= set(kernels.FP8_SCHEMES)
     for kind in winners().values():
-        assert {"w4a16", "w8a8"} <= set(kind) <= products
-        for by_shape in kind.values():
+        assert {"w4a16", "w8a8"} <= set(kind) <= products | {TABLE}
+        for by_tile in kind.get(TABLE, {}).values():
+            assert set(by_tile) <= {"32", "64"}
+            assert all(tuple(slabs) in kernels.WARP_GROUPS for *slabs, _, _ in by_tile.values())
+        assert set(kind.get(TABLE, {})) <= shapes
+        for by_shape in (by_shape for product, by_shape in kind.items() if product != TABLE):
             assert set(by_shape) == shapes
             for by_tile in by_shape.values():
                 assert set(by_tile) == {"16", "32", "64"}

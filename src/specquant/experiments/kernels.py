@@ -20,6 +20,7 @@ from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.launch import multiprocessors, triton
 from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
 from specquant.kernels.stream import read_triton
+from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, TABLE, WarpGroups
 from specquant.models.graphs import MOST_ROWS, CapturedCache
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_config, synthetic_model
@@ -63,10 +64,15 @@ CANDIDATES = {
         *((256, stages, 8, 0) for stages in (2, 3)),
     ),
 }
+# Slabs of each warp group of the kernel for Hopper, which is tried for tiles of so many rows.
+WARP_GROUP_TILES = (32, 64)
+WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2, 1))
+SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
 SHORTLIST = 6  # candidates that are tried in a layer
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 GRAPH_US = 1500  # a graph holds launches for about this long
 REPEATS = 20
+SETTLING_REPEATS = 100  # after matrices were made: until then the first times are up to 15% longer
 
 
 def bench_schemes() -> tuple[str, ...]:
@@ -95,6 +101,7 @@ def measure_kernels(
             for matrix in matrices:
                 matrix.row_invariant = row_invariant
             ordinary = "cuBLAS" if scheme == "fp16" else "specquant"
+            product_times_us(matrices, 1, SETTLING_REPEATS)
             for draft_size in tqdm(draft_sizes, desc=f"{model} {layer} {scheme}", leave=False):
                 times = product_times_us(matrices, draft_size, repeats)
                 bytes_per_token = inputs * get_scheme(scheme).activation_bits // 8 + 2 * outputs
@@ -161,30 +168,58 @@ def tune(
         for scheme in schemes:
             if scheme == "fp16":
                 continue  # cuBLAS chooses by itself
-            shapes = table.setdefault(gpu_kind(device), {}).setdefault(kernel_name(scheme), {})
+            kernel = kernel_name(scheme)
+            tables = table.setdefault(gpu_kind(device), {})
             passes = LayersAlone(model, scheme, device)
             for (outputs, inputs), tile in itertools.product(largest_first, CANDIDATES):
                 matrices = synthetic_matrices(scheme, outputs, inputs, device)
-                alone: dict[Configuration, float] = {}
-                for candidate in candidates(outputs, inputs, tile, device):
+                product_times_us(matrices, tile, SETTLING_REPEATS)
+                alone: dict[Configuration | WarpGroups, float] = {}
+                tried = list(candidates(outputs, inputs, tile, device))
+                if kernel == "w4a16" and gpu_kind(device) == "sm90" and tile in WARP_GROUP_TILES:
+                    tried += warp_group_candidates(outputs, inputs, tile, device)
+                for candidate in tried:
                     if time.monotonic() > end:
                         return pd.DataFrame(rows)
                     with suppress(triton.OutOfResources):
                         alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
                 del matrices
-                now = configuration(kernel_name(scheme), outputs, inputs, tile, device)
-                tiles, in_layer = shapes.setdefault(f"{outputs}x{inputs}", {}), {}
+                shape, in_layer = f"{outputs}x{inputs}", {}
+                now = configuration(kernel, outputs, inputs, tile, device)
                 for candidate in dict.fromkeys([now, *sorted(alone, key=alone.get)[:SHORTLIST]]):
-                    tiles[str(tile)] = list(candidate)
+                    _choose(tables, kernel, shape, tile, candidate)
                     in_layer[candidate] = passes.time_us(tile)
-                tiles[str(tile)] = list(min(in_layer, key=in_layer.get))
+                # Both kernels of W4A16 have their winner: row invariance and bf16 need the ordinary one.
+                ordinary = (each for each in in_layer if isinstance(each, Configuration))
+                for chosen in (min(ordinary, key=in_layer.get), min(in_layer, key=in_layer.get)):
+                    _choose(tables, kernel, shape, tile, chosen)
                 about = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
                 for candidate in dict.fromkeys([*alone, *in_layer]):
                     times = {"alone_us": alone.get(candidate), "layer_us": in_layer.get(candidate)}
-                    rows.append(about | candidate._asdict() | times)
+                    rows.append(about | _columns(candidate) | times)
                 text = json.dumps(table, indent=1)
                 write_file(path, re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
     return pd.DataFrame(rows)
+
+
+def _choose(tables: dict, kernel: str, shape: str, tile: int, chosen: Configuration | WarpGroups) -> None:
+    """Have products of this shape and tile of rows run as `chosen`."""
+    groups = tables.setdefault(TABLE, {}).setdefault(shape, {}) if kernel == "w4a16" else {}
+    if isinstance(chosen, WarpGroups):
+        groups[str(tile)] = [*chosen.slabs, chosen.splits, chosen.stages]
+    else:
+        groups.pop(str(tile), None)
+        tables.setdefault(kernel, {}).setdefault(shape, {})[str(tile)] = list(chosen)
+
+
+def _columns(candidate: Configuration | WarpGroups) -> dict:
+    """A candidate as a row of the table of what was tried."""
+    if isinstance(candidate, Configuration):
+        return candidate._asdict()
+    slabs, splits, stages = candidate
+    warps, registers = 4 * len(slabs), REGISTERS[len(slabs)]
+    about = Configuration(SLAB * sum(slabs), splits, stages, warps, registers)._asdict()
+    return about | {"slabs": "+".join(map(str, slabs))}
 
 
 class LayersAlone:
@@ -220,6 +255,16 @@ def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> It
                 yield Configuration(block, splits, stages, warps, registers)
 
 
+def warp_group_candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[WarpGroups]:
+    """Ways to cut up a product of W4A16 for Hopper: one program on each of most of the multiprocessors."""
+    available = multiprocessors(device)
+    for slabs, splits in itertools.product(WARP_GROUPS, (1, 2, 4, 8)):
+        programs = math.ceil(outputs / (SLAB * sum(slabs))) * splits
+        stages = min(6, SHARED_BYTES // (sum(slabs) * 4096 + tile * 256))
+        if 0.75 * available <= programs <= available and splits <= inputs // GROUP // stages:
+            yield WarpGroups(slabs, splits, stages)
+
+
 def kernel_name(scheme: str) -> str:
     """The name that a scheme's product has in the table of configurations."""
     return "w4a16" if scheme.startswith("w4a16") else scheme
@@ -243,7 +288,7 @@ def synthetic_matrices(scheme: str, outputs: int, inputs: int, device: str) -> l
 
 
 def product_times_us(
-    matrices: Sequence[PackedLinear], rows: int, repeats: int, chosen: Configuration | None = None
+    matrices: Sequence[PackedLinear], rows: int, repeats: int, chosen: Configuration | WarpGroups | None = None
 ) -> torch.Tensor:
     """Times in microseconds [repeats] of one product of `rows` random tokens, the matrices taken in turn."""
     device = next(matrices[0].buffers()).device

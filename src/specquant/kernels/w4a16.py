@@ -5,7 +5,8 @@ Sources: GPTQ, arXiv 2210.17323; Marlin, arXiv 2408.11743.
 Stored: codes in the order of `int4`, for 16-bit operands; fp16 scales [in / 128, out / 16, 8, 2], in its order too. A
 weight is (code - 8) * scale.
 
-The kernel multiplies the integers, which are exact in fp16 and bf16, and scales a group's sum.
+The kernel multiplies the integers, which are exact in fp16 and bf16, and scales a group's sum. On Hopper `w4a16_hopper`
+takes over where it is faster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import unpack_int4, unpair_outputs
 from specquant.kernels.launch import jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
+from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
 
 
 def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -40,14 +42,18 @@ def w4a16_triton(
     codes: torch.Tensor,
     scales: torch.Tensor,
     row_invariant: bool = False,
-    chosen: Configuration | None = None,
+    chosen: Configuration | WarpGroups | None = None,
     assembly: bool | None = None,
 ) -> torch.Tensor:
-    """The kernel's launcher; x is fp16 or bf16.
+    """The kernels' launcher; x is fp16 or bf16.
 
-    row_invariant: a row's result does not depend on how many other rows there are. assembly: widen codes by inline
-    assembly, as is done on a GPU.
+    row_invariant: a row's result does not depend on how many other rows there are. chosen: how the product is cut up,
+    and so by which kernel; by default as recorded. assembly: widen codes by inline assembly, as is done on a GPU.
     """
+    if chosen is None and x.is_cuda and not row_invariant:
+        chosen = recorded(x, codes.shape[1] * 16)
+    if isinstance(chosen, WarpGroups):
+        return w4a16_hopper(x, codes, scales, chosen)
     return launch_product(
         _kernel,
         "w4a16",
