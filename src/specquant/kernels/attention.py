@@ -135,7 +135,9 @@ def tree_attention_triton(
     parts = triton.cdiv(slots, CHUNK) + tail_parts if row_invariant else tiles.parts
     blocks = triton.cdiv(slots, CHUNK) + block_queries * tail_parts if row_invariant else tiles.parts
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    part_outputs = torch.empty(parts, rows, heads, head_dim, dtype=torch.float32, device=query.device)
+    # Parts are as exact as the output: reading and writing them is what many rows wait for.
+    part_dtype = torch.float32 if row_invariant else query.dtype
+    part_outputs = torch.empty(parts, rows, heads, head_dim, dtype=part_dtype, device=query.device)
     part_statistics = torch.empty(2, parts, rows, heads, dtype=torch.float32, device=query.device)
     shared = dict(
         PREFIX_ON_DEVICE=isinstance(prefix_length, torch.Tensor),
@@ -171,15 +173,17 @@ def tree_attention_triton(
         num_warps=tiles.warps,
         **shared,
     )
-    _join_kernel[(rows * heads,)](
+    join_rows = 8 if rows * heads > 128 else 1
+    _join_kernel[(triton.cdiv(rows * heads, join_rows),)](
         part_outputs,
         *part_statistics,
         output,
         prefix_length,
         tail_parts,
         rows,
-        GROUP=8 if row_invariant else triton.next_power_of_2(tiles.parts),
-        num_warps=1,
+        ROWS=join_rows,
+        GROUP=8 if row_invariant else tiles.parts,
+        num_warps=4 if join_rows > 1 else 1,
         **shared,
     )
     return output
@@ -261,6 +265,9 @@ def _attend_kernel(
     queries, member = tile * BLOCK_QUERIES + row // PADDED_GROUP, row % PADDED_GROUP
     in_tile = (queries < rows) & (member < GROUP)
     head_rows = queries * HEADS + kv_head * GROUP + member  # of [rows, HEADS]
+    column = tl.arange(0, HEAD_DIM)
+    block = tl.arange(0, BLOCK_KEYS)
+    q = tl.load(query + head_rows[:, None] * HEAD_DIM + column[None, :], mask=in_tile[:, None], other=0.0)
 
     # Which keys this block attends to, [begin, end), and for which rows.
     stored = in_tile
@@ -283,9 +290,6 @@ def _attend_kernel(
     else:
         begin, end = _part(part, prefix_length, draft_slots, PARTS, BLOCK_KEYS, DRAFT_APART)
 
-    column = tl.arange(0, HEAD_DIM)
-    block = tl.arange(0, BLOCK_KEYS)
-    q = tl.load(query + head_rows[:, None] * HEAD_DIM + column[None, :], mask=in_tile[:, None], other=0.0)
     peak = tl.full((BLOCK_ROWS,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     sums = tl.zeros((BLOCK_ROWS, HEAD_DIM), tl.float32)
@@ -320,7 +324,8 @@ def _attend_kernel(
 
     at = part * rows * HEADS + head_rows
     outputs = sums / tl.maximum(total, 1e-30)[:, None]  # rows that see nothing here have no weight
-    tl.store(part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :], outputs, mask=stored[:, None])
+    part_at = part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :]
+    tl.store(part_at, outputs.to(part_outputs.dtype.element_ty), mask=stored[:, None])
     tl.store(part_peaks + at, peak, mask=stored)
     tl.store(part_totals + at, total, mask=stored)
 
@@ -342,27 +347,37 @@ def _join_kernel(
     LOWEST: tl.constexpr,
     ROW_INVARIANT: tl.constexpr,
     OVERLAPPING: tl.constexpr,
+    ROWS: tl.constexpr,  # of a block, of [rows, HEADS]
     GROUP: tl.constexpr,  # parts that are loaded at once
 ):
-    wait_for_previous(OVERLAPPING, few=tl.num_programs(0) <= 128)
+    wait_for_previous(OVERLAPPING, few=rows * HEADS <= 128)
     parts = PARTS
     if ROW_INVARIANT:
         parts = (tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix) // CHUNK + tail_parts
-    row = tl.program_id(0)  # of [rows, HEADS]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, HEAD_DIM)
-    peak, total = LOWEST, 0.0
-    sums = tl.zeros((HEAD_DIM,), tl.float32)
+    peak = tl.full((ROWS,), LOWEST, tl.float32)
     for first in range(0, parts, GROUP):
-        part = first + tl.arange(0, GROUP)
-        at = part * (rows * HEADS) + row
-        peaks = tl.load(part_peaks + at, mask=part < parts, other=LOWEST)
-        totals = tl.load(part_totals + at, mask=part < parts, other=0.0)
-        part_at = part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :]
-        outputs = tl.load(part_at, mask=(part < parts)[:, None], other=0.0)
-        higher = tl.maximum(peak, tl.max(peaks, 0))
-        weights = tl.exp2(peaks - higher) * totals
-        shrink = tl.exp2(peak - higher)
-        total = tl.fma(total, shrink, tl.sum(weights, 0))
-        sums = tl.fma(sums, shrink, tl.sum(weights[:, None] * outputs, 0))
-        peak = higher
-    tl.store(output + row * HEAD_DIM + column, (sums / total).to(output.dtype.element_ty))
+        for part in tl.static_range(GROUP):
+            at, there = _part_of(first + part, parts, row, rows * HEADS)
+            peak = tl.maximum(peak, tl.load(part_peaks + at, mask=there, other=LOWEST))
+    # No sum is taken across threads, so that rows round alike however many a block has.
+    total = tl.zeros((ROWS,), tl.float32)
+    sums = tl.zeros((ROWS, HEAD_DIM), tl.float32)
+    for first in range(0, parts, GROUP):
+        for part in tl.static_range(GROUP):
+            at, there = _part_of(first + part, parts, row, rows * HEADS)
+            part_at = part_outputs + at.to(tl.int64)[:, None] * HEAD_DIM + column[None, :]
+            outputs = tl.load(part_at, mask=there[:, None], other=0.0).to(tl.float32)
+            part_total = tl.load(part_totals + at, mask=there, other=0.0)
+            shrink = tl.exp2(tl.load(part_peaks + at, mask=there, other=LOWEST) - peak)
+            total = tl.fma(shrink, part_total, total)
+            sums = tl.fma(tl.broadcast_to((shrink * part_total)[:, None], (ROWS, HEAD_DIM)), outputs, sums)
+    outputs = (sums / total[:, None]).to(output.dtype.element_ty)
+    tl.store(output + row[:, None] * HEAD_DIM + column[None, :], outputs, mask=(row < rows * HEADS)[:, None])
+
+
+@jit
+def _part_of(part, parts, row, rows):
+    """Where a part has its values of each row, and whether there are any."""
+    return part * rows + row, (part < parts) & (row < rows)
