@@ -11,6 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from specquant.kernels import acceptance, attention, compaction, norm, rotary, swiglu, top_k, tree
 
@@ -67,6 +68,8 @@ def compile_launch(kernel: JITFunction, arguments: tuple, keywords: dict, capabi
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{TYPES[value.dtype]}"
             attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
         else:
             signature[name] = "i32" if isinstance(value, int) else "fp32"
     source = ASTSource(

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.launch import (
+    TensorDescriptor,
     jit,
     multiprocessors,
     on_gpu,
@@ -139,6 +140,10 @@ def tree_attention_triton(
     part_dtype = torch.float32 if row_invariant else query.dtype
     part_outputs = torch.empty(parts, rows, heads, head_dim, dtype=part_dtype, device=query.device)
     part_statistics = torch.empty(2, parts, rows, heads, dtype=torch.float32, device=query.device)
+    key_steps, value_steps = (
+        TensorDescriptor(x, [kv_heads * slots, head_dim], [head_dim, 1], [tiles.block_keys, head_dim])
+        for x in (keys, values)
+    )
     shared = dict(
         PREFIX_ON_DEVICE=isinstance(prefix_length, torch.Tensor),
         HEADS=heads,
@@ -153,6 +158,8 @@ def tree_attention_triton(
         query.contiguous(),
         keys,
         values,
+        key_steps,
+        value_steps,
         mask,
         part_outputs,
         *part_statistics,
@@ -221,6 +228,8 @@ def _attend_kernel(
     query,  # [rows, HEADS, HEAD_DIM]
     keys,  # [kv_heads, slots, HEAD_DIM]
     values,
+    key_steps,  # the same, [kv_heads * slots, HEAD_DIM], by blocks of BLOCK_KEYS
+    value_steps,
     mask,  # [rows, draft_slots]
     part_outputs,  # [parts, rows, HEADS, HEAD_DIM]
     part_peaks,  # [parts, rows, HEADS]: the highest score, as a power of two
@@ -250,6 +259,7 @@ def _attend_kernel(
 ):
     tile, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BLOCK_QUERIES: tl.constexpr = BLOCK_ROWS // PADDED_GROUP
+    first_slot = kv_head * slots  # of all heads' slots
     keys += kv_head.to(tl.int64) * slots * HEAD_DIM
     values += kv_head.to(tl.int64) * slots * HEAD_DIM
     if OVERLAPPING and not ROW_INVARIANT:  # the prefix may be about to change, but where it lies hardly does
@@ -266,7 +276,6 @@ def _attend_kernel(
     in_tile = (queries < rows) & (member < GROUP)
     head_rows = queries * HEADS + kv_head * GROUP + member  # of [rows, HEADS]
     column = tl.arange(0, HEAD_DIM)
-    block = tl.arange(0, BLOCK_KEYS)
     q = tl.load(query + head_rows[:, None] * HEAD_DIM + column[None, :], mask=in_tile[:, None], other=0.0)
 
     # Which keys this block attends to, [begin, end), and for which rows.
@@ -297,8 +306,7 @@ def _attend_kernel(
     # Blocks of keys that all rows see whole, then those that reach behind the prefix or this part.
     whole = begin + tl.maximum(tl.minimum(end, prefix_length) - begin, 0) // BLOCK_KEYS * BLOCK_KEYS
     for start in tl.range(begin, whole, BLOCK_KEYS, num_stages=STAGES):
-        at = (start + block)[:, None] * HEAD_DIM + column[None, :]
-        key, value = tl.load(keys + at), tl.load(values + at)
+        key, value = key_steps.load([first_slot + start, 0]), value_steps.load([first_slot + start, 0])
         peak, total, sums = _attend(q, key, value, True, peak, total, sums, scale)
     LAST_KEYS: tl.constexpr = BLOCK_KEYS if ROW_INVARIANT else 32  # few registers; but rows that take turns keep steps
     for start in tl.range(whole, end, LAST_KEYS, num_stages=STAGES):

@@ -13,14 +13,16 @@ try:
     import triton
     import triton.language as tl
     from triton import jit
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # macOS: there the references run
-    triton = tl = None
+    triton = tl = TensorDescriptor = None
 
     def jit(function=None, **_):
         return function or jit
 
 
 __all__ = [
+    "TensorDescriptor",
     "arrival_counters",
     "jit",
     "multiprocessors",
