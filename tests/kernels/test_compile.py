@@ -38,5 +38,6 @@ def test_kernels_compile(capability, product):
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [line.split() for line in run.stdout.splitlines()]
     assert {line[0] for line in lines} == KERNELS
-    attention = [line for line in lines if line[0] == "_attend_kernel"]
+    one_row, *attention = [line for line in lines if line[0] == "_attend_kernel"]
+    assert one_row[1:] == ["mma"]  # a tile of 16 rows
     assert all(line[1:] == [product] for line in attention)  # the matrix units' fastest path there
