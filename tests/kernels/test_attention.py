@@ -74,6 +74,13 @@ def test_the_prefix_length_may_lie_on_the_device(row_invariant, device):
     assert torch.equal(tree_attention_triton(query, keys, values, on_device, mask, row_invariant), expected)
 
 
+@pytest.mark.parametrize("rows", [1, 17])
+def test_each_head_has_keys_of_its_own(rows, device):
+    """Whole steps of keys are found by their place among all heads' slots, which are more than are used."""
+    arguments = problem(rows, 6, 3, 64, 130, device, capacity=300)
+    assert relative_error(tree_attention_triton(*arguments), *arguments) < 1e-3
+
+
 def decode_path(query, keys, values, prefix, mask, row):
     """The row alone, its ancestors moved to the end of the prefix: what decoding token by token sees."""
     path = prefix + mask[row].nonzero().squeeze(1)
@@ -101,7 +108,7 @@ LLAMA_70B = (64, 8, 128)
 @pytest.mark.gpu
 @pytest.mark.parametrize("row_invariant", [False, True])
 @pytest.mark.parametrize("prefix", [1, 500, 4096, 32700])
-@pytest.mark.parametrize("rows", [1, 2, 7, 13, 30, 60, 64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 13, 30, 60, 64])
 def test_true_shapes(rows, prefix, row_invariant):
     arguments = problem(rows, *LLAMA_70B, prefix, "cuda", seed=rows)
     first = tree_attention_triton(*arguments, row_invariant)
@@ -121,8 +128,18 @@ def test_row_invariance_at_true_shapes(prefix):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("row_invariant", [False, True])
-def test_a_graph_follows_the_prefix_length(row_invariant):
-    query, keys, values, prefix, mask = problem(13, *LLAMA_70B, 3000, "cuda")
+@pytest.mark.parametrize("rows", [1, 64])
+def test_bfloat16(rows, row_invariant):
+    query, keys, values, *rest = problem(rows, *LLAMA_70B, 4096, "cuda")
+    arguments = (*(x.bfloat16() for x in (query, keys, values)), *rest)
+    assert relative_error(tree_attention_triton(*arguments, row_invariant), *arguments) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("row_invariant", [False, True])
+@pytest.mark.parametrize("rows", [1, 13, 64])
+def test_a_graph_follows_the_prefix_length(rows, row_invariant):
+    query, keys, values, prefix, mask = problem(rows, *LLAMA_70B, 3000, "cuda")
     length = torch.tensor([prefix], device="cuda")
     tree_attention_triton(query, keys, values, length, mask, row_invariant)
     graph = torch.cuda.CUDAGraph()

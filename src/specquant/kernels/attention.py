@@ -36,7 +36,9 @@ MOST_ROWS = 128  # more is a prefill, which torch's own attention does well
 HEAD_DIMS = (64, 128)
 CHUNK = 512  # positions in a part, where rows are invariant
 MOST_PARTS = 32  # the second kernel loads all at once
-PREFETCHED = 256  # keys of a block that are brought into the L2 cache while the previous kernel still runs
+# Keys of a block that are brought into the L2 cache while the previous kernel still runs: its first step. More of them
+# stand in the way of what the block asks for itself.
+PREFETCHED = 64
 LOWEST = -1e30  # below every score; finite, so that rows that see nothing in a part need no exception
 
 
@@ -264,13 +266,15 @@ def _attend_kernel(
     keys += kv_head.to(tl.int64) * slots * HEAD_DIM
     values += kv_head.to(tl.int64) * slots * HEAD_DIM
     if OVERLAPPING and not ROW_INVARIANT:  # the prefix may be about to change, but where it lies hardly does
-        prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
+        # Not through the L1 cache, where it would be found again later.
+        prefix_length = tl.load(prefix, cache_modifier=".cg").to(tl.int32) if PREFIX_ON_DEVICE else prefix
         begin, end = _part(part, prefix_length, draft_slots, PARTS, BLOCK_KEYS, DRAFT_APART)
         count = tl.minimum(tl.minimum(end, slots) - begin, PREFETCHED)
         if (tile == 0) & (begin >= 0) & (count > 0):
             prefetch(keys + begin * HEAD_DIM, count * (HEAD_DIM * 2))
             prefetch(values + begin * HEAD_DIM, count * (HEAD_DIM * 2))
-    wait_for_previous(OVERLAPPING)
+    # Many rows: blocks of the join that wait beside these, two on each multiprocessor, cost more than their start does.
+    wait_for_previous(OVERLAPPING, few=DRAFT_APART or ROW_INVARIANT)
     prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
     row = tl.arange(0, BLOCK_ROWS)
     queries, member = tile * BLOCK_QUERIES + row // PADDED_GROUP, row % PADDED_GROUP
