@@ -4,7 +4,7 @@ import pytest
 
 from specquant.errors import SpecquantError
 from specquant.study import figures
-from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, mark, new_figure, save_figure
+from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, legend_above, mark, new_figure, save_figure
 
 SOME_SCHEMES = ["w4a16-g128", "fp16"]
 TIMES_MS = {"autoregressive": 10.0, "eagle2": 5.0}
@@ -160,3 +160,14 @@ def test_an_unwritable_folder_is_named(tmp_path):
 def _close_figures():
     yield
     plt.close("all")
+
+
+@pytest.mark.parametrize(("labels", "columns"), [(["short"] * 9, 3), (["much longer than a third"] * 9, 2)])
+def test_a_legend_has_as_many_columns_as_the_figure_is_wide_for(labels, columns):
+    figure, (axis,) = new_figure(height_in=2)
+    for label in labels:
+        axis.plot([1, 2], label=label)
+    legend_above(figure, axis, columns=3)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len({text.get_window_extent().x0 for text in legend.get_texts()}) == columns

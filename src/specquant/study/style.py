@@ -91,9 +91,12 @@ def mark(name: str, marks: dict[str, Mark]) -> Mark:
 
 
 def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
-    """The legend of one of the figure's axes, above all of them."""
+    """The legend of one of the figure's axes, above all of them, in up to so many columns as the figure is wide for."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    if columns > 1 and legend.get_window_extent().width > 1.04 * figure.bbox.width:  # its edges are empty
+        legend.remove()
+        legend_above(figure, axis, columns - 1)
 
 
 def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
