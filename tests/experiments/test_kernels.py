@@ -8,7 +8,7 @@ from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.kernels.products import CONFIGURATIONS, Configuration, winners
-from specquant.kernels.w4a16_hopper import TABLE
+from specquant.kernels.w4a16_hopper import TABLE, WarpGroups
 from specquant.study.results import NUMBER_COLUMNS, TEXT_COLUMNS
 
 
@@ -32,6 +32,31 @@ def test_candidates_leave_every_program_some_steps(tile):
         assert len(candidates) >= 8
         assert len(set(candidates)) == len(candidates)
         assert all(1 <= each.splits <= inputs // 128 // 4 for each in candidates)
+
+
+@pytest.mark.parametrize("tile", kernels.WARP_GROUP_TILES)
+def test_warp_groups_fill_most_of_a_hopper(tile, monkeypatch):
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 132)
+    for _, _, (outputs, inputs) in kernels.layers(kernels.LAYERS):
+        candidates = list(kernels.warp_group_candidates(outputs, inputs, tile, torch.device("cpu")))
+        assert candidates
+        for slabs, splits, stages in candidates:
+            assert 99 <= -(-outputs // (64 * sum(slabs))) * splits <= 132
+            assert stages * splits <= inputs // 128  # every program has as many steps
+            assert stages * (sum(slabs) * 4096 + tile * 256) <= kernels.SHARED_BYTES
+
+
+def test_a_product_runs_as_it_was_chosen_last():
+    tables = {"w4a16": {"128x256": {"64": [64, 1, 3, 4, 0]}}}
+    groups = WarpGroups((2, 2, 1), 1, 4)
+    kernels._choose(tables, "w4a16", "128x256", 64, groups)
+    assert tables["w4a16"] == {"128x256": {"64": [64, 1, 3, 4, 0]}}  # for bf16 and row invariance
+    assert tables[TABLE] == {"128x256": {"64": [2, 2, 1, 1, 4]}}
+    kernels._choose(tables, "w4a16", "128x256", 64, Configuration(128, 1, 3, 4))
+    assert tables == {"w4a16": {"128x256": {"64": [128, 1, 3, 4, 0]}}, TABLE: {"128x256": {}}}
+    kernels._choose(tables, "w8a8", "128x256", 16, Configuration(64, 2, 3, 4))
+    assert tables["w8a8"] == {"128x256": {"16": [64, 2, 3, 4, 0]}}
+    assert set(kernels._columns(groups)) - set(kernels._columns(Configuration(64, 2, 3, 4))) == {"slabs"}
 
 
 def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
