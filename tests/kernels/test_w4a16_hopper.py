@@ -39,6 +39,12 @@ def test_only_what_the_kernel_multiplies_is_taken():
             w4a16_hopper(torch.zeros(rows, 128).half(), codes.contiguous(), scales, WarpGroups((1, 1), 1, 4))
 
 
+def test_every_share_of_the_inputs_has_a_step():
+    matrix = w4a16_matrix(64, 256, torch.Generator().manual_seed(0))
+    with pytest.raises(SpecquantError, match="256 inputs cannot be split in 3"):
+        w4a16_hopper(torch.zeros(64, 256).half(), *matrix, WarpGroups((1, 1), 3, 4))
+
+
 def test_nothing_is_offered_where_it_cannot_run():
     x = torch.zeros(64, 8192)
     assert recorded(x.half(), 57344) is None  # on a CPU

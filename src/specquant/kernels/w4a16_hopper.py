@@ -71,7 +71,7 @@ def recorded(x: torch.Tensor, out_features: int) -> WarpGroups | None:
 def w4a16_hopper(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, chosen: WarpGroups) -> torch.Tensor:
     """The launcher: fp16 x [up to 64 rows, in] times the matrix stored as `w4a16` does -> fp16 [rows, out].
 
-    The outputs must be a multiple of 64. Raises SpecquantError where they are not, or the rows are too many.
+    The outputs must be a multiple of 64. Raises SpecquantError where they are not, or the rows or splits are too many.
     """
     (rows, in_features), out_features, tile = x.shape, codes.shape[1] * 16, row_tile(len(x))
     if tile > 64 or out_features % SLAB:
@@ -80,6 +80,8 @@ def w4a16_hopper(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, cho
         )
     slabs, splits = sum(chosen.slabs), chosen.splits
     columns = -(-out_features // (slabs * SLAB))
+    if splits > in_features // 128:
+        raise SpecquantError(f"{in_features} inputs cannot be split in {splits}: each share needs 128")
     if splits > 1 and columns * slabs > MOST_COUNTERS:
         raise SpecquantError(f"{out_features} outputs are too many to split their inputs")
     out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
