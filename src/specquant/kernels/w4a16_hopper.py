@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.kernels.launch import MOST_COUNTERS, arrival_counters
+from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, wait_for_previous
 from specquant.kernels.products import gpu_kind, row_tile, winners
 
 try:
@@ -172,7 +172,7 @@ def _bring(
             _bring_words(words, (first + i) * (out_features // 2) + pairs, word_tiles, ready, i, TOTAL, ROWS)
     for i in gl.static_range(AHEAD):
         _prefetch(scales + (first + gl.minimum(i, count - 1)) * (out_features // 2), size)
-    _wait_for_previous()
+    wait_for_previous(True)
     for i in range(0, count):
         stage = i % STAGES
         mbarrier.wait(used.index(stage), (i // STAGES + 1) & 1)
@@ -322,15 +322,6 @@ def _both_halves(pair):
     return gl.inline_asm_elementwise(
         "prmt.b32 $0, $2, $2, 0x1010; prmt.b32 $1, $2, $2, 0x3232;",
         "=&r,=&r,r", [pair], dtype=(gl.int32, gl.int32), is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@jit
-def _wait_for_previous():
-    """As `launch.wait_for_previous`, by the one warp that reads what the previous kernel wrote."""
-    gl.inline_asm_elementwise(
-        "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.u32 $0, 0;",
-        "=r", [], dtype=gl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 
 
