@@ -59,6 +59,46 @@ def test_a_product_runs_as_it_was_chosen_last():
     assert set(kernels._columns(groups)) - set(kernels._columns(Configuration(64, 2, 3, 4))) == {"slabs"}
 
 
+def test_tuning_keeps_the_fastest_in_a_layer_and_the_fastest_ordinary_one(monkeypatch, tmp_path):
+    """On a stand-in for a Hopper: alone, more outputs are faster; in a layer, what splits least."""
+    outputs, inputs = 57344, 8192
+    table = {}
+
+    class Layers:
+        def __init__(self, *arguments):
+            pass
+
+        def time_us(self, tile):
+            here = table["sm90"]
+            groups = here[TABLE].get(f"{outputs}x{inputs}", {}).get(str(tile))
+            return 80.0 if groups else 100.0 + here["w4a16"][f"{outputs}x{inputs}"][str(tile)][1]
+
+    def alone_us(matrices, rows, repeats, chosen=None):
+        return torch.tensor([1000.0 - kernels._columns(chosen)["outputs"] if chosen else 1.0])
+
+    for name, stand_in in {
+        "require_gpu": lambda device: None,
+        "gpu_kind": lambda device: "sm90",
+        "multiprocessors": lambda device: 132,
+        "winners": lambda: table,
+        "LayersAlone": Layers,
+        "product_times_us": alone_us,
+        "synthetic_matrices": lambda *arguments: [],
+        "configuration": lambda *arguments: Configuration(64, 4, 3, 4),
+        "layers": lambda models: [(model, "gate_up_proj", (outputs, inputs)) for model in models],
+    }.items():
+        monkeypatch.setattr(kernels, name, stand_in)
+    path = tmp_path / "configurations.json"
+    tried = kernels.tune(["llama-3-70b"], ["w4a16-g128"], 60, path, "cpu")
+    assert json.loads(path.read_text()) == table
+    ordinary, groups = (table["sm90"][product][f"{outputs}x{inputs}"] for product in ("w4a16", TABLE))
+    assert {tile: numbers[1] for tile, numbers in ordinary.items()} == {"16": 1, "32": 1, "64": 1}
+    assert groups == {"32": [2, 2, 2, 1, 1, 5], "64": [2, 2, 2, 1, 1, 4]}
+    assert set(tried.rows) == {16, 32, 64}
+    in_layer = tried.dropna(subset="layer_us")
+    assert set(in_layer[in_layer.slabs.notna()].rows.astype(str)) == set(groups)
+
+
 def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
     shapes = {f"{outputs}x{inputs}" for _, _, (outputs, inputs) in kernels.layers(kernels.LAYERS)}
     products = {kernels.kernel_name(scheme) for scheme in kernels.BENCH_SCHEMES if scheme != "fp16"}
