@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.kernels import w4a16_hopper as w4a16_hopper_module
 from specquant.kernels.products import winners
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_hopper import TABLE, WarpGroups, recorded, w4a16_hopper
@@ -45,10 +46,17 @@ def test_every_share_of_the_inputs_has_a_step():
         w4a16_hopper(torch.zeros(64, 256).half(), *matrix, WarpGroups((1, 1), 3, 4))
 
 
-def test_nothing_is_offered_where_it_cannot_run():
-    x = torch.zeros(64, 8192)
-    assert recorded(x.half(), 57344) is None  # on a CPU
+def test_it_is_offered_where_it_can_run_and_is_recorded(monkeypatch):
+    x = torch.zeros(64, 8192).half()
+    assert recorded(x, 57344) is None  # on a CPU
+    monkeypatch.setattr(w4a16_hopper_module, "gpu_kind", lambda device: "sm90")
+    assert isinstance(recorded(x, 57344), WarpGroups)
     assert recorded(x.bfloat16(), 57344) is None
+    assert recorded(x, 57344 + 64) is None
+    assert recorded(x[:1], 57344) is None
+    assert (
+        recorded(torch.zeros(64 * 8192 + 1).half()[1:].view(64, 8192), 57344) is None
+    )  # the copy engine needs 16 bytes
 
 
 COMPILE = """

@@ -15,6 +15,22 @@ from specquant.errors import SpecquantError
 
 TILE_OUTPUTS, TILE_INPUTS = 16, 128
 
+# Inline assembly (PTX): a word of eight codes, $4, becomes four registers of two fp16 numbers, code - 8, the fragment
+# of a slab of 16 inputs. Where a code lies in the lowest bits the number is 1024 + code, four bits higher 1024 + 16 code.
+WORD_TO_FP16 = """
+    .reg .b32 high, sixteenth, bias;
+    mov.b32 sixteenth, 0x2c002c00; mov.b32 bias, 0xd480d480; mov.b32 high, 0x64086408;
+    lop3.b32 $0, $4, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $1, $4, 0x00f000f0, 0x64006400, 0xea;
+    sub.rn.f16x2 $0, $0, high;
+    fma.rn.f16x2 $1, $1, sixteenth, bias;
+    shr.u32 $3, $4, 8;
+    lop3.b32 $2, $3, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 $3, $3, 0x00f000f0, 0x64006400, 0xea;
+    sub.rn.f16x2 $2, $2, high;
+    fma.rn.f16x2 $3, $3, sixteenth, bias;
+"""
+
 
 def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
     """The shape of a packed matrix [out, in]: [in / 128, out / 16, 32 lanes, 32 bytes].

@@ -14,8 +14,11 @@ try:
     import triton.language as tl
     from triton import jit
     from triton.tools.tensor_descriptor import TensorDescriptor
+
+    constexpr = tl.constexpr
 except ImportError:  # macOS: there the references run
     triton = tl = TensorDescriptor = None
+    constexpr = str  # what kernels hold outside of themselves is text
 
     def jit(function=None, **_):
         return function or jit
@@ -24,6 +27,7 @@ except ImportError:  # macOS: there the references run
 __all__ = [
     "TensorDescriptor",
     "arrival_counters",
+    "constexpr",
     "jit",
     "multiprocessors",
     "on_gpu",

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.int4 import unpack_int4, unpair_outputs
-from specquant.kernels.launch import jit, tl
+from specquant.kernels.int4 import WORD_TO_FP16, unpack_int4, unpair_outputs
+from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
+
+WIDEN = constexpr(f"{{{WORD_TO_FP16}}}")
 
 
 def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -114,19 +116,7 @@ def _widen(words, OUTPUTS: tl.constexpr, DTYPE: tl.constexpr, ASSEMBLY: tl.const
         # A number with a code in its lowest bits is 2^m + code; in fp16, four bits higher, it is 1024 + 16 code.
         if DTYPE.is_fp16():
             pairs = tl.inline_asm_elementwise(
-                """{
-                .reg .b32 high, sixteenth, bias;
-                mov.b32 sixteenth, 0x2c002c00; mov.b32 bias, 0xd480d480; mov.b32 high, 0x64086408;
-                lop3.b32 $0, $4, 0x000f000f, 0x64006400, 0xea;
-                lop3.b32 $1, $4, 0x00f000f0, 0x64006400, 0xea;
-                sub.rn.f16x2 $0, $0, high;
-                fma.rn.f16x2 $1, $1, sixteenth, bias;
-                shr.u32 $3, $4, 8;
-                lop3.b32 $2, $3, 0x000f000f, 0x64006400, 0xea;
-                lop3.b32 $3, $3, 0x00f000f0, 0x64006400, 0xea;
-                sub.rn.f16x2 $2, $2, high;
-                fma.rn.f16x2 $3, $3, sixteenth, bias;
-                }""",
+                WIDEN,
                 "=&r,=&r,=&r,=&r,r", [words], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
             )  # fmt: skip
         else:

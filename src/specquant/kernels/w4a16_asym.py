@@ -15,6 +15,7 @@ from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import unpack_int4, unpair_outputs
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton
+from specquant.kernels.w4a16_hopper import WarpGroups
 
 
 def w4a16_asym(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
@@ -38,7 +39,7 @@ def w4a16_asym_triton(
     scales: torch.Tensor,
     zeros: torch.Tensor,
     row_invariant: bool = False,
-    chosen: Configuration | None = None,
+    chosen: Configuration | WarpGroups | None = None,
 ) -> torch.Tensor:
     """The launcher; x is fp16 or bf16, and what the kernel gives is rounded to it once before the rest is added."""
     sums = x.unflatten(1, (-1, 128)).sum(dim=-1, dtype=torch.float32)

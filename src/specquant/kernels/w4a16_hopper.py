@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, wait_for_previous
+from specquant.kernels.int4 import WORD_TO_FP16
+from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, constexpr, wait_for_previous
 from specquant.kernels.products import gpu_kind, row_tile, winners
 
 try:
@@ -33,11 +34,9 @@ try:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     jit = gluon.jit
-    constexpr = gl.constexpr
     barrier = getattr(gl, "thread_barrier", None) or gl.barrier  # its name until Triton 3.6, and from 3.7 on
 except ImportError:  # no Triton, or one without Gluon: `recorded` then never offers this kernel
     gl = None
-    constexpr = str
 
     def jit(function=None, **_):
         return function or jit
@@ -48,6 +47,13 @@ SLAB = 64  # outputs of one product of the tensor cores
 REGISTERS = {2: 240, 3: 160, 4: 112}  # of a thread that multiplies, by the number of warp groups
 EARLY = 2  # steps of weights that are asked for before the previous kernel has ended
 AHEAD = 8  # steps by which scales are brought into the L2 cache before they are loaded
+# The codes of a word, times the scales of its outputs g ($5, twice) and g + 8 ($6).
+WIDEN = constexpr(f"""{{{WORD_TO_FP16}
+    mul.rn.f16x2 $0, $0, $5;
+    mul.rn.f16x2 $1, $1, $6;
+    mul.rn.f16x2 $2, $2, $5;
+    mul.rn.f16x2 $3, $3, $6;
+}}""")
 
 
 class WarpGroups(NamedTuple):
@@ -284,23 +290,7 @@ def _halves_of_inputs(codes):
 def _widen(codes, low, high, SUMS: constexpr):
     """Words [32, 4, 4] and scales -> weights [64, 64], already where the tensor cores want them."""
     pairs = gl.inline_asm_elementwise(
-        """{
-        .reg .b32 high, sixteenth, bias;
-        mov.b32 sixteenth, 0x2c002c00; mov.b32 bias, 0xd480d480; mov.b32 high, 0x64086408;
-        lop3.b32 $0, $4, 0x000f000f, 0x64006400, 0xea;
-        lop3.b32 $1, $4, 0x00f000f0, 0x64006400, 0xea;
-        sub.rn.f16x2 $0, $0, high;
-        fma.rn.f16x2 $1, $1, sixteenth, bias;
-        shr.u32 $3, $4, 8;
-        lop3.b32 $2, $3, 0x000f000f, 0x64006400, 0xea;
-        lop3.b32 $3, $3, 0x00f000f0, 0x64006400, 0xea;
-        sub.rn.f16x2 $2, $2, high;
-        fma.rn.f16x2 $3, $3, sixteenth, bias;
-        mul.rn.f16x2 $0, $0, $5;
-        mul.rn.f16x2 $1, $1, $6;
-        mul.rn.f16x2 $2, $2, $5;
-        mul.rn.f16x2 $3, $3, $6;
-        }""",
+        WIDEN,
         "=&r,=&r,=&r,=&r,r,r,r", [codes, low, high],
         dtype=(gl.int32, gl.int32, gl.int32, gl.int32), is_pure=True, pack=1,
     )  # fmt: skip
