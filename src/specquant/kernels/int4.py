@@ -16,7 +16,7 @@ from specquant.errors import SpecquantError
 TILE_OUTPUTS, TILE_INPUTS = 16, 128
 
 # Inline assembly (PTX): a word of eight codes, $4, becomes four registers of two fp16 numbers, code - 8, the fragment
-# of a slab of 16 inputs. Where a code lies in the lowest bits the number is 1024 + code, four bits higher 1024 + 16 code.
+# of a slab of 16 inputs. With a code in the lowest bits a number is 1024 + code; four bits higher, 1024 + 16 code.
 WORD_TO_FP16 = """
     .reg .b32 high, sixteenth, bias;
     mov.b32 sixteenth, 0x2c002c00; mov.b32 bias, 0xd480d480; mov.b32 high, 0x64086408;
