@@ -5,9 +5,9 @@ import torch
 
 from specquant.kernels.activations import quantize_per_token_triton
 from specquant.kernels.fp8 import fp8, fp8_triton, quantize_per_token_e4m3
-from specquant.kernels.int4 import pack_int4, pair_outputs
+from specquant.kernels.int4 import pair_outputs
 from specquant.kernels.products import Configuration
-from specquant.kernels.w4a8_fp8 import w4a8_fp8, w4a8_fp8_triton
+from specquant.kernels.w4a8_fp8 import pack_codes, unpack_codes, w4a8_fp8, w4a8_fp8_triton, w4a8_fp8_weight
 
 # Every finite e4m3 number by the format's definition: exponent bias 7, 3 bits of mantissa, subnormal below 2**-6.
 NUMBERS = sorted(
@@ -43,7 +43,7 @@ def fp8_matrix(outputs, inputs, generator):
 def w4a8_fp8_matrix(outputs, inputs, generator):
     codes = torch.randint(0, 16, (outputs, inputs), generator=generator)
     scales = (torch.rand(inputs // 128, outputs, generator=generator) * 0.02).half()
-    return pack_int4(codes, 8), pair_outputs(scales)
+    return pack_codes(codes), pair_outputs(scales)
 
 
 def relative_error(y, expected):
@@ -92,7 +92,8 @@ def test_the_references_multiply_what_is_stored(generator):
     integers = torch.randint(0, 16, (16, 256), generator=generator)
     group_scales = (torch.rand(2, 16, generator=generator) * 0.02).half()
     weight = (integers - 8).double() * group_scales.double().t().repeat_interleave(128, dim=1)
-    stored = pack_int4(integers, 8), pair_outputs(group_scales)
+    stored = pack_codes(integers), pair_outputs(group_scales)
+    assert torch.equal(unpack_codes(stored[0]).long(), integers)
     assert torch.allclose(w4a8_fp8(x, *stored), (codes * scales) @ weight.t(), rtol=1e-12)
 
 
@@ -142,3 +143,4 @@ def test_assembly_widens_exactly(generator):
     options = {"out_dtype": torch.float32, "chosen": Configuration(64, 1, 3, 4)}
     widened = [w4a8_fp8_triton(x, ones, codes, scales, **options, assembly=assembly) for assembly in (True, False)]
     assert torch.equal(*widened)
+    assert torch.equal(widened[0].t().cpu(), w4a8_fp8_weight(codes, scales).cpu())

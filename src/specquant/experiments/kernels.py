@@ -69,6 +69,7 @@ WARP_GROUP_TILES = (32, 64)
 WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2, 1))
 SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
 SHORTLIST = 6  # candidates that are tried in a layer
+LAYER_NOISE = 1.005  # a layer's time differs by so much from one capture to the next
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 GRAPH_US = 1500  # a graph holds launches for about this long
 REPEATS = 20
@@ -175,24 +176,24 @@ def tune(
                 matrices = synthetic_matrices(scheme, outputs, inputs, device)
                 product_times_us(matrices, tile, SETTLING_REPEATS)
                 alone: dict[Configuration | WarpGroups, float] = {}
-                tried = list(candidates(outputs, inputs, tile, device))
+                now = configuration(kernel, outputs, inputs, tile, device)
+                tried = [now, *candidates(outputs, inputs, tile, device)]
                 if kernel == "w4a16" and gpu_kind(device) == "sm90" and tile in WARP_GROUP_TILES:
                     tried += warp_group_candidates(outputs, inputs, tile, device)
-                for candidate in tried:
+                for candidate in dict.fromkeys(tried):
                     if time.monotonic() > end:
                         return pd.DataFrame(rows)
                     with suppress(triton.OutOfResources):
                         alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
                 del matrices
                 shape, in_layer = f"{outputs}x{inputs}", {}
-                now = configuration(kernel, outputs, inputs, tile, device)
                 for candidate in dict.fromkeys([now, *sorted(alone, key=alone.get)[:SHORTLIST]]):
                     _choose(tables, kernel, shape, tile, candidate)
                     in_layer[candidate] = passes.time_us(tile)
                 # Both kernels of W4A16 have their winner: row invariance and bf16 need the ordinary one.
-                ordinary = (each for each in in_layer if isinstance(each, Configuration))
-                for chosen in (min(ordinary, key=in_layer.get), min(in_layer, key=in_layer.get)):
-                    _choose(tables, kernel, shape, tile, chosen)
+                ordinary = {each: time_us for each, time_us in in_layer.items() if isinstance(each, Configuration)}
+                for choice in (ordinary, in_layer):
+                    _choose(tables, kernel, shape, tile, _fastest(choice, alone))
                 about = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
                 for candidate in dict.fromkeys([*alone, *in_layer]):
                     times = {"alone_us": alone.get(candidate), "layer_us": in_layer.get(candidate)}
@@ -200,6 +201,12 @@ def tune(
                 text = json.dumps(table, indent=1)
                 write_file(path, re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
     return pd.DataFrame(rows)
+
+
+def _fastest(in_layer: dict, alone: dict) -> Configuration | WarpGroups:
+    """The fastest alone of those whose times in a layer cannot be told apart."""
+    close = LAYER_NOISE * min(in_layer.values())
+    return min((each for each, time_us in in_layer.items() if time_us <= close), key=alone.get)
 
 
 def _choose(tables: dict, kernel: str, shape: str, tile: int, chosen: Configuration | WarpGroups) -> None:

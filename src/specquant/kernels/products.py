@@ -135,7 +135,8 @@ def launch_product(
 
 @jit
 def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl.constexpr):
-    """Wait for the previous kernel; in the meantime, fetch this program's first weights into the L2 cache.
+    """Wait for the previous kernel; in the meantime, fetch this program's first weights into the L2 cache. The next
+    kernel is launched when this one has ended: a product's blocks are many.
 
     weights: where they begin, `BYTES` of them in each of its `count` steps, `stride` elements apart.
     """
@@ -143,7 +144,7 @@ def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl
         for ahead in tl.static_range(4 if BYTES > 0 else 0):
             step = tl.minimum(ahead, tl.maximum(count - 1, 0))
             prefetch(weights + step * stride, BYTES)
-    wait_for_previous(OVERLAPPING)
+    wait_for_previous(OVERLAPPING, few=False)
 
 
 @jit

@@ -1,8 +1,8 @@
 """4-bit weights with a scale per group of 128 inputs, widened to e4m3; e4m3 activations. Needs Hopper or later.
 
 Stored: codes in the order of `int4`, for 8-bit operands; fp16 scales [in / 128, out / 16, 8, 2], in its order too. A
-weight is (code - 8) * scale. The kernel multiplies (code - 8) / 512, which e4m3 holds exactly, and scales a group's
-sum.
+weight is (code - 8) * scale. Code - 8 is stored as its sign and its distance from 0 or -1, code - 8 or 7 - code, which
+few instructions widen. The kernel multiplies (code - 8) / 512, which e4m3 holds exactly, and scales a group's sum.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.fp8 import quantize_per_token_e4m3, require_e4m3
-from specquant.kernels.int4 import unpack_int4, unpair_outputs
+from specquant.kernels.int4 import pack_int4, unpack_int4, unpair_outputs
 from specquant.kernels.launch import jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
+
+
+def pack_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes 0 to 15 [out, in] -> as they are stored, uint8 [in / 128, out / 16, 32, 32]."""
+    return pack_int4(torch.where(codes < 8, 15 - codes, codes - 8), operand_bits=8)
+
+
+def unpack_codes(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `pack_codes`: uint8 [in / 128, out / 16, 32, 32] -> uint8 [out, in]."""
+    stored = unpack_int4(packed, operand_bits=8)
+    return torch.where(stored < 8, stored + 8, 15 - stored)
 
 
 def w4a8_fp8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -24,7 +35,7 @@ def w4a8_fp8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torc
 
 def w4a8_fp8_weight(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weight matrix [out, in] that a product multiplies: exact in float32."""
-    integers = unpack_int4(codes, operand_bits=8).to(dtype) - 8
+    integers = unpack_codes(codes).to(dtype) - 8
     return integers.mul_(unpair_outputs(scales).to(dtype).t().repeat_interleave(128, dim=1))
 
 
@@ -115,31 +126,28 @@ def _kernel(
 def _widen(pairs, ASSEMBLY: tl.constexpr):
     """(code - 8) / 512 of the low and of the high halves of bytes.
 
-    In e4m3, the byte n is n / 512 up to 16. With t = code ^ 8 and its bit 3 = s, the sign: the magnitude is t, or
-    16 - t where s, which is (t ^ 15) + 1. The assembly takes four bytes at a time.
+    In e4m3, the byte n is n / 512 up to 16, and the byte 128 + n is -n / 512. What is stored, t, is that byte up to 7;
+    from 8 on it stands for -(t - 7), which is the byte t + 121. The assembly takes four bytes at a time.
     """
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
             """{
-            .reg .b32 t, s, m;
-            lop3.b32 t, $2, 0x0f0f0f0f, 0x08080808, 0x6a;
-            shr.u32 s, t, 3;
+            .reg .b32 t, s;
+            and.b32 t, $2, 0x0f0f0f0f;
+            shr.u32 s, $2, 3;
             and.b32 s, s, 0x01010101;
-            mul.lo.u32 m, s, 15;
-            xor.b32 t, t, m;
-            mad.lo.u32 $0, s, 129, t;
+            mad.lo.u32 $0, s, 121, t;
             shr.u32 t, $2, 4;
-            lop3.b32 t, t, 0x0f0f0f0f, 0x08080808, 0x6a;
-            shr.u32 s, t, 3;
+            and.b32 t, t, 0x0f0f0f0f;
+            shr.u32 s, $2, 7;
             and.b32 s, s, 0x01010101;
-            mul.lo.u32 m, s, 15;
-            xor.b32 t, t, m;
-            mad.lo.u32 $1, s, 129, t;
+            mad.lo.u32 $1, s, 121, t;
             }""",
             "=&r,=&r,r", [pairs], dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
         low, high = low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
     else:
-        low = ((pairs & 15).to(tl.float32) - 8) * 0.001953125
-        high = ((pairs >> 4).to(tl.float32) - 8) * 0.001953125
+        low, high = (pairs & 15).to(tl.float32), (pairs >> 4).to(tl.float32)
+        low = tl.where(low < 8, low, 7 - low) * 0.001953125
+        high = tl.where(high < 8, high, 7 - high) * 0.001953125
     return low, high
