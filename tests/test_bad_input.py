@@ -326,6 +326,18 @@ def test_a_quantized_model_with_damaged_codes(family, refused, tmp_path, capfd):
         assert f"{out}: layers.0.o_proj.codes {says}" in refused(*generate(out))
 
 
+def test_a_model_whose_w4a8_fp8_codes_an_earlier_version_stored(family, refused):
+    model, out = family / "intermediate", family / "quantized"
+    options = ["--scheme", "w4a8-fp8-g128", "--quantizer", "round-to-nearest"]
+    assert main(["quantize", str(model), *options, "--out", str(out)]) == 0
+    for shard in out.glob("*.safetensors"):
+        tensors = load_file(shard)
+        save_file({name.replace("signed_codes", "codes"): tensor for name, tensor in tensors.items()}, shard)
+    (index,) = out.glob("*.index.json")
+    index.write_text(index.read_text().replace("signed_codes", "codes"))
+    assert f"{out} is incomplete: it has no tensor layers.0.qkv_proj.signed_codes" in refused(*generate(out))
+
+
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A small clone for `study` and `figures` to run in."""

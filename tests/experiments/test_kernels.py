@@ -70,7 +70,7 @@ def test_tuning_keeps_the_fastest_in_a_layer_and_the_fastest_ordinary_one(monkey
 
         def time_us(self, tile):
             here = table["sm90"]
-            groups = here[TABLE].get(f"{outputs}x{inputs}", {}).get(str(tile))
+            groups = here.get(TABLE, {}).get(f"{outputs}x{inputs}", {}).get(str(tile))
             together, splits, *_ = here["w4a16"][f"{outputs}x{inputs}"][str(tile)]
             return 80.0 if groups else 100.0 + splits + together / 1000
 

@@ -211,11 +211,12 @@ def _fastest(in_layer: dict, alone: dict) -> Configuration | WarpGroups:
 
 def _choose(tables: dict, kernel: str, shape: str, tile: int, chosen: Configuration | WarpGroups) -> None:
     """Have products of this shape and tile of rows run as `chosen`."""
-    groups = tables.setdefault(TABLE, {}).setdefault(shape, {}) if kernel == "w4a16" else {}
     if isinstance(chosen, WarpGroups):
+        groups = tables.setdefault(TABLE, {}).setdefault(shape, {})
         groups[str(tile)] = [*chosen.slabs, chosen.splits, chosen.stages]
     else:
-        groups.pop(str(tile), None)
+        if kernel == "w4a16":
+            tables.get(TABLE, {}).get(shape, {}).pop(str(tile), None)
         tables.setdefault(kernel, {}).setdefault(shape, {})[str(tile)] = list(chosen)
 
 

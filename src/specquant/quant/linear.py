@@ -309,17 +309,24 @@ class Int4Float8Linear(Int4GroupLinear):
     operand_bits = 8
     code_dtype = torch.float8_e4m3fn
 
+    def layout(self):
+        # Not "codes", which earlier versions stored otherwise: a model of theirs is refused.
+        return {
+            "signed_codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
+            "scales": (torch.float16, self.pairs_shape(2)),
+        }
+
     def set_codes(self, codes):
-        self.codes = pack_codes(codes)
+        self.signed_codes = pack_codes(codes)
 
     def integer_codes(self):
-        return unpack_codes(self.codes)
+        return unpack_codes(self.signed_codes)
 
     def operand(self, dtype):
-        return w4a8_fp8_weight(self.codes, self.scales, dtype)
+        return w4a8_fp8_weight(self.signed_codes, self.scales, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        matrix = (self.codes, self.scales)
+        matrix = (self.signed_codes, self.scales)
         return w4a8_fp8_triton(*inputs, *matrix, out_dtype=out_dtype, row_invariant=self.row_invariant, chosen=chosen)
 
     def multiply(self, x, operand):
