@@ -187,7 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--schemes", default="all", metavar="NAMES", help="with commas between them (default: all)")
     cost.add_argument("--draft-sizes", metavar="N,N", help="tokens in a pass (default: twelve from 1 to 64)")
     cost.add_argument("--contexts", default="512", metavar="N,N", help="tokens in the cache (default: 512)")
-    cost.add_argument("--repeats", type=int, default=20, metavar="N", help="of each pass (default: 20)")
+    cost.add_argument(
+        "--processes", type=int, default=3, metavar="N", help="that each measure everything, for intervals (default: 3)"
+    )
+    cost.add_argument("--blocks", type=int, default=2, metavar="N", help="of each draft size in a process (default: 2)")
+    cost.add_argument("--repeats", type=int, default=20, metavar="N", help="of each pass in a block (default: 20)")
+    cost.add_argument("--turns", action="store_true", help="time the draft sizes in turn, too: what that would say")
     cost.add_argument("--seed", type=int, default=0, metavar="N", help="of synthetic weights (default: 0)")
     cost.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     cost.add_argument("--out", type=_here, default=Path("results/verify_cost"), metavar="DIR", help="for the table")
@@ -200,6 +205,14 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--context", type=int, default=512, metavar="N", help="tokens in the cache (default: 512)")
     profile.add_argument("--out", type=_here, default=Path("results/profiles"), metavar="DIR", help="for the table")
     profile.set_defaults(command=_bench_profile)
+
+    settling = benches.add_parser("settling", help="passes and drafts right behind wide passes, on random weights")
+    settling.add_argument("--models", default="llama-3-70b,llama-3-8b", metavar="NAMES", help="default: %(default)s")
+    settling.add_argument("--schemes", default="w4a16-g128", metavar="NAMES", help="default: %(default)s")
+    settling.add_argument("--processes", type=int, default=3, metavar="N", help="default: 3")
+    settling.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    settling.add_argument("--out", type=_here, default=Path("results/settling"), metavar="DIR", help="for the table")
+    settling.set_defaults(command=_bench_settling)
 
     drafting = benches.add_parser("drafting", help="how long EAGLE-2 drafts take, on random weights of true sizes")
     drafting.add_argument("--models", default="llama-3-8b,llama-3-70b", metavar="NAMES", help="default: %(default)s")
@@ -635,25 +648,40 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 def _bench_verify_cost(arguments: argparse.Namespace) -> int:
     from specquant.experiments.compatibility import DRAFT_SIZES
     from specquant.experiments.kernels import bench_schemes
+    from specquant.measure.measure import record
+    from specquant.measure.verify_cost import MEASURE, Parameters
     from specquant.quant import scheme_names
-    from specquant.study.record import record_verify_cost
 
     schemes = scheme_names(arguments.schemes)
     if arguments.schemes == "all":
         schemes += [name for name in bench_schemes() if name not in schemes]
-    path = record_verify_cost(
+    sizes = _numbers("--draft-sizes", arguments.draft_sizes) if arguments.draft_sizes else DRAFT_SIZES
+    parameters = Parameters(
         arguments.model,
-        schemes,
-        arguments.out,
-        keep_targets_in="results/targets",
-        weights=arguments.weights,
-        draft_sizes=_numbers("--draft-sizes", arguments.draft_sizes) if arguments.draft_sizes else DRAFT_SIZES,
-        contexts=_numbers("--contexts", arguments.contexts),
+        tuple(schemes),
+        arguments.weights,
+        tuple(sizes),
+        tuple(_numbers("--contexts", arguments.contexts)),
+        processes=arguments.processes,
+        blocks=arguments.blocks,
         repeats=arguments.repeats,
+        turns=arguments.turns,
         seed=arguments.seed,
         device=arguments.device,
     )
-    print(path)
+    print(record(MEASURE, parameters, arguments.out))
+    return 0
+
+
+def _bench_settling(arguments: argparse.Namespace) -> int:
+    from specquant.measure.measure import record
+    from specquant.measure.settling import MEASURE, Parameters
+    from specquant.quant import get_scheme
+
+    models = tuple(name.strip() for name in arguments.models.split(","))
+    schemes = tuple(get_scheme(name.strip()).name for name in arguments.schemes.split(","))
+    parameters = Parameters(models, schemes, processes=arguments.processes, device=arguments.device)
+    print(record(MEASURE, parameters, arguments.out))
     return 0
 
 

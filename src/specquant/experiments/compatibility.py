@@ -1,4 +1,4 @@
-"""Verify time against draft size, for one model in one scheme (the paper's figure on compatibility, section 3)."""
+"""Passes over drafts of some sizes behind a context, and what a GPU does in them."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,53 +6,10 @@ import pandas as pd
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.experiments.timing import now, spread
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama, causal_mask
 
 DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
-
-
-@torch.inference_mode()
-def verify_cost(
-    model: Llama,
-    name: str,
-    weights: str,
-    draft_sizes: Sequence[int],
-    context_length: int = 256,
-    repeats: int = 20,
-    warm_up: int = 3,
-) -> pd.DataFrame:
-    """Time one forward pass with LM head over each draft size, behind `context_length` cached positions; on a GPU as
-    one CUDA graph.
-
-    name: what the `model` column says. weights: "trained" or "synthetic". Draft sizes take turns, so that a machine
-    that grows slower slows all of them. Returns one row per draft size: the median, p10 and p90 in milliseconds. Raises
-    SpecquantError where context and draft do not fit the model, a size is below 1, or the model's results are not
-    finite: such a pass may take another time.
-    """
-    passes = prepare_passes(model, draft_sizes, context_length)
-    times_ms = {size: [] for size in draft_sizes}
-    for repeat in range(warm_up + repeats):
-        for size, run in passes.items():
-            began = now(model.device)
-            logits = run()
-            if repeat >= warm_up:
-                times_ms[size].append(1e3 * (now(model.device) - began))
-            elif not logits.isfinite().all():
-                raise SpecquantError(f"{name} in {model.scheme.name} computes numbers that are not finite")
-    return pd.DataFrame(
-        {
-            "model": name,
-            "scheme": model.scheme.name,
-            "weights": weights,
-            "draft_size": size,
-            "context_length": context_length,
-            **spread(times),
-            "repeats": repeats,
-        }
-        for size, times in times_ms.items()
-    )
 
 
 @torch.inference_mode()
@@ -62,7 +19,7 @@ def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context
     launches: how often it starts; time_us: how long it runs in all; alone_us: the same without the time in which a
     kernel before it still ran, for which it waits (programmatic dependent launches overlap). alone_us, with that of
     `idle`, when none runs, sums to span_us, from the first kernel's start to the last one's end. Raises SpecquantError
-    as `verify_cost`, and where the model is not on a GPU.
+    as `prepare_passes`, and where the model is not on a GPU.
     """
     if model.device.type != "cuda":
         raise SpecquantError("only passes on an NVIDIA GPU can be profiled")

@@ -1,13 +1,13 @@
 """What drafting costs: the time of an EAGLE-2 draft, and of a round in the hierarchy, on random weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
 
-from specquant.decoding import EagleDrafter, Speculator
+from specquant.decoding import DraftTree, EagleDrafter, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
 from specquant.experiments.timing import now, spread
@@ -34,6 +34,32 @@ def describe_head(head_scheme: str | None, head_vocabulary: int | None, config) 
 
 
 @torch.inference_mode()
+def prepare_draft(
+    head: EagleHead, draft_size: int, iterations: int, confirmed_rows: int = 4, context_length: int = 512
+) -> Callable[[], DraftTree]:
+    """A call that drafts a tree from `confirmed_rows` new tokens behind a context of random features.
+
+    Raises SpecquantError where the context has fewer tokens than are new, or results are not finite: such a draft may
+    take another time.
+    """
+    if not 1 <= confirmed_rows < context_length:
+        raise SpecquantError(f"{confirmed_rows} new tokens do not fit a context of {context_length}: give at least 1")
+    drafter = EagleDrafter(head, draft_size, iterations)
+    generator = torch.Generator(head.device).manual_seed(0)
+    shape = (context_length, head.config.hidden_size)
+    features = torch.randn(shape, generator=generator, device=head.device).to(head.dtype)
+    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, None)
+
+    def draft() -> DraftTree:
+        drafter.cache.truncate(context_length - confirmed_rows)
+        return drafter.propose(iterations)
+
+    if len(draft()) != draft_size or not drafter.cache.keys[:, :, :context_length].isfinite().all():
+        raise SpecquantError("the EAGLE head computes numbers that are not finite")
+    return draft
+
+
+@torch.inference_mode()
 def draft_cost(
     head: EagleHead,
     draft_size: int,
@@ -46,26 +72,16 @@ def draft_cost(
     """Time EAGLE-2 drafts behind a context, each from `confirmed_rows` new tokens, until the tree is there.
 
     Returns the columns that say so: median, p10 and p90 in milliseconds, and `bytes`, what the head's iterations must
-    read of its matrices and LM head. Raises SpecquantError where the context has fewer tokens than are new, or results
-    are not finite: such a draft may take another time.
+    read of its matrices and LM head. Raises SpecquantError as `prepare_draft`.
     """
-    if not 1 <= confirmed_rows < context_length:
-        raise SpecquantError(f"{confirmed_rows} new tokens do not fit a context of {context_length}: give at least 1")
-    drafter = EagleDrafter(head, draft_size, iterations)
-    generator = torch.Generator(head.device).manual_seed(0)
-    shape = (context_length, head.config.hidden_size)
-    features = torch.randn(shape, generator=generator, device=head.device).to(head.dtype)
-    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, None)
+    draft = prepare_draft(head, draft_size, iterations, confirmed_rows, context_length)
     times_ms = []
     for repeat in range(warm_up + repeats):
-        drafter.cache.truncate(context_length - confirmed_rows)
         began = now(head.device)
-        tree = drafter.propose(iterations)
+        draft()
         ended = now(head.device)
         if repeat >= warm_up:
             times_ms.append(1e3 * (ended - began))
-    if len(tree) != draft_size or not drafter.cache.keys[:, :, :context_length].isfinite().all():
-        raise SpecquantError("the EAGLE head computes numbers that are not finite")
     about = {"draft_size": draft_size, "iterations": iterations, "confirmed_rows": confirmed_rows}
     about |= {"context_length": context_length}
     return about | spread(times_ms) | {"repeats": repeats, "bytes": iterations * head.bytes_read}

@@ -39,41 +39,6 @@ def published_speedups(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def verify_cost(frame: pd.DataFrame) -> Figure:
-    """Time of one verification pass against the draft size, as a multiple of the pass over one token.
-
-    `frame`: verify_cost.csv; a panel per model and context length, bars from the 10th to the 90th percentile.
-    """
-    if not (frame["time_ms"].between(frame["p10_ms"], frame["p90_ms"])).all():
-        raise SpecquantError("the verify_cost table has a time_ms outside its p10_ms to p90_ms: measure it again")
-    groups = list(frame.groupby(["model", "context_length"]))
-    figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
-    for axis, ((model, context_length), rows) in zip(axes, groups, strict=True):
-        for scheme in in_house_order(rows["scheme"], SCHEMES):
-            line = rows[rows["scheme"] == scheme].sort_values("draft_size")
-            one = line.loc[line["draft_size"] == 1, "time_ms"]
-            if one.empty:
-                raise SpecquantError(f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with")
-            relative = line[["time_ms", "p10_ms", "p90_ms"]] / one.iloc[0]
-            look = mark(scheme, SCHEMES)
-            axis.errorbar(
-                line["draft_size"],
-                relative["time_ms"],
-                yerr=(relative["time_ms"] - relative["p10_ms"], relative["p90_ms"] - relative["time_ms"]),
-                color=look.color,
-                marker=look.marker,
-                elinewidth=0.5,
-                label=look.label,
-            )
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
-        axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
-        axis.set_ylim(bottom=0)
-    axes[-1].set_xlabel("draft size (tokens in one pass)")
-    legend_above(figure, axes[0], columns=3)
-    return figure
-
-
 def accepted_lengths(frame: pd.DataFrame) -> Figure:
     """Accepted length (tokens per target pass) of each method, by scheme. `frame`: throughput.csv."""
     drafted = frame[frame["method"] != "autoregressive"]

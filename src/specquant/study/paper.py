@@ -27,11 +27,13 @@ from specquant.experiments.cards import read_cards
 from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
 from specquant.experiments.roofline import decoder_layer, rooflines
 from specquant.experiments.trees import trees_of
+from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.paths import resolve, write_file
 from specquant.study import figures, true_size
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.study.results import read_provenance, read_results
 from specquant.study.style import caption, save_figure
+from specquant.tables.verify_cost import one_row_each
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 
@@ -66,7 +68,7 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 
 
 def verify_costs_beside(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
-    ours = _first_context(passes[passes.model == model])
+    ours = _first_context(one_row_each(passes[passes.model == model]))
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
     tables = {f"ours, {gpu}": ours, "SpecMQuant, H100": theirs[theirs.model == model]}
     return true_size.verify_costs_beside(tables) if len(ours) else None
@@ -112,14 +114,15 @@ def phases(
     if LARGEST not in set(replayed.model):
         return None
     shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
-    costs, their_planner = RecordedCosts(passes, drafting, rounds, replayed), specmquant_planner(theirs, their_steps)
+    costs = RecordedCosts(one_row_each(passes), drafting, rounds, replayed)
+    their_planner = specmquant_planner(theirs, their_steps)
     planners = planners_beside(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
     fitted = shapes.fitted_chances()
     return true_size.phase_diagram(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
-    passes = _first_context(passes[passes.model.isin(list(ACCEPTED_LENGTHS))])
+    passes = _first_context(one_row_each(passes[passes.model.isin(list(ACCEPTED_LENGTHS))]))
     return eagle2_speedups(passes, drafting, trees_of(trees, "target")) if len(passes) else None
 
 
@@ -139,9 +142,9 @@ RECORDED_FIGURES = (
     RecordedFigure(
         "verify_cost",
         "verify_cost.csv",
-        figures.verify_cost,
-        "Time of one verification pass against the number of tokens in it, over the time for one token; bars span the "
-        "10th to 90th percentile.",
+        draw_verify_cost,
+        "Time of one verification pass against the number of tokens in it, over the time for one token: the "
+        "median over processes; bars span the lowest to the highest process.",
     ),
     RecordedFigure(
         "accepted_lengths",

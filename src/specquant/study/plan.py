@@ -22,6 +22,7 @@ from specquant.paths import resolve
 from specquant.study.provenance import device_name
 from specquant.study.record import CLOCK, recorded_rows
 from specquant.study.results import read_provenance, read_results, write_results
+from specquant.tables.verify_cost import read_passes
 
 PROMPTS = "data/prompts/prompts.jsonl"
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
@@ -46,16 +47,14 @@ def plan_table(
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
-    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Decoding one by one, which speedups compare with,
-    is as replayed.csv there measured it, if it did: passes of one token in a row take less time than one between larger
-    ones, as verify_cost.csv times it. Raises SpecquantError where a chance is no probability, a table is missing, or a
-    model was not measured in the scheme.
+    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
+    probability, a table is missing, or a model was not measured in the scheme.
     """
     chances = dict(chances or {})
     for name, chance in chances.items():
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
-    passes, drafting = (read_results(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
+    passes, drafting = read_passes(recorded), read_results(resolve(recorded) / "drafting.csv")
     shapes = Shapes.of(read_results(trees))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(
@@ -67,15 +66,7 @@ def plan_table(
     ]
     heads = {name: [chances.pop(name)] for name in ("head", "inner_head") if name in chances}
     assumed = replace(shapes.fitted_chances(), **heads, **chances)
-    table = Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))
-    replayed = resolve(recorded) / "replayed.csv"
-    if replayed.is_file():
-        rows = read_results(replayed).query("model == @target and scheme == @scheme and method == 'autoregressive'")
-        if len(rows):
-            same = ["draft_ms", "verify_ms", "other_ms", "tokens_per_s"]
-            table.loc[table.method == "autoregressive", same] = rows[same].median().to_numpy()
-    plain = table.loc[table.method == "autoregressive", "tokens_per_s"].iloc[0]
-    return table.assign(speedup=table.tokens_per_s / plain).sort_values("tokens_per_s", ascending=False)
+    return Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))
 
 
 def write_calibration(

@@ -64,7 +64,13 @@ def without_local_paths(value: Any) -> Any:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the clone and whether files differ from it; (None, None) where there is no git or no clone."""
+    """The commit of the clone and whether files differ from it; (None, None) where there is no git or no clone.
+
+    A copy of the clone without git takes both from the variable SPECQUANT_COMMIT: a commit, and "+" behind it where
+    files differ.
+    """
+    if carried := os.environ.get("SPECQUANT_COMMIT"):
+        return carried.removesuffix("+"), carried.endswith("+")
     head = _output("git", "-C", str(project_root()), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(project_root()), "status", "--porcelain")
     return head, None if head is None or changes is None else bool(changes)

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,17 +13,14 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.attention_cost import attention_cost, neighbour_cost
-from specquant.experiments.compatibility import DRAFT_SIZES, profile_pass, verify_cost
+from specquant.experiments.compatibility import profile_pass
 from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
 from specquant.experiments.trees import drafted_trees
-from specquant.models.device import choose_device
-from specquant.models.hub import SMALL_FILES, locate, resolve_model
-from specquant.models.llama import Llama
-from specquant.models.loading import load_model, load_tokenizer
+from specquant.models.loading import load_tokenizer
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
+from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.paths import resolve, write_file
 from specquant.study.provenance import device_name, without_local_paths
 from specquant.study.results import read_provenance, read_results, write_results
@@ -168,79 +165,6 @@ def record_attention(
     return write_results(pd.concat(parts), resolve(out_dir) / "attention.csv", parameters, **how)
 
 
-def record_verify_cost(
-    model: str | Path,
-    schemes: Sequence[str],
-    out_dir: str | Path,
-    keep_targets_in: str | Path,
-    weights: str | None = None,
-    draft_sizes: Sequence[int] = DRAFT_SIZES,
-    contexts: Sequence[int] = (512,),
-    repeats: int = 20,
-    seed: int = 0,
-    device: str | None = None,
-) -> Path:
-    """Time a model's passes in each scheme: a row of verify_cost.csv for each draft size and context; returns its path.
-
-    model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
-    "synthetic", random ones of its shapes (default: trained, where there are any). device: by default the GPU if
-    there is one; there models compute in fp16, on a CPU in float32, and rows also have the bytes that a pass must
-    read and, by the measured bandwidth, how long that takes. Written after every scheme; rows that the table holds
-    already are not measured again. A scheme that does not fit the device is named on stderr and left out. Raises
-    SpecquantError where the table holds rows of other parameters, there is no such model or device, or nothing
-    could be measured.
-    """
-    device = choose_device(device)
-    if repeats < 1:
-        raise SpecquantError(f"{repeats} repeats give no median: give at least 1")
-    weights = weights or ("synthetic" if str(model) in SHAPES else "trained")
-    if weights == "trained" and str(model) in SHAPES:
-        raise SpecquantError(f"{model} is a name, without weights: give a model directory, or take synthetic weights")
-    model = str(model) if str(model) in SHAPES else resolve_model(model)
-    name = model.name if isinstance(model, Path) and model.is_absolute() else str(model)
-    config = synthetic_config(locate(model, SMALL_FILES))
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    parameters = {
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device_name(device),
-        "seed": seed,
-        "repeats": repeats,
-    }
-    path = resolve(out_dir) / "verify_cost.csv"
-    table = recorded_rows(path, parameters)
-    missing = {scheme: dict(_missing(table, name, scheme, weights, contexts, draft_sizes)) for scheme in schemes}
-    missing = {scheme: passes for scheme, passes in missing.items() if passes}
-    bandwidth_tb_s = None
-    if missing and device == "cuda":
-        bandwidth_tb_s = kernels.measure_ceilings(device=device).set_index("what").value["read-only stream"]
-
-    def load(scheme: str) -> Llama:
-        if weights == "synthetic":
-            longest = max(contexts) + max(draft_sizes)
-            return synthetic_model(config, scheme, longest, dtype, device, seed)
-        return load_model(quantized_target(model, scheme, keep_targets_in), dtype=dtype, device=device)
-
-    for scheme, passes in tqdm(missing.items(), desc=name, unit="scheme"):
-        try:
-            loaded = load(scheme)
-        except NotEnoughMemory as error:
-            tqdm.write(f"{name} in {scheme} is left out: {error}", file=sys.stderr)
-            continue
-        for context, sizes in passes.items():
-            rows = verify_cost(loaded, name, weights, sizes, context, repeats)
-            if bandwidth_tb_s is not None:
-                rows["bytes"] = bytes_read(loaded, context)
-                rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
-            table = pd.concat([table, rows]) if len(table) else rows
-        how = {"device": device, "repeats": repeats, "clock": "time.perf_counter around a pass, median"}
-        write_results(table, path, parameters, **how)
-        del loaded
-        free(device)
-    if not path.is_file():
-        raise SpecquantError(f"nothing was measured: no scheme of {name} fits {device}")
-    return path
-
-
 def record_profiles(
     model: str | Path,
     schemes: Sequence[str],
@@ -251,8 +175,8 @@ def record_profiles(
 ) -> Path:
     """Profile passes of a model's shapes with random weights on the GPU, kernel by kernel; returns pass_profiles.csv.
 
-    model: a directory, or a name in `models.synthetic.SHAPES`. Apart from `record_verify_cost`, for what a process
-    times after it has profiled may be slower. Written after every scheme, in place of what the table has of it. A
+    model: a directory, or a name in `models.synthetic.SHAPES`. In a process of its own, for what a process times
+    after it has profiled may be slower. Written after every scheme, in place of what the table has of it. A
     scheme that does not fit is named on stderr and left out. Raises SpecquantError where there is no GPU, or nothing
     fits.
     """
@@ -276,18 +200,6 @@ def record_profiles(
     if not profiled:
         raise SpecquantError(f"nothing was profiled: no scheme of {name} fits this GPU")
     return path
-
-
-def _missing(
-    table: pd.DataFrame, name: str, scheme: str, weights: str, contexts: Sequence[int], draft_sizes: Sequence[int]
-) -> Iterator[tuple[int, list[int]]]:
-    """Contexts, and the draft sizes that the table does not hold behind each."""
-    key = ["model", "scheme", "weights", "context_length", "draft_size"]
-    held = set(table[key].itertuples(index=False, name=None)) if len(table) else set()
-    for context in contexts:
-        sizes = [size for size in draft_sizes if (name, scheme, weights, context, size) not in held]
-        if sizes:
-            yield context, sizes
 
 
 def free(device: str) -> None:

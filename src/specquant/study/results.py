@@ -17,7 +17,7 @@ from specquant.study.provenance import provenance
 
 # The columns that others rely on, by table; a table may hold more. Units stand in the names; lengths are in tokens.
 TEXT_COLUMNS = {
-    "verify_cost": ("model", "scheme", "weights"),
+    "verify_cost": ("model", "scheme", "weights", "protocol"),
     "throughput": ("model", "scheme", "method", "task", "weights", "acceptance"),
     "losslessness": ("scheme", "method", "weights"),
     "quality": ("model", "scheme", "domain", "weights"),
@@ -25,7 +25,7 @@ TEXT_COLUMNS = {
     "speedups": ("source", "where", "model", "gpu", "scheme", "method"),
 }
 NUMBER_COLUMNS = {
-    "verify_cost": ("draft_size", "context_length", "time_ms", "p10_ms", "p90_ms", "repeats"),
+    "verify_cost": ("process", "block", "draft_size", "context_length", "time_ms", "p10_ms", "p90_ms", "repeats"),
     "throughput": ("accepted_length", "draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
     "losslessness": ("prompts", "new_tokens", "differing_prompts"),
     "quality": ("perplexity",),

@@ -1,0 +1,116 @@
+"""How every question is measured: units that the table lacks, each process's in an interpreter of its own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from specquant.errors import SpecquantError
+from specquant.paths import resolve
+from specquant.tables import Parts, Table
+
+
+class Parameters(Protocol):
+    """What a measurement takes: a frozen dataclass of values that JSON can hold."""
+
+    def check(self) -> None:
+        """Raises SpecquantError, before anything is measured, for what cannot be."""
+
+    def same(self) -> dict[str, Any]:
+        """What all rows of one table must share."""
+
+    def units(self) -> list[dict[str, Any]]:
+        """The units of work, those of one process after each other."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A question. run: measures units, which are all of one process, and gives the rows of each, or why it has none.
+
+    device: of the parameters, where it is measured. repeats, clock: as for `provenance`.
+    """
+
+    table: Table
+    parameters: Callable[..., Parameters]
+    run: Callable[[Any, Sequence[dict]], Iterator[tuple[dict, "pd.DataFrame | SpecquantError"]]]
+    clock: str
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+
+def find(name: str) -> Measure:
+    """The question of this name: the constant MEASURE of the module of its name."""
+    return import_module(f"specquant.measure.{name}").MEASURE
+
+
+def record(measure: Measure, parameters: Parameters, out_dir: str | Path) -> Path:
+    """Measure what the table in `out_dir` lacks; returns the table's path.
+
+    Each process of the parameters is a fresh interpreter, so that what it finds is independent of the others. The table
+    is joined after each unit. What cannot be measured, such as a scheme that does not fit, is named on stderr and left
+    out. Raises SpecquantError where the table holds rows of other parameters, a process dies, or nothing was measured.
+    """
+    parameters.check()
+    path = resolve(out_dir) / f"{measure.name}.csv"
+    parts = Parts(measure.table, path, parameters.same())
+    missing = parts.missing(parameters.units())
+    with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
+        for _, units in groupby(missing, key=lambda unit: unit["process"]):
+            for told in _fresh_process(measure, parameters, list(units), path):
+                if "error" in told:
+                    raise SpecquantError(told["error"])
+                if "left_out" in told:
+                    tqdm.write(told["left_out"], file=sys.stderr)
+                else:
+                    parts.join()
+                bar.update()
+    return parts.join()
+
+
+def _fresh_process(
+    measure: Measure, parameters: Parameters, units: Sequence[dict], path: Path
+) -> Iterator[dict[str, Any]]:
+    """What the process that measures these units tells, a line for each."""
+    order = {"measure": measure.name, "parameters": asdict(parameters), "units": units, "path": str(path)}
+    command = [sys.executable, "-m", "specquant.measure"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            process.stdin.write(json.dumps(order))
+            process.stdin.close()
+            yield from map(json.loads, process.stdout)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise SpecquantError(
+            f"the process that measured {measure.name} ended with status {process.returncode}: what had finished is "
+            "kept, and the same command goes on from there"
+        )
+
+
+def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """What a fresh process does: measure the units of an order, write each as a part, and tell of each."""
+    measure = find(order["measure"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in order["parameters"].items()}
+    parameters = measure.parameters(**values)
+    parts = Parts(measure.table, Path(order["path"]), parameters.same())
+    how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
+    try:
+        for unit, rows in measure.run(parameters, order["units"]):
+            if isinstance(rows, SpecquantError):
+                tell({"left_out": str(rows)})
+            else:
+                parts.add(unit, rows, **how)
+                tell({"done": unit})
+    except SpecquantError as error:
+        tell({"error": str(error)})

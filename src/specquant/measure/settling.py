@@ -1,0 +1,173 @@
+"""What does a pass cost right behind wide ones, and does decoding pay for it?
+
+Behind passes over many tokens a card is slower for a while. Two things are timed. `what` "pass": successive passes of
+one token behind `LEAD` passes of `behind` tokens and an idle time. `what` "draft" and "verify": both halves of
+EAGLE-2's step in the order in which decoding runs them: a draft, then a pass over a tree of `behind` tokens. `behind`
+0 is drafts alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.experiments.compatibility import prepare_passes
+from specquant.experiments.drafting import prepare_draft
+from specquant.experiments.timing import now
+from specquant.measure.card import CardState
+from specquant.measure.measure import Measure
+from specquant.models.device import choose_device
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
+from specquant.study.provenance import device_name
+from specquant.tables import over_processes
+from specquant.tables.table import SETTLING
+
+LEAD = 60  # passes that bring the card into the state that is asked about
+SUCCESSIVE = 40  # passes of one token that are timed behind them
+STEPS = 60  # of a draft and a pass over its tree; the first third is not told, see `steady`
+ITERATIONS = 6
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What to time: models of `models.synthetic.SHAPES` with random weights.
+
+    behind: draft sizes of the passes before, or of the tree. idle_ms: between them and the passes of one token.
+    head_scheme: of the EAGLE head that drafts. processes: fresh interpreters, each of which measures everything.
+    """
+
+    models: tuple[str, ...] = ("llama-3-70b", "llama-3-8b")
+    schemes: tuple[str, ...] = ("w4a16-g128",)
+    behind: tuple[int, ...] = (1, 16, 64)
+    idle_ms: tuple[float, ...] = (0, 5, 50)
+    trees: tuple[int, ...] = (1, 24, 60)
+    head_scheme: str = "w4a16-g128"
+    context_length: int = 512
+    processes: int = 3
+    seed: int = 0
+    device: str | None = None
+
+    repeats = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "device", choose_device(self.device))
+
+    def check(self) -> None:
+        """Raises SpecquantError for an unknown model and for numbers out of range."""
+        unknown = [name for name in self.models if name not in SHAPES]
+        if unknown or not self.models:
+            raise SpecquantError(
+                f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
+            )
+        if self.processes < 1:
+            raise SpecquantError(f"processes is {self.processes}: give at least 1")
+
+    def same(self) -> dict[str, Any]:
+        names = ("behind", "idle_ms", "trees", "head_scheme", "context_length", "seed")
+        return {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
+
+    def units(self) -> list[dict[str, Any]]:
+        return [
+            {"model": model, "scheme": scheme, "weights": "synthetic", "process": process}
+            for process in range(self.processes)
+            for model in self.models
+            for scheme in self.schemes
+        ]
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+    """Time passes and steps of each model and scheme."""
+    for unit in units:
+        try:
+            yield unit, settling(unit["model"], unit["scheme"], parameters)
+        except NotEnoughMemory as error:
+            yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+
+
+@torch.inference_mode()
+def settling(name: str, scheme: str, parameters: Parameters) -> pd.DataFrame:
+    """The rows of one model in one scheme."""
+    config, context_length = synthetic_config(name), parameters.context_length
+    sizes = sorted({1, *parameters.behind, *parameters.trees})
+    dtype = torch.float16 if parameters.device == "cuda" else torch.float32
+    model = synthetic_model(config, scheme, context_length + max(sizes), dtype, parameters.device, parameters.seed)
+    passes = prepare_passes(model, sizes, context_length)
+    tables = [
+        successive(passes, behind, idle_ms, model.device)
+        for behind in parameters.behind
+        for idle_ms in parameters.idle_ms
+    ]
+    head = synthetic_head(config, model, parameters.head_scheme)
+    for size in (0, *parameters.trees):
+        # A tree of one node is decoding one by one with a draft beside it: the draft itself always has as many nodes.
+        draft = prepare_draft(head, max(parameters.trees), ITERATIONS, context_length=context_length)
+        tables.append(in_steps(draft, passes[size] if size else None, size, model.device))
+    return pd.concat(tables, ignore_index=True)
+
+
+def successive(
+    passes: dict[int, Callable[[], object]], behind: int, idle_ms: float, device: torch.device
+) -> pd.DataFrame:
+    """Times of successive passes of one token behind wide ones: a row for each."""
+    for _ in range(3):
+        passes[1]()
+    with CardState(device) as card:
+        for _ in range(LEAD):
+            passes[behind]()
+            now(device)
+        sleep(idle_ms / 1e3)
+        began = [now(device)]
+        for _ in range(SUCCESSIVE):
+            passes[1]()
+            began.append(now(device))
+    about = {"what": "pass", "behind": behind, "idle_ms": idle_ms, "position": range(SUCCESSIVE)}
+    return pd.DataFrame(about | {"time_ms": 1e3 * np.diff(began)} | card.at(began[:-1]))
+
+
+def in_steps(
+    draft: Callable[[], object], verify: Callable[[], object] | None, size: int, device: torch.device
+) -> pd.DataFrame:
+    """Times of drafts, each behind a pass over a tree of `size` tokens, and of these passes: a row for each."""
+    times_ms: dict[str, list[float]] = {"draft": [], "verify": []}
+    moments = []
+    with CardState(device) as card:
+        for _ in range(STEPS):
+            moments.append(now(device))
+            draft()
+            drafted = now(device)
+            times_ms["draft"].append(1e3 * (drafted - moments[-1]))
+            if verify is not None:
+                verify()
+                times_ms["verify"].append(1e3 * (now(device) - drafted))
+    state = card.at([*moments, perf_counter()][:STEPS])
+    return pd.concat(
+        pd.DataFrame({"what": what, "behind": size, "idle_ms": 0.0, "position": range(STEPS), "time_ms": times} | state)
+        for what, times in times_ms.items()
+        if times
+    )
+
+
+def steady(rows: pd.DataFrame) -> pd.DataFrame:
+    """Drafts, passes over trees, and passes of one token, each once the card has settled: over processes."""
+    settled = rows[rows.position >= SUCCESSIVE // 2]
+    keys = ["model", "scheme", "what", "behind", "idle_ms", "process"]
+    return over_processes(settled.groupby(keys, sort=False).time_ms.median())
+
+
+def first_passes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Successive passes of one token over settled ones of the same process: by what was before, and position."""
+    passes = rows[rows.what == "pass"]
+    same = ["model", "scheme", "process"]
+    alone = passes[(passes.behind == 1) & (passes.position >= SUCCESSIVE // 2)].groupby(same).time_ms.median()
+    keys = [*same[:2], "behind", "idle_ms", "position", "process"]
+    relative = passes.set_index(keys).time_ms
+    return over_processes(relative / alone.reindex(pd.MultiIndex.from_frame(passes[same])).to_numpy())
+
+
+MEASURE = Measure(SETTLING, Parameters, run, "time.perf_counter around each")

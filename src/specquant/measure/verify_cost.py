@@ -1,0 +1,245 @@
+"""How does the time of a pass grow with its draft size? For one model in each scheme (the paper, section 3).
+
+Each draft size is timed in blocks of its own, each after warm-up passes of the same size, and the blocks come in random
+order, drawn anew in every process. That is how decoding meets passes: one after another of nearly the same size. In
+turns a pass of one token comes right behind one of 64, for which the card still pays: `protocol` "turns" shows by how
+much.
+"""
+
+import gc
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from specquant.errors import SpecquantError
+from specquant.experiments import kernels
+from specquant.experiments.compatibility import DRAFT_SIZES, prepare_passes
+from specquant.experiments.targets import quantized_target
+from specquant.experiments.timing import now, spread
+from specquant.measure.card import CardState
+from specquant.measure.measure import Measure
+from specquant.models.device import choose_device
+from specquant.models.hub import SMALL_FILES, locate, resolve_model
+from specquant.models.llama import Llama
+from specquant.models.loading import load_model
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.quantize import CALIBRATION_TEXT
+from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
+from specquant.study.provenance import device_name
+from specquant.study.style import SCHEMES, in_house_order, legend_above, mark, new_figure
+from specquant.tables.table import VERIFY_COST
+from specquant.tables.verify_cost import pass_growth
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What to time.
+
+    model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
+    "synthetic", random ones of its shapes (default: trained, where there are any). processes: fresh interpreters, each
+    of which measures everything. blocks: of each draft size in a process. repeats: timed passes of a block, after
+    warm_up_passes and warm_up_ms, whichever is longer. turns: time all sizes in turn as well. device: the GPU by
+    default, if there is one; dtype: by default float16 there, float32 on a CPU. threads: of the processor (default:
+    all).
+    """
+
+    model: str
+    schemes: tuple[str, ...]
+    weights: str | None = None
+    draft_sizes: tuple[int, ...] = DRAFT_SIZES
+    contexts: tuple[int, ...] = (512,)
+    processes: int = 3
+    blocks: int = 2
+    repeats: int = 20
+    warm_up_passes: int = 8
+    warm_up_ms: float = 200.0
+    turns: bool = False
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    keep_targets_in: str = "results/targets"
+    calibration: str = CALIBRATION_TEXT
+
+    def __post_init__(self):
+        device = choose_device(self.device)
+        named = str(self.model) in SHAPES
+        chosen = {
+            "device": device,
+            "dtype": self.dtype or ("float16" if device == "cuda" else "float32"),
+            "weights": self.weights or ("synthetic" if named else "trained"),
+        }
+        for name, value in chosen.items():
+            object.__setattr__(self, name, value)
+
+    def check(self) -> None:
+        """Raises SpecquantError for numbers out of range, and for a model that is not there or has no weights."""
+        least = {"processes": 1, "blocks": 1, "repeats": 1, "warm_up_passes": 1, "warm_up_ms": 0}
+        for name, lowest in least.items():
+            if not getattr(self, name) >= lowest:
+                raise SpecquantError(f"{name} is {getattr(self, name)}: give at least {lowest}")
+        if self.weights == "trained" and str(self.model) in SHAPES:
+            raise SpecquantError(
+                f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
+            )
+        locate(self._source, SMALL_FILES)
+
+    @property
+    def _source(self) -> str | Path:
+        return str(self.model) if str(self.model) in SHAPES else resolve_model(self.model)
+
+    @property
+    def name(self) -> str:
+        """What the `model` column says."""
+        source = self._source
+        return source.name if isinstance(source, Path) and source.is_absolute() else str(source)
+
+    def same(self) -> dict[str, Any]:
+        names = ("dtype", "seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
+        return {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
+
+    def units(self) -> list[dict[str, Any]]:
+        protocols = ("blocks", "turns") if self.turns else ("blocks",)
+        return [
+            {"model": self.name, "scheme": scheme, "weights": self.weights, "context_length": context}
+            | {"process": process, "protocol": protocol}
+            for process in range(self.processes)
+            for scheme in self.schemes
+            for context in self.contexts
+            for protocol in protocols
+        ]
+
+    def load(self, scheme: str) -> Llama:
+        """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
+        dtype = getattr(torch, self.dtype)
+        if self.weights == "trained":
+            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration)
+            return load_model(copy, dtype=dtype, device=self.device)
+        config, longest = (
+            synthetic_config(locate(self._source, SMALL_FILES)),
+            max(self.contexts) + max(self.draft_sizes),
+        )
+        return synthetic_model(config, scheme, longest, dtype, self.device, self.seed)
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+    """Time the passes of some units, scheme by scheme, in an order drawn for this process."""
+    if parameters.threads:
+        torch.set_num_threads(parameters.threads)
+    bandwidth_tb_s = None
+    if parameters.device == "cuda":
+        bandwidth_tb_s = kernels.measure_ceilings().set_index("what").value["read-only stream"]
+    order = random.Random(f"{parameters.seed} {units[0]['process']}")
+    by_scheme = [list(group) for _, group in groupby(units, key=lambda unit: unit["scheme"])]
+    for of_scheme in order.sample(by_scheme, len(by_scheme)):
+        try:
+            model = parameters.load(of_scheme[0]["scheme"])
+        except NotEnoughMemory as error:
+            for unit in of_scheme:
+                yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+            continue
+        for unit in of_scheme:
+            rows = time_passes(model, parameters, unit["context_length"], unit["protocol"], order)
+            if bandwidth_tb_s is not None:
+                rows["bytes"] = bytes_read(model, unit["context_length"])
+                rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
+            yield unit, rows
+        del model
+        gc.collect()
+        if parameters.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def time_passes(
+    model: Llama, parameters: Parameters, context_length: int, protocol: str, order: random.Random
+) -> pd.DataFrame:
+    """Time passes with LM head over each draft size, behind `context_length` cached positions; on a GPU as CUDA graphs.
+
+    Returns a row for each block. Raises SpecquantError where context and draft do not fit the model, or results are not
+    finite: such a pass may take another time.
+    """
+    passes = prepare_passes(model, parameters.draft_sizes, context_length)
+    for size, logits in passes.items():
+        if not logits().isfinite().all():
+            raise SpecquantError(f"a pass of {size} tokens in {model.scheme.name} computes numbers that are not finite")
+    if protocol == "turns":
+        return in_turns(passes, model.device, parameters.repeats)
+    return in_blocks(passes, model.device, parameters, order)
+
+
+def in_blocks(
+    passes: Mapping[int, Callable[[], object]], device: torch.device, parameters: Parameters, order: random.Random
+) -> pd.DataFrame:
+    """Time each pass in blocks of its own, which come in random order: a row for each block."""
+    blocks, rows = [(size, block) for size in passes for block in range(parameters.blocks)], []
+    for place, (size, block) in enumerate(order.sample(blocks, len(blocks))):
+        began, warmed_up = now(device), 0
+        while warmed_up < parameters.warm_up_passes or 1e3 * (now(device) - began) < parameters.warm_up_ms:
+            passes[size]()
+            warmed_up += 1
+        with CardState(device) as card:
+            times_ms = [_time_ms(passes[size], device) for _ in range(parameters.repeats)]
+        row = {"block": block, "place": place, "draft_size": size, "repeats": parameters.repeats}
+        rows.append(row | spread(times_ms) | card.mean())
+    return pd.DataFrame(rows)
+
+
+def in_turns(passes: Mapping[int, Callable[[], object]], device: torch.device, repeats: int) -> pd.DataFrame:
+    """Time all passes in turn, the way that misleads: a row for each draft size."""
+    times_ms: dict[int, list[float]] = {size: [] for size in passes}
+    for _ in range(3 + repeats):
+        for size, each in passes.items():
+            times_ms[size].append(_time_ms(each, device))
+    return pd.DataFrame(
+        {"block": 0, "place": place, "draft_size": size} | spread(times[3:]) | {"repeats": repeats}
+        for place, (size, times) in enumerate(times_ms.items())
+    )
+
+
+def _time_ms(run: Callable[[], object], device: torch.device) -> float:
+    began = now(device)
+    run()
+    return 1e3 * (now(device) - began)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Time of a pass against draft size, as a multiple of the pass over one token; bars from the lowest to the highest
+    process.
+
+    rows: verify_cost.csv. A panel for each model and context. Raises SpecquantError where a pass of one token is
+    missing.
+    """
+    told = pass_growth(rows)
+    groups = list(rows.groupby(["model", "context_length"]))
+    figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
+    for axis, ((model, context_length), of_panel) in zip(axes, groups, strict=True):
+        for scheme in in_house_order(of_panel["scheme"], SCHEMES):
+            try:
+                line = told.xs((model, scheme, context_length), level=("model", "scheme", "context_length"))
+            except KeyError:
+                raise SpecquantError(
+                    f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with"
+                ) from None
+            line = line.droplevel("weights").sort_index()
+            look, bars = mark(scheme, SCHEMES), (line["median"] - line.low, line.high - line["median"])
+            about = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
+            axis.errorbar(line.index, line["median"], yerr=bars, **about)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
+        axis.set_ylim(bottom=0.9)
+    axes[-1].set_xlabel("draft size (tokens in one pass)")
+    legend_above(figure, axes[0], columns=3)
+    return figure
+
+
+MEASURE = Measure(VERIFY_COST, Parameters, run, "time.perf_counter around a pass, median of a block")
