@@ -220,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "--confirmed-rows", type=int, default=4, metavar="N", help="new tokens that a draft begins with (default: 4)"
     )
     drafting.add_argument("--repeats", type=int, default=50, metavar="N", help="of each draft (default: 50)")
+    drafting.add_argument("--processes", type=int, default=3, metavar="N", help="for intervals (default: 3)")
     drafting.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     drafting.add_argument("--out", type=_here, default=Path("results/drafting"), metavar="DIR", help="for the tables")
     drafting.set_defaults(command=_bench_drafting)
@@ -238,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of EAGLE-2's --tree, to which acceptance is fitted (default: 3)",
     )
     replay.add_argument("--tree", default="24,3", metavar="N,N", help="nodes and iterations of it (default: 24,3)")
+    replay.add_argument("--processes", type=int, default=3, metavar="N", help="for intervals (default: 3)")
     replay.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     replay.add_argument("--out", type=_here, default=Path("results/replayed"), metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
@@ -525,31 +527,31 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
 
 
 def _bench_replay(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from specquant.models.device import choose_device
-    from specquant.quant import get_scheme
-    from specquant.study.replay import record_replayed
+    from specquant.measure.measure import record
+    from specquant.measure.replay import MEASURE, Parameters
 
     tree = _numbers("--tree", arguments.tree)
     if len(tree) != 2:
         raise SpecquantError(f"--tree is {arguments.tree!r}: give nodes and iterations, such as 24,3")
-    device = choose_device(arguments.device)
-    path = record_replayed(
+    parameters = Parameters(
         arguments.model,
         arguments.intermediate,
-        [get_scheme(name.strip()).name for name in arguments.schemes.split(",")],
-        arguments.out,
+        _names(arguments.schemes),
         arguments.sweep,
         arguments.head_scheme,
         arguments.head_vocabulary,
-        arguments.accepted_length,
-        tuple(tree),
-        device=device,
-        dtype=torch.float16 if device == "cuda" else torch.float32,
+        accepted_length=arguments.accepted_length,
+        tree=tuple(tree),
+        processes=arguments.processes,
+        device=arguments.device,
     )
-    print(path)
+    print(record(MEASURE, parameters, arguments.out))
     return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _bench_trees(arguments: argparse.Namespace) -> int:
@@ -594,11 +596,15 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
 
 
 def _bench_drafting(arguments: argparse.Namespace) -> int:
-    from specquant.study.drafting import record_drafting
+    from specquant.measure import drafting, rounds
+    from specquant.measure.measure import record
 
-    models = [name.strip() for name in arguments.models.split(",")]
-    for path in record_drafting(models, arguments.out, arguments.confirmed_rows, arguments.repeats, arguments.device):
-        print(path)
+    measured = {"processes": arguments.processes, "device": arguments.device}
+    models = _names(arguments.models)
+    drafts = drafting.Parameters(models, arguments.confirmed_rows, repeats=arguments.repeats, **measured)
+    print(record(drafting.MEASURE, drafts, arguments.out))
+    if rounds.Parameters.model in models:
+        print(record(rounds.MEASURE, rounds.Parameters(**measured), arguments.out))
     return 0
 
 
@@ -676,11 +682,9 @@ def _bench_verify_cost(arguments: argparse.Namespace) -> int:
 def _bench_settling(arguments: argparse.Namespace) -> int:
     from specquant.measure.measure import record
     from specquant.measure.settling import MEASURE, Parameters
-    from specquant.quant import get_scheme
 
-    models = tuple(name.strip() for name in arguments.models.split(","))
-    schemes = tuple(get_scheme(name.strip()).name for name in arguments.schemes.split(","))
-    parameters = Parameters(models, schemes, processes=arguments.processes, device=arguments.device)
+    measured = {"processes": arguments.processes, "device": arguments.device}
+    parameters = Parameters(_names(arguments.models), _names(arguments.schemes), **measured)
     print(record(MEASURE, parameters, arguments.out))
     return 0
 

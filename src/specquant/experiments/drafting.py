@@ -10,7 +10,7 @@ import torch
 from specquant.decoding import DraftTree, EagleDrafter, Speculator
 from specquant.decoding.replay import Replay, ReplayedTrees
 from specquant.errors import SpecquantError
-from specquant.experiments.timing import now, spread
+from specquant.experiments.timing import spread
 from specquant.models.eagle import EagleHead
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
@@ -57,34 +57,6 @@ def prepare_draft(
     if len(draft()) != draft_size or not drafter.cache.keys[:, :, :context_length].isfinite().all():
         raise SpecquantError("the EAGLE head computes numbers that are not finite")
     return draft
-
-
-@torch.inference_mode()
-def draft_cost(
-    head: EagleHead,
-    draft_size: int,
-    iterations: int,
-    confirmed_rows: int = 4,
-    context_length: int = 512,
-    repeats: int = 50,
-    warm_up: int = 3,
-) -> dict:
-    """Time EAGLE-2 drafts behind a context, each from `confirmed_rows` new tokens, until the tree is there.
-
-    Returns the columns that say so: median, p10 and p90 in milliseconds, and `bytes`, what the head's iterations must
-    read of its matrices and LM head. Raises SpecquantError as `prepare_draft`.
-    """
-    draft = prepare_draft(head, draft_size, iterations, confirmed_rows, context_length)
-    times_ms = []
-    for repeat in range(warm_up + repeats):
-        began = now(head.device)
-        draft()
-        ended = now(head.device)
-        if repeat >= warm_up:
-            times_ms.append(1e3 * (ended - began))
-    about = {"draft_size": draft_size, "iterations": iterations, "confirmed_rows": confirmed_rows}
-    about |= {"context_length": context_length}
-    return about | spread(times_ms) | {"repeats": repeats, "bytes": iterations * head.bytes_read}
 
 
 def inner_rounds(

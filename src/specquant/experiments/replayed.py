@@ -87,9 +87,8 @@ def replay_plans(
     """Decode a random prompt by each plan under its chances; a row of replayed.csv for each, as it is measured.
 
     Before its first row every plan decodes once without being timed, which captures its graphs. Times are milliseconds
-    a step.
-    head_chance, agreement: what is replayed, 0 where the plan has no such draft; head_vocabulary: 0 for all tokens;
-    whole_drafts: the share of steps that accepted all of a draft.
+    a step. head_chance, agreement: what is replayed at every depth, 0 where the plan has no such draft.
+    head_vocabulary: 0 for all tokens. whole_drafts: the share of steps that accepted all of a draft.
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = synthetic_config(models.target_name).vocab_size
@@ -115,7 +114,7 @@ def replay_plans(
             "head_vocabulary": models.head_vocabulary or 0,  # all
             "intermediate": Path(models.intermediate_name).name if models.intermediate_name else "none",
             "intermediate_scheme": models.intermediate_scheme,
-            "head_chance": " ".join(f"{chance:.4g}" for chance in head),
+            "head_chance": round(head[0], 4),
             "agreement": agreement,
             "seed": seed,
             "context_length": prompt_length,

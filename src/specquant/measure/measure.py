@@ -48,11 +48,6 @@ class Measure:
         return self.table.name
 
 
-def find(name: str) -> Measure:
-    """The question of this name: the constant MEASURE of the module of its name."""
-    return import_module(f"specquant.measure.{name}").MEASURE
-
-
 def record(measure: Measure, parameters: Parameters, out_dir: str | Path) -> Path:
     """Measure what the table in `out_dir` lacks; returns the table's path.
 
@@ -81,7 +76,7 @@ def _fresh_process(
     measure: Measure, parameters: Parameters, units: Sequence[dict], path: Path
 ) -> Iterator[dict[str, Any]]:
     """What the process that measures these units tells, a line for each."""
-    order = {"measure": measure.name, "parameters": asdict(parameters), "units": units, "path": str(path)}
+    order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units, "path": str(path)}
     command = [sys.executable, "-m", "specquant.measure"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -100,7 +95,7 @@ def _fresh_process(
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What a fresh process does: measure the units of an order, write each as a part, and tell of each."""
-    measure = find(order["measure"])
+    measure: Measure = import_module(order["measure"]).MEASURE
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in order["parameters"].items()}
     parameters = measure.parameters(**values)
     parts = Parts(measure.table, Path(order["path"]), parameters.same())

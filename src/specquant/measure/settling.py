@@ -24,6 +24,7 @@ from specquant.measure.measure import Measure
 from specquant.models.device import choose_device
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
+from specquant.quant import get_scheme
 from specquant.study.provenance import device_name
 from specquant.tables import over_processes
 from specquant.tables.table import SETTLING
@@ -65,6 +66,8 @@ class Parameters:
             raise SpecquantError(
                 f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
             )
+        for scheme in self.schemes:
+            get_scheme(scheme)
         if self.processes < 1:
             raise SpecquantError(f"processes is {self.processes}: give at least 1")
 

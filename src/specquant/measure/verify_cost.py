@@ -23,8 +23,8 @@ from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.compatibility import DRAFT_SIZES, prepare_passes
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.timing import now, spread
-from specquant.measure.card import CardState
+from specquant.experiments.timing import spread
+from specquant.measure.blocks import Blocks, in_blocks, time_ms
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
@@ -117,6 +117,10 @@ class Parameters:
             for protocol in protocols
         ]
 
+    @property
+    def block(self) -> Blocks:
+        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms)
+
     def load(self, scheme: str) -> Llama:
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
         dtype = getattr(torch, self.dtype)
@@ -173,24 +177,8 @@ def time_passes(
             raise SpecquantError(f"a pass of {size} tokens in {model.scheme.name} computes numbers that are not finite")
     if protocol == "turns":
         return in_turns(passes, model.device, parameters.repeats)
-    return in_blocks(passes, model.device, parameters, order)
-
-
-def in_blocks(
-    passes: Mapping[int, Callable[[], object]], device: torch.device, parameters: Parameters, order: random.Random
-) -> pd.DataFrame:
-    """Time each pass in blocks of its own, which come in random order: a row for each block."""
-    blocks, rows = [(size, block) for size in passes for block in range(parameters.blocks)], []
-    for place, (size, block) in enumerate(order.sample(blocks, len(blocks))):
-        began, warmed_up = now(device), 0
-        while warmed_up < parameters.warm_up_passes or 1e3 * (now(device) - began) < parameters.warm_up_ms:
-            passes[size]()
-            warmed_up += 1
-        with CardState(device) as card:
-            times_ms = [_time_ms(passes[size], device) for _ in range(parameters.repeats)]
-        row = {"block": block, "place": place, "draft_size": size, "repeats": parameters.repeats}
-        rows.append(row | spread(times_ms) | card.mean())
-    return pd.DataFrame(rows)
+    rows = in_blocks(passes, model.device, parameters.block, order)
+    return rows.rename(columns={"what": "draft_size"})
 
 
 def in_turns(passes: Mapping[int, Callable[[], object]], device: torch.device, repeats: int) -> pd.DataFrame:
@@ -198,17 +186,11 @@ def in_turns(passes: Mapping[int, Callable[[], object]], device: torch.device, r
     times_ms: dict[int, list[float]] = {size: [] for size in passes}
     for _ in range(3 + repeats):
         for size, each in passes.items():
-            times_ms[size].append(_time_ms(each, device))
+            times_ms[size].append(time_ms(each, device))
     return pd.DataFrame(
         {"block": 0, "place": place, "draft_size": size} | spread(times[3:]) | {"repeats": repeats}
         for place, (size, times) in enumerate(times_ms.items())
     )
-
-
-def _time_ms(run: Callable[[], object], device: torch.device) -> float:
-    began = now(device)
-    run()
-    return 1e3 * (now(device) - began)
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -7,6 +7,7 @@ import pandas as pd
 from specquant.paths import resolve
 from specquant.study.results import read_results
 from specquant.tables.intervals import in_each_process, over_processes, ratios
+from specquant.tables.table import VERIFY_COST
 
 KEYS = ["model", "scheme", "weights", "context_length", "draft_size"]
 
@@ -24,13 +25,9 @@ def pass_growth(rows: pd.DataFrame, protocol: str = "blocks") -> pd.DataFrame:
     return over_processes(ratios(in_each_process(rows[rows.protocol == protocol], KEYS), "draft_size", 1))
 
 
-def one_row_each(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each pass: its median over processes as `time_ms`, and its bytes and floor where they were measured."""
-    told = pass_times(rows)["median"].rename("time_ms").reset_index()
-    floors = rows.groupby(KEYS, as_index=False, sort=False)[[name for name in ("bytes", "floor_ms") if name in rows]]
-    told = told.merge(floors.median(), on=KEYS)
-    told.attrs = rows.attrs
-    return told
+def one_row_each(rows: pd.DataFrame, protocol: str = "blocks") -> pd.DataFrame:
+    """A row for each pass (`Table.one_row_each`)."""
+    return VERIFY_COST.one_row_each(rows[rows.protocol == protocol])
 
 
 def read_passes(folder: str | Path, context_length: int | None = None) -> pd.DataFrame:

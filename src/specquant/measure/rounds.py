@@ -1,0 +1,78 @@
+"""How long does a round of the hierarchy's inner loop take? A draft, the small model's pass over it, acceptance."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.experiments.drafting import HEADS, INNER_ACCEPTANCE, INNER_TREE, describe_head, inner_rounds
+from specquant.experiments.trees import RECORDED_TREES, tree_shapes, trees_of
+from specquant.measure.measure import Measure
+from specquant.models.device import choose_device
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
+from specquant.study.provenance import device_name
+from specquant.study.results import read_results
+from specquant.tables.table import ROUNDS
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What to time: rounds of a model of `models.synthetic.SHAPES` in a scheme, with each head of `HEADS`.
+
+    Acceptance is replayed: trees take shapes recorded in `trees`. repeats: rounds that are timed, after those in which
+    graphs are captured.
+    """
+
+    model: str = "llama-3-8b"
+    scheme: str = "w4a16-g128"
+    context_length: int = 512
+    processes: int = 3
+    repeats: int = 100
+    trees: str = RECORDED_TREES
+    device: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "device", choose_device(self.device))
+
+    def check(self) -> None:
+        """Raises SpecquantError for an unknown model and for numbers out of range."""
+        if self.model not in SHAPES:
+            raise SpecquantError(f"there are no shapes for {self.model}: choose of {', '.join(SHAPES)}")
+        for name in ("processes", "repeats"):
+            if getattr(self, name) < 1:
+                raise SpecquantError(f"{name} is {getattr(self, name)}: give at least 1")
+
+    def same(self) -> dict[str, Any]:
+        about = {"repeats": self.repeats, "acceptance": INNER_ACCEPTANCE, "trees": self.trees}
+        return about | {"device": device_name(self.device)}
+
+    def units(self) -> list[dict[str, Any]]:
+        about = {"model": self.model, "scheme": self.scheme, "weights": "synthetic"}
+        return [
+            about | {"context_length": self.context_length, "process": process} for process in range(self.processes)
+        ]
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+    """Time rounds with each head. A round is one block of its own: each follows another of its kind."""
+    shapes = tree_shapes(trees_of(read_results(parameters.trees), "intermediate"), *INNER_TREE)
+    config, context_length = synthetic_config(parameters.model), parameters.context_length
+    dtype = torch.float16 if parameters.device == "cuda" else torch.float32
+    for unit in units:
+        try:
+            model = synthetic_model(config, parameters.scheme, context_length + 1024, dtype, parameters.device)
+            rows = []
+            for head_scheme, head_vocabulary in HEADS:
+                head = synthetic_head(config, model, head_scheme, head_vocabulary)
+                about = describe_head(head_scheme, head_vocabulary, config) | {"acceptance": "replayed"}
+                rows.append(about | inner_rounds(model, head, shapes, context_length, parameters.repeats))
+            yield unit, pd.DataFrame(rows)
+        except NotEnoughMemory as error:
+            yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+
+
+MEASURE = Measure(ROUNDS, Parameters, run, "CUDA events for drafts, time.perf_counter for the rest, medians of steps")
