@@ -7,6 +7,7 @@ import pytest
 from specquant import __version__
 from specquant.cli import main
 from specquant.errors import SpecquantError
+from specquant.study import read_results
 
 
 def test_help_answers_without_loading_anything_heavy():
@@ -76,14 +77,15 @@ def test_an_interruption_exits_with_130(monkeypatch, capsys):
 def test_verify_cost_of_a_directorys_shapes(small_models, tmp_path, capsys):
     options = ["--weights", "synthetic", "--schemes", "w8a8", "--draft-sizes", "1,3", "--contexts", "8,16"]
     command = ["bench", "verify-cost", "--model", str(small_models / "target"), "--repeats", "2", "--device", "cpu"]
-    assert main([*command, *options, "--out", str(tmp_path)]) == 0
+    assert main([*command, *options, "--processes", "1", "--blocks", "1", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'verify_cost.csv'}\n"
-    lines = (tmp_path / "verify_cost.csv").read_text().splitlines()
-    assert [line.split(",")[:5] for line in lines[1:]] == [
-        ["target", scheme, "synthetic", size, context]
+    rows = read_results(tmp_path / "verify_cost.csv")
+    columns = ["model", "scheme", "weights", "context_length", "draft_size"]
+    assert list(rows[columns].itertuples(index=False, name=None)) == [
+        ("target", scheme, "synthetic", context, size)
         for scheme in ("fp16", "w8a8")
-        for context in ("8", "16")
-        for size in ("1", "3")
+        for context in (8, 16)
+        for size in (1, 3)
     ]
 
 

@@ -1,11 +1,11 @@
 """Hub ids, on a hub that is a folder here, and on huggingface_hub's own cache without a network."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import huggingface_hub
-import pandas as pd
 import pytest
 import torch
 from huggingface_hub import errors
@@ -14,13 +14,13 @@ from huggingface_hub.utils import filter_repo_objects
 from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.experiments.targets import quantized_target
+from specquant.measure.verify_cost import Parameters, run
 from specquant.models import hub
 from specquant.models.hub import is_hub_id, locate, resolve_model, used_revisions
 from specquant.models.loading import load_eagle_head, load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
 from specquant.study.provenance import provenance
-from specquant.study.record import record_verify_cost
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -183,5 +183,8 @@ def test_a_relative_directory_is_below_the_project_root_and_comes_before_the_hub
 def test_quantized_targets_and_verify_cost_of_hub_models(fake_hub, tmp_path):
     copy = quantized_target("lab/target", "w8a8", tmp_path, "round-to-nearest")
     assert copy == quantized_target("lab/target@v1", "w8a8", tmp_path, "round-to-nearest")
-    cost = record_verify_cost("lab/target", ["fp16"], tmp_path, tmp_path, None, [1, 2], [8], repeats=1, device="cpu")
-    assert set(pd.read_csv(cost).model) == {"lab/target"}
+    parameters = Parameters("lab/target", ("fp16",), None, (1, 2), (8,), keep_targets_in=str(tmp_path), device="cpu")
+    assert parameters.name == "lab/target"
+    ((unit, rows),) = run(replace(parameters, repeats=1, warm_up_ms=0), parameters.units()[:1])
+    assert unit["model"] == "lab/target"
+    assert set(rows.draft_size) == {1, 2}

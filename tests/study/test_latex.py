@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from specquant.study import read_results
 from specquant.study.latex import RECORDED_TABLES, latex
+from specquant.study.results import read_medians, read_results
 
 TABLES = {table.name: table for table in RECORDED_TABLES}
 
@@ -28,7 +28,7 @@ def test_passes_of_all_models_stand_beside_each_other():
 
 
 def test_plans_say_what_a_step_takes():
-    frame = read_results("data/recorded/h200/replayed.csv")
+    frame = read_medians("data/recorded/h200/replayed.csv")
     text = latex(TABLES["replayed_plans"], frame, read_results("data/recorded/cpu/trees.csv"), device="GPU")
     hierarchy = frame[(frame.method == "hierarchical") & (frame.draft_size == 30)].iloc[0]
     (line,) = (line for line in text.splitlines() if "hierarchical (30 nodes, 3 iterations, 6 tokens or more)" in line)

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.models import synthetic
 from specquant.study import read_provenance, read_results, record
-from specquant.study.record import record_throughput, record_verify_cost
+from specquant.study.record import record_throughput
 
 PROMPT = '{"id": "a", "task": "code", "prompt": "1 plus 1"}\n'
 
@@ -78,89 +77,6 @@ def test_measurements_of_other_parameters_are_not_mixed(call):
     with pytest.raises(SpecquantError, match=r"throughput.csv holds rows measured with max_new_tokens 6, not 7"):
         call("fp16", "w8a8", max_new_tokens=7)
     assert read_provenance(path)["parameters"]["max_new_tokens"] == 6
-
-
-@pytest.fixture
-def verify(small_models, tmp_path):
-    def run(*schemes, out="out", **options):
-        options = {"draft_sizes": (1, 2), "contexts": (8,), "repeats": 2, "device": "cpu"} | options
-        return record_verify_cost(small_models / "target", schemes, tmp_path / out, tmp_path / "targets", **options)
-
-    return run
-
-
-@pytest.mark.parametrize("weights", ["trained", "synthetic"])
-def test_verify_cost_has_a_row_for_each_scheme_context_and_draft_size(verify, weights):
-    table = read_results(verify("fp16", "w4a8-qqq", weights=weights, contexts=(8, 16)))
-    rows = list(table[["scheme", "context_length", "draft_size"]].itertuples(index=False, name=None))
-    assert rows == [(s, c, d) for s in ("fp16", "w4a8-qqq") for c in (8, 16) for d in (1, 2)]
-    assert set(table.model) == {"target"}
-    assert set(table.weights) == {weights}
-
-
-def test_a_second_call_measures_only_the_passes_that_are_missing(verify, monkeypatch):
-    before = read_results(verify("fp16"))
-    timed, original = [], record.verify_cost
-
-    def measure(model, name, weights, draft_sizes, context_length, repeats):
-        timed.append((model.scheme.name, context_length, list(draft_sizes)))
-        return original(model, name, weights, draft_sizes, context_length, repeats)
-
-    monkeypatch.setattr(record, "verify_cost", measure)
-    path = verify("fp16", "w8a8", draft_sizes=(1, 2, 4))
-    assert timed == [("fp16", 8, [4]), ("w8a8", 8, [1, 2, 4])]
-    pd.testing.assert_frame_equal(read_results(path)[:2], before)
-    timed.clear()
-    verify("fp16", "w8a8")
-    assert timed == []
-
-
-def test_schemes_before_an_interruption_are_kept(verify, monkeypatch):
-    original = record.verify_cost
-
-    def interrupt(model, *rest):
-        if model.scheme.name == "w8a8":
-            raise KeyboardInterrupt
-        return original(model, *rest)
-
-    monkeypatch.setattr(record, "verify_cost", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        verify("fp16", "w8a8", weights="synthetic")
-    monkeypatch.undo()
-    assert set(read_results(verify("fp16", weights="synthetic")).scheme) == {"fp16"}
-
-
-def test_a_scheme_that_does_not_fit_is_left_out_with_a_sentence(verify, monkeypatch, capsys):
-    fits = synthetic.memory_needed
-
-    def needed(config, scheme, *rest):
-        memory = fits(config, scheme, *rest)
-        return memory._replace(weights=10**15) if scheme == "fp16" else memory
-
-    monkeypatch.setattr(synthetic, "memory_needed", needed)
-    assert set(read_results(verify("fp16", "w8a8", weights="synthetic")).scheme) == {"w8a8"}
-    assert "target in fp16 is left out: 2 layers of 256 in fp16 with a context of 10 need" in capsys.readouterr().err
-    with pytest.raises(SpecquantError, match="nothing was measured: no scheme of target fits cpu"):
-        verify("fp16", weights="synthetic", out="other")
-
-
-def test_verify_times_of_other_parameters_are_not_mixed(verify):
-    verify("fp16")
-    with pytest.raises(SpecquantError, match="holds rows measured with repeats 2, not 3"):
-        verify("w8a8", repeats=3)
-
-
-def test_a_name_has_no_trained_weights(tmp_path):
-    with pytest.raises(SpecquantError, match="llama-3-8b is a name, without weights"):
-        record_verify_cost("llama-3-8b", ["fp16"], tmp_path, tmp_path, weights="trained", device="cpu")
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_rows_say_what_must_be_read(verify):
-    path = verify("fp16", "w4a16-g128", weights="synthetic", device="cuda")
-    table = read_results(path)
-    assert (table.floor_ms > 0).all()
-    assert table.bytes[0] > table.bytes[2]
 
 
 def test_without_a_gpu_nothing_is_profiled(small_models, tmp_path):

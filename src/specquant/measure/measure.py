@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.paths import resolve
-from specquant.tables import Parts, Table
+from specquant.tables.parts import Parts
+from specquant.tables.table import Table
 
 
 class Parameters(Protocol):

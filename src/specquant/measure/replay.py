@@ -22,7 +22,7 @@ from specquant.models.synthetic import synthetic_config
 from specquant.quant import get_scheme
 from specquant.study.provenance import device_name
 from specquant.study.results import read_results
-from specquant.tables import over_processes
+from specquant.tables.intervals import over_processes
 from specquant.tables.table import REPLAYED
 
 # Around the paper's choices, to compare predictions with.

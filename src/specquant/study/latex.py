@@ -9,7 +9,6 @@ from specquant.experiments.acceptance import Shapes
 from specquant.experiments.methods import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import at_fitted_chances
 from specquant.study.style import METHODS, SCHEMES, caption, in_house_order, mark
-from specquant.tables.verify_cost import one_row_each
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ def perplexities(frame: pd.DataFrame) -> pd.DataFrame:
 
 def pass_times(frame: pd.DataFrame) -> pd.DataFrame:
     """Schemes by models and draft sizes, behind the shortest context. `frame`: verify_cost.csv."""
-    frame = one_row_each(frame)
     rows = frame[(frame.context_length == frame.context_length.min()) & frame.draft_size.isin([1, 16, 32, 60])]
     return _named(rows.pivot_table(index="scheme", columns=["model", "draft_size"], values="time_ms"))
 

@@ -31,9 +31,8 @@ from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.paths import resolve, write_file
 from specquant.study import figures, true_size
 from specquant.study.latex import RECORDED_TABLES, latex
-from specquant.study.results import read_provenance, read_results
+from specquant.study.results import read_medians, read_provenance, read_results
 from specquant.study.style import caption, save_figure
-from specquant.tables.verify_cost import one_row_each
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 
@@ -43,7 +42,8 @@ class RecordedFigure:
     """A figure from `data/published/` or, per GPU, from `data/recorded/GPU/`.
 
     draw: takes the table, and those of `beside`, which are below `data/`, with GPU for the folder's name; None where
-    there is nothing in them to draw. A figure is left out where one of its tables is missing.
+    there is nothing in them to draw. A figure is left out where one of its tables is missing. Tables have one row for
+    each quantity (`medians`); with every_process the first one as it was recorded.
     """
 
     name: str
@@ -52,6 +52,7 @@ class RecordedFigure:
     text: str
     published: bool = False
     beside: tuple[str, ...] = ()
+    every_process: bool = False
 
 
 def roofline(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
@@ -68,7 +69,7 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 
 
 def verify_costs_beside(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
-    ours = _first_context(one_row_each(passes[passes.model == model]))
+    ours = _first_context(passes[passes.model == model])
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
     tables = {f"ours, {gpu}": ours, "SpecMQuant, H100": theirs[theirs.model == model]}
     return true_size.verify_costs_beside(tables) if len(ours) else None
@@ -114,7 +115,7 @@ def phases(
     if LARGEST not in set(replayed.model):
         return None
     shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
-    costs = RecordedCosts(one_row_each(passes), drafting, rounds, replayed)
+    costs = RecordedCosts(passes, drafting, rounds, replayed)
     their_planner = specmquant_planner(theirs, their_steps)
     planners = planners_beside(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
     fitted = shapes.fitted_chances()
@@ -122,7 +123,7 @@ def phases(
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
-    passes = _first_context(one_row_each(passes[passes.model.isin(list(ACCEPTED_LENGTHS))]))
+    passes = _first_context(passes[passes.model.isin(list(ACCEPTED_LENGTHS))])
     return eagle2_speedups(passes, drafting, trees_of(trees, "target")) if len(passes) else None
 
 
@@ -145,6 +146,7 @@ RECORDED_FIGURES = (
         draw_verify_cost,
         "Time of one verification pass against the number of tokens in it, over the time for one token: the "
         "median over processes; bars span the lowest to the highest process.",
+        every_process=True,
     ),
     RecordedFigure(
         "accepted_lengths",
@@ -250,10 +252,10 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
     drawings = []
     for folder, figure, (table, *beside) in _tables(data_dir):
-        frame = read_results(table)
+        frame = read_results(table) if figure.every_process else read_medians(table)
         device = None if figure.published else _device(table)
         frame.attrs["device"] = device
-        drawing = figure.draw(frame, *map(read_results, beside))
+        drawing = figure.draw(frame, *map(read_medians, beside))
         if drawing is not None:
             drawings.append((folder, figure.name, drawing, caption(figure.text, frame, device)))
             plt.close(drawing)  # pyplot forgets it; it can still be saved
@@ -262,7 +264,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for table in RECORDED_TABLES:
             paths = [folder / table.table, *(data_dir / path for path in table.beside)]
             if all(path.is_file() for path in paths):
-                text = latex(table, *map(read_results, paths), device=_device(paths[0]))
+                text = latex(table, *map(read_medians, paths), device=_device(paths[0]))
                 tables[folder / f"{table.name}.tex"] = text
     if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")

@@ -21,8 +21,7 @@ from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.study.provenance import device_name
 from specquant.study.record import CLOCK, recorded_rows
-from specquant.study.results import read_provenance, read_results, write_results
-from specquant.tables.verify_cost import read_passes
+from specquant.study.results import read_medians, read_provenance, read_results, write_results
 
 PROMPTS = "data/prompts/prompts.jsonl"
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
@@ -54,7 +53,7 @@ def plan_table(
     for name, chance in chances.items():
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
-    passes, drafting = read_passes(recorded), read_results(resolve(recorded) / "drafting.csv")
+    passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
     shapes = Shapes.of(read_results(trees))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(

@@ -14,6 +14,7 @@ import pandas as pd
 from specquant.errors import SpecquantError
 from specquant.paths import resolve, write_file
 from specquant.study.provenance import provenance
+from specquant.tables.table import TABLES, medians
 
 # The columns that others rely on, by table; a table may hold more. Units stand in the names; lengths are in tokens.
 TEXT_COLUMNS = {
@@ -90,7 +91,12 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = ()) -> pd.Dat
         if not wrong.empty:
             line, value = int(wrong.index[0]) + 2, "nothing" if pd.isna(wrong.iloc[0]) else f'"{wrong.iloc[0]}"'
             raise SpecquantError(f"{path}, line {line}: {value} in column {column} where a number belongs: {remedy}")
-    return frame
+    return TABLES[path.stem].check(frame, path) if path.stem in TABLES and "process" in frame else frame
+
+
+def read_medians(path: str | os.PathLike) -> pd.DataFrame:
+    """A table with one row for each quantity, the medians over processes. Raises SpecquantError as `read_results`."""
+    return medians(read_results(path), resolve(path).stem)
 
 
 def read_provenance(path: str | os.PathLike) -> dict[str, Any]:

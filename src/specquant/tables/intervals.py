@@ -21,7 +21,7 @@ def ratios(values: pd.Series, level: str, base: object) -> pd.Series:
 
     values: of `in_each_process`. What has no such value to compare with is left out.
     """
-    bases = values.xs(base, level=level)
+    bases = values[values.index.get_level_values(level) == base].droplevel(level)
     return (values / bases.reindex(values.index.droplevel(level)).to_numpy()).dropna()
 
 

@@ -47,7 +47,8 @@ class Parts:
         rows = self.table.check(rows.assign(**dict(zip(self.table.unit, names, strict=True))), path)
         rows = rows.reindex(columns=[name for name in self.table.schema.columns if name in rows])
         part = {"unit": dict(zip(self.table.unit, names, strict=True)), "provenance": provenance(self.same, **how)}
-        write_file(path, json.dumps(part | {"rows": json.loads(rows.to_json(orient="records", double_precision=15))}))
+        exact = rows.astype(object).where(rows.notna(), None).to_dict("records")  # JSON has no NaN
+        write_file(path, json.dumps(part | {"rows": exact}))
 
     def join(self) -> Path:
         """Write the CSV and its provenance from all that is there; returns the CSV's path.

@@ -53,7 +53,12 @@ class Table:
         return [name for name in (*self.unit, *self.row) if name not in REPEATS]
 
     def one_row_each(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """A row for each quantity; of every number the median over processes of the medians over each one's blocks."""
+        """A row for each quantity; of every number the median over processes of the medians over each one's blocks.
+
+        What was timed in turns does not count.
+        """
+        if "protocol" in rows:
+            rows = rows[rows.protocol == "blocks"]
         numbers = [name for name in rows.select_dtypes("number") if name not in (*self.quantity, *REPEATS)]
         in_each = rows.groupby([*self.quantity, "process"], sort=False, dropna=False)[numbers].median()
         told = in_each.groupby(level=self.quantity, sort=False, dropna=False).median().reset_index()
@@ -226,3 +231,8 @@ ROUNDS = Table(
 )
 
 TABLES = {table.name: table for table in (VERIFY_COST, SETTLING, REPLAYED, DRAFTING, ROUNDS)}
+
+
+def medians(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """`Table.one_row_each` of the table of this name, where its rows are of processes; others as they are."""
+    return TABLES[name].one_row_each(rows) if name in TABLES and "process" in rows else rows

@@ -1,0 +1,40 @@
+"""Units that a table lacks are measured, each process's in an interpreter of its own."""
+
+import sys
+
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.measure import measure
+from specquant.measure.measure import record
+from specquant.measure.verify_cost import MEASURE, Parameters
+from specquant.study import read_provenance, read_results
+
+
+def parameters(small_models, **options) -> Parameters:
+    options = {"draft_sizes": (1, 2), "contexts": (8,), "repeats": 2, "warm_up_ms": 0.0, "device": "cpu"} | options
+    return Parameters(str(small_models / "target"), ("fp16",), weights="synthetic", **options)
+
+
+def test_each_process_is_a_fresh_interpreter_and_the_table_holds_all(small_models, tmp_path):
+    path = record(MEASURE, parameters(small_models, processes=2, blocks=1), tmp_path)
+    rows = read_results(path)
+    assert rows.process.tolist() == [0, 0, 1, 1]
+    assert rows.draft_size.tolist() == [1, 2, 1, 2]
+    assert (rows.time_ms > 0).all()
+    provenance = read_provenance(path)
+    assert provenance["parameters"]["repeats"] == 2
+    assert provenance["clock"] == MEASURE.clock
+
+
+def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models, tmp_path, monkeypatch):
+    record(MEASURE, parameters(small_models, processes=1, blocks=1), tmp_path)
+    monkeypatch.setattr(measure.sys, "executable", "/bin/false" if sys.platform != "darwin" else "/usr/bin/false")
+    with pytest.raises(SpecquantError, match="the process that measured verify_cost ended with status 1: what had fin"):
+        record(MEASURE, parameters(small_models, processes=2, blocks=1), tmp_path)
+    assert read_results(tmp_path / "verify_cost.csv").process.unique().tolist() == [0]
+
+
+def test_an_error_in_a_process_is_that_of_the_command(small_models, tmp_path):
+    with pytest.raises(SpecquantError, match="do not fit: all must be at least 1 and context plus draft at most"):
+        record(MEASURE, parameters(small_models, draft_sizes=(0, 2), processes=1), tmp_path)

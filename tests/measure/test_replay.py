@@ -1,0 +1,112 @@
+"""Replayed decoding on small shapes: rows say what they rest on, and interrupted recording goes on."""
+
+import pandas as pd
+import pytest
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.experiments import acceptance
+from specquant.experiments.acceptance import Shapes, TreeShapes
+from specquant.experiments.methods import Plan
+from specquant.measure import replay
+from specquant.measure.measure import record
+from specquant.study import read_results, write_results
+
+PLANS = (
+    Plan("autoregressive"),
+    Plan("vanilla", min_draft_length=3),
+    Plan("eagle2", 7, 3),
+    Plan("hierarchical", 7, 3, 4),
+)
+
+
+@pytest.fixture
+def replayed(small_models, tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(acceptance, "PAPER_PLANS", PLANS)
+    monkeypatch.setattr(replay, "MORE_PLANS", ())
+    shapes = ["-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0"]
+    trees = pd.DataFrame({"model": ["small target", "small intermediate"], "draft_size": 7, "iterations": 3})
+    trees = trees.assign(parents=shapes, weights="trained", scheme="fp16", accepted_length=2.0)
+    write_results(trees, tmp_path / "trees.csv", {})
+
+    def run(*schemes, intermediate=small_models / "intermediate", **options):
+        options = {"new_tokens": 12, "prompt_length": 5, "processes": 2} | options
+        parameters = replay.Parameters(
+            str(small_models / "target"),
+            intermediate and str(intermediate),
+            schemes,
+            trees=str(tmp_path / "trees.csv"),
+            tree=(7, 3),
+            accepted_length=2.5,
+            hierarchical_length=3.0,
+            device="cpu",
+            **options,
+        )
+        return record(replay.MEASURE, parameters, tmp_path / "out")
+
+    run.ordered = in_process
+    return run
+
+
+def test_every_plan_has_its_row_in_every_process(replayed):
+    rows = read_results(replayed("fp16", "w4a16-g128"))
+    for _, of_unit in rows.groupby(["scheme", "process"]):
+        assert sorted(of_unit.method) == sorted(plan.method for plan in PLANS)
+    assert len(rows) == 2 * 2 * len(PLANS)
+    assert set(rows.weights) == {"synthetic"}
+    assert set(rows.acceptance) == {"replayed"}
+    one_by_one = rows[rows.method == "autoregressive"]
+    assert (one_by_one.accepted_length == 1).all()
+    assert (rows.new_tokens >= 12).all()
+    assert (rows.tokens_per_s > 0).all()
+    replayed.ordered.clear()
+    again = read_results(replayed("fp16", "w4a16-g128"))
+    pd.testing.assert_frame_equal(rows, again)
+    assert replayed.ordered == []  # nothing is measured twice
+
+
+def test_without_an_intermediate_model_trees_alone_are_replayed(replayed):
+    rows = read_results(replayed("fp16", intermediate=None, sweep=True, processes=1))
+    assert set(rows.intermediate) == {"none"}
+    assert sorted(rows[rows.chances == "swept"].method) == ["autoregressive"] + ["eagle2"] * len(replay.CHANCES)
+    assert (rows[rows.method == "autoregressive"].head_chance == 0).all()
+    assert rows[rows.method == "eagle2"].head_chance.nunique() == 1 + len(replay.CHANCES)
+    assert (rows.agreement == 0).all()
+
+
+def test_each_process_draws_anew(replayed):
+    rows = read_results(replayed("fp16", intermediate=None, new_tokens=200))
+    drawn = rows[rows.method == "eagle2"].set_index("process").accepted_length
+    assert drawn[0] != drawn[1]
+
+
+def test_rows_of_other_parameters_are_not_mixed(replayed):
+    replayed("fp16", intermediate=None)
+    with pytest.raises(SpecquantError, match="holds rows measured with new_tokens 12, not 13"):
+        replayed("fp16", intermediate=None, new_tokens=13)
+
+
+def test_speedups_have_an_interval_over_processes():
+    about = {"model": "m", "scheme": "s", "head_scheme": "fp16", "head_vocabulary": 0, "chances": "fitted"}
+    plain = about | {"method": "autoregressive", "draft_size": 0, "iterations": 0, "min_draft_length": 0}
+    eagle = about | {"method": "eagle2", "draft_size": 24, "iterations": 3, "min_draft_length": 0}
+    rows = [
+        each | {"process": process, "head_chance": chance, "agreement": 0.0, "accepted_length": length}
+        | {"verify_ms": verify_ms * (1 + process), "draft_ms": 0.0, "other_ms": 0.0}
+        for process, eagle_ms in enumerate((15.0, 16.0, 20.0))
+        for each, chance, length, verify_ms in ((plain, 0.0, 1.0, 10.0), (eagle, 0.5, 2.0, eagle_ms))
+    ]  # fmt: skip
+    chain = pd.DataFrame({"draft_size": [24], "iterations": [3], "parents": [" ".join(map(str, range(-1, 23)))]})
+    shapes = Shapes(TreeShapes(chain.assign(accepted_length=2.0)), TreeShapes(chain.assign(accepted_length=2.0)))
+    told = replay.fitted_speedups(pd.DataFrame(rows), shapes).xs("eagle2", level="method")
+    length = sum(0.5**depth for depth in range(24))  # a chain of 24, each half as likely as the one before
+    expected = [length * 10 / ms for ms in (16.0, 20.0, 15.0)]
+    assert told.iloc[0].tolist() == pytest.approx([*expected, 3])
+    over = replay.fitted_speedups(pd.DataFrame(rows), shapes, "eagle2").xs("eagle2", level="method")
+    assert over.iloc[0].tolist() == pytest.approx([1, 1, 1, 3])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused():
+    with pytest.raises(SpecquantError, match="there is no device 'cuda' here"):
+        replay.Parameters("llama-3-8b", device="cuda")

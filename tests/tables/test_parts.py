@@ -1,0 +1,157 @@
+"""A table written in parts: whole units or none, never twice, never lost."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pandas as pd
+import pandera.pandas as pa
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.study.results import read_provenance, read_results
+from specquant.tables.parts import Parts
+from specquant.tables.table import Table
+
+TABLE = Table(
+    "own",
+    unit=("model", "weights", "process"),
+    row=("size",),
+    schema=pa.DataFrameSchema(
+        {"model": pa.Column(str), "weights": pa.Column(str), "process": pa.Column(int, coerce=True)}
+        | {"size": pa.Column(int, coerce=True), "time_ms": pa.Column(float, pa.Check.gt(0), coerce=True)}
+    ),
+)
+SAME = {"repeats": 3}
+
+
+def unit(process: int, model: str = "m") -> dict:
+    return {"model": model, "weights": "synthetic", "process": process}
+
+
+def rows(time_ms: float = 1.5) -> pd.DataFrame:
+    return pd.DataFrame({"size": [1, 2], "time_ms": [time_ms, 2 * time_ms]})
+
+
+@pytest.fixture
+def parts(tmp_path) -> Parts:
+    return Parts(TABLE, tmp_path / "own.csv", SAME)
+
+
+def test_units_are_joined_in_order_and_known_from_then_on(parts):
+    units = [unit(0), unit(1), unit(10), unit(2)]
+    for each in reversed(units[:3]):
+        parts.add(each, rows())
+    assert parts.missing(units) == [unit(2)]
+    table = read_results(parts.join())
+    assert table.process.tolist() == [0, 0, 1, 1, 10, 10]
+    assert read_provenance(parts.path)["parameters"] == SAME
+
+
+def test_a_table_without_its_parts_is_gone_on_with(parts, tmp_path):
+    parts.add(unit(0), rows(1.5))
+    parts.join()
+    for file in parts.folder.iterdir():
+        file.unlink()
+    again = Parts(TABLE, parts.path, SAME)
+    assert again.missing([unit(0), unit(1)]) == [unit(1)]
+    again.add(unit(1), rows(2.5))
+    assert read_results(again.join()).time_ms.tolist() == [1.5, 3, 2.5, 5]
+
+
+def test_a_unit_that_ran_twice_counts_once(parts):
+    parts.add(unit(0), rows(1.5))
+    parts.join()
+    parts.add(unit(0), rows(2.5))
+    assert read_results(parts.join()).time_ms.tolist() == [2.5, 5]
+
+
+def test_numbers_are_kept_exactly(parts):
+    parts.add(unit(0), rows(0.1 + 0.2))
+    assert read_results(parts.join()).time_ms[0] == 0.1 + 0.2
+
+
+def test_a_unit_cut_short_is_not_there(parts):
+    parts.add(unit(0), rows())
+    (whole,) = parts.folder.iterdir()
+    (parts.folder / f".{whole.name}.tmp").write_text(whole.read_text()[:40])  # what a kill leaves
+    assert parts.missing([unit(0)]) == []
+    whole.write_text(whole.read_text()[:40])
+    with pytest.raises(SpecquantError, match=r"json is no part of own\.csv: remove it"):
+        parts.join()
+
+
+def test_rows_of_other_parameters_are_refused(parts, tmp_path):
+    parts.add(unit(0), rows())
+    other = Parts(TABLE, parts.path, {"repeats": 4})
+    with pytest.raises(SpecquantError, match="holds rows measured with repeats 3, not 4"):
+        other.missing([unit(1)])
+    parts.join()
+    with pytest.raises(SpecquantError, match="holds rows measured with repeats 3, not 4"):
+        Parts(TABLE, parts.path, {"repeats": 4})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ({"time_ms": [1.0, -1.0]}, r'line 3: "-1.0" in column time_ms'),
+        ({"time_ms": [1.0, float("nan")]}, "line 3: nothing in column time_ms"),
+        ({"size": [1, 1]}, "line 3: a second row of model m, weights synthetic, process 0, size 1"),
+    ],
+)
+def test_rows_are_checked_before_they_are_written(parts, damage, sentence):
+    with pytest.raises(SpecquantError, match=sentence):
+        parts.add(unit(0), rows().assign(**damage))
+    assert not parts.folder.exists()
+    with pytest.raises(SpecquantError, match="lacks the column time_ms"):
+        parts.add(unit(0), rows().drop(columns="time_ms"))
+
+
+def test_nothing_measured_is_said(parts):
+    with pytest.raises(SpecquantError, match=r"own\.csv would hold no row: nothing was measured"):
+        parts.join()
+
+
+def test_names_of_any_length_and_kind_are_file_names(parts):
+    names = ["lab/target@v1", "x" * 300, "x" * 300 + "y", "..", "a b"]
+    for name in names:
+        parts.add(unit(0, name), rows())
+    assert set(read_results(parts.join()).model) == set(names)
+    assert all(len(file.name) < 200 for file in parts.folder.iterdir())
+
+
+def test_what_several_processes_say_of_themselves_is_joined(parts, monkeypatch):
+    monkeypatch.setenv("SPECQUANT_COMMIT", "aaaa")
+    parts.add(unit(0), rows())
+    monkeypatch.setenv("SPECQUANT_COMMIT", "bbbb+")
+    parts.add(unit(1), rows())
+    provenance = read_provenance(parts.join())
+    assert provenance["commit"] == ["aaaa", "bbbb"]
+    assert provenance["uncommitted_changes"] == [False, True]
+    assert provenance["parameters"] == SAME
+    assert provenance == read_provenance(parts.join())  # joining twice changes nothing
+
+
+def test_two_processes_at_once_lose_nothing(tmp_path):
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from tests.tables.test_parts import SAME, TABLE, rows, unit
+        from specquant.tables.parts import Parts
+        parts = Parts(TABLE, Path(sys.argv[1]), SAME)
+        for process in range(int(sys.argv[2]), 12, 2):
+            parts.add(unit(process), rows(1.5 + process))
+            parts.join()
+        """
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "own.csv"), str(first)], env=os.environ)
+        for first in (0, 1)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    parts = Parts(TABLE, tmp_path / "own.csv", SAME)
+    assert read_results(parts.join()).process.tolist() == sorted([*range(12)] * 2)
+    assert json.loads(next(parts.folder.iterdir()).read_text())["unit"]["model"] == "m"
