@@ -11,8 +11,10 @@ import os
 import platform
 import resource
 import select
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from time import monotonic
@@ -65,6 +67,7 @@ def _seal() -> ctypes.CDLL:
     """Leave the caller's keys, and make this process one that its child cannot touch; returns the C library."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process gets no signal from within that it does not handle
     joined = libc.syscall(SYS_KEYCTL[platform.machine()], KEYCTL_JOIN_SESSION_KEYRING, None)
     if joined < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # where nobody has keys
         raise OSError(ctypes.get_errno(), "no keyring of its own")
@@ -157,7 +160,8 @@ class _Program:
 
     def __getattr__(self, name: str) -> Callable:
         def call(*positional: Any, **named: Any) -> Any:
-            self._sink.write(json.dumps(_packed((name, positional, named))).encode() + b"\n")
+            with suppress(BrokenPipeError):  # it died; its missing reply says so
+                self._sink.write(json.dumps(_packed((name, positional, named))).encode() + b"\n")
             return self._reply()
 
         return call

@@ -69,7 +69,8 @@ def run_program(program: str, limits: Limits | None = None, tests: str = "", uns
     """Run Python source to its end, or to a limit; then its tests.
 
     tests: source that calls the program's functions as `program.NAME(...)`, with plain values: numbers, texts, and
-    lists, tuples, sets and dictionaries of them. unsafe: run without a wall where there is none.
+    lists, tuples, sets and dictionaries of them. unsafe: run without a wall where there is none. Raises
+    FileNotFoundError where bubblewrap is missing, and this was not asked for.
     """
     limits = limits or Limits()
     until = monotonic() + limits.wall_s
@@ -143,6 +144,12 @@ def _python() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
+def _bwrap() -> str:
+    if found := shutil.which("bwrap"):
+        return found
+    raise FileNotFoundError("bubblewrap is missing")
+
+
 def _shown(places: list[str]) -> list[str]:
     """Options of bubblewrap that show these places, read-only, in folders that all may enter."""
     folders = sorted({str(folder) for place in places for folder in Path(place).parents} - {"/"})
@@ -155,8 +162,7 @@ def _wall(limits: Limits) -> list[str]:
     prefix = os.path.realpath(sys.base_prefix)
     places = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
     places += [f"{prefix}/lib", f"{prefix}/lib64", _python()]
-    bwrap = shutil.which("bwrap") or "bwrap"
-    command = [bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    command = [_bwrap(), "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
     command += ["--as-pid-1", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox", *_shown(places)]
     command += ["--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.disk_bytes), "--tmpfs", "/tmp"]
     command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
@@ -167,8 +173,10 @@ def as_some_user(places: list[str]) -> list[str]:
     """The command before a command that makes root a user without privilege, who sees these places and what the wall
     is made of: no limit on processes would hold for root, and no such user enters root's home, where Python may be."""
     user = SOME_USER + secrets.randbelow(1000)
-    command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", *_shown([*places, "/usr"])]
-    command += ["--dev-bind", "/dev", "/dev", "--bind", "/proc", "/proc", "--dir", "/tmp", "--"]
+    # The first process of the outer namespace takes the others with it. Without it the death of a parent would not
+    # reach them: its signal, root's without privilege, is not allowed to another user's process.
+    command = [_bwrap(), "--unshare-pid", "--die-with-parent", *_shown([*places, "/usr"])]
+    command += ["--dev-bind", "/dev", "/dev", "--proc", "/proc", "--dir", "/tmp", "--"]
     return [*command, "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
 
 
