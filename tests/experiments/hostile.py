@@ -1,8 +1,8 @@
 """Hostile programs: what each tries, the program, what holds it, and how it fails. docs/sandbox.md has the same list.
 
-A program comes to its end only where it did what it tried; some do harm that the tests look for from outside. PRECIOUS is
-a file and FOLDER a folder that all may write, PORT and NAME are where a server listens, VICTIM is a process, KEY is a key
-in the caller's session keyring.
+A program comes to its end only where it did what it tried; some do harm that the tests look for from outside. PRECIOUS
+is a file and FOLDER a folder that all may write, PORT and NAME are where a server listens, VICTIM is a process, KEY is
+a key in the caller's session keyring.
 """
 
 from typing import NamedTuple
@@ -46,9 +46,7 @@ HOSTILE = [
     Hostile("makes a pipe in another's folder", FILES, "import os; os.mkfifo('FOLDER/pipe')", MISSING),
     Hostile("changes attributes", FILES, "import os; os.setxattr('PRECIOUS', 'user.x', b'1')", MISSING),
     Hostile("goes out by a link", FILES, "import os; os.symlink('FOLDER', 'l'); open('l/new', 'w')", MISSING),
-    Hostile(
-        "changes Python", READ_ONLY, "import os; open(os.__file__, 'a')", "OSError.*Read-only|PermissionError"
-    ),
+    Hostile("changes Python", READ_ONLY, "import os; open(os.__file__, 'a')", "OSError.*Read-only|PermissionError"),
     Hostile(
         "writes into every folder that it finds",
         READ_ONLY,
@@ -58,10 +56,15 @@ HOSTILE = [
         "AssertionError",
     ),
     Hostile(
-        "reads the machine's memory", FILES, "for name in ('mem', 'kmsg', 'sda', 'vda'):\n    try: open(f'/dev/{name}')"
-        "\n    except FileNotFoundError: continue\n    break\nelse: raise FileNotFoundError", MISSING,
+        "reads the machine's memory",
+        FILES,
+        "for name in ('mem', 'kmsg', 'sda', 'vda'):\n    try: open(f'/dev/{name}')"
+        "\n    except FileNotFoundError: continue\n    break\nelse: raise FileNotFoundError",
+        MISSING,
     ),
-    Hostile("makes a device", NO_PRIVILEGE, "import os; os.mknod('d', 0o60600, os.makedev(8, 0)); open('d')", "Permission"),
+    Hostile(
+        "makes a device", NO_PRIVILEGE, "import os; os.mknod('d', 0o60600, os.makedev(8, 0)); open('d')", "Permission"
+    ),
     Hostile("leaves by chroot", NO_PRIVILEGE, "import os; os.mkdir('d'); os.chroot('d')", "PermissionError"),
     Hostile("mounts", NO_PRIVILEGE, C + "assert c.mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0", "AssertionError"),
     Hostile(
@@ -106,7 +109,10 @@ HOSTILE = [
     ),
     Hostile("is a fork bomb", "the limit on processes", "import os\nwhile True: os.fork()", "BlockingIOError"),
     Hostile(
-        "is a patient fork bomb", WALL_TIME, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "stop"
+        "is a patient fork bomb",
+        WALL_TIME,
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        "stop",
     ),
     Hostile(
         "is a bomb of threads",
@@ -120,7 +126,9 @@ HOSTILE = [
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)",
         None,
     ),
-    Hostile("forks, and loops as the parent", WALL_TIME, "import os\nif os.fork():\n    while True: pass", "stopped after"),
+    Hostile(
+        "forks, and loops as the parent", WALL_TIME, "import os\nif os.fork():\n    while True: pass", "stopped after"
+    ),
     Hostile(
         "ignores all signals",
         WALL_TIME,
@@ -130,7 +138,9 @@ HOSTILE = [
     ),
     # memory
     Hostile("asks for much memory", "the limit on memory", "x = bytearray(10**9)", "MemoryError"),
-    Hostile("asks for memory without end", "the limit on memory", "x = []\nwhile True: x.append(bytes(10**6))", "Memory"),
+    Hostile(
+        "asks for memory without end", "the limit on memory", "x = []\nwhile True: x.append(bytes(10**6))", "Memory"
+    ),
     Hostile(
         "asks for memory in many processes",
         "the limit on processes",
@@ -140,14 +150,18 @@ HOSTILE = [
     Hostile(
         "hoards System V shared memory", WATCH, C + "assert c.shmget(0, 10**9, 0o1600) >= 0\ntime.sleep(1)", "System V"
     ),
+    Hostile("hoards System V queues", WATCH, C + "while c.msgget(0, 0o1600) >= 0: pass\ntime.sleep(1)", "System V"),
     Hostile(
-        "hoards System V queues", WATCH, C + "while c.msgget(0, 0o1600) >= 0: pass\ntime.sleep(1)", "System V"
+        "hoards System V semaphores",
+        WATCH,
+        C + "while c.semget(0, 32000, 0o1600) >= 0: pass\ntime.sleep(1)",
+        "System V",
     ),
     Hostile(
-        "hoards System V semaphores", WATCH, C + "while c.semget(0, 32000, 0o1600) >= 0: pass\ntime.sleep(1)", "System V"
-    ),
-    Hostile(
-        "hoards POSIX queues", "the limit on queues", C + "assert c.mq_open(b'/q', 0o102, 0o600, None) >= 0", "Assertion"
+        "hoards POSIX queues",
+        "the limit on queues",
+        C + "assert c.mq_open(b'/q', 0o102, 0o600, None) >= 0",
+        "Assertion",
     ),
     Hostile(
         "hoards memory in a file without a name",
@@ -180,15 +194,23 @@ HOSTILE = [
         "ConnectionRefused",
         free=True,
     ),
-    Hostile("fetches a page", NETWORK, "import urllib.request; urllib.request.urlopen('http://192.0.2.1', timeout=1)", "URLError"),
     Hostile(
-        "sends raw packets", NO_PRIVILEGE, "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "Permission"
+        "fetches a page",
+        NETWORK,
+        "import urllib.request; urllib.request.urlopen('http://192.0.2.1', timeout=1)",
+        "URLError",
+    ),
+    Hostile(
+        "sends raw packets",
+        NO_PRIVILEGE,
+        "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
+        "Permission",
     ),
     # privilege
-    Hostile("becomes root", NO_PRIVILEGE, "import os; os.setuid(0); assert os.getuid() == 0", "OSError|PermissionError"),
     Hostile(
-        "makes a user namespace", "--disable-userns", C + "assert c.unshare(0x10000000) == 0", "AssertionError"
+        "becomes root", NO_PRIVILEGE, "import os; os.setuid(0); assert os.getuid() == 0", "OSError|PermissionError"
     ),
+    Hostile("makes a user namespace", "--disable-userns", C + "assert c.unshare(0x10000000) == 0", "AssertionError"),
     Hostile("makes a namespace of files", NO_PRIVILEGE, C + "assert c.unshare(0x20000) == 0", "AssertionError"),
     Hostile("renames the machine", NO_PRIVILEGE, "import socket; socket.sethostname('x')", "PermissionError"),
     Hostile("types into the terminal", "its own session", "import os; os.open('/dev/tty', os.O_RDWR)", "OSError"),
@@ -218,7 +240,8 @@ HOSTILE = [
     Hostile(
         "claims by every descriptor to be right",
         APART,
-        "import os\nfor f in range(3, 24):\n    try: os.write(f, b'{\"value\": null}\\n' + b'{\"value\": true}\\n' * 9)\n"
+        "import os\nfor f in range(3, 24):\n"
+        "    try: os.write(f, b'{\"value\": null}\\n' + b'{\"value\": true}\\n' * 9)\n"
         "    except OSError: pass\nos._exit(0)",
         "AssertionError",
         SQUARE,
@@ -226,9 +249,10 @@ HOSTILE = [
     Hostile(
         "searches frames and objects for what to claim",
         APART,
-        "import gc, io, os, sys\nframe = sys._getframe()\nwhile frame:\n    for value in list(frame.f_locals.values()):\n"
-        "        if isinstance(value, io.RawIOBase): value.write(b'{\"value\": null}\\n{\"value\": 49}\\n{\"value\": 49}\\n')\n"
-        "    frame = frame.f_back\nfor value in gc.get_objects():\n    if isinstance(value, str): print(value)\nos._exit(0)",
+        "import gc, io, os, sys\nframe, lines = sys._getframe(), b'{\"value\": null}\\n' + b'{\"value\": 49}\\n' * 2\n"
+        "while frame:\n    for value in list(frame.f_locals.values()):\n"
+        "        if isinstance(value, io.RawIOBase): value.write(lines)\n    frame = frame.f_back\n"
+        "for value in gc.get_objects():\n    if isinstance(value, str): print(value)\nos._exit(0)",
         "AssertionError",
         SQUARE,
     ),
@@ -256,7 +280,7 @@ HOSTILE = [
     Hostile(
         "answers code",
         APART,
-        "import json; json.dumps = lambda value: '{\"value\": {\"eval\": [\"exit()\"]}}'\ndef f(x): return 1",
+        'import json; json.dumps = lambda value: \'{"value": {"eval": ["exit()"]}}\'\ndef f(x): return 1',
         "KeyError",
         SQUARE,
     ),
@@ -268,4 +292,4 @@ HOSTILE = [
         "JSONDecodeError",
         SQUARE,
     ),
-]  # fmt: skip
+]
