@@ -177,6 +177,76 @@ def test_processor_time_is_limited(walled):
     assert refused("while True: pass", limits) == "died without a word"
 
 
+FORK_BOMBS = (
+    "import os\nwhile True: os.fork()",
+    "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    # Each child leaves the group and the session and lives on while its parent ends.
+    "import os, time\nfor i in range(3):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n"
+    "            time.sleep(60)\n        os._exit(0)\n",
+    "import threading\nwhile True: threading.Thread(target=threading.Event().wait).start()",
+    "import subprocess, sys\nwhile True: subprocess.Popen([sys.executable, '-c', 'while True: pass'])",
+    "import multiprocessing\nwhile True: multiprocessing.Process(target=input).start()",
+)
+
+
+@pytest.mark.parametrize("program", FORK_BOMBS)
+def test_a_fork_bomb_is_small_and_leaves_nothing(walled, program):
+    began = monotonic()
+    run_program(program, SHORT)  # the fixture looks for survivors
+    assert monotonic() - began < 3
+
+
+def test_nothing_outside_is_written(walled, tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    for program in (
+        f"open({str(precious)!r}, 'w')",
+        f"open({str(tmp_path / 'new')!r}, 'x')",
+        f"import os; os.remove({str(precious)!r})",
+        f"import os; os.truncate({str(precious)!r}, 0)",
+        f"import pathlib; pathlib.Path({str(precious)!r}).rename('here')",
+        f"import os; os.open({str(precious)!r}, os.O_WRONLY | os.O_TRUNC)",
+        f"import os; os.chmod({str(precious)!r}, 0)",
+        f"import os; os.symlink({str(tmp_path)!r}, 'link'); open('link/new', 'w')",
+        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
+        f"import sqlite3; sqlite3.connect({str(tmp_path / 'new')!r}).execute('create table t (x)')",
+        "open('../specquant-was-here', 'x')",
+    ):
+        refused(program)
+    run_program("open('/tmp/specquant-was-here', 'x')", LIMITS)  # its own folder has that name
+    assert precious.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["precious.txt", "temporary"]
+    assert not Path("/tmp/specquant-was-here").exists()
+
+
+def test_other_processes_are_safe(walled):
+    """This process would be gone, or another in its group."""
+    for target in (-1, 0, os.getpid(), os.getppid()):
+        run_program(f"import os; os.kill({target}, 9)", SHORT)
+        run_program(f"import os; os.killpg({abs(target)}, 9)", SHORT)
+
+
+def test_the_environment_is_empty(walled, monkeypatch):
+    monkeypatch.setenv("SPECQUANT_SECRET", "hunter2")
+    program = (
+        "import os, pathlib\n"
+        "assert not os.environ\n"
+        "for file in pathlib.Path('/proc').glob('[0-9]*/environ'):\n"
+        "    assert b'hunter2' not in file.read_bytes()\n"
+    )
+    assert run_program(program, LIMITS) == Outcome(True, "")
+
+
+def test_there_is_no_network(walled):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        refused(f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)")
+        refused(f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}', timeout=1)")
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
 def test_while_a_fork_bomb_runs_it_has_few_processes(walled):
     def most_processes(program: str) -> int:
         counts, done, before = [], threading.Event(), children()
@@ -192,8 +262,7 @@ def test_while_a_fork_bomb_runs_it_has_few_processes(walled):
         watcher.join()
         return max(counts)
 
-    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    assert most_processes(bomb) == most_processes("while True: pass") + SHORT.processes - 1
+    assert most_processes(FORK_BOMBS[1]) == most_processes("while True: pass") + SHORT.processes - 1
 
 
 @pytest.fixture(scope="module")
