@@ -293,6 +293,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=DTYPES,
         help="that models compute in (default: float16 on a GPU, else float32)",
     )
+    tasks.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run HumanEval's answers without bubblewrap where there is none: they may then do all that you may do",
+    )
     tasks.add_argument("--out", type=_here, required=True, metavar="DIR", help="for answers and table")
     tasks.set_defaults(command=_bench_tasks)
 
@@ -589,6 +594,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         DraftSettings(draft_size=arguments.draft_size, iterations=arguments.iterations),
         arguments.context_length,
         _head_options(arguments),
+        arguments.unsafe,
     )
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specquant.errors import SpecquantError
-from specquant.experiments.answers import gsm8k_number, humaneval_program, is_right
-from specquant.experiments.sandbox import Limits
+from specquant.experiments import answers, sandbox
+from specquant.experiments.answers import gsm8k_number, is_right
+from specquant.experiments.sandbox import Limits, why_no_wall
 from specquant.experiments.tasks import BENCHMARKS, GSM8K_EXAMPLES, Question, read_questions
 from tests.questions import SUM, write_questions
 
@@ -114,6 +115,12 @@ def test_sums_are_right_or_wrong_and_conversations_neither(questions):
         is_right(Question("9", "GSM8K", "", ("",), {"answer": "#### none"}), "7")
 
 
+@pytest.fixture
+def walled():
+    if why_no_wall():
+        pytest.skip(why_no_wall())
+
+
 BODY = SUM["canonical_solution"]
 WHOLE = SUM["prompt"] + BODY
 
@@ -135,7 +142,7 @@ WHOLE = SUM["prompt"] + BODY
         "def whole(x):\n    return floor(x)",  # imported by the prompt
     ],
 )
-def test_right_programs_pass_in_every_form(questions, answer):
+def test_right_programs_pass_in_every_form(questions, answer, walled):
     assert is_right(questions("humaneval")[0], answer) is True
 
 
@@ -151,11 +158,35 @@ WRONG = (
 
 
 @pytest.mark.parametrize("answer", WRONG)
-def test_wrong_programs_fail(questions, answer):
+def test_wrong_programs_fail(questions, answer, walled):
     assert is_right(questions("humaneval")[0], answer, Limits(wall_s=2, cpu_s=1)) is False
 
 
-def test_the_tests_come_last_so_that_an_answer_cannot_replace_them():
-    program = humaneval_program(SUM, "def whole(x):\n    pass\n\ndef check(candidate):\n    pass")
-    assert program.rindex("def check") > program.index("def check(candidate):\n    pass")
-    assert program.endswith("\n\ncheck(whole)\n")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def whole(x):\n    pass\n\ndef check(candidate):\n    pass",
+        "class All:\n    def __eq__(self, other):\n        return True\n\ndef whole(x):\n    return All()",
+        "import os\ndef whole(x):\n    os._exit(0)",
+        "import builtins\nbuiltins.AssertionError = None\ndef whole(x):\n    return x",
+    ],
+)
+def test_an_answer_cannot_replace_its_tests_or_claim_to_have_passed(questions, answer, walled):
+    assert is_right(questions("humaneval")[0], answer) is False
+
+
+@pytest.mark.parametrize(("body", "right"), [("    return encode(x)[::-1]", True), ("    return x", False)])
+def test_tests_may_use_what_the_prompt_defines_and_the_answer_by_its_name(body, right, walled):
+    prompt = 'def encode(x):\n    return x + "!"\n\n\ndef decode(x):\n    """Reverse what encode does."""\n'
+    test = 'def check(candidate):\n    assert candidate("a") == encode("a")[::-1] == decode("a")\n'
+    question = Question("1", "HumanEval", "code", (prompt,), {"prompt": prompt, "test": test, "entry_point": "decode"})
+    assert is_right(question, body) is right
+
+
+def test_without_a_sandbox_programs_are_not_judged_but_by_choice(questions, monkeypatch):
+    for module in (answers, sandbox):
+        monkeypatch.setattr(module, "wall", lambda: None)
+    question = questions("humaneval")[0]
+    assert is_right(question, BODY) is None
+    assert is_right(question, BODY, unsafe=True) is True
+    assert is_right(question, "    return x", unsafe=True) is False

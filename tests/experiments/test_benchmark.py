@@ -10,6 +10,7 @@ from specquant.decoding import generate
 from specquant.errors import SpecquantError
 from specquant.experiments.benchmark import answer_question, benchmark_table, longest_prompt, paper_form
 from specquant.experiments.methods import tiny_models
+from specquant.experiments.sandbox import wall
 from specquant.experiments.tasks import BENCHMARKS, read_questions
 from specquant.models.loading import load_tokenizer
 from tests.questions import write_questions
@@ -55,7 +56,7 @@ def test_what_was_cut_and_whether_the_answer_is_right_is_said(models, tokenizer,
     row = answered(models, tokenizer, data_dir, "gsm8k", longest=100)
     assert row["cut_tokens"] > 0
     assert row["correct"] is False
-    assert answered(models, tokenizer, data_dir, "humaneval", longest=100)["correct"] is False
+    assert answered(models, tokenizer, data_dir, "humaneval", longest=100)["correct"] is (False if wall() else None)
 
 
 def test_methods_give_the_same_answers(models, tokenizer, data_dir):

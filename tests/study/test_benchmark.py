@@ -7,6 +7,8 @@ import pytest
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
+from specquant.experiments import answers, sandbox
+from specquant.experiments.sandbox import wall
 from specquant.experiments.tasks import BENCHMARKS
 from specquant.study import benchmark as recording
 from specquant.study import read_provenance, read_results
@@ -63,10 +65,11 @@ def test_every_benchmark_runs_and_says_what_was_measured_and_how(call, tmp_path,
     assert len(table.task.unique()) == (7 if name == "spec-bench" else 1)
     assert len(rows) == 2 * table[(table.method == "eagle2") & (table.task != "overall")].questions.sum()
     assert all(len(row["answers"]) == (2 if name == "mt-bench" else 1) for row in rows)
-    assert (table.correct_percent.notna() == (name in ("humaneval", "gsm8k"))).all()
+    judged = ("humaneval", "gsm8k") if wall() else ("gsm8k",)
+    assert (table.correct_percent.notna() == (name in judged)).all()
     parameters = read_provenance(path)["parameters"]
     assert (parameters["max_new_tokens"], parameters["as_published"]) == (6, False)
-    assert (parameters["sandbox"] is None) == (name != "humaneval")
+    assert parameters["sandbox"] == (wall() if name == "humaneval" else None)
     assert str(data_dir) not in path.with_suffix(".json").read_text()
     assert [row["answers"] for row in rows if row["method"] == "eagle2"] == [
         row["answers"] for row in rows if row["method"] == "autoregressive"
@@ -167,6 +170,37 @@ def test_a_full_disk_is_a_sentence(call, tmp_path, monkeypatch):
     (tmp_path / "out/mt-bench.jsonl").symlink_to("/dev/full")
     with pytest.raises(SpecquantError, match=r"cannot write .*No space left on device; the same command goes on"):
         call()
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_without_a_sandbox_programs_run_by_choice_alone_and_it_is_said(
+    small_models, data_dir, tmp_path, capsys, monkeypatch, unsafe
+):
+    for module in (answers, sandbox, recording):
+        monkeypatch.setattr(module, "wall", lambda: None)
+    monkeypatch.setattr(recording, "why_no_wall", lambda: "bubblewrap is missing here (apt-get install bubblewrap)")
+    command = [
+        "bench",
+        "tasks",
+        "--model",
+        str(small_models / "target"),
+        "--data-dir",
+        str(data_dir),
+        "--device",
+        "cpu",
+    ]
+    command += ["--benchmark", "humaneval", "--max-new-tokens", "4", "--methods", "autoregressive", "--out"]
+    assert main([*command, str(tmp_path / "out"), *(["--unsafe"] if unsafe else [])]) == 0
+    output = capsys.readouterr()
+    said = [line for line in output.err.splitlines() if line.startswith("specquant: ")]
+    assert len(said) == 1
+    assert "apt-get install bubblewrap" in said[0]
+    assert "programs that the model wrote may do all that you may do" in said[0]
+    assert ("answers are recorded, but not judged" in said[0]) == (not unsafe)
+    assert ("correct percent" in output.out) == unsafe
+    assert [row["correct"] for row in lines(tmp_path, "humaneval")] == [False if unsafe else None]
+    parameters = read_provenance(tmp_path / "out/humaneval.csv")["parameters"]
+    assert parameters["sandbox"] == ("unsafe" if unsafe else None)
 
 
 def test_the_command_prints_the_table_and_refuses_with_one_line(small_models, data_dir, tmp_path, capsys):

@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 
 from specquant.errors import SpecquantError
-from specquant.experiments.sandbox import Limits, run_program
+from specquant.experiments.sandbox import Limits, run_program, wall
 from specquant.experiments.tasks import Question
 
 # A plain number, and behind it perhaps a unit without digits: 1,234.50 or 42kg or 18/day; not 3/4, 12:30, 1e5 or 3-4.
@@ -17,10 +17,12 @@ AFTER_A_FUNCTION = re.compile(r"\n(?:class|def|#|if|print|@)")
 AFTER_A_SCRIPT = re.compile(r"\n(?:```|if __name__|def main\(|print\()")
 
 
-def is_right(question: Question, answer: str, limits: Limits | None = None) -> bool | None:
-    """Whether an answer is right; None for benchmarks of conversations, which have no right answers.
+def is_right(question: Question, answer: str, limits: Limits | None = None, unsafe: bool = False) -> bool | None:
+    """Whether an answer is right; None for benchmarks of conversations, which have no right answers, and for programs
+    where no sandbox can be made.
 
-    limits: for a program that is run. Raises SpecquantError where a GSM8K question has no number for its answer.
+    limits: for a program that is run. unsafe: run it where no sandbox can be made, too. Raises SpecquantError where a
+    GSM8K question has no number for its answer.
     """
     if question.task == "GSM8K":
         expected = gsm8k_number(question.solution["answer"])
@@ -28,7 +30,10 @@ def is_right(question: Question, answer: str, limits: Limits | None = None) -> b
             raise SpecquantError(f"question {question.id} of GSM8K has no number after ####: fetch the file again")
         return gsm8k_number(answer) == expected
     if question.task == "HumanEval":
-        return run_program(humaneval_program(question.solution, answer), limits).passed
+        if not (wall() or unsafe):
+            return None
+        program, tests = humaneval_program(question.solution, answer), humaneval_tests(question.solution)
+        return run_program(program, limits, tests, unsafe).passed
     return None
 
 
@@ -72,9 +77,9 @@ def _plain_number(words: list[str], at: int | None) -> Decimal | None:
 
 
 def humaneval_program(solution: dict[str, str], answer: str) -> str:
-    """The source that ends without an exception if an answer solves a problem of HumanEval.
+    """The source of the function that an answer to a problem of HumanEval is.
 
-    solution: the problem's prompt, test and entry_point. answer: a script with the whole function, perhaps in a code
+    solution: the problem's prompt and entry_point. answer: a script with the whole function, perhaps in a code
     block and with words around it, or the lines that continue the prompt.
     """
     code = answer.replace("\t", "    ")
@@ -86,4 +91,13 @@ def humaneval_program(solution: dict[str, str], answer: str) -> str:
         code = f"\n    pass\n\n{AFTER_A_SCRIPT.split(code)[0]}"
     else:
         code = AFTER_A_FUNCTION.split(code.split("\n```")[0])[0]
-    return f"{solution['prompt']}{code}\n\n{solution['test']}\n\ncheck({solution['entry_point']})\n"
+    return f"{solution['prompt']}{code}\n"
+
+
+def humaneval_tests(solution: dict[str, str]) -> str:
+    """The source that ends without an exception if a program solves a problem of HumanEval.
+
+    It runs apart from the program. Of the prompt it has what the tests use beside the function that is asked for.
+    """
+    name = solution["entry_point"]
+    return f"{solution['prompt']}\n    pass\n\n{name} = program.{name}\n\n{solution['test']}\n\ncheck({name})\n"

@@ -34,12 +34,13 @@ def answer_question(
     question: Question,
     max_new_tokens: int,
     longest: int,
+    unsafe: bool = False,
 ) -> dict:
     """Answer a question's turns one after the other, greedily; each sees the answers before it.
 
     Returns a row: the figures of `throughput.measurements` over all turns together, decoded_tokens (of the steps, so
     without each turn's first), cut_tokens (cut from prompts longer than `longest`), the answers, and whether the last
-    is right, None where there is no right answer.
+    is right, None where there is no right answer, or no sandbox to find out (unsafe: find out without one).
     """
     generations: list[Generation] = []
     cut_tokens = 0
@@ -66,7 +67,7 @@ def answer_question(
         "cut_tokens": cut_tokens,
         "stopped_by": [generation.stopped_by for generation in generations],
         "answers": [generation.text for generation in generations],
-        "correct": is_right(question, generations[-1].text),
+        "correct": is_right(question, generations[-1].text, unsafe=unsafe),
     }
 
 

@@ -1,280 +1,204 @@
 """Running programs that a language model wrote, without trusting them.
 
-Each program runs in a process of its own, with an empty environment, in an empty folder that vanishes with it, under
-limits on processor time, wall-clock time, memory, files and processes. There are two walls:
+The wall is bubblewrap. Each program is alone in new namespaces with no network, no file but Python and the system's
+libraries, no environment, no privilege and no way to new namespaces, under limits on time, memory, files and processes.
+For root, a user of its own without any privilege runs it. docs/sandbox.md says what holds what, and what nothing holds.
 
-* "namespaces", where Linux permits them (mount_setattr needs 5.12). No network; nothing of the file system but Python
-  and the system's libraries, read-only, and the empty folder, in memory; no sight of other processes; no privilege,
-  for root neither, who becomes a user without any. Whatever the program started ends with it, by the kernel.
-* "audit hook", elsewhere (macOS, most containers). The interpreter itself refuses sockets, processes, ctypes, and
-  writing outside the folder. This holds against what models write by mistake, not against an attack on the
-  interpreter from within, and files can be read.
-
-Behind both, memory is limited for each process (there may be `Limits.processes`), not for all together, and a kernel
-bug is no wall. A program can find out how success is reported and claim it: what is measured is whether honest attempts
-pass.
-
-This file is run as a script by a bare interpreter, so it imports the standard library alone.
+The tests of a program run apart from it, in a second sandbox. The program answers their calls with plain values. So
+there is nothing in its process by which it could claim to have passed.
 """
 
-import ctypes
-import errno
 import json
 import os
-import resource
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from time import monotonic
 
 MEBIBYTE = 2**20
 REPORT_BYTES = 500
+INSIDE = Path(__file__).with_name("inside_sandbox.py")
+FOLDER = "specquant-sandbox-"  # and behind it the number of the process that made it
+SOME_USER = 61_184  # plus a number below 1000: an id that no account has
+OVERHEAD_BYTES = 64 * MEBIBYTE  # of bubblewrap and the interpreter that watches
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. memory_bytes: of address space for each process. disk_bytes: of all its files together,
-    for a single file behind the audit hook."""
+    """What a program may use. memory_bytes: of address space for each process; where systemd runs, also of memory for
+    all together. disk_bytes: of all its files together. processes: and threads, all together."""
 
     wall_s: float = 10.0
     cpu_s: int = 10
     memory_bytes: int = 512 * MEBIBYTE
-    disk_bytes: int = 16 * MEBIBYTE
-    processes: int = 8
+    disk_bytes: int = MEBIBYTE
+    processes: int = 4
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """passed: the program ran to its end without an exception. reason: else why not, in a few words."""
+    """passed: the program and its tests ran to their ends without an exception. reason: else why not, in a few
+    words."""
 
     passed: bool
     reason: str
 
 
+def wall() -> str | None:
+    """What generated programs run behind on this machine: "bubblewrap", or None where they cannot be run safely."""
+    return None if why_no_wall() else "bubblewrap"
+
+
 @cache
-def wall() -> str:
-    """The strongest wall that this machine permits: "namespaces" or "audit hook"."""
-    probe = "import os, socket\nassert not os.path.exists('/etc')"
-    return "namespaces" if run_program(probe, behind="namespaces").passed else "audit hook"
+def why_no_wall() -> str:
+    """Why there is no wall on this machine, as a clause; empty where there is one. It is tried once."""
+    if not shutil.which("bwrap"):
+        return "bubblewrap is missing here (on Debian and Ubuntu: apt-get install bubblewrap)"
+    outcome = run_program("import os\nassert not os.path.exists('/proc')")
+    return "" if outcome.passed else f"bubblewrap, which must be 0.8 or newer, fails here ({outcome.reason})"
 
 
-def run_program(program: str, limits: Limits | None = None, behind: str | None = None) -> Outcome:
-    """Run Python source to its end, or to a limit. behind: a wall (default: the strongest)."""
-    limits, behind = limits or Limits(), behind or wall()
-    success = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="specquant-sandbox-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", __file__, folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={},
-            start_new_session=True,
-        )
-        late = threading.Event()
+def run_program(program: str, limits: Limits | None = None, tests: str = "", unsafe: bool = False) -> Outcome:
+    """Run Python source to its end, or to a limit; then its tests.
 
-        def end() -> None:
-            late.set()
-            os.killpg(process.pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
-
-        timer = threading.Timer(limits.wall_s, end)
-        timer.start()
-        try:
-            task = {"program": program, "success": success, "behind": behind, "limits": asdict(limits)}
-            try:
-                process.stdin.write(json.dumps(task).encode())
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # it died; the missing report says so
-            report = process.stdout.read(REPORT_BYTES).decode(errors="replace")
-        finally:
-            timer.cancel()
-            timer.join()
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-    if report == success:
-        return Outcome(True, "")
-    return Outcome(False, report or (f"stopped after {limits.wall_s:g} s" if late.is_set() else "died without a word"))
-
-
-# What follows runs in the sandbox's own process.
-
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
-MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-SYS_MOUNT_SETATTR = 442  # the same on every architecture
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
-CAPABILITY_VERSION = 0x20080522
-SOME_USER = 61_184  # plus a process number below 1000: an id that no account has
-
-
-def main(folder: str) -> None:
-    task = json.load(sys.stdin)
-    limits = Limits(**task["limits"])
-    report = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    try:
-        if task["behind"] == "namespaces":
-            _enter_namespaces(folder, limits)
-        _limit(limits)
-        if task["behind"] == "audit hook":
-            sys.addaudithook(_Refusals(os.path.realpath(folder)))
-    except OSError as error:
-        word = f"no sandbox: {error}"
-    else:
-        word = _run(task["program"], task["success"])
-    os.write(report, word.encode(errors="replace")[:REPORT_BYTES])
-    os._exit(0)
-
-
-def _run(program: str, success: str) -> str:
-    try:
-        exec(compile(program, "program.py", "exec"), {"__name__": "program"})
-    except BaseException as error:
-        try:
-            return f"{type(error).__name__}: {error}"
-        except BaseException:
-            return "an exception without words"
-    return success
-
-
-def _limit(limits: Limits) -> None:
-    for which, most in (
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, limits.disk_bytes),
-        (resource.RLIMIT_NPROC, limits.processes),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(which)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(which, (most, most))
-        except (OSError, ValueError):
-            if sys.platform == "linux":
-                raise  # macOS knows no limit of the address space
-
-
-class _Refusals:
-    """An audit hook that refuses all but computing, reading files, and writing below a folder."""
-
-    EVENTS = ("socket.", "subprocess.", "ctypes.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system")
-    EVENTS += ("os.kill", "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate", "os.utime", "pty.", "signal.")
-    # They reach processes, memory and files without asking.
-    MODULES = ("ctypes", "_ctypes", "_posixsubprocess", "_multiprocessing", "_posixshmem", "_socket")
-    MODULES += ("_sqlite3", "_dbm", "_gdbm", "_tkinter", "readline")
-    PATHS = ("os.mkdir", "os.remove", "os.rename", "os.rmdir")
-
-    def __init__(self, folder: str):
-        self.inside = folder + os.sep
-        for module in self.MODULES:
-            sys.modules.pop(module, None)  # this file imported some
-
-    def __call__(self, event: str, details: tuple) -> None:
-        if event == "open":
-            path, _, flags = details
-            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-            refused = writes and (isinstance(path, int) or not self._inside(path))
-        elif event in self.PATHS:
-            refused = not all(
-                self._inside(path) for path in details if not isinstance(path, int)
-            )  # or a folder's number
-        elif event == "import":
-            refused = details[0].partition(".")[0] in self.MODULES
+    tests: source that calls the program's functions as `program.NAME(...)`, with plain values: numbers, texts, and
+    lists, tuples, sets and dictionaries of them. unsafe: run without a wall where there is none. Raises
+    FileNotFoundError where bubblewrap is missing, and this was not asked for.
+    """
+    limits = limits or Limits()
+    until = monotonic() + limits.wall_s
+    _remove_left_folders()
+    with ExitStack() as stack:
+        folder, before = None, []
+        if unsafe and not wall():
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}-"))
         else:
-            refused = event.startswith(self.EVENTS)
-        if refused:
-            raise PermissionError(f"the sandbox refuses {event}")
+            before = [*_scope(limits), *_wall(limits)]
+        calls, results, words = (
+            tuple(stack.enter_context(open(end, mode, 0)) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+            for _ in range(3)
+        )
 
-    def _inside(self, path: str | bytes) -> bool:
-        return os.path.realpath(os.fsdecode(path)).startswith(self.inside)
+        def start(role: str, source: str, listens: tuple, speaks: tuple) -> subprocess.Popen:
+            process = subprocess.Popen(
+                [*before, _python(), "-I", "-S", "-B", "-c", INSIDE.read_text(), role, str(os.getpid())],
+                stdin=listens[0],
+                stdout=speaks[1],
+                stderr=words[1],
+                cwd=folder,
+                env=_bus() if before else {},
+                start_new_session=True,
+            )
+            stack.callback(_end, process)
+            listens[0].close()  # so that a write to a process that died fails
+            with suppress(BrokenPipeError):
+                listens[1].write(json.dumps({"source": source, "limits": asdict(limits)}).encode() + b"\n")
+            return process
 
-
-def _enter_namespaces(folder: str, limits: Limits) -> None:
-    """Return in a child that is alone in its namespaces; this process waits for it and goes with it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(function: str, *arguments: object) -> None:
-        if getattr(libc, function)(*arguments) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"{function}: {os.strerror(code)}")
-
-    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    user, group, root = os.getuid(), os.getgid(), os.getuid() == 0
-    call(
-        "unshare",
-        CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | (0 if root else CLONE_NEWUSER),
-    )
-    if not root:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    _change_root(call, libc, folder, limits)
-
-    ready, go = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(ready)
-        os.write(go, b"!")
-        os.waitpid(child, 0)
-        os._exit(0)
-    os.close(go)
-    if root:
-        # A user of its own: for root no limit on processes would hold.
-        some_user = SOME_USER + secrets.randbelow(1000)
-        os.setgroups([])
-        os.setresgid(some_user, some_user, some_user)
-        os.setresuid(some_user, some_user, some_user)
-    call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())
-    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the change of user, which clears it
-    if os.read(ready, 1) != b"!":
-        os._exit(0)  # the waiting process died before this one was bound to it
-    os.close(ready)
+        processes = (start("test", tests, results, calls), start("run", program, calls, results))
+        for pipe in (calls, results, words):
+            pipe[1].close()
+        try:
+            passed = all(process.wait(max(0.0, until - monotonic())) == 0 for process in processes)
+            late = False
+        except subprocess.TimeoutExpired:
+            passed, late = False, True
+        for process in processes:
+            _end(process)
+        said = words[0].read()[:REPORT_BYTES].decode(errors="replace").partition("\n")[0]  # to the last one's end
+    if late:
+        said = f"stopped after {limits.wall_s:g} s"
+    return Outcome(passed, "" if passed else said or "died without a word")
 
 
-def _change_root(call, libc, folder: str, limits: Limits) -> None:
-    """Make a file system in memory with Python's and the system's libraries, read-only, and an empty folder to work
-    in; then leave the old one."""
-    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    call("mount", b"none", folder.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
-    bound: list[str] = []
-    libraries = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", f"{sys.base_prefix}/lib", *sys.path}
-    for path in sorted(path for path in libraries if os.path.isdir(path)):
-        if any(path.startswith(f"{other}/") for other in bound):
-            continue
-        here = folder + path
-        if os.path.islink(path):
-            os.makedirs(os.path.dirname(here), exist_ok=True)
-            os.symlink(os.readlink(path), here)
-            continue
-        os.makedirs(here, exist_ok=True)
-        call("mount", path.encode(), here.encode(), None, MS_BIND | MS_REC, None)
-        bound.append(path)
-    os.mkdir(f"{folder}/work")
-    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
-    if libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, folder.encode(), AT_RECURSIVE, attributes, ctypes.sizeof(attributes)):
-        raise OSError(ctypes.get_errno() or errno.ENOSYS, "mount_setattr failed")
-    work = f"size={limits.disk_bytes},nr_inodes=1000,mode=777".encode()
-    call("mount", b"none", f"{folder}/work".encode(), b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, work)
-    os.chdir(folder)
-    call("pivot_root", b".", b".")
-    call("umount2", b".", MNT_DETACH)
-    os.chdir("/work")
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+@cache
+def _remove_left_folders() -> None:
+    """Remove what killed runs without a wall left in the temporary directory; behind the wall there is no folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
+        owner = folder.name.removeprefix(FOLDER).partition("-")[0]
+        try:
+            ours = owner.isdecimal() and folder.lstat().st_uid == os.getuid()
+            if ours:
+                os.kill(int(owner), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # it is gone, or its owner is another user's
+
+
+def _python() -> str:
+    """The interpreter itself, behind every virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def _bwrap() -> str:
+    if found := shutil.which("bwrap"):
+        return found
+    raise FileNotFoundError("bubblewrap is missing")
+
+
+def _shown(places: list[str]) -> list[str]:
+    """Options of bubblewrap that show these places, read-only, in folders that all may enter."""
+    folders = sorted({str(folder) for place in places for folder in Path(place).parents} - {"/"})
+    options = [word for folder in folders for word in ("--dir", folder)]
+    return options + [word for place in places for word in ("--ro-bind-try", place, place)]
+
+
+def _wall(limits: Limits) -> list[str]:
+    """The command before a command that puts it behind the wall."""
+    prefix = os.path.realpath(sys.base_prefix)
+    places = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
+    places += [f"{prefix}/lib", f"{prefix}/lib64", _python()]
+    command = [_bwrap(), "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    command += ["--as-pid-1", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox", *_shown(places)]
+    command += ["--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.disk_bytes), "--tmpfs", "/tmp"]
+    command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
+    return [*as_some_user(places), *command] if os.getuid() == 0 else command
+
+
+def as_some_user(places: list[str]) -> list[str]:
+    """The command before a command that makes root a user without privilege, who sees these places and what the wall
+    is made of: no limit on processes would hold for root, and no such user enters root's home, where Python may be."""
+    user = SOME_USER + secrets.randbelow(1000)
+    # The first process of the outer namespace takes the others with it. Without it the death of a parent would not
+    # reach them: its signal, root's without privilege, is not allowed to another user's process.
+    command = [_bwrap(), "--unshare-pid", "--die-with-parent", *_shown([*places, "/usr"])]
+    command += ["--dev-bind", "/dev", "/dev", "--proc", "/proc", "--dir", "/tmp", "--"]
+    return [*command, "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
+
+
+def _scope(limits: Limits) -> list[str]:
+    """Where systemd runs, the command before a command that limits its memory, also what no process maps."""
+    most = limits.memory_bytes + limits.disk_bytes + OVERHEAD_BYTES
+    command = ["systemd-run", "--scope", "--quiet", "--collect", "--no-ask-password"]
+    command += [] if os.getuid() == 0 else ["--user"]
+    command += ["-p", f"MemoryMax={most}", "-p", "MemorySwapMax=0", "--"]
+    return command if _works((*command, "true")) else []
+
+
+@cache
+def _works(command: tuple[str, ...]) -> bool:
+    if not Path("/run/systemd/system").exists():
+        return False
+    try:
+        return subprocess.run(command, env=_bus(), capture_output=True, timeout=5).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _bus() -> dict[str, str]:
+    """What systemd-run needs of the environment; bubblewrap clears it."""
+    return {name: os.environ[name] for name in ("DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR") if name in os.environ}

@@ -4,6 +4,7 @@ An interrupted run goes on where it stopped: what the file of lines holds is not
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isnan, nan
@@ -18,7 +19,7 @@ from specquant.decoding import generate
 from specquant.errors import SpecquantError
 from specquant.experiments.benchmark import answer_question, benchmark_table, longest_prompt
 from specquant.experiments.methods import DraftSettings, Models
-from specquant.experiments.sandbox import wall
+from specquant.experiments.sandbox import wall, why_no_wall
 from specquant.experiments.tasks import get_benchmark, prompt_tokens, read_questions
 from specquant.models.device import choose_device
 from specquant.models.loading import load_tokenizer
@@ -31,6 +32,10 @@ WARM_UP_TOKENS = 16
 # Measurements that an answer which ended at its first token does not have.
 NUMBERS = ("draft_size", "accepted_length", "inner_rounds", "inner_accepted_length")
 NUMBERS += ("draft_ms", "verify_ms", "other_ms", "tokens_per_s")
+WHAT_MAY_HAPPEN = (
+    "programs that the model wrote may do all that you may do: read, change and delete your files, use the network and "
+    "go on after the run"
+)
 
 
 def record_benchmark(
@@ -48,15 +53,17 @@ def record_benchmark(
     settings: DraftSettings | None = None,
     context_length: int | None = None,
     head_options: Mapping[str, str | int | Path | None] | None = None,
+    unsafe: bool = False,
 ) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
 
     target, companions, scheme, context_length, head_options (`head_scheme` and so on): as for `Models`. limit: of
     questions for each task. max_new_tokens: in one turn (default: the paper's). device: the GPU by default, if there is
-    one; dtype: that models compute in (default: float16 on a GPU, else float32). Beside the table stand its provenance,
-    NAME.json, and the lines with the answers, NAME.jsonl. A last line that broke off is measured again. Methods take
-    turns on each question, so that a machine that grows slower slows all of them. Raises SpecquantError where there are
-    lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
+    one; dtype: that models compute in (default: float16 on a GPU, else float32). unsafe: run HumanEval's answers also
+    where no sandbox can be made. Beside the table stand its provenance, NAME.json, and the lines with the answers,
+    NAME.jsonl. A last line that broke off is measured again. Methods take turns on each question, so that a machine
+    that grows slower slows all of them. Raises SpecquantError where there are lines that were measured otherwise than
+    now asked for, or a file is missing, damaged or cannot be written.
     """
     benchmark = get_benchmark(name)
     questions, sha256 = read_questions(benchmark, data_dir, limit)
@@ -89,7 +96,7 @@ def record_benchmark(
         "head_vocabulary": models.head_vocabulary,
         "head_text": Path(models.head_text).name if models.head_text else None,
         "device": device_name(device),
-        "sandbox": wall() if name == "humaneval" else None,
+        "sandbox": _sandbox(unsafe) if name == "humaneval" else None,
     }
     path = resolve(out_dir) / f"{name}.jsonl"
     rows = _read_lines(path, parameters)
@@ -110,7 +117,9 @@ def record_benchmark(
             for question, method in tqdm(todo, desc=f"{name}, {scheme}", unit="answer"):
                 row = {"model": parameters["models"]["target"], "scheme": scheme, "method": method}
                 row |= {"weights": "trained", "acceptance": "measured"}
-                row |= answer_question(speculators[method], tokenizer, benchmark, question, max_new_tokens, longest)
+                row |= answer_question(
+                    speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, unsafe
+                )
                 rows.append(row | {"parameters": parameters})
                 lines.write(
                     json.dumps({name: _null(value) for name, value in rows[-1].items()}, allow_nan=False) + "\n"
@@ -122,6 +131,21 @@ def record_benchmark(
         ) from None
     table = benchmark_table(pd.DataFrame(rows))
     return write_results(table, path.with_suffix(".csv"), parameters, device=device, repeats=1, clock=CLOCK)
+
+
+def _sandbox(unsafe: bool) -> str | None:
+    """What HumanEval's answers run behind, None where they do not run; says so where it is not a sandbox."""
+    if wall():
+        return wall()
+    if unsafe:
+        print(f"specquant: {why_no_wall()}: {WHAT_MAY_HAPPEN}", file=sys.stderr)
+        return "unsafe"
+    print(
+        f"specquant: answers are recorded, but not judged: {why_no_wall()}; --unsafe runs them all the same, but then "
+        f"{WHAT_MAY_HAPPEN}",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _read_lines(path: Path, parameters: dict) -> list[dict]:
