@@ -1,5 +1,6 @@
 """Where the project's files are, and how a file or a directory is written whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -44,7 +45,11 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
-        raise SpecquantError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a part of it would take the little space there is
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some, or choose a folder elsewhere" if full else "choose a folder you can write to"
+        raise SpecquantError(f"cannot write {path}: {error.strerror}; {advice}") from None
     return path
 
 

@@ -96,7 +96,9 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         read_calibration(path, models)
     damaged = path.with_name("damaged.csv")
     damaged.write_text(path.read_text().replace("autoregressive,0", "autoregressive,zero"))
-    with pytest.raises(SpecquantError, match=r"damaged.csv holds something else where numbers belong"):
+    with pytest.raises(
+        SpecquantError, match=r"damaged.csv, line \d+: \"zero\" in column draft_size where a whole number"
+    ):
         read_calibration(damaged, models)
     with pytest.raises(SpecquantError, match="lacks the columns"):
         read_calibration("data/recorded/cpu/heads.csv", models)

@@ -24,6 +24,7 @@ def record(small_models, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "MORE_PLANS", ())
     shapes = ["-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0"]
     trees = pd.DataFrame({"draft_size": 7, "iterations": 3, "parents": shapes, "weights": "trained"})
+    trees = trees.assign(model="any", scheme="fp16", accepted_length=2)
     write_results(trees, tmp_path / "trees.csv", {})
 
     def run(*schemes, intermediate=small_models / "intermediate", **options):

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
 from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Plan
@@ -102,9 +103,17 @@ class RecordedCosts:
     replayed: pd.DataFrame
 
     def planner(self, target: str, intermediate: str, scheme: str, head_scheme: str) -> Planner:
-        """Target and intermediate model in the same scheme, with heads in head_scheme."""
-        outer_ms = self.replayed[self.replayed.model == target].other_ms.median()
-        inner_ms = self.rounds[self.rounds.head_scheme == head_scheme].other_ms.iloc[0]
+        """Target and intermediate model in the same scheme, with heads in head_scheme.
+
+        Raises SpecquantError where one of these was not recorded.
+        """
+        outer = self.replayed[self.replayed.model == target].other_ms
+        inner = self.rounds[self.rounds.head_scheme == head_scheme].other_ms
+        for name, rows, table in ((target, outer, self.replayed.model), (head_scheme, inner, self.rounds.head_scheme)):
+            if rows.empty:
+                recorded = ", ".join(table.unique())
+                raise SpecquantError(f"nothing was recorded of {name}, only of {recorded}: choose one of these")
+        outer_ms, inner_ms = outer.median(), inner.iloc[0]
         return Planner(
             measured_costs(self.passes, self.drafting, target, scheme, head_scheme, other_ms=outer_ms),
             measured_costs(self.passes, self.drafting, intermediate, scheme, head_scheme, other_ms=inner_ms),

@@ -58,7 +58,7 @@ def record_replayed(
     not measured again. Raises SpecquantError where the table holds rows of other parameters, there is no such device,
     and where no scheme fits it.
     """
-    device, shapes = choose_device(device), read_results(trees)
+    device, shapes = choose_device(device), read_results(trees, table="trees")
     parameters = {"trees": str(trees), "new_tokens": new_tokens, "seed": seed, "dtype": str(dtype).split(".")[1]}
     path = resolve(out_dir) / "replayed.csv"
     table = recorded_rows(path, parameters)
