@@ -491,12 +491,11 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
     from specquant.models.device import choose_device
-    from specquant.quant import scheme_names
     from specquant.study.record import record_throughput
 
     paths = record_throughput(
         arguments.models_dir,
-        scheme_names(arguments.schemes),
+        _schemes_of_the_target(arguments),
         arguments.out,
         keep_targets_in="results/targets",
         prompts_per_task=arguments.prompts_per_task,
@@ -509,6 +508,18 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     for path in paths:
         print(path)
     return 0
+
+
+def _schemes_of_the_target(arguments: argparse.Namespace) -> list[str]:
+    """The schemes that an option names, of a family's target; of those that it cannot have, a line each."""
+    from specquant.experiments.targets import possible_schemes
+    from specquant.paths import resolve
+
+    return possible_schemes(arguments.schemes, resolve(arguments.models_dir) / "target", _tell)
+
+
+def _tell(sentence: str) -> None:
+    print(f"specquant: {sentence}", file=sys.stderr)
 
 
 def _bench_replay(arguments: argparse.Namespace) -> int:
@@ -591,12 +602,11 @@ def _bench_drafting(arguments: argparse.Namespace) -> int:
 
 def _bench_plans(arguments: argparse.Namespace) -> int:
     from specquant.models.device import choose_device
-    from specquant.quant import scheme_names
     from specquant.study.plan import record_plans
 
     path = record_plans(
         arguments.models_dir,
-        scheme_names(arguments.schemes),
+        _schemes_of_the_target(arguments),
         arguments.out,
         keep_targets_in="results/targets",
         prompts_per_task=arguments.prompts_per_task,
@@ -608,12 +618,11 @@ def _bench_plans(arguments: argparse.Namespace) -> int:
 
 
 def _bench_heads(arguments: argparse.Namespace) -> int:
-    from specquant.quant import scheme_names
     from specquant.study.drafting import record_heads
 
     path = record_heads(
         arguments.models_dir,
-        scheme_names(arguments.schemes),
+        _schemes_of_the_target(arguments),
         arguments.out,
         keep_targets_in="results/targets",
         prompts_per_task=arguments.prompts_per_task,
@@ -635,12 +644,20 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 def _bench_verify_cost(arguments: argparse.Namespace) -> int:
     from specquant.experiments.compatibility import DRAFT_SIZES
     from specquant.experiments.kernels import bench_schemes
+    from specquant.experiments.targets import possible_schemes, storable_schemes
+    from specquant.models.hub import SMALL_FILES, locate
+    from specquant.models.synthetic import SHAPES, synthetic_config
     from specquant.quant import scheme_names
     from specquant.study.record import record_verify_cost
 
-    schemes = scheme_names(arguments.schemes)
-    if arguments.schemes == "all":
-        schemes += [name for name in bench_schemes() if name not in schemes]
+    more = bench_schemes() if arguments.schemes == "all" else ()
+    if arguments.weights == "synthetic" or arguments.model in SHAPES:
+        schemes = list(dict.fromkeys([*scheme_names(arguments.schemes), *more]))
+        if more:
+            config = synthetic_config(locate(arguments.model, SMALL_FILES))
+            schemes = storable_schemes(schemes, config, _tell, rotated=False)
+    else:
+        schemes = possible_schemes(arguments.schemes, arguments.model, _tell, more)
     path = record_verify_cost(
         arguments.model,
         schemes,
@@ -659,11 +676,15 @@ def _bench_verify_cost(arguments: argparse.Namespace) -> int:
 
 def _bench_profile(arguments: argparse.Namespace) -> int:
     from specquant.experiments.kernels import bench_schemes
+    from specquant.experiments.targets import storable_schemes
+    from specquant.models.synthetic import synthetic_config
     from specquant.quant import get_scheme
     from specquant.study.record import record_profiles
 
-    names = bench_schemes() if arguments.schemes == "all" else arguments.schemes.split(",")
-    schemes = [get_scheme(name.strip()).name for name in names]
+    if arguments.schemes == "all":
+        schemes = storable_schemes(bench_schemes(), synthetic_config(arguments.model), _tell, rotated=False)
+    else:
+        schemes = [get_scheme(name.strip()).name for name in arguments.schemes.split(",")]
     sizes = _numbers("--draft-sizes", arguments.draft_sizes)
     print(record_profiles(arguments.model, schemes, arguments.out, sizes, arguments.context))
     return 0
