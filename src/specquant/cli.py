@@ -480,6 +480,7 @@ def _train_tiny(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    _require_home()
     from specquant.study.batch import run_study
 
     results = "results" if arguments.results is None else arguments.results.resolve()
@@ -487,6 +488,16 @@ def _study(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"specquant: {len(failed)} notebook(s) failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _require_home() -> None:
+    """Raises SpecquantError where there is no home folder: Jupyter, whose import would fail, keeps there what runs."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise SpecquantError(
+            "this user has no home folder, where Jupyter keeps what runs: set HOME to a folder that you can write to"
+        ) from None
 
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
