@@ -71,6 +71,18 @@ def test_schemes_begin_with_what_the_others_are_compared_with(paths):
     assert len(family.schemes("all")) == 8
 
 
+def test_methods_are_those_whose_models_are_named(paths, capsys):
+    assert Family(**paths).methods() == list(METHODS)
+    assert capsys.readouterr().out == ""
+    assert Family(**paths | {"intermediate": ""}).methods() == ["autoregressive", "eagle2"]
+    assert capsys.readouterr().out.splitlines() == [
+        "vanilla is left out: no intermediate is named",
+        "hierarchical is left out: no intermediate is named",
+    ]
+    assert Family(paths["target"]).methods(["autoregressive", "eagle2"]) == ["autoregressive"]
+    assert capsys.readouterr().out == "eagle2 is left out: no eagle_target is named\n"
+
+
 def test_a_quantized_target_has_its_own_scheme_alone(paths, tmp_path):
     quantize_model(paths["target"], "w8a8", tmp_path / "w8a8", method="round-to-nearest", progress=False)
     family = Family(str(tmp_path / "w8a8"), keep_in=str(tmp_path / "kept"))

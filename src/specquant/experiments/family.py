@@ -1,6 +1,7 @@
 """A target and the models that draft for it, as the notebooks' parameters name them, in one scheme after another."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import COMPANIONS, Models
+from specquant.experiments.methods import COMPANIONS, METHODS, Models
 from specquant.experiments.targets import possible_schemes, quantized_target
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
@@ -87,6 +88,17 @@ class Family:
         if not fitting:
             raise SpecquantError(f"{self.target} does not fit {self.device} in any scheme of {names}")
         return fitting
+
+    def methods(self, names: Sequence[str] = METHODS) -> list[str]:
+        """Those of `names` whose models are named; of each other one, what is missing is printed."""
+        given = []
+        for method in names:
+            missing = [which for which in COMPANIONS[method] if not getattr(self, which)]
+            if missing:
+                print(f"{method} is left out: no {' and no '.join(missing)} is named")
+            else:
+                given.append(method)
+        return given
 
     def directory(self, scheme: str, method: str = "calibrated") -> Path:
         """Of the target in a scheme (`targets.quantized_target`)."""
