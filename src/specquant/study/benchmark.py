@@ -124,7 +124,7 @@ def record_benchmark(
         lines.add(row | {"parameters": parameters})
     with lines.locked():  # so that the last of several processes writes the table of all lines
         lines.read()
-        table = benchmark_table(pd.DataFrame(lines.rows.values()))
+        table = benchmark_table(pd.DataFrame(lines.in_order()))
         return write_results(table, lines.path.with_suffix(".csv"), parameters, device=device, repeats=1, clock=CLOCK)
 
 
@@ -199,6 +199,11 @@ class Lines:
                     f"cannot write {self.path}: {error.strerror}; the same command goes on from what is there"
                 ) from None
             self.read()
+
+    def in_order(self) -> list[dict]:
+        """The rows in the order of the questions, whichever process was first."""
+        order = {number: place for place, number in enumerate(self._questions)}
+        return sorted(self.rows.values(), key=lambda row: order[row["id"]])
 
     def _take(self, line: bytes) -> None:
         """Take in one line."""
