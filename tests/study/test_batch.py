@@ -462,3 +462,21 @@ def test_a_profile_that_names_a_target_names_what_drafts_for_it(clone, run, monk
     assert run() == []
     assert families == [{"target": "mine", "eagle_target": "", "intermediate": "small", "eagle_intermediate": ""}]
     assert clone.executed("00_first").cells[-1].outputs[0].text == "['mine', '', 'small']\n"
+
+
+def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run, monkeypatch):
+    drawn = "open(results_dir + '/a.png', 'w').close(); open(results_dir + '/a.txt', 'wb').write(b'5 \\xc2')"
+    clone.notebook("00_first", drawn)
+    assert run() == []
+    assert "5 \ufffd" in (clone.results / "tiny/index.html").read_text(encoding="utf-8")
+    (clone.root / "data/new.txt").touch()
+    original = Path.open
+
+    def refuse(self, *rest, **more):
+        if self.name == "new.txt":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SpecquantError, match=r"cannot read .*data/new\.txt \(Permission denied\)"):
+        run()

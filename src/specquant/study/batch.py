@@ -406,8 +406,11 @@ def _digest_of_files(root: Path) -> str:
         for path in sorted([root / top, *(root / top).rglob("*")]):
             if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
                 digest.update(_digest(path.relative_to(root).as_posix()).encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                try:
+                    with path.open("rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
+                except OSError as error:
+                    raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
     return digest.hexdigest()
 
 

@@ -81,7 +81,10 @@ def _row(name: str, record: dict[str, Any]) -> str:
 
 def _figure(folder: Path, picture: str) -> str:
     caption = folder / Path(picture).with_suffix(".txt")
-    text = caption.read_text(encoding="utf-8") if caption.is_file() else Path(picture).stem
+    try:
+        text = caption.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = Path(picture).stem
     pdf = escape(str(Path(picture).with_suffix(".pdf").as_posix()))
     return (
         f'<figure><a href="{pdf}"><img src="{escape(picture)}" alt="{escape(text)}"></a>'
