@@ -656,16 +656,17 @@ def _bench_verify_cost(arguments: argparse.Namespace) -> int:
     from specquant.experiments.compatibility import DRAFT_SIZES
     from specquant.experiments.kernels import bench_schemes
     from specquant.experiments.targets import possible_schemes, storable_schemes
-    from specquant.models.hub import SMALL_FILES, locate
+    from specquant.models.hub import SMALL_FILES, locate, resolve_model
     from specquant.models.synthetic import SHAPES, synthetic_config
     from specquant.quant import scheme_names
     from specquant.study.record import record_verify_cost
 
     more = bench_schemes() if arguments.schemes == "all" else ()
+    model = arguments.model if arguments.model in SHAPES else resolve_model(arguments.model)
+    config = synthetic_config(locate(model, SMALL_FILES))
     if arguments.weights == "synthetic" or arguments.model in SHAPES:
         schemes = list(dict.fromkeys([*scheme_names(arguments.schemes), *more]))
         if more:
-            config = synthetic_config(locate(arguments.model, SMALL_FILES))
             schemes = storable_schemes(schemes, config, _tell, rotated=False)
     else:
         schemes = possible_schemes(arguments.schemes, arguments.model, _tell, more)
