@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,34 @@ def test_a_wrong_command_line_exits_with_2(arguments, capsys):
         main(arguments)
     assert exited.value.code == 2
     assert "usage: specquant" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["throughput", "plans", "heads", "verify-cost"])
+def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_models, tmp_path, monkeypatch, capsys):
+    models = shutil.copytree(small_models, tmp_path / "models")
+    config = json.loads((models / "target/config.json").read_text()) | {"intermediate_size": 192}
+    (models / "target/config.json").write_text(json.dumps(config))
+    measured = []
+    for module, function in (
+        ("record", "record_throughput"),
+        ("plan", "record_plans"),
+        ("drafting", "record_heads"),
+        ("record", "record_verify_cost"),
+    ):
+        monkeypatch.setattr(
+            f"specquant.study.{module}.{function}", lambda _, schemes, *rest, **more: measured.append(schemes) or []
+        )
+    options = ["--model", "models/target"] if what == "verify-cost" else ["--models-dir", "models"]
+    monkeypatch.chdir(tmp_path)
+    options = [str(tmp_path / option) if option.startswith("models") else option for option in options]
+    assert main(["bench", what, *options, "--schemes", "all"]) == 0
+    assert measured.pop() == ["fp16", "w8a8"]
+    error = capsys.readouterr().err
+    assert "specquant: w4a16-g128 is left out: " in error
+    assert len(error.splitlines()) == 6
+    assert main(["bench", what, *options, "--schemes", "w4a16-g128"]) == 2
+    assert not measured
+    assert "192" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_status_2(capsys):

@@ -500,6 +500,7 @@ def _train_tiny(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    _require_home()
     from specquant.study.batch import run_study
 
     results = "results" if arguments.results is None else arguments.results.resolve()
@@ -509,14 +510,23 @@ def _study(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _require_home() -> None:
+    """Raises SpecquantError where there is no home folder: Jupyter, whose import would fail, keeps there what runs."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise SpecquantError(
+            "this user has no home folder, where Jupyter keeps what runs: set HOME to a folder that you can write to"
+        ) from None
+
+
 def _bench_throughput(arguments: argparse.Namespace) -> int:
     from specquant.models.device import choose_device
-    from specquant.quant import scheme_names
     from specquant.study.record import record_throughput
 
     paths = record_throughput(
         arguments.models_dir,
-        scheme_names(arguments.schemes),
+        _schemes_of_the_target(arguments),
         arguments.out,
         keep_targets_in="results/targets",
         prompts_per_task=arguments.prompts_per_task,
@@ -529,6 +539,18 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     for path in paths:
         print(path)
     return 0
+
+
+def _schemes_of_the_target(arguments: argparse.Namespace) -> list[str]:
+    """The schemes that an option names, of a family's target; of those that it cannot have, a line each."""
+    from specquant.experiments.targets import possible_schemes
+    from specquant.paths import resolve
+
+    return possible_schemes(arguments.schemes, resolve(arguments.models_dir) / "target", _tell)
+
+
+def _tell(sentence: str) -> None:
+    print(f"specquant: {sentence}", file=sys.stderr)
 
 
 def _bench_replay(arguments: argparse.Namespace) -> int:
@@ -616,12 +638,11 @@ def _bench_drafting(arguments: argparse.Namespace) -> int:
 
 def _bench_plans(arguments: argparse.Namespace) -> int:
     from specquant.models.device import choose_device
-    from specquant.quant import scheme_names
     from specquant.study.plan import record_plans
 
     path = record_plans(
         arguments.models_dir,
-        scheme_names(arguments.schemes),
+        _schemes_of_the_target(arguments),
         arguments.out,
         keep_targets_in="results/targets",
         prompts_per_task=arguments.prompts_per_task,
@@ -633,12 +654,11 @@ def _bench_plans(arguments: argparse.Namespace) -> int:
 
 
 def _bench_heads(arguments: argparse.Namespace) -> int:
-    from specquant.quant import scheme_names
     from specquant.study.drafting import record_heads
 
     path = record_heads(
         arguments.models_dir,
-        scheme_names(arguments.schemes),
+        _schemes_of_the_target(arguments),
         arguments.out,
         keep_targets_in="results/targets",
         prompts_per_task=arguments.prompts_per_task,
@@ -660,13 +680,22 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 def _bench_verify_cost(arguments: argparse.Namespace) -> int:
     from specquant.experiments.compatibility import DRAFT_SIZES
     from specquant.experiments.kernels import bench_schemes
+    from specquant.experiments.targets import possible_schemes, storable_schemes
     from specquant.measure.measure import record
     from specquant.measure.verify_cost import MEASURE, Parameters
+    from specquant.models.hub import SMALL_FILES, locate, resolve_model
+    from specquant.models.synthetic import SHAPES, synthetic_config
     from specquant.quant import scheme_names
 
-    schemes = scheme_names(arguments.schemes)
-    if arguments.schemes == "all":
-        schemes += [name for name in bench_schemes() if name not in schemes]
+    more = bench_schemes() if arguments.schemes == "all" else ()
+    model = arguments.model if arguments.model in SHAPES else resolve_model(arguments.model)
+    config = synthetic_config(locate(model, SMALL_FILES))
+    if arguments.weights == "synthetic" or arguments.model in SHAPES:
+        schemes = list(dict.fromkeys([*scheme_names(arguments.schemes), *more]))
+        if more:
+            schemes = storable_schemes(schemes, config, _tell, rotated=False)
+    else:
+        schemes = possible_schemes(arguments.schemes, arguments.model, _tell, more)
     sizes = _numbers("--draft-sizes", arguments.draft_sizes) if arguments.draft_sizes else DRAFT_SIZES
     parameters = Parameters(
         arguments.model,
@@ -697,11 +726,15 @@ def _bench_settling(arguments: argparse.Namespace) -> int:
 
 def _bench_profile(arguments: argparse.Namespace) -> int:
     from specquant.experiments.kernels import bench_schemes
+    from specquant.experiments.targets import storable_schemes
+    from specquant.models.synthetic import synthetic_config
     from specquant.quant import get_scheme
     from specquant.study.record import record_profiles
 
-    names = bench_schemes() if arguments.schemes == "all" else arguments.schemes.split(",")
-    schemes = [get_scheme(name.strip()).name for name in names]
+    if arguments.schemes == "all":
+        schemes = storable_schemes(bench_schemes(), synthetic_config(arguments.model), _tell, rotated=False)
+    else:
+        schemes = [get_scheme(name.strip()).name for name in arguments.schemes.split(",")]
     sizes = _numbers("--draft-sizes", arguments.draft_sizes)
     print(record_profiles(arguments.model, schemes, arguments.out, sizes, arguments.context))
     return 0

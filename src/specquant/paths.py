@@ -1,5 +1,6 @@
 """Where the project's files are, and how a file or a directory is written whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -44,7 +45,11 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
-        raise SpecquantError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a part of it would take the little space there is
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some, or choose a folder elsewhere" if full else "choose a folder you can write to"
+        raise SpecquantError(f"cannot write {path}: {error.strerror}; {advice}") from None
     return path
 
 
@@ -75,9 +80,9 @@ def written_whole(directory: Path) -> Iterator[Path]:
         raise SpecquantError(f"cannot write {directory} ({reason}): free space or choose another directory") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if not directory.exists():
-            for folder in new_folders:
-                with suppress(OSError):
+        with suppress(OSError):  # of a folder that turned read-only, what went wrong first is what counts
+            if not directory.exists():
+                for folder in new_folders:
                     folder.rmdir()
 
 
@@ -93,7 +98,7 @@ def written_in_parts(directory: Path, identity: Mapping[str, object]) -> Iterato
     made_of = unfinished / "made_of.json"
     new_folders = [folder for folder in directory.parents if not folder.exists()]
     identity = json.loads(json.dumps(identity))
-    before = json.loads(made_of.read_text()) if made_of.is_file() else identity
+    before = _read_identity(made_of) if made_of.is_file() else identity
     different = [name for name in identity if before.get(name) != identity[name]]
     if different:
         raise SpecquantError(
@@ -114,9 +119,20 @@ def written_in_parts(directory: Path, identity: Mapping[str, object]) -> Iterato
         reason = error.strerror or error
         raise SpecquantError(f"cannot write {directory} ({reason}): free space or choose another directory") from None
     finally:
-        if unfinished.is_dir() and {file.name for file in unfinished.iterdir()} <= {made_of.name}:
-            shutil.rmtree(unfinished)
-        if not unfinished.exists() and not directory.exists():
-            for folder in new_folders:
-                with suppress(OSError):
+        with suppress(OSError):  # as above
+            if unfinished.is_dir() and {file.name for file in unfinished.iterdir()} <= {made_of.name}:
+                shutil.rmtree(unfinished)
+            if not unfinished.exists() and not directory.exists():
+                for folder in new_folders:
                     folder.rmdir()
+
+
+def _read_identity(made_of: Path) -> dict:
+    """What the parts beside this file are of. Raises SpecquantError where it does not say."""
+    try:
+        identity = json.loads(made_of.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        identity = None
+    if not isinstance(identity, dict):
+        raise SpecquantError(f"{made_of} does not say what its folder is a part of: remove {made_of.parent}")
+    return identity

@@ -1,8 +1,10 @@
 import pandas as pd
 import pytest
 
+from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.at_true_size import (
+    RecordedCosts,
     beside_published,
     eagle2_speedups,
     free_drafts,
@@ -114,3 +116,16 @@ def test_shares_of_the_data_sheet():
     bandwidth, rates = shares_reached(pd.DataFrame({"what": whats, "value": [2.4, 494.7, 197.89]}), "H200")
     assert bandwidth == pytest.approx(0.5)
     assert rates == {"fp16": pytest.approx(0.5), "int8": pytest.approx(0.1), "fp8": pytest.approx(0.1)}
+
+
+def test_costs_that_were_not_recorded_are_refused():
+    """Not a plan whose bookkeeping takes NaN milliseconds."""
+    tables = (
+        read_results(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
+    )
+    costs = RecordedCosts(*tables)
+    assert costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "fp16").target.other_ms > 0
+    with pytest.raises(SpecquantError, match="nothing was recorded with model mine, only with llama-3-70b"):
+        costs.planner("mine", "llama-3-8b", "w4a16-g128", "fp16")
+    with pytest.raises(SpecquantError, match="nothing was recorded with head_scheme w8a8, only with fp16"):
+        costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w8a8")

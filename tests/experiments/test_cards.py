@@ -1,8 +1,9 @@
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.experiments.cards import Card, PassWork, multiplies, read_cards
+from specquant.experiments.cards import CARDS, Card, PassWork, multiplies, read_cards
 from specquant.models.synthetic import synthetic_config
+from specquant.paths import project_root
 from specquant.quant import get_scheme
 
 CARD = Card("a card", 2.0, {"fp16": 400.0, "int8": 800.0})
@@ -61,3 +62,31 @@ def test_costs_for_the_planner(works):
     assert costs.verify(60) > costs.verify(1)
     assert costs.draft(6) == pytest.approx(2 * costs.draft(3))
     assert costs.draft(1) == pytest.approx((2 * 251.66e6 + 2 * 525.3e6) / 2e9, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("2.039", "0", "no number above 0"),
+        ("2.039", "", "no number above 0"),
+        ("2.039", "-1", "no number above 0"),
+        ("2.039", "inf", "no number above 0"),
+        ("2.039", "fast", "is no table of cards"),
+        ("624", "", "no number above 0"),
+        ("A100,", ",", "a card without a name"),
+        ("bandwidth_tb_s", "bandwidth", "is no table of cards"),
+    ],
+)
+def test_a_damaged_table_of_cards_is_refused(tmp_path, old, new, says):
+    path = tmp_path / "cards.csv"
+    path.write_text((project_root() / CARDS).read_text().replace(old, new))
+    with pytest.raises(SpecquantError, match=rf"cards\.csv.* {says}"):
+        read_cards(path)
+
+
+def test_a_missing_table_of_cards_is_refused(tmp_path):
+    for content in (None, b"", b"\xff"):
+        if content is not None:
+            (tmp_path / "cards.csv").write_bytes(content)
+        with pytest.raises(SpecquantError, match="is no table of cards"):
+            read_cards(tmp_path / "cards.csv")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from specquant.models.llama import Llama
 from specquant.models.loading import weight_bytes
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
+from specquant.quant import scheme_names
 
 TINY = project_root() / "data/tiny"
 
@@ -67,6 +69,18 @@ def test_schemes_begin_with_what_the_others_are_compared_with(paths):
     family = Family(paths["target"])
     assert family.schemes("w8a8,w4a8-qoq") == ["fp16", "w8a8", "w4a8-qoq"]
     assert len(family.schemes("all")) == 8
+
+
+def test_methods_are_those_whose_models_are_named(paths, capsys):
+    assert Family(**paths).methods() == list(METHODS)
+    assert capsys.readouterr().out == ""
+    assert Family(**paths | {"intermediate": ""}).methods() == ["autoregressive", "eagle2"]
+    assert capsys.readouterr().out.splitlines() == [
+        "vanilla is left out: no intermediate is named",
+        "hierarchical is left out: no intermediate is named",
+    ]
+    assert Family(paths["target"]).methods(["autoregressive", "eagle2"]) == ["autoregressive"]
+    assert capsys.readouterr().out == "eagle2 is left out: no eagle_target is named\n"
 
 
 def test_a_quantized_target_has_its_own_scheme_alone(paths, tmp_path):
@@ -119,3 +133,34 @@ def test_a_family_is_studied_on_a_gpu(tmp_path):
         rows = decode_prompts(family.models(scheme), family.tokenizer, prompts, METHODS, "tiny", max_new_tokens=24)
         lengths = rows.groupby("method").accepted_length.mean()
         assert (lengths.drop("autoregressive") > 2).all()
+
+
+@pytest.fixture
+def narrow(paths, tmp_path):
+    """A target whose widths 4-bit matrices cannot have."""
+    directory = shutil.copytree(paths["target"], tmp_path / "narrow")
+    config = json.loads((directory / "config.json").read_text()) | {"intermediate_size": 192}
+    (directory / "config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+def test_all_schemes_are_those_that_the_target_can_have(narrow, capsys):
+    assert Family(narrow).schemes("all") == ["fp16", "w8a8"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" is left out: ")[0] for line in lines] == [
+        name for name in scheme_names("all") if name not in ("fp16", "w8a8")
+    ]
+    assert all("192" in line for line in lines)
+
+
+def test_a_named_scheme_that_the_target_cannot_have_is_refused(narrow, paths, tmp_path):
+    with pytest.raises(SpecquantError, match="192"):
+        Family(narrow).schemes("w8a8,w4a16-g128")
+    config = json.loads((Path(paths["target"]) / "config.json").read_text())
+    fields = {"hidden_size": 896, "num_attention_heads": 14}  # 7 * 2^7: in groups of 128, but without a rotation
+    shutil.copytree(paths["target"], tmp_path / "unrotated")
+    (tmp_path / "unrotated/config.json").write_text(json.dumps(config | fields))
+    family = Family(str(tmp_path / "unrotated"))
+    assert family.schemes("all") == ["fp16", "w8a8", "w4a16-g128"]
+    with pytest.raises(SpecquantError, match="a hidden size of 896 has no Hadamard rotation here"):
+        family.schemes("w4a8-qqq")

@@ -105,3 +105,14 @@ def test_the_summary_is_the_mean_over_domains_in_the_order_asked_for():
     table = by_scheme(rows, ["w8a8", "fp16"])
     assert list(table.index) == ["w8a8", "fp16"]
     assert table.loc["w8a8"].tolist() == [2.5, 94.5]
+
+
+def test_text_that_cannot_be_read_or_predicted_is_refused(tmp_path, tokenizer):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(SpecquantError, match=r"cannot read .*latin\.txt"):
+        read_documents(tmp_path / "latin.txt", tokenizer, 16)
+    (tmp_path / "short.txt").write_text("1")
+    with pytest.raises(SpecquantError, match=r"short\.txt holds less than 2 tokens"):
+        read_documents(tmp_path / "short.txt", lambda text, **_: {"input_ids": [7]}, 16)
+    with pytest.raises(SpecquantError, match="documents need at least 2 tokens"):
+        read_documents(tmp_path / "short.txt", tokenizer, 1)

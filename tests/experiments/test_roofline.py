@@ -66,3 +66,9 @@ def test_the_largest_error_is_that_of_the_worst_prediction():
 def test_an_unknown_model_is_named():
     with pytest.raises(SpecquantError, match="no kernels of 'other' were measured: there are m"):
         decoder_layer(kernels(2, 100), "other")
+
+
+def test_without_the_time_of_one_token_there_is_nothing_to_compare_with():
+    frame = pd.concat([kernels(2, 100), kernels(2, 100, scheme="fp16").query("draft_size > 1")])
+    with pytest.raises(SpecquantError, match="the products of m in fp16 were not measured with 1 token"):
+        decoder_layer(frame, "m")

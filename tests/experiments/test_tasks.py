@@ -183,3 +183,44 @@ def test_what_does_not_fit_is_cut_from_the_middle_and_counted(data_dir, tokenize
         assert tokens[:50] == whole[:50]
         assert tokens[50:] == whole[len(whole) - longest + 50 :]
     assert prompt_tokens(BENCHMARKS["gsm8k"], question, [], tokenizer, len(whole)) == (whole, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "says"),
+    [
+        ("mt-bench", "turns", "One turn a letter?", "turns is no list of texts"),
+        ("spec-bench", "turns", "One turn a letter?", "turns is no list of texts"),
+        ("mt-bench", "turns", {"a": 1}, "turns is no list of texts"),
+        ("mt-bench", "turns", [], "turns is no list of texts"),
+        ("mt-bench", "turns", ["fine", 3], "turns is no list of texts"),
+        ("mt-bench", "turns", ["fine", "\ud800"], "turns is no list of texts"),
+        ("mt-bench", "question_id", [81], "question_id is no whole number"),
+        ("mt-bench", "question_id", 8.5, "question_id is no whole number"),
+        ("mt-bench", "question_id", float("nan"), "question_id is no whole number"),
+        ("spec-bench", "question_id", None, "question_id is no whole number"),
+        ("spec-bench", "question_id", True, "question_id is no whole number"),
+        ("mt-bench", "category", ["writing"], "category is no text"),
+        ("spec-bench", "category", 3, "category is no text"),
+        ("humaneval", "task_id", 0, "task_id is no text"),
+        ("humaneval", "test", ["assert"], "test is no text"),
+        ("humaneval", "entry_point", "a b", "entry_point is no function's name"),
+        ("gsm8k", "question", 3, "question is no text"),
+        ("gsm8k", "answer", "#### none", "the answer has no number behind ####"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_named(data_dir, name, field, value, says):
+    benchmark = BENCHMARKS[name]
+    file = data_dir / benchmark.file
+    packed = file.suffix == ".gz"
+    whole = (gzip.decompress(file.read_bytes()) if packed else file.read_bytes()).decode()
+    first, *rest = whole.splitlines()
+    content = "\n".join([json.dumps(json.loads(first) | {field: value}), *rest]).encode()
+    file.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(SpecquantError, match=rf"line 1: no question of {name} \(ValueError: {says}"):
+        read_questions(benchmark, data_dir)
+
+
+def test_a_question_that_is_nested_too_deeply_is_named(data_dir):
+    (data_dir / "mt_bench.jsonl").write_text('{"turns": ' + "[" * 100_000)
+    with pytest.raises(SpecquantError, match="line 1: no question of mt-bench"):
+        read_questions(BENCHMARKS["mt-bench"], data_dir)

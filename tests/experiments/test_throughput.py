@@ -240,3 +240,36 @@ def test_prompts_are_a_users_message_where_there_is_a_chat_template():
     assert prompt_ids("1 plus 1", tokenizer) == tokenizer("1 plus 1")["input_ids"]
     tokenizer.chat_template = "<|begin|>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}you:"
     assert tokenizer.decode(prompt_ids("1 plus 1", tokenizer)) == "<|begin|>user: 1 plus 1\nyou:"
+
+
+@pytest.mark.parametrize("field", ["id", "task", "prompt"])
+@pytest.mark.parametrize("value", ["3", "[]", '["a"]', "NaN", "null", "true", "{}", '""', '" "', '"\\ud800"'])
+def test_a_field_of_a_prompt_that_is_no_text_is_named(tmp_path, field, value):
+    fields = {"id": '"a"', "task": '"b"', "prompt": '"c"'} | {field: value}
+    line = ", ".join(f'"{name}": {text}' for name, text in fields.items())
+    (tmp_path / "prompts.jsonl").write_text(f"{{{line}}}\n")
+    with pytest.raises(SpecquantError, match=rf"prompts\.jsonl, line 1: {field} is no text"):
+        read_prompts(tmp_path / "prompts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"id": "a", "task": "b", "prompt": "c"}\n' * 2, "line 2: prompt a is there twice"),
+        (b"[" * 100_000, "line 1: not an object"),
+        (b'{"id": "\xff"}', r"cannot read .*prompts\.jsonl"),
+        (b"\n \n", "holds no prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_told_apart_or_read_are_refused(tmp_path, content, says):
+    (tmp_path / "prompts.jsonl").write_bytes(content)
+    with pytest.raises(SpecquantError, match=says):
+        read_prompts(tmp_path / "prompts.jsonl")
+
+
+def test_a_prompt_may_hold_any_line_end_of_unicode(tmp_path):
+    prompt = {"id": "a", "task": "b", "prompt": "one\u2028two\x85three"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt, ensure_ascii=False) + "\n")
+    assert read_prompts(tmp_path / "prompts.jsonl") == [prompt]
+    with pytest.raises(SpecquantError, match="0 prompts of each task were asked for"):
+        read_prompts(tmp_path / "prompts.jsonl", 0)

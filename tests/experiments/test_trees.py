@@ -34,3 +34,10 @@ def test_acceptance_by_depth():
     """Four steps of which three accept at least a draft and one accepts two: added tokens count."""
     by_depth = acceptance_by_depth(pd.Series([1, 2, 2, 3]))
     assert by_depth.to_dict() == {1: 0.75, 2: pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize("parents", ["", "-1 0", "-1 0 1 2", "-1 0 2", "-1 0 x", "-1 0 -1", "-1 0 0.5", "- 0 1"])
+def test_parents_that_make_no_tree_are_refused(parents):
+    trees = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", parents]})
+    with pytest.raises(SpecquantError, match="the parents of a recorded tree of 3 nodes are"):
+        tree_shapes(trees, 3, 2)

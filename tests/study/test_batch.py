@@ -5,11 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from specquant import paths
 from specquant.errors import SpecquantError
-from specquant.study import batch
+from specquant.study import batch, report
+from tests.study.conftest import Clone
 
 WRITE_TABLE = "open(results_dir + '/table.csv', 'w').write(f'weights,draft_size\\ntrained,{draft_size}\\n');"
 
@@ -239,3 +244,239 @@ def test_executed_notebooks_hold_no_progress_bars(clone, run, monkeypatch):
     (*_, cell) = clone.executed("00_a").cells
     assert [(output.name, output.text) for output in cell.outputs] == [("stdout", "1\n")]
     assert "TQDM_DISABLE" not in os.environ
+
+
+@pytest.mark.parametrize("damage", ["ipynb", "html", "table", "same size"])
+def test_an_output_that_was_damaged_on_disk_is_made_again(clone, run, damage):
+    clone.notebook("00_first", WRITE_TABLE)
+    run()
+    folder = clone.results / "tiny"
+    path = folder / ("table.csv" if damage in ("table", "same size") else f"notebooks/00_first.{damage}")
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)) if damage == "same size" else whole[: len(whole) // 2])
+    assert run() == []
+    assert len(clone.runs()) == 2
+    assert not path.read_bytes().startswith(b"\0")
+    assert len(path.read_bytes()) >= len(whole) // 2 + 1
+    run()
+    assert len(clone.runs()) == 2
+
+
+@pytest.mark.parametrize("content", ["", '{"cells": [', "[" * 100_000])
+def test_a_scratch_file_beside_the_study_stops_nothing(clone, run, capsys, content):
+    clone.notebook("00_first", "pass")
+    (clone.root / "notebooks/Untitled.ipynb").write_text(content)
+    assert run(only=["first"]) == []
+    assert "Untitled" not in capsys.readouterr().err
+    assert run(force=True) == []
+    assert clone.runs() == ["00_first", "00_first"]
+    assert "Untitled: skipped: " in capsys.readouterr().err
+    with pytest.raises(SpecquantError, match=r"Untitled\.ipynb is no notebook .*: remove it, or take it"):
+        run(only=["Untitled"])
+    assert "Untitled" not in (clone.results / "tiny/index.html").read_text()
+
+
+def test_a_damaged_notebook_that_was_not_chosen_is_named_only_where_it_may_matter(clone, run):
+    clone.notebook("00_first", "pass")
+    (clone.root / "notebooks/01_torn.ipynb").write_text('{"cells": [')
+    assert run(only=["first"]) == []
+    clone.profile("tiny", "top_k: 4\n")
+    with pytest.raises(SpecquantError, match=r"no notebook has a parameter 'top_k'; 01_torn\.ipynb could not be read"):
+        run(only=["first"])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("draft_size: 010", "draft_size is '010'; give a value of the type int"),
+        ("draft_size: 0x10", "draft_size is '0x10'"),
+        ("draft_size: 1:30", "draft_size is '1:30'"),
+        ("draft_size: 2026-11-29", "draft_size is '2026-11-29'"),
+        ("draft_size: yes", "draft_size is True"),
+        ("draft_size: .inf", "draft_size is inf"),
+        ("draft_size: 99999999999999999999", "draft_size is 99999999999999999999"),
+        (f"draft_size: {'9' * 5000}", "is not valid YAML: Exceeds the limit"),
+        ("chance: .nan", "chance is nan; give a value of the type float"),
+        ("chance: -.inf", "chance is -inf"),
+        ("chance: 1.0e+400", "chance is inf"),
+        ("name: no", "name is False; give a value of the type str, in quotes if it is text"),
+        ("name: 70", "name is 70; give a value of the type str, in quotes if it is text"),
+        ('name: "a\\0b"', "name is "),
+        ('name: "\\ud800"', "name is "),
+        ("things: {when: .nan}", "things is "),
+        ("things: {1: 2}", "things is "),
+        ("draft_size: 4\nname: a\ndraft_size: 5", "line 3: draft_size is there twice: keep one"),
+        ("things: {a: 1, a: 2}", "line 1: a is there twice"),
+        ("things: &a [1]\nname: *a", "line 1: anchors, aliases and tags are not for profiles"),
+        ("draft_size: !!int '4'", "line 1: anchors, aliases and tags"),
+        ("draft_size: !!python/object:os.system 4", "line 1: anchors, aliases and tags"),
+        ("<<: {draft_size: 4}", "no notebook has a parameter '<<'"),
+        ("? [draft_size]\n: 4", "is not valid YAML: .* unhashable key"),
+        ("\tdraft_size: 4", "is not valid YAML: .* cannot start any token"),
+        ("draft_size: 4\n---\ndraft_size: 5", "is not valid YAML: expected a single document"),
+        ("things: " + "[" * 5000, "is not valid YAML: it is nested too deeply"),
+        ("things: " + "[" * 5000 + "]" * 5000, "is not valid YAML: it is nested too deeply"),
+        ("things: " + "{a: " * 5000, "is not valid YAML: it is nested too deeply"),
+    ],
+)
+def test_what_yaml_would_read_otherwise_than_it_looks_is_refused(clone, run, text, sentence):
+    declared = "draft_size: int = 1\nchance: float = 0.5\nname: str = 'a'\nthings: dict = {}"
+    clone.notebook("00_first", "pass", parameters=declared)
+    clone.profile("tiny", text + "\n")
+    with pytest.raises(SpecquantError) as raised:
+        run()
+    assert re.search(sentence, " ".join(str(raised.value).split()))
+    assert str(raised.value).startswith("notebooks/profiles/tiny.yaml")
+    assert not clone.results.exists()
+
+
+def test_ten_lines_do_not_stand_for_a_billion_values(clone, run):
+    lines = ["a0: &a0 [lol, lol]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    clone.notebook("00_first", "pass")
+    clone.profile("tiny", "\n".join(lines) + "\n")
+    with pytest.raises(SpecquantError, match="anchors, aliases and tags are not for profiles"):
+        run()
+
+
+def test_plain_text_that_looks_like_a_date_or_a_time_stays_text(clone):
+    clone.profile("tiny", "a: 2026-11-29\nb: 12:30\nc: 007\nd: 1_000\ne: y\n")
+    types = dict.fromkeys("abcde", "str")
+    assert list(batch.read_profile("tiny", types).values()) == ["2026-11-29", "12:30", "007", "1_000", "y"]
+
+
+@settings(max_examples=300)
+@given(st.text(alphabet="a:-[]{}&*!?#|>'\"%@`,. \n\t01eE+_~<=", max_size=40))
+def test_any_profile_is_values_of_their_types_or_one_sentence(tmp_path_factory, text):
+    clone = Clone(tmp_path_factory.mktemp("fuzz") / "clone")
+    clone.profile("tiny", text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "project_root", lambda: clone.root)
+        try:
+            values = batch.read_profile("tiny", {"a": "int", "aa": "Any"})
+        except SpecquantError:
+            return
+    assert isinstance(values.get("a", 0), int)
+    json.dumps(values, allow_nan=False)
+
+
+def test_what_ends_a_batch_is_what_the_user_sees(clone, run, monkeypatch):
+    """A folder that turns read-only midway: the first sentence, not that the report cannot be written either."""
+    clone.notebook("00_first", "pass")
+    clone.notebook("01_second", "pass")
+    original, written = paths.write_file, []
+
+    def read_only(path, content):
+        written.append(path)
+        if len(written) > 5:
+            raise SpecquantError(f"cannot write {path}: Read-only file system; choose a folder you can write to")
+        return original(path, content)
+
+    for module in (batch, report):
+        monkeypatch.setattr(module, "write_file", read_only)
+    with pytest.raises(SpecquantError, match=r"cannot write .*notebooks/01_second\.html: Read-only file system"):
+        run()
+    assert written[-1].name == "index.html"
+
+
+@pytest.mark.parametrize("name", ["unlink", "write_bytes"])
+def test_a_folder_that_turns_read_only_is_a_sentence(clone, run, monkeypatch, name):
+    clone.notebook("00_first", "pass")
+    run()
+
+    def read_only(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, name, read_only)
+    with pytest.raises(SpecquantError, match=r"cannot write .*Permission denied"):
+        run(force=True)
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_a_sentence_and_the_notebook_runs_again(clone, run):
+    clone.notebook("00_first", "pass")
+    run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "_remove_unfinished", lambda folder: None)
+        (clone.results / "tiny/notebooks/.00_first.html.tmp").symlink_to("/dev/full")
+        with pytest.raises(SpecquantError, match=r"cannot write .*00_first\.html: No space left on device; free some"):
+            run(force=True)
+    assert run() == []
+    assert clone.runs() == ["00_first"] * 3
+
+
+def test_a_torn_execution_is_a_failure_that_is_kept(clone, run, monkeypatch):
+    clone.notebook("00_first", "pass")
+
+    def torn(notebook, partial, *_, **__):
+        partial.write_text('{"cells": [')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(batch.papermill, "execute_notebook", torn)
+    assert run() == ["00_first"]
+    assert "No space left on device" in (clone.results / "tiny/index.html").read_text()
+    assert len(clone.executed("00_first").cells) == 3
+
+
+@pytest.mark.parametrize("record", [{"seconds": "long"}, {"files": [1]}, {"files": "a"}, {"error": 3}, {"written": []}])
+def test_a_record_of_other_types_is_none(clone, run, record):
+    clone.notebook("00_first", "pass")
+    run()
+    path = clone.results / "tiny/notebooks/00_first.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | record))
+    assert run() == []
+    assert len(clone.runs()) == (1 if "seconds" in record else 2)
+
+
+def test_without_a_home_folder_there_is_one_sentence(tmp_path):
+    program = (
+        "import pwd, sys; from specquant.cli import main\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"
+        "sys.exit(main(['study', '--only', '06_paper_figures', '--results', sys.argv[1]]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    command = [sys.executable, "-c", program, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "set HOME to a folder that you can write to" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_home_that_jupyter_cannot_use_is_refused_before_anything_runs(clone, run, monkeypatch, tmp_path):
+    clone.notebook("00_first", "pass")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "file/runtime"))
+    with pytest.raises(SpecquantError, match=r"Jupyter cannot write to .*file/runtime: set HOME or"):
+        run()
+    assert not clone.results.exists()
+
+
+def test_a_profile_that_names_a_target_names_what_drafts_for_it(clone, run, monkeypatch):
+    families = []
+    monkeypatch.setattr(batch, "Family", lambda **named: families.append(named))
+    declared = "target: str = 'tiny'\neagle_target: str = 'tiny head'\nintermediate: str = 'tiny small'"
+    clone.notebook("00_first", "print([target, eagle_target, intermediate])", parameters=declared)
+    clone.profile("tiny", "target: mine\nintermediate: small\n")
+    assert run() == []
+    assert families == [{"target": "mine", "eagle_target": "", "intermediate": "small", "eagle_intermediate": ""}]
+    assert clone.executed("00_first").cells[-1].outputs[0].text == "['mine', '', 'small']\n"
+
+
+def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run, monkeypatch):
+    drawn = "open(results_dir + '/a.png', 'w').close(); open(results_dir + '/a.txt', 'wb').write(b'5 \\xc2')"
+    clone.notebook("00_first", drawn)
+    assert run() == []
+    assert "5 \ufffd" in (clone.results / "tiny/index.html").read_text(encoding="utf-8")
+    (clone.root / "data/new.txt").touch()
+    original = Path.open
+
+    def refuse(self, *rest, **more):
+        if self.name == "new.txt":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SpecquantError, match=r"cannot read .*data/new\.txt \(Permission denied\)"):
+        run()

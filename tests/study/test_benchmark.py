@@ -1,6 +1,8 @@
 """Answers are recorded one by one; an interrupted run goes on, and other measurements are not mixed in."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,8 +166,7 @@ def test_a_folder_that_cannot_be_written_is_named(call, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
-def test_a_full_disk_is_a_sentence(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "_read_lines", lambda *_: [])  # it reads as endless zeros
+def test_a_full_disk_is_a_sentence(call, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mt-bench.jsonl").symlink_to("/dev/full")
     with pytest.raises(SpecquantError, match=r"cannot write .*No space left on device; the same command goes on"):
@@ -235,3 +236,143 @@ def test_a_shorter_context_is_another_measurement(call):
     call(context_length=100)
     with pytest.raises(SpecquantError, match=r"line 1: measured with context_length 100, not None: choose another"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("id", "999", "by its id"),
+        ("id", 81, "by its id"),
+        ("id", [81], "by its id"),
+        ("method", "medusa", "by its method"),
+        ("method", ["eagle2"], "by its method"),
+        ("scheme", "w3a16", "by its scheme"),
+        ("scheme", 16, "by its scheme"),
+        ("model", "another", "by its model"),
+        ("task", "GSM8K", "by its task"),
+        ("category", "stem", "by its task"),
+        ("weights", "synthetic", "by its weights"),
+        ("answers", "text", "by its answers"),
+        ("answers", ["one turn of two"], "by its answers"),
+        ("answers", [1, 2], "by its answers"),
+        ("correct", "yes", "by its correct"),
+        ("new_tokens", 1.5, "by its new_tokens"),
+        ("new_tokens", True, "by its new_tokens"),
+        ("new_tokens", -1, "by its new_tokens"),
+        ("decoded_tokens", "12", "by its decoded_tokens"),
+        ("tokens_per_s", "fast", "by its tokens_per_s"),
+        ("tokens_per_s", -1.0, "by its tokens_per_s"),
+        ("decode_ms", None, "by its decode_ms"),
+        ("decode_ms", float("nan"), "no answer of this benchmark: remove"),
+        ("decode_ms", float("inf"), "no answer of this benchmark: remove"),
+        ("parameters", [], "no answer of this benchmark: remove"),
+        ("parameters", {}, "no answer of this benchmark: remove"),
+    ],
+)
+def test_a_foreign_line_is_named_with_what_is_foreign(call, tmp_path, field, value, says):
+    call(methods=["autoregressive"])
+    file = tmp_path / "out/mt-bench.jsonl"
+    first, second = file.read_text().splitlines()
+    file.write_text(f"{first}\n{json.dumps(json.loads(second) | {field: value})}\n")
+    with pytest.raises(SpecquantError, match=rf"mt-bench.jsonl, line 2: .*{says}"):
+        call(methods=["autoregressive"])
+    file.write_text(f"{first}\n{json.dumps({k: v for k, v in json.loads(second).items() if k != field})}\n")
+    with pytest.raises(SpecquantError, match=r"line 2: no answer of this benchmark: remove the line"):
+        call(methods=["autoregressive"])
+
+
+def test_a_unit_that_is_there_twice_counts_once(call, asked, tmp_path, capsys):
+    before = read_results(call())
+    file = tmp_path / "out/mt-bench.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + whole)
+    asked.clear()
+    table = read_results(call())
+    assert asked == []
+    assert table.equals(before)
+    assert (table.questions == 2).all()
+    assert capsys.readouterr().err.count("is there twice, and counts once") == 4
+
+
+def test_what_another_process_has_answered_meanwhile_is_not_asked_again(call, asked, tmp_path, monkeypatch):
+    call()
+    file = tmp_path / "out/mt-bench.jsonl"
+    first, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text(first)
+    asked.clear()
+    answer = recording.answer_question
+
+    def meanwhile(*arguments):
+        with open(file, "a") as other:
+            other.write("".join(rest))
+        return answer(*arguments)
+
+    monkeypatch.setattr(recording, "answer_question", meanwhile)
+    table = read_results(call())
+    assert len(asked) == 1
+    assert file.read_text() == "".join([first, *rest])
+    assert (table.questions == 2).all()
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+from specquant.cli import main
+from specquant.study import benchmark
+
+ready, name, *command = sys.argv[1:]
+answer, met = benchmark.answer_question, []
+
+def answer_together(*arguments):
+    if not met:  # both have read the file, and answer the same unit now
+        met.append(Path(ready, name).touch())
+        until = time.monotonic() + 120
+        while len(list(Path(ready).iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    return answer(*arguments)
+
+benchmark.answer_question = answer_together
+sys.exit(main(command))
+"""
+
+
+def test_two_processes_that_answer_into_one_folder_count_nothing_twice(small_models, data_dir, tmp_path):
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    command = ["bench", "tasks", "--model", str(small_models / "target"), "--benchmark", "mt-bench"]
+    command += ["--data-dir", str(data_dir), "--max-new-tokens", "6", "--device", "cpu", "--out", str(tmp_path / "out")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(ready), name, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for name in ("one", "two")
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert len(list(ready.iterdir())) == 2
+    units = [(row["scheme"], row["method"], row["id"]) for row in lines(tmp_path)]
+    assert sorted(units) == sorted(("fp16", method, number) for method in METHODS for number in ("81", "82"))
+    table = read_results(tmp_path / "out/mt-bench.csv")
+    assert (table.questions == 2).all()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"mt-bench.{kind}" for kind in ("csv", "json", "jsonl")
+    ]
+
+
+def test_a_folder_that_turns_read_only_midway_is_a_sentence(call, tmp_path, monkeypatch):
+    """Root may write anywhere: another file takes the folder's place."""
+    answer, answered = recording.answer_question, []
+
+    def moved(*arguments):
+        answered.append(arguments)
+        if len(answered) == 2:
+            (tmp_path / "out").rename(tmp_path / "elsewhere")
+            (tmp_path / "out").touch()
+        return answer(*arguments)
+
+    monkeypatch.setattr(recording, "answer_question", moved)
+    with pytest.raises(SpecquantError, match=r"cannot read and write .*mt-bench.jsonl: "):
+        call()
+    (tmp_path / "out").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "out")
+    assert (read_results(call()).questions == 2).all()

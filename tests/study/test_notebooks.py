@@ -99,6 +99,54 @@ def test_a_target_that_others_quantized_is_studied_as_it_is(execute, exported, t
     assert not (tmp_path / "results/targets").exists()
 
 
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Run the batch under a profile like notebooks/profiles/checkpoint.yaml, which names some models: copies of the
+    tiny ones at other paths. Returns the text of each executed notebook's outputs."""
+    root = tmp_path / "clone"
+    shutil.copytree(NOTEBOOKS, root / "notebooks")
+    (root / "src").mkdir()
+    monkeypatch.setattr(batch, "project_root", lambda: root)
+
+    def study(*named, only=(), **parameters):
+        values = {key: value for key, value in SMALL.items() if key != "schemes"} | {"schemes": "fp16"} | parameters
+        for name in named:
+            copy = shutil.copytree(project_root() / "data/tiny" / name.replace("_", "-"), tmp_path / f"my {name}")
+            values[name] = str(copy)
+        lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
+        (root / "notebooks/profiles/mine.yaml").write_text(lines)
+        assert batch.run_study("mine", only, results=tmp_path / "results") == []
+        executed = sorted((tmp_path / "results/mine/notebooks").glob("*.ipynb"))
+        return {path.stem: json.dumps(nbformat.read(path, 4)) for path in executed}
+
+    return study
+
+
+LEFT_OUT = {
+    ("target",): ["vanilla", "eagle2", "hierarchical"],
+    ("target", "eagle_target"): ["vanilla", "hierarchical"],
+    ("target", "eagle_target", "intermediate", "eagle_intermediate"): [],
+}
+
+
+def test_a_profile_that_names_a_target_alone_runs_what_it_can(study):
+    shown = study("target", only=["00_tour", "02_hierarchical"], scheme="fp16")
+    for text in shown.values():
+        for method in LEFT_OUT["target",]:
+            assert f"{method} is left out: no " in text
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("named", LEFT_OUT, ids=len)
+def test_every_notebook_runs_under_a_checkpoint_profile(study, named):
+    shown = study(*named, schemes="w8a8,w4a16-g128", scheme="fp8")
+    assert len(shown) == 7
+    for method in ("vanilla", "eagle2", "hierarchical"):
+        for notebook in ("00_tour", "02_hierarchical"):
+            assert (f"{method} is left out: no " in shown[notebook]) == (method in LEFT_OUT[named])
+    assert ("eagle2 is left out: no eagle_target" in shown["01_compatibility"]) == ("eagle2" in LEFT_OUT[named])
+
+
 def test_a_missing_model_is_refused_before_a_notebook_runs(models, tmp_path, capfd):
     profile = NOTEBOOKS / "profiles/missing-model-of-a-test.yaml"
     lines = models | {"eagle_intermediate": str(tmp_path / "nowhere")}

@@ -96,10 +96,26 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         read_calibration(path, models)
     damaged = path.with_name("damaged.csv")
     damaged.write_text(path.read_text().replace("autoregressive,0", "autoregressive,zero"))
-    with pytest.raises(SpecquantError, match=r"damaged.csv holds something else where numbers belong"):
+    with pytest.raises(
+        SpecquantError, match=r"damaged.csv, line \d+: \"zero\" in column draft_size where a whole number"
+    ):
         read_calibration(damaged, models)
     with pytest.raises(SpecquantError, match="lacks the columns"):
         read_calibration("data/recorded/cpu/heads.csv", models)
+    whole = pd.read_csv(path, dtype=str)
+    for column, value, says in (
+        ("iterations", "1.5", '"1.5" in column iterations where a whole number belongs'),
+        ("iterations", "inf", '"inf" in column iterations where a whole number belongs'),
+        ("verify_ms", "0", "in column verify_ms where a number above 0 belongs"),
+        ("rows", "0", "in column rows where a whole number above 0 belongs"),
+        ("draft_ms", "NaN", "nothing in column draft_ms where a number belongs"),
+        ("accepted", "99", "line 2: no step of a calibration"),
+        ("method", "medusa", "line 2: no step of a calibration"),
+        ("level", "outer", "line 2: no step of a calibration"),
+    ):
+        whole.assign(**{column: [value, *whole[column][1:]]}).to_csv(damaged, index=False)
+        with pytest.raises(SpecquantError, match=rf"damaged.csv, .*{says}"):
+            read_calibration(damaged, models)
 
 
 def test_of_a_repeated_calibration_the_least_times_count():

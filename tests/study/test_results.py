@@ -1,10 +1,15 @@
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from specquant.errors import SpecquantError
+from specquant.paths import project_root
 from specquant.study import read_provenance, read_results, write_results
+from specquant.study.results import NUMBER_COLUMNS, POSITIVE_COLUMNS, TEXT_COLUMNS, WHOLE_COLUMNS
 
 
 def verify_cost() -> pd.DataFrame:
@@ -106,7 +111,7 @@ def test_missing_results_and_broken_provenance_are_named(tmp_path):
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SpecquantError, match=r"cannot write .*file/verify_cost\.csv"):
+    with pytest.raises(SpecquantError, match=r"cannot write .*file/verify_cost\.json"):
         write_results(verify_cost(), tmp_path / "file" / "verify_cost.csv", {})
 
 
@@ -127,3 +132,110 @@ def test_a_failing_write_keeps_the_old_table(tmp_path, monkeypatch):
         write_results(verify_cost().iloc[:1], path, {"seed": 2})
     assert path.read_text() == old
     assert json.loads(path.with_suffix(".json").read_text())["parameters"] == {"seed": 1}
+
+
+RECORDED = {
+    path.stem: path for path in sorted(project_root().glob("data/*/**/*.csv")) if path.stem in {*TEXT_COLUMNS, "trees"}
+}
+
+
+def damaged(table: str, column: str, value: object, tmp_path: Path, row: int = 0) -> Path:
+    """A recorded table's first rows with one value changed."""
+    frame = pd.read_csv(RECORDED[table], dtype=str).head(4)
+    frame.loc[row, column] = value
+    path = tmp_path / f"{table}.csv"
+    path.write_text(frame.to_csv(index=False))
+    return path
+
+
+def test_every_table_that_planning_and_figures_read_is_described():
+    assert set(NUMBER_COLUMNS) == set(TEXT_COLUMNS) == set(POSITIVE_COLUMNS) == {*RECORDED, "calibration"}
+    for table, path in RECORDED.items():
+        assert len(read_results(path))
+        assert {*POSITIVE_COLUMNS[table], *WHOLE_COLUMNS.get(table, ())} <= set(NUMBER_COLUMNS[table])
+
+
+@pytest.mark.parametrize("table", RECORDED)
+def test_no_number_of_a_recorded_table_may_be_missing_or_another_kind(table, tmp_path):
+    for column in NUMBER_COLUMNS[table]:
+        wrong = ["", "NaN", "inf", "-1", "many", "True"]
+        wrong += ["0", "0.0"] if column in POSITIVE_COLUMNS[table] else []
+        wrong += ["1.5"] if column in WHOLE_COLUMNS.get(table, ()) else []
+        for value in wrong:
+            with pytest.raises(SpecquantError, match=rf"{table}\.csv, line 4: .* in column {column} where "):
+                read_results(damaged(table, column, value, tmp_path, row=2))
+        path = damaged(table, column, "1", tmp_path)
+        path.write_text(pd.read_csv(path, dtype=str).drop(columns=column).to_csv(index=False))
+        with pytest.raises(SpecquantError, match=rf"{table}\.csv lacks the column {column}"):
+            read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "sentence"),
+    [
+        ("drafting", "time_ms", "0", r'line 2: "0\.0" in column time_ms where a number above 0 belongs'),
+        ("drafting", "iterations", "1.5", 'line 2: "1.5" in column iterations where a whole number'),
+        ("drafting", "floor_ms", "0", r'line 2: "0\.0" in column floor_ms where a number above 0 belongs'),
+        ("replayed", "agreement", "1.5", 'line 2: "1.5" in column agreement where a probability belongs'),
+        ("plans", "predicted_tokens_per_s", "-1", "in column predicted_tokens_per_s where a number above 0 belongs"),
+        ("ceilings", "what", "read-only streams", "has no row whose what is read-only stream"),
+    ],
+)
+def test_a_damaged_number_is_named_with_what_belongs_there(table, column, value, sentence, tmp_path):
+    with pytest.raises(SpecquantError, match=sentence):
+        read_results(damaged(table, column, value, tmp_path))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = damaged("drafting", "time_ms", "1", tmp_path)
+    path.write_text(path.read_text().replace("p10_ms", "time_ms"))
+    with pytest.raises(SpecquantError, match="has the column time_ms twice"):
+        read_results(path)
+
+
+def test_a_table_of_another_name_is_held_to_its_kind(tmp_path):
+    path = damaged("trees", "accepted_length", "0", tmp_path).rename(tmp_path / "mine.csv")
+    assert len(read_results(path)) == 4
+    with pytest.raises(SpecquantError, match=r'mine\.csv, line 2: "0" in column accepted_length'):
+        read_results(path, table="trees")
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(RECORDED)), st.data())
+def test_whatever_damages_a_table_is_refused_or_changes_no_number(tmp_path_factory, table, data):
+    """Bytes cut out or put in: what is read then has numbers in all of its columns, each of its kind."""
+    whole = b"".join(RECORDED[table].read_bytes().splitlines(keepends=True)[:5])
+    start = data.draw(st.integers(0, len(whole)))
+    inserted = data.draw(st.sampled_from([b"", b",", b"0", b"-", b'"', b"\n", b"e9", b"\x00", b"\xff", b"nan", b"."]))
+    path = tmp_path_factory.mktemp("fuzz") / f"{table}.csv"
+    path.write_bytes(whole[:start] + inserted + whole[start + data.draw(st.integers(0, 40)) :])
+    try:
+        frame = read_results(path)
+    except SpecquantError:
+        return
+    for column in NUMBER_COLUMNS[table]:
+        assert pd.api.types.is_numeric_dtype(frame[column])
+        assert (frame[column] >= 0).all()
+        assert (frame[column] > 0).all() or column not in POSITIVE_COLUMNS[table]
+
+
+def test_parameters_of_a_table_are_an_object(tmp_path):
+    path = write_results(verify_cost(), tmp_path / "verify_cost.csv", {})
+    path.with_suffix(".json").write_text('{"device": "a CPU", "parameters": []}')
+    with pytest.raises(SpecquantError, match="parameters is no JSON object"):
+        read_provenance(path)
+    path.with_suffix(".json").write_text("[" * 100_000)
+    with pytest.raises(SpecquantError, match="is no JSON"):
+        read_provenance(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_a_sentence_and_keeps_the_old_table(tmp_path):
+    path = write_results(verify_cost(), tmp_path / "verify_cost.csv", {"seed": 1})
+    before = {file: file.read_text() for file in tmp_path.iterdir()}
+    for name in ("verify_cost.json", "verify_cost.csv"):
+        (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
+        with pytest.raises(SpecquantError, match=rf"cannot write .*{name}: No space left on device; free some, or"):
+            write_results(verify_cost().iloc[:1], path, {"seed": 1})
+        assert path.read_text() == before[path]
+        assert set(tmp_path.iterdir()) == set(before)  # nothing half written is left

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from specquant.study import true_size
+from specquant.errors import SpecquantError
+from specquant.study import read_results, true_size
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +92,9 @@ def test_speeds_over_what_decides_about_each_method():
     assert (list(trees.get_xdata()), list(trees.get_ydata())) == ([0.5, 0.8], [100, 150])
     assert list(one_by_one.get_ydata()) == [80, 80]
     assert (list(right.lines[0].get_xdata()), list(right.lines[0].get_ydata())) == ([0.7, 0.9], [120, 200])
+
+
+def test_acceptance_is_drawn_beside_decoding_one_by_one():
+    replayed = read_results("data/recorded/h200/replayed.csv").query("method != 'autoregressive'")
+    with pytest.raises(SpecquantError, match="has no autoregressive row to compare with"):
+        true_size.speeds_over_acceptance(replayed)

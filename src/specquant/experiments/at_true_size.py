@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
 from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Plan
@@ -102,13 +103,25 @@ class RecordedCosts:
     replayed: pd.DataFrame
 
     def planner(self, target: str, intermediate: str, scheme: str, head_scheme: str) -> Planner:
-        """Target and intermediate model in the same scheme, with heads in head_scheme."""
-        outer_ms = self.replayed[self.replayed.model == target].other_ms.median()
-        inner_ms = self.rounds[self.rounds.head_scheme == head_scheme].other_ms.iloc[0]
+        """Target and intermediate model in the same scheme, with heads in head_scheme.
+
+        Raises SpecquantError where one of these was not recorded.
+        """
+        outer_ms = _bookkeeping(self.replayed, "model", target).median()
+        inner_ms = _bookkeeping(self.rounds, "head_scheme", head_scheme).iloc[0]
         return Planner(
             measured_costs(self.passes, self.drafting, target, scheme, head_scheme, other_ms=outer_ms),
             measured_costs(self.passes, self.drafting, intermediate, scheme, head_scheme, other_ms=inner_ms),
         )
+
+
+def _bookkeeping(table: pd.DataFrame, column: str, value: str) -> pd.Series:
+    """How long bookkeeping took in the rows with this value. Raises SpecquantError where there are none."""
+    rows = table[table[column] == value]
+    if rows.empty:
+        recorded = ", ".join(table[column].unique())
+        raise SpecquantError(f"nothing was recorded with {column} {value}, only with {recorded}: choose of these")
+    return rows.other_ms
 
 
 def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame) -> Planner:
@@ -162,7 +175,7 @@ def replayed_against_fixed(
         outer = measured_costs(passes, drafting, model, scheme, **head, other_ms=grid.other_ms.median())
         inner = None
         if small != "none":
-            inner_ms = rounds[rounds.head_scheme == head_scheme].other_ms.median()
+            inner_ms = _bookkeeping(rounds, "head_scheme", head_scheme).median()
             inner = measured_costs(passes, drafting, small, small_scheme, **head, other_ms=inner_ms)
         for chances, measured in _worlds(grid):
             about = {"model": model, "scheme": scheme, "head_scheme": head_scheme, "head_vocabulary": vocabulary}

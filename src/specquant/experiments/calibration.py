@@ -26,6 +26,7 @@ PROBES = (
 )
 NUMBERS = (*PLAN_FIELDS[1:], "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
 COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "method", "level", *NUMBERS)
+LEVELS = ("target", "intermediate")
 LONGEST_DRAFT = 20  # tokens: behind less room, drafts would be cut
 FEWEST = 3  # steps of which a median is taken
 FEWEST_JUDGED = 10  # tokens of which a chance is taken
@@ -114,7 +115,7 @@ def _row(level: str, step: Step, rows: int) -> dict:
 
 def calibrated(steps: pd.DataFrame) -> tuple[Planner, AcceptanceStatistics]:
     """A planner with the costs, and the statistics of acceptance, that steps (`calibrate`) had."""
-    outer, inner = (steps[steps.level == level] for level in ("target", "intermediate"))
+    outer, inner = (steps[steps.level == level] for level in LEVELS)
     planner = Planner(_costs(outer, "eagle2"), _costs(inner, "hierarchical") if len(inner) else None)
     drafted = outer[outer.method.isin(["vanilla", "hierarchical"])]
     return planner, AcceptanceStatistics(

@@ -41,9 +41,16 @@ class Card:
 
 
 def read_cards(path: str | Path = CARDS) -> dict[str, Card]:
-    """The cards whose data sheets are recorded, by name."""
-    table = pd.read_csv(resolve(path))
+    """The cards whose data sheets are recorded, by name. Raises SpecquantError where the table is damaged."""
     kinds = {"fp16": "fp16_tflop_s", "int8": "int8_top_s", "fp8": "fp8_tflop_s"}
+    try:
+        table = pd.read_csv(resolve(path))[["card", "bandwidth_tb_s", *kinds.values()]]
+        numbers = table[["bandwidth_tb_s", *kinds.values()]].astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise SpecquantError(f"{path} is no table of cards ({error}): take it from the repository") from None
+    missing = numbers.isna() & (numbers.columns == "fp8_tflop_s")  # older cards multiply no fp8
+    if table.card.isna().any() or not (missing | ((numbers > 0) & (numbers < float("inf")))).all(axis=None):
+        raise SpecquantError(f"{path} has a card without a name, or no number above 0: take it from the repository")
     return {
         row["card"]: Card(
             row["card"],

@@ -1,6 +1,7 @@
 """A target and the models that draft for it, as the notebooks' parameters name them, in one scheme after another."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import COMPANIONS, Models
-from specquant.experiments.targets import quantized_target
+from specquant.experiments.methods import COMPANIONS, METHODS, Models
+from specquant.experiments.targets import possible_schemes, quantized_target
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
 from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
@@ -19,7 +20,6 @@ from specquant.models.loading import load_tokenizer, require_memory, stored_sche
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.paths import resolve
-from specquant.quant import scheme_names
 
 MOST_POSITIONS = 4096  # of prompt and answer in notebooks: room for 128,000 would leave little for weights
 
@@ -72,14 +72,14 @@ class Family:
         """The schemes to study, of those that `quant.scheme_names` reads; the first is what others are compared with.
 
         Of a target that is quantized already its own alone. A scheme in which the target does not fit the device is
-        left out, and the reason printed. Raises SpecquantError where none remains.
+        left out, and with "all" one that the target cannot have (`targets.possible_schemes`), and the reason printed.
+        Raises SpecquantError where none remains, or for a named one that it cannot have.
         """
+        possible = possible_schemes(names, self.target)
         if self.stored != "fp16":
-            if names != "all" and self.stored not in scheme_names(names):
-                raise SpecquantError(f"{self.target} is stored in {self.stored}, not in {names}: ask for that, or all")
-            return [self.stored]
+            return possible
         fitting = []
-        for scheme in scheme_names(names):
+        for scheme in possible:
             try:
                 self._require_memory(scheme)
                 fitting.append(scheme)
@@ -88,6 +88,17 @@ class Family:
         if not fitting:
             raise SpecquantError(f"{self.target} does not fit {self.device} in any scheme of {names}")
         return fitting
+
+    def methods(self, names: Sequence[str] = METHODS) -> list[str]:
+        """Those of `names` whose models are named; of each other one, what is missing is printed."""
+        given = []
+        for method in names:
+            missing = [which for which in COMPANIONS[method] if not getattr(self, which)]
+            if missing:
+                print(f"{method} is left out: no {' and no '.join(missing)} is named")
+            else:
+                given.append(method)
+        return given
 
     def directory(self, scheme: str, method: str = "calibrated") -> Path:
         """Of the target in a scheme (`targets.quantized_target`)."""

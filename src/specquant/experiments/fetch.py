@@ -21,8 +21,11 @@ def fetch(benchmark: Benchmark, data_dir: str | Path) -> Path:
     SpecquantError where the download fails, the checksum differs or the folder cannot be written.
     """
     path = resolve(data_dir) / benchmark.file
-    if path.is_file() and _sha256(path.read_bytes()) == benchmark.sha256:
-        return path
+    try:
+        if path.is_file() and _sha256(path.read_bytes()) == benchmark.sha256:
+            return path
+    except OSError as error:
+        raise SpecquantError(f"cannot read {path} ({error.strerror}): remove it, or choose another folder") from None
     try:
         with urlopen(benchmark.url, timeout=TIMEOUT_S) as response:
             content = response.read(MOST_BYTES)

@@ -28,7 +28,12 @@ def read_documents(
     path = resolve(path)
     if not path.is_file():
         raise SpecquantError(f"there is no text file {path}")
-    texts = [text for text in path.read_text(encoding="utf-8").split("\f\n") if text.strip()]
+    if longest < 2 or (most_tokens is not None and most_tokens < 1):
+        raise SpecquantError("documents need at least 2 tokens, and a domain 1: what follows a token is predicted")
+    try:
+        texts = [text for text in path.read_text(encoding="utf-8").split("\f\n") if text.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecquantError(f"cannot read {path} ({error}): give a UTF-8 text file") from None
     if not texts:
         raise SpecquantError(f"{path} holds no text")
     documents, count = [], 0
@@ -38,6 +43,8 @@ def read_documents(
         tokens = tokenizer(text, verbose=False)["input_ids"]
         documents += [tokens[start : start + longest] for start in range(0, len(tokens) - 1, longest)]
         count += len(tokens)
+    if not documents:
+        raise SpecquantError(f"{path} holds less than 2 tokens: give more text")
     return documents
 
 

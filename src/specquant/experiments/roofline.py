@@ -31,7 +31,7 @@ def decoder_layer(kernels: pd.DataFrame, model: str) -> pd.DataFrame:
     """The four products of one decoder layer together: a row per scheme and draft size, from rows of kernels.csv.
 
     Adds relative_time (over that of one token), bandwidth_tb_s, rate_top_s and intensity (operations per byte). Raises
-    SpecquantError where the table has no such model.
+    SpecquantError where the table has no such model, or a scheme without the time of one token.
     """
     chosen = kernels[kernels["model"] == model]
     if chosen.empty:
@@ -39,6 +39,10 @@ def decoder_layer(kernels: pd.DataFrame, model: str) -> pd.DataFrame:
     keys = ["scheme", "implementation", "draft_size", "weights"]
     rows = chosen.groupby(keys, sort=False)[["time_us", "bytes", "operations"]].sum().reset_index()
     one_token = rows[rows["draft_size"] == 1].set_index("scheme")["time_us"]
+    if alone := sorted(set(rows["scheme"]) - set(one_token.index)):
+        raise SpecquantError(
+            f"the products of {model} in {alone[0]} were not measured with 1 token: measure them again"
+        )
     rows["relative_time"] = rows["time_us"] / rows["scheme"].map(one_token)
     rows["bandwidth_tb_s"] = rows["bytes"] / rows["time_us"] / 1e6
     rows["rate_top_s"] = rows["operations"] / rows["time_us"] / 1e6

@@ -1,16 +1,22 @@
 """Quantized copies of a target, made once and kept: notebooks that need the same one share it."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
+from specquant.models.llama import Llama
 from specquant.models.loading import stored_scheme
 from specquant.models.quantize import CALIBRATION_TEXT, quantize_model
 from specquant.paths import resolve
-from specquant.quant import get_scheme
+from specquant.quant import get_scheme, scheme_names
+from specquant.quant.hadamard import rotation_base
 
 # What decides about the codes: the weights, the text, and this package's code below `decoding`.
 CODE = ("kernels", "quant", "models")
@@ -42,6 +48,56 @@ def quantized_target(
     if not copy.is_dir():
         quantize_model(model_dir, scheme, copy, text, method=method, device=device, progress=False)
     return copy
+
+
+def possible_schemes(
+    names: str, model_dir: str | Path, say: Callable[[str], None] = print, more: Sequence[str] = ()
+) -> list[str]:
+    """The schemes to study a target in, of those that `quant.scheme_names` reads; the first is what others are compared
+    with.
+
+    model_dir: may be a hub id, which is downloaded first. more: schemes that "all" means besides the paper's. Of a
+    target that is quantized already its own alone. With "all", schemes that the model cannot have are left out, each
+    with a sentence to `say`. Raises SpecquantError for one that was named and that it cannot have.
+    """
+    path = locate(resolve_model(model_dir))
+    config = load_config(path)
+    stored = stored_scheme(config, path)
+    if stored != "fp16":
+        if names != "all" and stored not in scheme_names(names):
+            raise SpecquantError(f"{model_dir} is stored in {stored}, not in {names}: ask for that, or all")
+        return [stored]
+    chosen = scheme_names(names)
+    if names == "all":
+        return storable_schemes(list(dict.fromkeys([*chosen, *more])), config, say)
+    for name in chosen:
+        require_storable(name, config)
+    return chosen
+
+
+def storable_schemes(
+    names: Sequence[str], config: PreTrainedConfig, say: Callable[[str], None] = print, rotated: bool = True
+) -> list[str]:
+    """Those of `names` that a model of this configuration can have; of each other one a sentence to `say`.
+
+    rotated: whether weights are really rotated in schemes that do so; random ones are not.
+    """
+    storable = []
+    for name in names:
+        try:
+            require_storable(name, config, rotated)
+            storable.append(name)
+        except SpecquantError as error:
+            say(f"{name} is left out: {error}")
+    return storable
+
+
+def require_storable(name: str, config: PreTrainedConfig, rotated: bool = True) -> None:
+    """Raises SpecquantError where a model of this configuration cannot be stored in a scheme, or not be rotated."""
+    with torch.device("meta"):  # a skeleton without memory
+        Llama(config, name, 1)
+    if rotated and get_scheme(name).rotated:
+        rotation_base(config.hidden_size)
 
 
 def _digest(model_dir: Path, text: Path) -> str:

@@ -158,7 +158,7 @@ def read_questions(benchmark: Benchmark, data_dir: str | Path, limit: int | None
             continue
         try:
             question = benchmark.question(json.loads(line), number)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SpecquantError(
                 f"{path}, line {number}: no question of {benchmark.name} ({type(error).__name__}: {error}): get the "
                 f"file again by `{fetch}`"
@@ -195,37 +195,52 @@ def _spread(questions: list[Question], limit: int | None) -> list[Question]:
     return [questions[i * len(questions) // count] for i in range(count)]
 
 
+def is_text(value: object) -> bool:
+    """Whether a value of a JSON file is a text that says something and that a file can hold: escapes in JSON can stand
+    for half a character."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def _turns(record: dict) -> tuple[str, ...]:
-    turns = tuple(record["turns"])
-    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise ValueError("turns are texts")
-    return turns
+    turns = record["turns"]
+    if not isinstance(turns, list) or not turns or not all(map(is_text, turns)):
+        raise ValueError("turns is no list of texts")
+    return tuple(turns)
 
 
 def _text(record: dict, field: str) -> str:
-    if not isinstance(record[field], str) or not record[field].strip():
+    if not is_text(record[field]):
         raise ValueError(f"{field} is no text")
     return record[field]
 
 
+def _id(record: dict) -> str:
+    number = record["question_id"]
+    if isinstance(number, bool) or not (isinstance(number, int) or is_text(number)):
+        raise ValueError("question_id is no whole number")
+    return str(number)
+
+
 def _mt_bench_question(record: dict, number: int) -> Question:
-    return Question(str(record["question_id"]), "MT-Bench", _text(record, "category"), _turns(record), {})
+    return Question(_id(record), "MT-Bench", _text(record, "category"), _turns(record), {})
 
 
 def _spec_bench_question(record: dict, number: int) -> Question:
     category = _text(record, "category")
-    return Question(str(record["question_id"]), SPEC_BENCH_TASKS[category], category, _turns(record), {})
+    return Question(_id(record), SPEC_BENCH_TASKS[category], category, _turns(record), {})
 
 
 def _humaneval_question(record: dict, number: int) -> Question:
     solution = {field: _text(record, field) for field in ("prompt", "test", "entry_point")}
+    if not solution["entry_point"].isidentifier():
+        raise ValueError("entry_point is no function's name")
     return Question(_text(record, "task_id"), "HumanEval", "code", (solution["prompt"],), solution)
 
 
 def _gsm8k_question(record: dict, number: int) -> Question:
     answer = _text(record, "answer")
-    if "####" not in answer:
-        raise ValueError("the answer has no ####")
+    if not any("0" <= character <= "9" for character in answer.partition("####")[2]):
+        raise ValueError("the answer has no number behind ####")
     return Question(str(number), "GSM8K", "mathematics", (_text(record, "question"),), {"answer": answer})
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.decoding import Generation, acceptance_rule, generate
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
-from specquant.experiments.tasks import chat_text
+from specquant.experiments.tasks import chat_text, is_text
 from specquant.models.llama import Llama
 from specquant.paths import resolve
 
@@ -23,18 +23,33 @@ FIELDS = ("id", "task", "prompt")
 def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str, str]]:
     """The prompts in a JSON-lines file, at most `per_task` of each task; a relative path is below the project root.
 
-    Raises SpecquantError where there is no file, no prompt in it, or a line that is none.
+    Raises SpecquantError where there is no file, no prompt in it, or a line that is none or has the id of another.
     """
     path = resolve(path)
     if not path.is_file():
         raise SpecquantError(f"there is no prompt file {path}")
-    chosen, counts = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    if per_task is not None and per_task < 1:
+        raise SpecquantError(f"{per_task} prompts of each task were asked for: ask for at least 1")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecquantError(f"cannot read {path} ({error}): give a UTF-8 file of JSON lines") from None
+    chosen, counts, ids = [], {}, set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             prompt = json.loads(line)
-            task = {field: prompt[field] for field in FIELDS}["task"]
-        except (ValueError, KeyError, TypeError):
+            values = {field: prompt[field] for field in FIELDS}
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise SpecquantError(f"{path}, line {number}: not an object with {', '.join(FIELDS)}") from None
+        for field, value in values.items():
+            if not is_text(value):
+                raise SpecquantError(f"{path}, line {number}: {field} is no text: write it in quotes")
+        if values["id"] in ids:
+            raise SpecquantError(f"{path}, line {number}: prompt {values['id']} is there twice: give it another id")
+        ids.add(values["id"])
+        task = values["task"]
         counts[task] = counts.get(task, 0) + 1
         if per_task is None or counts[task] <= per_task:
             chosen.append(prompt)

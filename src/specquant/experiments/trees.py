@@ -58,7 +58,20 @@ def tree_shapes(trees: pd.DataFrame, draft_size: int, iterations: int) -> list[l
             f"no trees of {draft_size} nodes and {iterations} iterations were recorded, only of "
             + ", ".join(f"{size} and {depth}" for size, depth in sizes)
         )
-    return [[int(parent) for parent in parents.split()] for parents in rows.parents]
+    return [_parents(text, draft_size) for text in rows.parents]
+
+
+def _parents(text: str, draft_size: int) -> list[int]:
+    """The parents of a tree's nodes, in the order in which nodes follow their parents; the root's is -1."""
+    words = text.split()
+    if all(word.lstrip("-").isdecimal() for word in words):
+        parents = [int(word) for word in words]
+        if len(parents) == draft_size and all(0 <= parent < node for node, parent in enumerate(parents) if node):
+            return parents
+    raise SpecquantError(
+        f'the parents of a recorded tree of {draft_size} nodes are "{text[:40]}", which are none: record it again, or '
+        "take the table from the repository"
+    )
 
 
 def acceptance_by_depth(accepted_lengths: pd.Series) -> pd.Series:

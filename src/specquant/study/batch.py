@@ -9,16 +9,19 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 import papermill
 import yaml
+from jupyter_core.paths import jupyter_runtime_dir
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -32,7 +35,9 @@ from specquant.study.report import write_report
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
 # Parameters that name the models, and where they run.
-MODELS = ("target", "eagle_target", "intermediate", "eagle_intermediate", "dtype", "device")
+COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate")
+MODELS = ("target", *COMPANIONS, "dtype", "device")
+STUDY_NOTEBOOK = re.compile(r"\d\d_\w+")
 
 
 def run_study(
@@ -44,19 +49,24 @@ def run_study(
     """Run the notebooks in order with the parameters in notebooks/profiles/`profile`.yaml; returns the names of those
     that failed.
 
-    `only` names notebooks, with or without their number; all of them where it is empty. A notebook whose code, source,
-    parameters and data are those of its last good run is skipped unless `force`. Output goes to `results`/`profile`.
-    Raises SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type,
-    models that are missing or do not fit together, and a folder that cannot be written. KeyboardInterrupt passes
-    through; what had finished then stays, and the next run skips it.
+    `only` names notebooks, with or without their number; all of them where it is empty, but for files that are neither
+    the study's nor notebooks. A notebook whose code, source, parameters and data are those of its last good run, and
+    whose output is as it was written, is skipped unless `force`. A profile that names a target names the models that
+    draft for it, too: those that it does not name are left out. Output goes to `results`/`profile`. Raises
+    SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type, models
+    that are missing or do not fit together, and a folder that cannot be written; and for one that can no longer be
+    written. KeyboardInterrupt passes through; what had finished then stays, and the next run skips it.
     """
     root = project_root()
     notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
-    chosen = [_notebook_named(name, notebooks) for name in only] or list(notebooks)
-    declared = {name: parameter_types(path) for name, path in notebooks.items()}
-    values = read_profile(profile, dict(item for types in declared.values() for item in types.items()))
+    chosen = [_notebook_named(name, notebooks) for name in only]
+    declared, unreadable = _declared(notebooks, chosen)
+    chosen = chosen or list(declared)
+    values = read_profile(profile, dict(item for types in declared.values() for item in types.items()), unreadable)
     if "target" in values:
+        values = dict.fromkeys(COMPANIONS, "") | values
         Family(**{name: values[name] for name in MODELS if name in values})
+    _require_runtime_folder()
     folder = resolve(results) / profile
     executed = folder / "notebooks"
     values |= {"results_dir": _as_parameter(folder, root), "figures_dir": _as_parameter(folder / "figures", root)}
@@ -68,30 +78,74 @@ def run_study(
         raise SpecquantError(f"cannot write to {executed} ({error.strerror}): choose another folder") from None
     _remove_unfinished(executed)
 
+    notebooks = {name: notebooks[name] for name in declared}
     failed = []
-    try:
-        with tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
-            for name in bar:
-                bar.set_description(name)
-                parameters = {key: value for key, value in values.items() if key in declared[name]}
-                inputs = _digest(shared_digest, _source(notebooks[name]), json.dumps(parameters, default=str))
-                if not force and _is_current(folder, name, inputs):
-                    tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
-                    continue
-                record = _run(notebooks[name], parameters, folder)
-                record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
-                write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
-                if record["error"] is None:
-                    tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
-                else:
-                    failed.append(name)
-                    kept = executed / f"{name}.ipynb"
-                    tqdm.write(f"{name}: FAILED, kept with its traceback in {kept}: {record['error']}", file=sys.stderr)
-    finally:
-        _remove_unfinished(executed)
-        report = write_report(folder, profile, notebooks)
-    tqdm.write(f"Report: {report}", file=sys.stderr)
+    with _reported(folder, profile, notebooks), tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
+        for name in bar:
+            bar.set_description(name)
+            parameters = {key: value for key, value in values.items() if key in declared[name]}
+            inputs = _digest(shared_digest, _source(notebooks[name]), json.dumps(parameters, default=str))
+            if not force and _is_current(folder, name, inputs):
+                tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
+                continue
+            record = _run(notebooks[name], parameters, folder)
+            record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
+            write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
+            if record["error"] is None:
+                tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
+            else:
+                failed.append(name)
+                kept = executed / f"{name}.ipynb"
+                tqdm.write(f"{name}: FAILED, kept with its traceback in {kept}: {record['error']}", file=sys.stderr)
     return failed
+
+
+@contextmanager
+def _reported(folder: Path, profile: str, notebooks: Iterable[str]) -> Iterator[None]:
+    """Clean up and write the report at the end, whatever happened: what ended the batch is what the user then sees, not
+    that the report cannot be written either."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, SpecquantError):
+            _remove_unfinished(folder / "notebooks")
+            write_report(folder, profile, notebooks)
+        raise
+    _remove_unfinished(folder / "notebooks")
+    tqdm.write(f"Report: {write_report(folder, profile, notebooks)}", file=sys.stderr)
+
+
+def _declared(notebooks: Mapping[str, Path], chosen: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The parameters that each notebook declares, and the names of files that cannot be read as notebooks.
+
+    Raises SpecquantError where such a file was chosen, or, where none was, is one of the study's. Others, which an
+    aborted save may have left, are skipped with a word.
+    """
+    declared, unreadable = {}, []
+    for name, path in notebooks.items():
+        try:
+            declared[name] = parameter_types(path)
+        except SpecquantError as error:
+            if name in chosen or (not chosen and STUDY_NOTEBOOK.fullmatch(name)):
+                raise
+            unreadable.append(path.name)
+            if not chosen:
+                tqdm.write(f"{name}: skipped: {error}", file=sys.stderr)
+    return declared, unreadable
+
+
+def _require_runtime_folder() -> None:
+    """Raises SpecquantError where Jupyter cannot note its kernels: every notebook would fail of that."""
+    folder = Path(jupyter_runtime_dir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise SpecquantError(
+            f"Jupyter cannot write to {folder}: set HOME or JUPYTER_RUNTIME_DIR to a folder that it can"
+        )
 
 
 def parameter_types(notebook: Path) -> dict[str, str]:
@@ -102,7 +156,10 @@ def parameter_types(notebook: Path) -> dict[str, str]:
     try:
         declared = papermill.inspect_notebook(notebook)
     except Exception as error:  # each kind of damage has its own exception type
-        raise SpecquantError(f"{notebook} is no notebook ({error}): take it from the repository") from None
+        reason = " ".join(str(error).split())[:200]
+        raise SpecquantError(
+            f"{notebook} is no notebook ({reason}): remove it, or take it from the repository"
+        ) from None
     types = {}
     for name, parameter in declared.items():
         types[name] = parameter["inferred_type_name"]
@@ -114,11 +171,12 @@ def parameter_types(notebook: Path) -> dict[str, str]:
     return types
 
 
-def read_profile(profile: str, types: Mapping[str, str]) -> dict[str, Any]:
+def read_profile(profile: str, types: Mapping[str, str], unreadable: Iterable[str] = ()) -> dict[str, Any]:
     """The parameter values in notebooks/profiles/`profile`.yaml.
 
-    types: all parameters that there are, with their types. Raises SpecquantError for a profile that is not there or is
-    no flat mapping, for a name that is not in `types`, and for a value that is not of its type.
+    types: all parameters that there are, with their types; unreadable: files that might declare more. Plain numbers are
+    decimal: 010, 0x10 and 1:30 are text here, as dates are. Raises SpecquantError for a profile that is not there or is
+    no flat mapping, for a name that is not in `types` or is there twice, and for a value that is not of its type.
     """
     folder = project_root() / "notebooks" / "profiles"
     profiles = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -126,8 +184,10 @@ def read_profile(profile: str, types: Mapping[str, str]) -> dict[str, Any]:
         raise SpecquantError(f"unknown profile {profile!r}: notebooks/profiles/ has {', '.join(profiles) or 'none'}")
     file = f"notebooks/profiles/{profile}.yaml"
     try:
-        values = yaml.safe_load((folder / f"{profile}.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.load((folder / f"{profile}.yaml").read_text(encoding="utf-8"), _PlainLoader)
+    except RecursionError:
+        raise SpecquantError(f"{file} is not valid YAML: it is nested too deeply") from None
+    except (OSError, ValueError, LookupError, yaml.YAMLError) as error:
         raise SpecquantError(f"{file} is not valid YAML: {error}") from None
     if values is None:
         return {}
@@ -135,10 +195,42 @@ def read_profile(profile: str, types: Mapping[str, str]) -> dict[str, Any]:
         raise SpecquantError(f"{file} must hold lines of the form `parameter: value`")
     for name, value in values.items():
         if name not in types:
-            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}{_did_you_mean(name, types)}")
-        if not _is_a(value, types[name]):
-            raise SpecquantError(f"{file}: {name} is {value!r}; give a value of the type {types[name]}")
+            hint = "".join(f"; {other} could not be read" for other in unreadable) or _did_you_mean(name, types)
+            raise SpecquantError(f"{file}: no notebook has a parameter {name!r}{hint}")
+        if not (_is_a(value, types[name]) and _is_plain(value)):
+            hint = ", in quotes if it is text" if types[name] == "str" and not isinstance(value, str) else ""
+            raise SpecquantError(f"{file}: {name} is {value!r}; give a value of the type {types[name]}{hint}")
     return values
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what has no place in a profile: anchors, which let ten lines stand for a billion values, tags, names
+    that are there twice, and plain words that YAML 1.1 reads as dates or as numbers to the base 8, 16 or 60."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
+            line = event.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: anchors, aliases and tags are not for profiles: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if isinstance(key.value, str) and key.value in names[:place]:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is there twice: keep one")
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
 def _is_a(value: Any, type_name: str) -> bool:
@@ -160,6 +252,20 @@ def _is_a(value: Any, type_name: str) -> bool:
     return True
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a notebook can be given a value: numbers are finite, text is text, and so inside of lists and objects."""
+    match value:
+        case dict():
+            return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+        case list():
+            return all(map(_is_plain, value))
+        case str():
+            return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+        case float():
+            return isfinite(value)
+    return value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Execute one notebook and keep it, as .ipynb and .html, whether it failed or not; returns its record.
 
@@ -167,10 +273,13 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     """
     executed = folder / "notebooks"
     partial = executed / f".{notebook.stem}.partial.ipynb"
-    (executed / f"{notebook.stem}.json").unlink(missing_ok=True)  # from here on there is no good run to rely on
+    try:
+        (executed / f"{notebook.stem}.json").unlink(missing_ok=True)  # from here on there is no good run to rely on
+    except OSError as refused:
+        raise SpecquantError(f"cannot write to {executed} ({refused.strerror}): choose another folder") from None
     before = _outputs(folder)
     start = time.perf_counter()
-    error = None
+    error, result = None, None
     try:
         with _without_inner_bars():
             papermill.execute_notebook(
@@ -187,31 +296,52 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     except Exception as failure:  # the kernel died or did not start: this notebook failed, the others still run
         error = f"{type(failure).__name__}: {failure}"
     after = _outputs(folder)
-    result = nbformat.read(partial if partial.is_file() else notebook, as_version=4)
+    with suppress(OSError, ValueError, nbformat.ValidationError):  # a full disk may have cut it off
+        result = nbformat.read(partial, as_version=4)
+    if result is None:
+        result = nbformat.read(notebook, as_version=4)
     for path in ("input_path", "output_path"):
         result.metadata.get("papermill", {}).pop(path, None)
-    write_file(executed / notebook.name, nbformat.writes(result) + "\n")
+    files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
+    ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
     page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(
         result, resources={"metadata": {"name": notebook.stem}}
     )
-    write_file(executed / f"{notebook.stem}.html", page)
-    partial.unlink(missing_ok=True)
+    ours.append(write_file(executed / f"{notebook.stem}.html", page))
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)
+    written = [*files, *(path.relative_to(folder).as_posix() for path in ours)]
     return {
         "error": None if error is None else " ".join(error.split()),
         "seconds": round(time.perf_counter() - start, 1),
-        "files": sorted(name for name, stamp in after.items() if before.get(name) != stamp),
+        "files": files,
+        "written": {name: digest for name in written if (digest := _digest_of_output(folder / name))},
     }
 
 
 def _is_current(folder: Path, name: str, inputs: str) -> bool:
-    """Whether the last run was good, had the same inputs, and all that it wrote is still there."""
-    executed = folder / "notebooks"
+    """Whether the last run was good, had the same inputs, and all that it wrote is there, as it was written."""
     try:
-        record = json.loads((executed / f"{name}.json").read_text(encoding="utf-8"))
-        files = [*record["files"], f"notebooks/{name}.ipynb", f"notebooks/{name}.html"]
-        return record["error"] is None and record["inputs"] == inputs and all((folder / f).is_file() for f in files)
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / f"notebooks/{name}.json").read_text(encoding="utf-8"))
+        written = record["written"]
+        if record["error"] is not None or record["inputs"] != inputs or not {*record["files"]} <= {*written}:
+            return False
+        if not {f"notebooks/{name}.ipynb", f"notebooks/{name}.html"} <= {*written}:
+            return False
+        return all(_digest_of_output(folder / file) == digest for file, digest in written.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _digest_of_output(path: Path) -> str | None:
+    """What tells a whole file from a damaged one: its SHA-256, of weights only their size; None where it is gone."""
+    try:
+        if path.suffix == ".safetensors":
+            return str(path.stat().st_size)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -242,7 +372,8 @@ def _remove_unfinished(executed: Path) -> None:
     """What an interrupted batch leaves, or a killed one has left."""
     for path in executed.glob(".*"):
         if path.is_file():  # and not JupyterLab's folder of checkpoints
-            path.unlink()
+            with suppress(OSError):  # in the way of nobody
+                path.unlink()
 
 
 def _notebook_named(name: str, notebooks: Mapping[str, Path]) -> str:
@@ -275,8 +406,11 @@ def _digest_of_files(root: Path) -> str:
         for path in sorted([root / top, *(root / top).rglob("*")]):
             if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
                 digest.update(_digest(path.relative_to(root).as_posix()).encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                try:
+                    with path.open("rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
+                except OSError as error:
+                    raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
     return digest.hexdigest()
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Shapes
-from specquant.experiments.calibration import COLUMNS, NUMBERS, calibrate, calibrated, described
-from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
+from specquant.experiments.calibration import COLUMNS, LEVELS, NUMBERS, calibrate, calibrated, described
+from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, read_prompts
@@ -54,7 +54,7 @@ def plan_table(
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
     passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
-    shapes = Shapes.of(read_results(trees))
+    shapes = Shapes.of(read_results(trees, table="trees"))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(
             f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
@@ -86,9 +86,11 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
     """
     if not resolve(path).is_file():
         raise SpecquantError(f"there is no calibration at {path}: make one with specquant calibrate --out {path}")
-    steps = read_results(path, COLUMNS)
-    if steps[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").isna().any(axis=None):
-        raise SpecquantError(f"{path} holds something else where numbers belong: calibrate again")
+    steps = read_results(path, COLUMNS, table="calibration")
+    known = steps.method.isin(METHODS) & steps.level.isin(LEVELS) & (steps.accepted <= steps.drafts)
+    if not known.all():
+        line = int(known.idxmin()) + 2
+        raise SpecquantError(f"{path}, line {line}: no step of a calibration: calibrate again")
     for what, ours in described(models).items():
         if (theirs := str(steps[what].iloc[0])) != str(ours):
             raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")

@@ -54,9 +54,13 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
     """A notebook's record, empty where it has not run or the record is damaged."""
     try:
         record = json.loads((folder / "notebooks" / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) and {"error", "seconds", "files"} <= record.keys() else {}
+    if not isinstance(record, dict) or not isinstance(record.get("seconds"), int | float):
+        return {}
+    error, files = record.get("error", 0), record.get("files")
+    whole = isinstance(error, str | None) and isinstance(files, list) and all(isinstance(file, str) for file in files)
+    return record if whole else {}
 
 
 def _row(name: str, record: dict[str, Any]) -> str:
@@ -77,7 +81,10 @@ def _row(name: str, record: dict[str, Any]) -> str:
 
 def _figure(folder: Path, picture: str) -> str:
     caption = folder / Path(picture).with_suffix(".txt")
-    text = caption.read_text(encoding="utf-8") if caption.is_file() else Path(picture).stem
+    try:
+        text = caption.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = Path(picture).stem
     pdf = escape(str(Path(picture).with_suffix(".pdf").as_posix()))
     return (
         f'<figure><a href="{pdf}"><img src="{escape(picture)}" alt="{escape(text)}"></a>'

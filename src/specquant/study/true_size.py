@@ -8,6 +8,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from specquant.errors import SpecquantError
 from specquant.experiments.methods import PLAN_FIELDS
 from specquant.study.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
 
@@ -131,6 +132,9 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
     `table`: rows of replayed.csv of one target, in one scheme and with one kind of head. Left EAGLE-2 with each of its
     trees; right the methods with an intermediate model, at their most frequent head_chance.
     """
+    one_by_one = table[table["method"] == "autoregressive"]["tokens_per_s"]
+    if one_by_one.empty:
+        raise SpecquantError("the replayed table has no autoregressive row to compare with: measure it again")
     figure, axes = new_figure(1, 2, height_in=2.6, sharey=True)
     panels = {
         "head_chance": (["eagle2"], "chance of each token of\nthe target's EAGLE head"),
@@ -148,7 +152,7 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
             drawn = sum(other.get_color() == look.color for other in axis.lines)
             style = ("-", "--", ":")[drawn % 3]
             axis.plot(line[column], line["tokens_per_s"], style, color=look.color, marker=look.marker, label=label)
-        axis.axhline(table[table["method"] == "autoregressive"]["tokens_per_s"].iloc[0], color="0.4", linestyle="--")
+        axis.axhline(one_by_one.iloc[0], color="0.4", linestyle="--")
         axis.set_xlabel(xlabel)
     axes[0].set_ylabel("tokens per second")
     axes[0].set_ylim(bottom=0)
