@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from specquant.decoding import generate
@@ -20,7 +19,7 @@ from specquant.experiments.benchmark import answer_question, benchmark_table, lo
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.sandbox import wall
 from specquant.experiments.tasks import get_benchmark, prompt_tokens, read_questions
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.study.provenance import device_name, without_local_paths
@@ -53,7 +52,7 @@ def record_benchmark(
 
     target, companions, scheme, context_length, head_options (`head_scheme` and so on): as for `Models`. limit: of
     questions for each task. max_new_tokens: in one turn (default: the paper's). device: the GPU by default, if there is
-    one; dtype: that models compute in (default: float16 on a GPU, else float32). Beside the table stand its provenance,
+    one; dtype: that models compute in (default: `models.device.default_dtype`). Beside the table stand its provenance,
     NAME.json, and the lines with the answers, NAME.jsonl. A last line that broke off is measured again. Methods take
     turns on each question, so that a machine that grows slower slows all of them. Raises SpecquantError where there are
     lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
@@ -62,11 +61,10 @@ def record_benchmark(
     questions, sha256 = read_questions(benchmark, data_dir, limit)
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     device = choose_device(device)
-    dtype = dtype or ("float16" if device == "cuda" else "float32")
     models = Models(
         target,
         scheme=scheme,
-        dtype=getattr(torch, dtype),
+        dtype=named_dtype(dtype),
         device=device,
         context_length=context_length,
         **companions,
@@ -83,7 +81,7 @@ def record_benchmark(
         "models": without_local_paths({"target": Path(target)} | dict(companions)),
         "max_new_tokens": max_new_tokens,
         "context_length": context_length,
-        "dtype": dtype,
+        **dtype_parameters(device, dtype),
         "settings": asdict(settings),
         "head_scheme": models.head_scheme,
         "head_vocabulary": models.head_vocabulary,
