@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant.cli import main
 from specquant.experiments.methods import tiny_models
-from specquant.models.device import default_dtype, dtype_parameters
+from specquant.measure import replay, verify_cost
+from specquant.models.device import default_dtype, dtype_name, dtype_parameters
 from specquant.models.llama import causal_mask
 from specquant.models.loading import load_model
 from specquant.models.synthetic import synthetic_model
@@ -69,10 +70,10 @@ def test_all_models_of_a_decoder_compute_in_the_targets_default_unless_a_dtype_i
         assert inner.model.dtype == inner.drafter.head.dtype == models.eagle_target.dtype == expected
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
-def test_a_row_among_others_is_the_row_alone(scheme):
+@pytest.mark.parametrize(("scheme", "hidden_size"), [("w8a8", 576), ("fp8", 192)])
+def test_a_row_among_others_is_the_row_alone(scheme, hidden_size):
     """In float32 the logits here move by 0.1, where a code has moved by a step."""
-    model = synthetic_model(deep_config(576), scheme, 64, default_dtype("cpu", scheme), "cpu")
+    model = synthetic_model(deep_config(hidden_size), scheme, 64, default_dtype("cpu", scheme), "cpu")
     tokens, cache = torch.arange(40) * 37 % VOCABULARY, model.new_cache(64)
     model.prefill(tokens[:16], cache)
     together = model.logits(model(tokens[16:], torch.arange(16, 40), cache, causal_mask(24, "cpu")))
@@ -110,3 +111,23 @@ def test_generate_is_lossless_with_8_bit_activations(deep, capsys, prompt):
         written.append(json.loads(capsys.readouterr().out))
     assert written[1]["token_ids"] == written[0]["token_ids"]
     assert len(set(written[1]["accepted_lengths"])) > 2
+
+
+def test_what_is_timed_computes_in_its_schemes_default_unless_a_dtype_is_given(small_models):
+    about = {"model": str(small_models / "target"), "schemes": ("fp16", "w8a8"), "weights": "synthetic"}
+    for given, expected in ((None, ("float32", "float64")), ("float32", ("float32", "float32"))):
+        parameters = verify_cost.Parameters(**about, device="cpu", dtype=given)
+        assert tuple(dtype_name(parameters.load(scheme).dtype) for scheme in about["schemes"]) == expected
+        same = parameters.same()
+        assert (same["dtype"], same["dtype_of_8_bit_activations"]) == expected
+
+
+@pytest.mark.parametrize("given", [None, "float32"])
+def test_replays_compute_in_the_targets_default_unless_a_dtype_is_given(small_models, monkeypatch, given):
+    made = {}
+    monkeypatch.setattr(replay, "SyntheticModels", lambda *names, **options: made.update({names[2]: options["dtype"]}))
+    monkeypatch.setattr(replay, "replay_plans", lambda *arguments: [])
+    parameters = replay.Parameters(str(small_models / "target"), schemes=("fp16", "w8a8"), device="cpu", dtype=given)
+    assert len(list(replay.run(parameters, parameters.units()))) == 2 * parameters.processes
+    assert made == {"fp16": torch.float32, "w8a8": torch.float32 if given else torch.float64}
+    assert parameters.same()["dtype_of_8_bit_activations"] == (given or "float64")
