@@ -6,7 +6,7 @@ PROFILE ?= tiny
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-full test-gpu figures notebooks lab lint lock clean
+.PHONY: help study test test-bits test-full test-gpu figures notebooks lab lint lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -16,6 +16,14 @@ study: .venv/.ready  ## run the study and link it from results/PROFILE/index.htm
 
 test: .venv/.ready  ## run the tests and the notebooks' checks that take minutes
 	$(PYTEST) -m "not gpu and not full"
+
+# What numpy's and torch's products take on a processor without AVX-512; each of these libraries has its own name for it.
+test-bits: export OPENBLAS_CORETYPE = Haswell
+test-bits: export MKL_ENABLE_INSTRUCTIONS = AVX2
+test-bits: export ONEDNN_MAX_CPU_ISA = AVX2
+test-bits: export ATEN_CPU_CAPABILITY = avx2
+test-bits: .venv/.ready  ## run the tests that compare bits as a processor without AVX-512 would
+	$(BIN)/python -m pytest tests -m "bits and not gpu and not full" -n 2
 
 test-full: .venv/.ready  ## run the long tests as well
 	$(PYTEST) -m "not gpu"
@@ -36,6 +44,7 @@ lab: .venv/.ready  ## open JupyterLab on the notebooks
 
 lint: .venv/.ready  ## check the style
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:  ## remove all that can be made again, .venv and results/ too
 	rm -rf .venv build results src/*.egg-info .pytest_cache .ruff_cache .hypothesis

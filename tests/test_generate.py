@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tqdm import tqdm
 
 from specquant.cli import main
 from specquant.experiments.methods import Plan
@@ -62,10 +63,19 @@ def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monk
     assert result["plan"]["method"] == first.split()[0]
 
 
-def test_auto_tells_its_choice_in_one_line(capsys, monkeypatch):
+@pytest.mark.parametrize("slow", [False, True])
+def test_auto_tells_its_choice_in_one_line(capsys, monkeypatch, slow):
+    """Behind the progress bar, too, which a slow machine shows."""
     monkeypatch.setattr("specquant.experiments.calibration.PROBES", PROBES)
+    if slow:
+        at_once = lambda *arguments, **options: tqdm(*arguments, **options | {"delay": 0})  # noqa: E731
+        monkeypatch.setattr("specquant.experiments.calibration.tqdm", at_once)
     assert main(["generate", "--model", TARGET, "--prompt", PROMPT, "--max-new-tokens", "4", "--method", "auto"]) == 0
-    line = capsys.readouterr().err
+    error = capsys.readouterr().err
+    if slow:
+        assert "calibrating" in error
+    line = error.split("\r")[-1]  # each state of the bar overwrites the one before
     assert line.startswith("specquant: decoding by ")
     assert "; predicted tokens per second: " in line
-    assert line.count("\n") == 1
+    assert error.count("\n") == 1
+    assert error.count("specquant: ") == 1

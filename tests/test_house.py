@@ -126,9 +126,18 @@ def test_conda_takes_python_from_conda_and_the_rest_from_the_lock():
 def test_make_and_ci_set_up_from_the_lock():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^\.venv/\.ready: requirements\.lock$", makefile, re.MULTILINE)
-    for target in ("study", "test", "test-full", "test-gpu", "figures", "lab", "lint"):
+    for target in ("study", "test", "test-bits", "test-full", "test-gpu", "figures", "lab", "lint"):
         assert re.search(rf"^{target}: \.venv/\.ready", makefile, re.MULTILINE), target
-    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert (ROOT / ".ci/run").read_text().splitlines()[-3:] == ["make lint", "make test", "make test-bits"]
+
+
+def test_bits_are_tested_as_on_a_processor_without_avx_512():
+    """By the tests that say they compare bits, those of the kernels in the interpreter among them."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert "test-bits: export OPENBLAS_CORETYPE = Haswell\n" in makefile
+    assert re.search(r'-m "bits and ', makefile)
+    marked = {path.name for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.bits" in path.read_text()}
+    assert {"test_attention.py", "test_graphs.py", "test_interpreter.py", "test_products.py"} <= marked
 
 
 def imported_parts(source: str, package: str) -> set[str]:

@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     generate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     generate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    _add_dtype(generate)
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     generate.add_argument(
         "--top-p", type=float, default=1.0, metavar="P", help="sample from this nucleus (default: all)"
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--prompts-per-task", type=int, default=1, metavar="N", help="of seven tasks (default: 1)")
     calibrate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     calibrate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    _add_dtype(calibrate)
     calibrate.add_argument("--rows", type=int, default=10, metavar="N", help="plans to show (default: 10)")
     calibrate.add_argument(
         "--out",
@@ -241,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--tree", default="24,3", metavar="N,N", help="nodes and iterations of it (default: 24,3)")
     replay.add_argument("--processes", type=int, default=3, metavar="N", help="for intervals (default: 3)")
     replay.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    _add_dtype(replay)
     replay.add_argument("--out", type=_here, default=Path("results/replayed"), metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
 
@@ -288,11 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--draft-size", type=int, default=60, metavar="N", help="of EAGLE-2's tree (default: 60)")
     tasks.add_argument("--iterations", type=int, default=6, metavar="N", help="of EAGLE-2's drafting (default: 6)")
     tasks.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    tasks.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="that models compute in (default: float16 on a GPU, else float32)",
-    )
+    _add_dtype(tasks)
     tasks.add_argument(
         "--unsafe",
         action="store_true",
@@ -339,6 +338,14 @@ def _parser() -> argparse.ArgumentParser:
 def _here(text: str) -> Path:
     """A path that a user named is below the folder that they are in; defaults are below the project root."""
     return Path(text).absolute()
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="that models compute in (default: float16 on a GPU, else float32; float64 where activations have 8 bits)",
+    )
 
 
 def _add_companions(parser: argparse.ArgumentParser) -> None:
@@ -421,18 +428,15 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace):
-    """The models that options name, on the device, in 16 bits on a GPU."""
-    import torch
-
+    """The models that options name, on the device."""
     from specquant.experiments.methods import Models
-    from specquant.models.device import choose_device
+    from specquant.models.device import choose_device, named_dtype
 
-    device = choose_device(arguments.device)
     return Models(
         arguments.model,
         scheme=arguments.scheme,
-        dtype=torch.float16 if device == "cuda" else torch.float32,
-        device=device,
+        dtype=named_dtype(arguments.dtype),
+        device=choose_device(arguments.device),
         context_length=arguments.context_length,
         **_companions(arguments),
         **_head_options(arguments),
@@ -571,6 +575,7 @@ def _bench_replay(arguments: argparse.Namespace) -> int:
         tree=tuple(tree),
         processes=arguments.processes,
         device=arguments.device,
+        dtype=arguments.dtype,
     )
     print(record(MEASURE, parameters, arguments.out))
     return 0

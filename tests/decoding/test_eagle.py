@@ -46,6 +46,7 @@ def as_graphs(captured, monkeypatch):
     return captured
 
 
+@pytest.mark.bits
 def test_a_captured_draft_is_the_draft(as_graphs, monkeypatch):
     """Whatever came before, and also where the limit ends a draft early."""
     limits = (12, 12, 12, 3, 12, 2, 12, 12)

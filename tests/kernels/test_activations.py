@@ -43,6 +43,7 @@ def test_rows_of_zeros_and_of_subnormal_numbers_are_zero_and_do_not_disturb_othe
     assert (scales > 0).all()
 
 
+@pytest.mark.bits
 def test_a_row_does_not_depend_on_the_others():
     x = torch.randn(7, 48)
     codes, scales = quantize_per_token(x)

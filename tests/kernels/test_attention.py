@@ -66,6 +66,7 @@ def test_a_row_may_see_slots_from_before_this_pass(row_invariant, device):
     assert relative_error(tree_attention_triton(*arguments, row_invariant), *arguments) < 1e-3
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("row_invariant", [False, True])
 def test_the_prefix_length_may_lie_on_the_device(row_invariant, device):
     query, keys, values, prefix, mask = problem(3, 4, 2, 64, 77, device)
@@ -97,6 +98,7 @@ def check_row_invariance(query, keys, values, prefix, mask, rows):
         assert torch.equal(decode_path(query, keys, values, prefix, mask, row)[0], together[row])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("prefix", [5, CHUNK - 2])
 def test_invariant_rows_have_the_bits_of_decoding_token_by_token(prefix, device):
     check_row_invariance(*problem(9, 4, 2, 64, prefix, device, capacity=CHUNK + 64), range(9))

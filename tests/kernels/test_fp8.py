@@ -57,6 +57,7 @@ def wide_rows(dtype, generator):
     return x.to(dtype)
 
 
+@pytest.mark.bits
 def test_codes_are_the_nearest_numbers_of_the_format(generator):
     x = wide_rows(torch.float32, generator)
     codes, scales = quantize_per_token_e4m3(x)
@@ -68,6 +69,7 @@ def test_codes_are_the_nearest_numbers_of_the_format(generator):
     assert codes[[0, 1, 3, 4, 5]].abs().amax(dim=1).eq(448).all()
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_kernel_quantizes_to_the_same_bits(dtype, device, generator):
     x = wide_rows(dtype, generator)

@@ -30,6 +30,7 @@ def check(x, delta, weight, quantized):
         torch.testing.assert_close(normed, expected, rtol=1.01 * torch.finfo(x.dtype).eps, atol=1e-6)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("rows", "size"), [(1, 384), (3, 500), (2, 1024)])
@@ -39,6 +40,7 @@ def test_sum_and_norm(rows, size, dtype, quantized, device):
     check(x, None, weight, quantized)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("code_dtype", [torch.int8, torch.float8_e4m3fn])
 def test_codes_have_the_bits_of_the_reference_where_the_norm_is_exact(code_dtype, device):
     # Powers of two with mean square 1, weights of one place: no rounding but the quantization's.

@@ -103,6 +103,7 @@ def test_fp16(rows, outputs, inputs, chosen, device, generator):
     assert relative_error(y, x.double() @ weight.double().t()) < 4e-4
 
 
+@pytest.mark.bits
 @edges
 @pytest.mark.parametrize("form", FORMS)
 def test_integer_products_are_exact(form, rows, outputs, inputs, chosen, device, generator):
@@ -114,6 +115,7 @@ def test_integer_products_are_exact(form, rows, outputs, inputs, chosen, device,
     assert torch.equal(y.cpu(), REFERENCES[form](x, *matrix))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("form", FORMS)
 def test_sums_beyond_float32s_integers_are_rounded_once(form, device, generator):
     """The largest activations times the largest weights, in float32."""

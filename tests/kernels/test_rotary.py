@@ -26,6 +26,7 @@ def check(rows, heads, kv_heads, head_dim, first_slot, device, dtype=torch.float
             assert torch.equal(written, expected_cache)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(
     ("rows", "heads", "kv_heads", "head_dim", "first_slot"), [(1, 8, 1, 128, 0), (3, 6, 2, 64, 5), (5, 3, 3, 64, 1)]

@@ -61,6 +61,7 @@ def test_a_restricted_vocabulary_is_mapped_back(config):
     torch.testing.assert_close(log_p, logits[:, kept].log_softmax(-1).sort(descending=True).values)
 
 
+@pytest.mark.bits
 def test_the_whole_vocabulary_changes_nothing(config):
     ends = synthetic_ends(config, 64, torch.float32, "cpu")
     head, features = synthetic_head(config, ends), torch.randn(4, 128)

@@ -105,6 +105,7 @@ def test_a_layer_is_few_launches(scheme, launches, small_config, with_kernels, m
     assert per_model[0] == launches + 1  # the first norm
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("scheme", ["fp16", "w8a8", "w4a16-g128", "w4a8-fp8-g128"])
 def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_config, with_kernels):
     """Where that is asked for: each path of the tree, token by token, gives the logits of its rows."""
@@ -123,6 +124,7 @@ def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_confi
             cache.confirm(1)
 
 
+@pytest.mark.bits
 def test_a_graph_gives_what_the_model_gives(small_config, captured):
     """Bit for bit, for each length of the context and each number of rows."""
     model = model_in("w4a16-g128", small_config)
@@ -133,6 +135,7 @@ def test_a_graph_gives_what_the_model_gives(small_config, captured):
     assert len(captured) == 4  # each call has a cache of its own
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("scheme", ["w4a16-g128", "w4a8-qqq"])
 def test_kernels_read_the_length_from_the_device(scheme, small_config, captured, with_kernels):
     model = model_in(scheme, small_config)
@@ -143,6 +146,7 @@ def test_kernels_read_the_length_from_the_device(scheme, small_config, captured,
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.bits
 def test_one_graph_serves_all_positions_of_a_cache(small_config, captured):
     model = model_in("w8a8", small_config)
     wrapped = GraphedLlama(model)
@@ -159,6 +163,7 @@ def test_one_graph_serves_all_positions_of_a_cache(small_config, captured):
     assert len(captured) == 2
 
 
+@pytest.mark.bits
 def test_logits_come_from_the_graph(small_config, captured, monkeypatch):
     model = model_in("fp16", small_config)
     wrapped = GraphedLlama(model)
@@ -174,6 +179,7 @@ def test_logits_come_from_the_graph(small_config, captured, monkeypatch):
         torch.testing.assert_close(wrapped.logits(other), model.logits(other))
 
 
+@pytest.mark.bits
 def test_what_no_graph_serves_runs_as_before(small_config, captured):
     model = model_in("fp16", small_config)
     wrapped = GraphedLlama(model)

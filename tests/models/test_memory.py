@@ -73,6 +73,7 @@ def test_the_weights_bytes_are_those_that_a_loaded_model_takes(small_models, sch
     assert weight_bytes(skeleton, torch.float64, "cuda") == sum(tensors.values()) - norms
 
 
+@pytest.mark.bits
 def test_a_context_length_bounds_cache_and_tables(small_models):
     model = load_model(small_models / "target", context_length=32)
     assert model.context_length == 32

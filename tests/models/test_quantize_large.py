@@ -112,11 +112,16 @@ def test_after_an_interruption_finished_layers_are_not_done_again(source, tmp_pa
 
 def test_after_a_kill_the_command_goes_on(source, tmp_path):
     expected = quantized(source, tmp_path / "whole")
-    out, unfinished = tmp_path / "out", tmp_path / ".out.unfinished"
+    out, unfinished, go_on = tmp_path / "out", tmp_path / ".out.unfinished", tmp_path / "go_on"
     program = (
-        "import sys, time; from specquant.models import quantize; from specquant.cli import main;"
-        "original = quantize.quantize_layer;"
-        "quantize.quantize_layer = lambda *a: (time.sleep(0.5), original(*a))[1];"  # time to be killed in
+        "import pathlib, sys, time\n"
+        "from specquant.models import quantize\n"
+        "from specquant.cli import main\n"
+        "original = quantize.quantize_layer\n"
+        "def wait(model, layer, *rest):\n"
+        f"    while layer.index > 1 and not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.05)\n"  # to be killed
+        "    return original(model, layer, *rest)\n"
+        "quantize.quantize_layer = wait\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     options = ["--scheme", "w4a8-qoq", "--calibration", str(source / "text.txt"), "--device", "cpu", "--out", str(out)]
@@ -127,6 +132,7 @@ def test_after_a_kill_the_command_goes_on(source, tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    go_on.touch()
     assert not out.exists()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -93,6 +93,7 @@ def test_very_small_and_large_weights_stay_finite(scheme, magnitude, weight):
     assert stored.abs().max() <= 1.1 * magnitude + 1e-6
 
 
+@pytest.mark.bits
 @every_scheme
 def test_a_state_dict_carries_the_matrix(scheme, weight):
     linear = quantize_linear(scheme, weight)
@@ -164,6 +165,7 @@ def test_integer_products_are_the_same_in_float32_and_float64_up_to_rounding(sch
     assert (single - double).abs().max() < 2e-3 * double.abs().max()
 
 
+@pytest.mark.bits
 @every_scheme
 def test_a_kernel_gets_the_codes_that_its_storage_names(scheme, weight, device):
     linear = quantize_linear(scheme, weight).to(device)

@@ -133,8 +133,10 @@ def test_more_methods_questions_and_schemes_are_added(call, asked, tmp_path):
     assert asked == ["81", "81"]
     call()
     assert asked == ["81", "81", "82", "82"]
-    table = read_results(call(scheme="w8a8", limit=1))
+    path = call(scheme="w8a8", limit=1)
+    table, parameters = read_results(path), read_provenance(path)["parameters"]
     assert list(table.scheme) == ["fp16", "fp16", "w8a8", "w8a8"]
+    assert (parameters["dtype"], parameters["dtype_of_8_bit_activations"]) == ("float32", "float64")
     assert len(asked) == 6
 
 
@@ -144,6 +146,8 @@ def test_measurements_of_other_parameters_are_not_mixed(call, tmp_path, data_dir
         call(max_new_tokens=7)
     with pytest.raises(SpecquantError, match=r"line 1: measured with dtype float32, not float64"):
         call(dtype="float64")
+    with pytest.raises(SpecquantError, match=r"measured with dtype_of_8_bit_activations float64, not float32"):
+        call(dtype="float32")
     (tmp_path / "mt_bench.jsonl").write_text((data_dir / "mt_bench.jsonl").read_text() + "\n")
     with pytest.raises(SpecquantError, match=r"line 1: measured with questions_sha256 \w+, not"):
         call(data_dir=tmp_path)

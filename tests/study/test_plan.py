@@ -2,6 +2,7 @@ from dataclasses import asdict
 
 import pandas as pd
 import pytest
+import torch
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
@@ -91,6 +92,8 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         read_calibration(path, tiny_models(small_models, scheme="w8a8"))
     with pytest.raises(SpecquantError, match=r"made.csv was measured with head_scheme fp16, not w8a8"):
         read_calibration(path, tiny_models(small_models, head_scheme="w8a8"))
+    with pytest.raises(SpecquantError, match=r"made.csv was measured in float32, not in float64: calibrate again"):
+        read_calibration(path, tiny_models(small_models, dtype=torch.float64))
     monkeypatch.setattr(plan, "device_name", lambda _: "another GPU")
     with pytest.raises(SpecquantError, match=r"made.csv was measured on .*, not on another GPU: calibrate again"):
         read_calibration(path, models)

@@ -119,8 +119,9 @@ class Models:
 
     target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
     intermediate model and that model's head are directories of fp16 weights. All of them may be hub ids instead
-    (`models.hub.locate`). context_length: positions to make room for; None for all that each was made for. On a GPU,
-    passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
+    (`models.hub.locate`). dtype: that all of them compute in; None for the target's default
+    (`models.device.default_dtype`). context_length: positions to make room for; None for all that each was made for.
+    On a GPU, passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
     `Llama.make_row_invariant`.
 
     head_scheme: to round the EAGLE heads' matrices and LM heads to. head_vocabulary: how many tokens their LM heads
@@ -135,7 +136,7 @@ class Models:
         intermediate: str | Path | None = None,
         eagle_intermediate: str | Path | None = None,
         scheme: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         context_length: int | None = None,
         row_invariant: bool = False,
@@ -149,7 +150,7 @@ class Models:
             "intermediate": intermediate,
             "eagle_intermediate": eagle_intermediate,
         }
-        self.scheme, self.dtype, self.device, self.context_length = scheme, dtype, device, context_length
+        self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
 
@@ -162,16 +163,21 @@ class Models:
             self.check_companions(method)
         return given
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That all models compute in; where none was given, the target is loaded to know it."""
+        return self.given_dtype or self.target.dtype
+
     @cached_property
     def target(self) -> Llama | GraphedLlama:
-        target = self._load("target", self.scheme)
+        target = self._load("target", self.given_dtype, self.scheme)
         if self.row_invariant:
             target.make_row_invariant()
         return target
 
     @cached_property
     def intermediate(self) -> Llama | GraphedLlama:
-        return self._load("intermediate")
+        return self._load("intermediate", self.dtype)
 
     @cached_property
     def eagle_target(self) -> EagleHead:
@@ -197,8 +203,8 @@ class Models:
 
         return assemble(plan, self, drafter)
 
-    def _load(self, which: str, scheme: str | None = None) -> Llama | GraphedLlama:
-        return graphed(load_model(self.paths[which], scheme, self.dtype, self.device, self.context_length))
+    def _load(self, which: str, dtype: torch.dtype | None, scheme: str | None = None) -> Llama | GraphedLlama:
+        return graphed(load_model(self.paths[which], scheme, dtype, self.device, self.context_length))
 
     def _load_head(self, which: str, model: Llama | GraphedLlama) -> EagleHead:
         return load_eagle_head(self.paths[which], model, self.head_scheme, self._head_tokens)

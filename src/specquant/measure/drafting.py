@@ -13,7 +13,7 @@ from specquant.experiments import kernels
 from specquant.experiments.drafting import HEADS, TREES, describe_head, prepare_draft
 from specquant.measure.blocks import Blocks, in_blocks
 from specquant.measure.measure import Measure
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head
 from specquant.study.provenance import device_name
@@ -59,7 +59,7 @@ class Parameters:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float16 if self.device == "cuda" else torch.float32
+        return default_dtype(self.device, "fp16")  # of the model, whose ends a head shares
 
     def same(self) -> dict[str, Any]:
         names = ("confirmed_rows", "blocks", "repeats", "warm_up_ms", "seed")

@@ -16,7 +16,7 @@ from specquant.experiments.methods import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import SyntheticModels, at_fitted_chances, replay_plans
 from specquant.experiments.trees import RECORDED_TREES
 from specquant.measure.measure import Measure
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config
 from specquant.quant import get_scheme
@@ -44,7 +44,8 @@ class Parameters:
     intermediate model only decoding one by one and EAGLE-2 run. head_scheme, head_vocabulary: of the EAGLE heads; None:
     all tokens. The chances of acceptance are fitted (`Shapes.fitted_chances`): accepted_length is that of EAGLE-2 with
     this `tree` (nodes and iterations), hierarchical_length that of the paper's hierarchy. sweep: more plans, and
-    chances over a range. processes: fresh interpreters, each with draws of its own.
+    chances over a range. processes: fresh interpreters, each with draws of its own. dtype: that models compute in
+    (default: the target's, `models.device.default_dtype`).
     """
 
     model: str
@@ -68,9 +69,7 @@ class Parameters:
     repeats = 1
 
     def __post_init__(self):
-        device = choose_device(self.device)
-        object.__setattr__(self, "device", device)
-        object.__setattr__(self, "dtype", self.dtype or ("float16" if device == "cuda" else "float32"))
+        object.__setattr__(self, "device", choose_device(self.device))
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
@@ -85,8 +84,9 @@ class Parameters:
         self.points("fitted")
 
     def same(self) -> dict[str, Any]:
-        names = ("trees", "new_tokens", "prompt_length", "seed", "dtype")
-        return {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
+        names = ("trees", "new_tokens", "prompt_length", "seed")
+        same = {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
+        return same | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
         about = {"model": Path(self.model).name, "weights": "synthetic", "head_scheme": self.head_scheme}
@@ -141,7 +141,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
             parameters.head_scheme,
             parameters.head_vocabulary,
             context_length=parameters.prompt_length + 2 * parameters.new_tokens,
-            dtype=getattr(torch, parameters.dtype),
+            dtype=named_dtype(parameters.dtype) or default_dtype(parameters.device, unit["scheme"]),
             device=parameters.device,
             seed=parameters.seed,
         )

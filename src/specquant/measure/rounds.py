@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 
 from specquant.errors import SpecquantError
 from specquant.experiments.drafting import HEADS, INNER_ACCEPTANCE, INNER_TREE, describe_head, inner_rounds
 from specquant.experiments.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.measure.measure import Measure
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
 from specquant.study.provenance import device_name
@@ -61,7 +60,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
     """Time rounds with each head. A round is one block of its own: each follows another of its kind."""
     shapes = tree_shapes(trees_of(read_results(parameters.trees), "intermediate"), *INNER_TREE)
     config, context_length = synthetic_config(parameters.model), parameters.context_length
-    dtype = torch.float16 if parameters.device == "cuda" else torch.float32
+    dtype = default_dtype(parameters.device, parameters.scheme)
     for unit in units:
         try:
             model = synthetic_model(config, parameters.scheme, context_length + 1024, dtype, parameters.device)

@@ -21,7 +21,7 @@ from specquant.experiments.drafting import prepare_draft
 from specquant.experiments.timing import now
 from specquant.measure.card import CardState
 from specquant.measure.measure import Measure
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
 from specquant.quant import get_scheme
@@ -98,7 +98,7 @@ def settling(name: str, scheme: str, parameters: Parameters) -> pd.DataFrame:
     """The rows of one model in one scheme."""
     config, context_length = synthetic_config(name), parameters.context_length
     sizes = sorted({1, *parameters.behind, *parameters.trees})
-    dtype = torch.float16 if parameters.device == "cuda" else torch.float32
+    dtype = default_dtype(parameters.device, scheme)
     model = synthetic_model(config, scheme, context_length + max(sizes), dtype, parameters.device, parameters.seed)
     passes = prepare_passes(model, sizes, context_length)
     tables = [

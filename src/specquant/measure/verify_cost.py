@@ -26,7 +26,7 @@ from specquant.experiments.targets import quantized_target
 from specquant.experiments.timing import spread
 from specquant.measure.blocks import Blocks, in_blocks, time_ms
 from specquant.measure.measure import Measure
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
@@ -47,8 +47,8 @@ class Parameters:
     "synthetic", random ones of its shapes (default: trained, where there are any). processes: fresh interpreters, each
     of which measures everything. blocks: of each draft size in a process. repeats: timed passes of a block, after
     warm_up_passes and warm_up_ms, whichever is longer. turns: time all sizes in turn as well. device: the GPU by
-    default, if there is one; dtype: by default float16 there, float32 on a CPU. threads: of the processor (default:
-    all).
+    default, if there is one; dtype: by default each scheme's on it (`models.device.default_dtype`). threads: of the
+    processor (default: all).
     """
 
     model: str
@@ -74,7 +74,6 @@ class Parameters:
         named = str(self.model) in SHAPES
         chosen = {
             "device": device,
-            "dtype": self.dtype or ("float16" if device == "cuda" else "float32"),
             "weights": self.weights or ("synthetic" if named else "trained"),
         }
         for name, value in chosen.items():
@@ -103,8 +102,9 @@ class Parameters:
         return source.name if isinstance(source, Path) and source.is_absolute() else str(source)
 
     def same(self) -> dict[str, Any]:
-        names = ("dtype", "seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
-        return {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
+        names = ("seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
+        same = {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
+        return same | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
         protocols = ("blocks", "turns") if self.turns else ("blocks",)
@@ -123,7 +123,7 @@ class Parameters:
 
     def load(self, scheme: str) -> Llama:
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
-        dtype = getattr(torch, self.dtype)
+        dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
         if self.weights == "trained":
             copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration)
             return load_model(copy, dtype=dtype, device=self.device)

@@ -12,6 +12,7 @@ from specquant.models.cache import KVCache
 from specquant.models.checkpoint import open_checkpoint
 from specquant.models.config import context_length as usable_context
 from specquant.models.config import load_config
+from specquant.models.device import default_dtype
 from specquant.models.eagle import EagleHead, most_frequent, shrink_head
 from specquant.models.formats import FormatWeights, find_format
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
@@ -55,12 +56,13 @@ def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
 def load_model(
     path: str | Path,
     scheme: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     context_length: int | None = None,
 ) -> Llama:
     """The model of a directory or hub id (`hub.locate`), computing in `dtype`, read onto the device tensor by tensor.
 
+    dtype: None for what the scheme asks for on the device (`device.default_dtype`).
     scheme: None for the one that the weights are stored in. For fp16 or bf16 weights any scheme that does not rotate:
     each matrix is then quantized by round-to-nearest when it is read (`specquant quantize` calibrates, and rotates).
     context_length: positions to make room for; None for all that the model was made for. Raises SpecquantError where a
@@ -69,6 +71,7 @@ def load_model(
     """
     path = locate(path)
     model, weights = open_model(path, scheme, context_length)
+    dtype = dtype or default_dtype(device, model.scheme)
     require_memory(model, dtype, device, path)
     fill(model, weights, device)
     return set_compute_dtype(model, dtype).to(device)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from specquant.decoding import generate
@@ -25,7 +24,7 @@ from specquant.experiments.benchmark import answer_question, benchmark_table, lo
 from specquant.experiments.methods import METHODS, DraftSettings, Models
 from specquant.experiments.sandbox import wall, why_no_wall
 from specquant.experiments.tasks import Question, get_benchmark, prompt_tokens, read_questions
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.quant import SCHEMES
@@ -66,7 +65,7 @@ def record_benchmark(
 
     target, companions, scheme, context_length, head_options (`head_scheme` and so on): as for `Models`. limit: of
     questions for each task. max_new_tokens: in one turn (default: the paper's). device: the GPU by default, if there is
-    one; dtype: that models compute in (default: float16 on a GPU, else float32). unsafe: run HumanEval's answers also
+    one; dtype: that models compute in (default: `models.device.default_dtype`). unsafe: run HumanEval's answers also
     where no sandbox can be made. Beside the table stand its provenance, NAME.json, and the lines with the answers,
     NAME.jsonl (`Lines`): several processes may answer into one folder, and a last line that broke off is measured
     again. Methods take turns on each question, so that a machine that grows slower slows all of them. Raises
@@ -78,11 +77,10 @@ def record_benchmark(
     every_question, _ = read_questions(benchmark, data_dir)
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     device = choose_device(device)
-    dtype = dtype or ("float16" if device == "cuda" else "float32")
     models = Models(
         target,
         scheme=scheme,
-        dtype=getattr(torch, dtype),
+        dtype=named_dtype(dtype),
         device=device,
         context_length=context_length,
         **companions,
@@ -99,7 +97,7 @@ def record_benchmark(
         "models": without_local_paths({"target": Path(target)} | dict(companions)),
         "max_new_tokens": max_new_tokens,
         "context_length": context_length,
-        "dtype": dtype,
+        **dtype_parameters(device, dtype),
         "settings": asdict(settings),
         "head_scheme": models.head_scheme,
         "head_vocabulary": models.head_vocabulary,

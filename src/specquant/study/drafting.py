@@ -17,6 +17,7 @@ from specquant.experiments.drafting import (
 from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, read_prompts
+from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.study.results import write_results
@@ -33,12 +34,12 @@ def record_heads(
 ) -> Path:
     """Decode prompts on trained models with EAGLE heads of fewer bits and tokens; returns the path of heads.csv.
 
-    A row for each of the target's schemes, head and method: see `head_costs`. Models compute in float32. Written after
-    every head.
+    A row for each of the target's schemes, head and method: see `head_costs`. Models compute in the target's
+    default dtype. Written after every head.
     """
     parameters = {"models_dir": models_dir, "prompts": prompts, "prompts_per_task": prompts_per_task}
-    parameters |= {"max_new_tokens": max_new_tokens, "dtype": "float32", "settings": asdict(DraftSettings())}
-    parameters |= {"tokens_counted_in": "calibration.txt"}
+    parameters |= {"max_new_tokens": max_new_tokens, "settings": asdict(DraftSettings())}
+    parameters |= dtype_parameters("cpu") | {"tokens_counted_in": "calibration.txt"}
     path, rows = resolve(out_dir) / "heads.csv", []
     chosen = read_prompts(prompts, prompts_per_task)
     for scheme in schemes:

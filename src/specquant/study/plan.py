@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +16,7 @@ from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, read_prompts
 from specquant.experiments.trees import RECORDED_TREES
+from specquant.models.device import dtype_name, dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.study.provenance import device_name
@@ -74,7 +74,7 @@ def write_calibration(
     """Decode shipped prompts greedily by every method whose models were given (`calibrate`), and keep the steps at
     `path`, a CSV file, for `choose_plan`."""
     prompts = [prompt["prompt"] for prompt in read_prompts(PROMPTS, prompts_per_task)]
-    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task}
+    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task, "dtype": dtype_name(models.dtype)}
     steps = calibrate(models, tokenizer, prompts, new_tokens=64 * len(prompts))
     return write_results(steps, path, parameters, device=str(models.device))
 
@@ -94,9 +94,15 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
     for what, ours in described(models).items():
         if (theirs := str(steps[what].iloc[0])) != str(ours):
             raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
-    theirs, ours = read_provenance(path)["device"], device_name(str(models.device))
+    provenance = read_provenance(path)
+    theirs, ours = provenance["device"], device_name(str(models.device))
     if theirs != ours:
         raise SpecquantError(f"{path} was measured on {theirs}, not on {ours}: calibrate again")
+    theirs, ours = provenance["parameters"].get("dtype"), dtype_name(models.dtype)
+    if theirs != ours:
+        raise SpecquantError(
+            f"{path} was measured in {theirs or 'a dtype that it does not name'}, not in {ours}: calibrate again"
+        )
     return steps
 
 
@@ -147,18 +153,19 @@ def record_plans(
 
     Writes plans.csv below `out_dir` after each scheme: a row for each scheme, task and plan, with tokens_per_s and
     predicted_tokens_per_s. The calibration decodes the same prompts as far, by fewer plans. A scheme that the table
-    holds is not measured again. Returns its path. Raises SpecquantError where it holds rows of other parameters.
+    holds is not measured again. Models compute in the target's default dtype. Returns its path. Raises SpecquantError
+    where it holds rows of other parameters.
     """
     parameters = {"models_dir": models_dir, "prompts": PROMPTS, "prompts_per_task": prompts_per_task}
     parameters |= {"max_new_tokens": max_new_tokens, "plans": [str(plan) for plan in plans]}
+    parameters |= dtype_parameters(device)
     path = resolve(out_dir) / "plans.csv"
     table = recorded_rows(path, parameters)
     tasks = pd.DataFrame(read_prompts(PROMPTS, prompts_per_task)).groupby("task", sort=False)
     missing = [scheme for scheme in schemes if scheme not in set(table.scheme)]
     for scheme in tqdm(missing, desc="schemes", unit="scheme"):
         target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
-        dtype = torch.float16 if device == "cuda" else torch.float32
-        models, tokenizer = tiny_models(models_dir, target, dtype=dtype, device=device), load_tokenizer(target)
+        models, tokenizer = tiny_models(models_dir, target, device=device), load_tokenizer(target)
         parts = [table] if len(table) else []
         for _, prompts in tasks:
             texts, chosen = prompts.prompt.tolist(), prompts.to_dict("records")

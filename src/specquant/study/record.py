@@ -18,6 +18,7 @@ from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_m
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
 from specquant.experiments.trees import drafted_trees
+from specquant.models.device import dtype_name
 from specquant.models.loading import load_tokenizer
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_model
@@ -109,7 +110,7 @@ def record_trees(
         for tree in tqdm(sizes, desc=which, unit="tree", leave=False)
     ]
     parameters = {"models_dir": models_dir, "prompts": prompts, "prompts_per_task": prompts_per_task}
-    parameters |= {"max_new_tokens": max_new_tokens, "dtype": "float32"}
+    parameters |= {"max_new_tokens": max_new_tokens, "dtype": dtype_name(family.dtype)}
     return write_results(pd.concat(trees), resolve(out_dir) / "trees.csv", parameters)
 
 
