@@ -108,10 +108,11 @@ def assemble(plan: Plan, models: TwoModels, drafter: Callable[[str], Drafter]) -
     """The decoder of a plan. drafter: gives what drafts trees for the "target" or for the "intermediate" model."""
     if plan.method == "autoregressive":
         return Speculator(models.target)
+    vocab_size = models.target.config.vocab_size
     if plan.method == "eagle2":
         return Speculator(models.target, drafter("target"))
     inner = drafter("intermediate") if plan.method == "hierarchical" else None
-    return Speculator(models.target, Speculator(models.intermediate, inner, plan.min_draft_length))
+    return Speculator(models.target, Speculator(models.intermediate, inner, plan.min_draft_length, vocab_size))
 
 
 class Models:
@@ -193,7 +194,7 @@ class Models:
 
         def drafter(which: str) -> EagleDrafter:
             head = self.eagle_target if which == "target" else self.eagle_intermediate
-            return EagleDrafter(head, *plan.tree, settings.top_k)
+            return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
 
         return assemble(plan, self, drafter)
 
@@ -224,7 +225,7 @@ class Models:
                 check_drafting_model(target, directory)
                 model = directory
             else:
-                check_head(load_head_config(directory), load_config(model), directory)
+                check_head(load_head_config(directory), load_config(model), directory, tokenizer=target)
                 _ = self._head_tokens
 
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.decoding import Generation, acceptance_rule, generate
+from specquant.decoding import Generation, acceptance_rule, generate, tokens_of
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.tasks import chat_text
@@ -47,7 +47,7 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A prompt's tokens: as a user's message where the tokenizer has a chat template, else as it is."""
     chat = tokenizer.chat_template is not None
     text = chat_text(tokenizer, [{"role": "user", "content": prompt}], True) if chat else prompt
-    return tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    return tokens_of(text, tokenizer, special=not chat)
 
 
 def decode_prompts(

@@ -79,10 +79,11 @@ class EagleHead(nn.Module):
         return self.lm_head(features)
 
     @torch.inference_mode()
-    def likeliest(self, features: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def likeliest(self, features: torch.Tensor, k: int, among: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The k likeliest next tokens after features [rows, hidden], [rows, k] of each: log-probabilities, within
-        `vocabulary`, and tokens (`kernels.top_k`)."""
-        log_p, tokens = log_softmax_top_k(self.logits(features), k)
+        `vocabulary`, and tokens (`kernels.top_k`). among: how many of the tokens that the LM head knows may be drafted,
+        the first ones (default: all)."""
+        log_p, tokens = log_softmax_top_k(self.logits(features)[:, :among], k)
         return log_p, tokens if self.vocabulary is None else self.vocabulary[tokens]
 
     @property
@@ -98,8 +99,8 @@ def shrink_head(
     """The head, changed in place, with its matrices, and an LM head of its own, rounded to a scheme, and with an LM
     head that knows some tokens alone (FR-Spec, arXiv 2502.14856). It drafts otherwise; what is decoded stays.
 
-    vocabulary: int64 [n], different tokens; None for all. Raises SpecquantError for a scheme that rotates, or that
-    cannot store one of the matrices.
+    vocabulary: int64 [n], different tokens, ascending; None for all. Raises SpecquantError for a scheme that rotates,
+    or that cannot store one of the matrices.
     """
     scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
     if scheme.rotated:
