@@ -102,9 +102,7 @@ def shrink_head(
     vocabulary: int64 [n], different tokens, ascending; None for all. Raises SpecquantError for a scheme that rotates,
     or that cannot store one of the matrices.
     """
-    scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
-    if scheme.rotated:
-        raise SpecquantError(f"{scheme.name} rotates a whole model: give the EAGLE head another scheme, as w4a16-g128")
+    scheme = head_scheme(scheme)
     if vocabulary is not None:
         head.vocabulary = vocabulary.to(head.device)
         head.lm_head = _linear(head.lm_head.weight[head.vocabulary])
@@ -115,13 +113,26 @@ def shrink_head(
     return head
 
 
+def head_scheme(scheme: str | Scheme | None) -> Scheme:
+    """The scheme of a head, fp16 by default. Raises SpecquantError for one that is not known, or that rotates."""
+    scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
+    if scheme.rotated:
+        raise SpecquantError(f"{scheme.name} rotates a whole model: give the EAGLE head another scheme, as w4a16-g128")
+    return scheme
+
+
 def most_frequent(tokens: Iterable[int], count: int, vocab_size: int) -> torch.Tensor:
     """The `count` tokens that come most often, int64, ascending; of equals, those that never come too, the lowest:
     vocabularies number what is more frequent lower. Raises SpecquantError where the vocabulary has fewer."""
-    if not 1 <= count <= vocab_size:
-        raise SpecquantError(f"a vocabulary of {vocab_size} has no {count} most frequent tokens: choose fewer")
+    require_count(count, vocab_size)
     counts = Counter(tokens)
     return torch.tensor(sorted(sorted(range(vocab_size), key=lambda token: -counts[token])[:count]))
+
+
+def require_count(count: int, vocab_size: int) -> None:
+    """Raises SpecquantError where a vocabulary has no `count` tokens."""
+    if not 1 <= count <= vocab_size:
+        raise SpecquantError(f"a vocabulary of {vocab_size} has no {count} most frequent tokens: choose fewer")
 
 
 def _linear(weight: torch.Tensor) -> nn.Linear:

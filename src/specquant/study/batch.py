@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,17 @@ def run_study(
                     failed.append(name)
                     kept = executed / f"{name}.ipynb"
                     tqdm.write(f"{name}: FAILED, kept with its traceback in {kept}: {record['error']}", file=sys.stderr)
-    finally:
-        _remove_unfinished(executed)
-        report = write_report(folder, profile, notebooks)
+    except BaseException as error:
+        # What is wrong is said by that error, not by another one of tidying up, as in a folder that became read-only.
+        with suppress(OSError, SpecquantError):
+            _remove_unfinished(executed)
+            write_report(folder, profile, notebooks)
+        if isinstance(error, OSError):
+            reason = f"cannot write to {executed} ({error.strerror})"
+            raise SpecquantError(f"{reason}: make it writable; the same command goes on from what is there") from None
+        raise
+    _remove_unfinished(executed)
+    report = write_report(folder, profile, notebooks)
     tqdm.write(f"Report: {report}", file=sys.stderr)
     return failed
 
