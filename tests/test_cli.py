@@ -125,16 +125,18 @@ def test_a_character_that_the_output_cannot_hold_is_replaced(small_models):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf?", b"")
 
 
-@pytest.mark.parametrize("command", [GENERATE, "--help"])
-def test_a_reader_that_ends_early_ends_the_command_quietly(command):
-    status, output, errors = piped(command, "{command} | head -c 0")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_ends_early_ends_the_command_quietly(unbuffered):
+    status, output, errors = piped(GENERATE, "{command} | head -c 0", PYTHONUNBUFFERED=unbuffered)
     assert (status, output, errors) == (141, b"", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
-@pytest.mark.parametrize("command", [GENERATE, f"{GENERATE} --json", "--version"])
-def test_a_full_disk_is_one_line(command):
-    status, _, errors = piped(command, "{command} >/dev/full")
+@pytest.mark.parametrize(
+    ("command", "unbuffered"), [(GENERATE, ""), (GENERATE, "1"), (f"{GENERATE} --json", ""), ("--version", "")]
+)
+def test_a_full_disk_is_one_line(command, unbuffered):
+    status, _, errors = piped(command, "{command} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert (status, errors) == (
         2,
         "specquant: cannot write the output (No space left on device): free space, or write it elsewhere\n",
@@ -142,7 +144,7 @@ def test_a_full_disk_is_one_line(command):
 
 
 def test_an_output_that_is_closed_takes_nothing():
-    status, output, errors = piped("--version", "{command} >&-")
+    status, output, errors = piped(GENERATE, "{command} >&-")
     assert (status, output, errors) == (0, b"", "")
 
 

@@ -1,6 +1,7 @@
 """The command line. Commands import what they need when they run, so that `specquant --help` answers at once."""
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -39,6 +40,7 @@ COUNTS = {
 }
 MOST = 10**9  # of anything that is counted
 SECONDS = 86_400  # of looking for configurations
+OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
 
 
@@ -78,13 +80,7 @@ def _complain(sentence: str, status: int) -> int:
 
 def _after(error: OSError) -> int:
     """The exit status behind an error of the operating system that no command knew: of the output, or of a path."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        writable = not isinstance(error, BrokenPipeError)
-    except OSError:  # what could not be written is still to be written
-        writable = False
-    if not writable:
+    if error.filename is None and error.errno in OUTPUT_ERRORS:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes it once more at its end
         if isinstance(error, BrokenPipeError):
