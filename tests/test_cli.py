@@ -110,7 +110,7 @@ def piped(command, shell="{command}", **environment):
     return done.returncode, done.stdout, done.stderr.decode()
 
 
-GENERATE = f"generate --model {project_root() / 'data/tiny/target'} --max-new-tokens 60 --prompt 'caf\u00e9 \u2014 '"
+GENERATE = f"generate --model {project_root() / 'data/tiny/target'} --max-new-tokens 8 --prompt 'caf\u00e9 \u2014 '"
 
 
 def test_a_character_that_the_output_cannot_hold_is_replaced(small_models):

@@ -15,7 +15,7 @@ from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.tasks import chat_text
 from specquant.models.llama import Llama
-from specquant.paths import resolve
+from specquant.paths import read_text, resolve
 
 FIELDS = ("id", "task", "prompt")
 
@@ -29,7 +29,7 @@ def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str
     if not path.is_file():
         raise SpecquantError(f"there is no prompt file {path}")
     chosen, counts = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "the prompts in").splitlines(), start=1):
         try:
             prompt = json.loads(line)
             task = {field: prompt[field] for field in FIELDS}["task"]
