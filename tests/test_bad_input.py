@@ -497,7 +497,7 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "replay", "--model", "llama-3-8b", "--head-scheme", "nonsense"], "unknown scheme 'nonsense'"),
         (["bench", "trees", "--max-new-tokens", "0"], "the maximum of new tokens is 0"),
         (["bench", "verify-cost", "--model", "x", "--seed", str(2**70)], "does not fit into 64 bits"),
-        (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "of each task is 0; it must be"),
+        (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "the limit is 0; it must be"),
         (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--methods", "eagle2,medusa"], "method 'medusa'"),
         (["plan", "--agreement", "nan"], "agreement is nan: it is a probability"),
         (["plan", "--rows", "0"], "the number of plans to show is 0"),

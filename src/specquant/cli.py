@@ -28,7 +28,7 @@ BENCHMARK_FILES = Path("results/benchmarks")
 # Options that count something, of which there is at least one, by what they count.
 COUNTS = {
     "prompts_per_task": "the number of prompts of each task",
-    "limit": "the number of questions of each task",
+    "limit": "the limit",
     "max_new_tokens": "the maximum of new tokens",
     "context_length": "the context length",
     "context": "the number of tokens in the cache",

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Shapes
-from specquant.experiments.calibration import COLUMNS, NUMBERS, calibrate, calibrated, described
+from specquant.experiments.calibration import COLUMNS, FEWEST, NUMBERS, calibrate, calibrated, described
 from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
@@ -124,6 +124,8 @@ def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
     for what, where in wrong.items():
         if where.any():
             raise SpecquantError(f"{path} holds {what} in line {int(where.idxmax()) + 2}: calibrate again")
+    if (steps.method == "autoregressive").sum() < FEWEST:
+        raise SpecquantError(f"{path} holds fewer than {FEWEST} steps of decoding one by one: calibrate again")
     steps[list(NUMBERS)] = numbers
     steps[list(counts)] = counts.astype("int64")
 
