@@ -1,5 +1,6 @@
 """Bad input at the command line: one line that says what is wrong and where, status 2, and nothing written."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specquant import paths
-from specquant.cli import main
+from specquant.cli import _parser, main
 from specquant.models.config import SIZES
 from specquant.study import batch
 from tests.family import TEXT
@@ -90,6 +91,22 @@ def test_the_undamaged_family_works(family, capfd):
         (["--top-p", "1.1", "--temperature", "1"], "top-p is the probability of the nucleus"),
         (["--seed", str(2**64)], "the seed 18446744073709551616 does not fit into 64 bits"),
         (["--stop", ""], "a stop string is empty"),
+        (["--stop", "caf\udce9"], "a stop string is not valid text"),
+        (["--prompt", "caf\udce9"], "the prompt is not valid text: its character 4 is "),
+        (["--temperature", "inf"], "a finite temperature above 0, not inf"),
+        (["--top-p", "nan"], "top-p is the probability of the nucleus, above 0 and at most 1, not nan"),
+        (["--seed", str(2**70)], "the seed 1180591620717411303424 does not fit into 64 bits"),
+        (["--context-length", "0"], "the context length is 0; it must be at least 1"),
+        (["--max-new-tokens", str(10**30)], "it must be at most 1000000000"),
+        (["--device", "nonsense"], "there is no device 'nonsense' here"),
+        # Options that decoding one by one does not use.
+        (["--head-scheme", "nonsense"], "unknown scheme 'nonsense': choose one of fp16, w8a8"),
+        (["--head-scheme", "w4a8-qqq"], "w4a8-qqq rotates a whole model: give the EAGLE head another scheme"),
+        (["--head-vocabulary", "0"], "the number of tokens that an EAGLE head knows is 0; it must be at least 1"),
+        (["--head-vocabulary", "271"], "a vocabulary of 270 has no 271 most frequent tokens: choose fewer"),
+        (["--head-text", "nowhere.txt"], "cannot read the text to count tokens in, nowhere.txt"),
+        (["--head-text", "x" * 300], "File name too long"),
+        *(([f"--{name}", "nowhere"], "nowhere is not a model directory") for name in NEEDS),
     ],
 )
 def test_options(small_models, refused, options, says):
@@ -412,3 +429,103 @@ def test_figures_without_a_table(clone, refused):
 )
 def test_verify_cost_of_what_is_not_there_is_refused(refused, tmp_path, options, match):
     assert match in refused("bench", "verify-cost", "--out", tmp_path / "out", *options)
+
+
+def commands_with(option):
+    """The command lines, with whatever they need, of all commands that have an option."""
+
+    def found(parser, words):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, inner in action.choices.items():
+                    yield from found(inner, [*words, name])
+        if option in parser._option_string_actions:
+            needs = [action for action in parser._actions if action.required and option not in action.option_strings]
+            yield [*words, *(word for action in needs for word in (*action.option_strings[:1], "nowhere"))]
+
+    return list(found(_parser(), []))
+
+
+OUT_COMMANDS = commands_with("--out")
+
+
+@pytest.mark.parametrize("command", OUT_COMMANDS, ids=lambda command: " ".join(command[:2]))
+def test_where_output_goes_is_checked_before_anything_is_done(refused, tmp_path, command):
+    """Every name in the command line is wrong, too, and is not looked at before."""
+    file, loop = tmp_path / "file", tmp_path / "loop"
+    file.touch()
+    loop.symlink_to(loop)
+    for out, reason in (
+        (file / "out/of/it", "Not a directory"),
+        (loop / "out", "Too many levels of symbolic links"),
+        (tmp_path / ("n" * 256), "File name too long"),
+        (tmp_path / "new" / ("\u00e9" * 128) / "out", "File name too long"),
+    ):
+        line = refused(*command, "--out", out)
+        assert "cannot write to " in line
+        assert reason in line
+
+
+def test_all_commands_that_write_are_among_them():
+    assert len(OUT_COMMANDS) > 12
+    assert ["calibrate", "--model", "nowhere"] in OUT_COMMANDS
+    assert ["bench", "verify-cost", "--model", "nowhere"] in OUT_COMMANDS
+
+
+@pytest.mark.parametrize("command", commands_with("--device"), ids=lambda command: " ".join(command[:2]))
+def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch, command):
+    command = [str(small_models / "target") if word == "nowhere" else word for word in command]
+    for name, value in (("--benchmark", "gsm8k"), ("--scheme", "w8a8")):
+        if name in command:
+            command[command.index(name) + 1] = value
+    out = [] if command[0] == "generate" else ["--out", tmp_path / "out"]
+    line = refused(*command, *out, "--device", "nonsense")
+    if command[0] != "train-tiny" and command[1] != "tasks":
+        assert "there is no device 'nonsense' here" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["calibrate", "--model", "x", "--prompts-per-task", "0"], "prompts of each task is 0; it must be at least 1"),
+        (["calibrate", "--model", "x", "--rows", "-1"], "the number of plans to show is -1; it must be at least 1"),
+        (["bench", "drafting", "--repeats", "0"], "0 repeats give no median"),
+        (["bench", "drafting", "--confirmed-rows", "0"], "a draft begins with is 0; it must be at least 1"),
+        (["bench", "kernels", "--tune", "nan"], "--tune is nan: give seconds, from 0 to 86400"),
+        (["bench", "profile", "--model", "x", "--context", "0"], "tokens in the cache is 0; it must be at least 1"),
+        (["bench", "replay", "--model", "x", "--accepted-length", "nan"], "the accepted length is nan"),
+        (["bench", "replay", "--model", "llama-3-8b", "--head-scheme", "nonsense"], "unknown scheme 'nonsense'"),
+        (["bench", "trees", "--max-new-tokens", "0"], "the maximum of new tokens is 0"),
+        (["bench", "verify-cost", "--model", "x", "--seed", str(2**70)], "does not fit into 64 bits"),
+        (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "the limit is 0; it must be"),
+        (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--methods", "eagle2,medusa"], "method 'medusa'"),
+        (["plan", "--agreement", "nan"], "agreement is nan: it is a probability"),
+        (["plan", "--rows", "0"], "the number of plans to show is 0"),
+        (["train-tiny", "--corpora", "x", "--budget", "nan"], "a budget of nan trains nothing"),
+    ],
+)
+def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, says):
+    assert says in refused(*command, *([] if command[0] == "plan" else ["--out", tmp_path / "out"]))
+
+
+def test_train_tiny_on_a_device_that_is_not_there(refused, tmp_path):
+    for device in ("nonsense", "meta", "cpu:7", "cuda:99"):
+        line = refused("train-tiny", "--corpora", tmp_path, "--out", tmp_path / "out", "--device", device)
+        assert f"there is no device '{device}' here" in line
+
+
+def test_paths_that_cannot_be_read(small_models, refused, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / ("n" * 300), loop / "x"):
+        refused(*generate(path))
+        refused(*generate(small_models / "target", "--method", "auto", "--calibration", path))
+        refused(*generate(small_models / "target", "--head-vocabulary", 9, "--head-text", path))
+        refused("quantize", small_models / "target", "--scheme", "w8a8", "--out", tmp_path / "o", "--calibration", path)
+        refused("data", "fetch", "gsm8k", "--data-dir", path / "x")
+        refused("plan", "--recorded", path)
+        refused("plan", "--trees", path)
+        refused("train-tiny", "--corpora", path, "--out", tmp_path / "out")
+        benchmark = ("--benchmark", "gsm8k", "--data-dir", path, "--out", tmp_path / "out")
+        refused("bench", "tasks", "--model", small_models / "target", *benchmark)
+        refused("bench", "trees", "--models-dir", path, "--out", tmp_path / "out")

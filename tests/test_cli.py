@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from specquant import __version__
 from specquant.cli import main
 from specquant.errors import SpecquantError
+from specquant.paths import project_root
 from specquant.study import read_results
 
 
@@ -128,3 +130,60 @@ def test_tables_go_below_the_folder_that_the_user_is_in(tmp_path, monkeypatch):
     assert main(["bench", "trees", "--models-dir", "models", "--out", "tables"]) == 0
     assert main(["bench", "trees"]) == 0
     assert written == [(tmp_path / "models", tmp_path / "tables"), (Path("data/tiny"), Path("results/trees"))]
+
+
+def piped(command, shell="{command}", **environment):
+    """Run a command line in a shell; returns status, output and errors."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell.format(command=f"{sys.executable} -m specquant.cli {command}")],
+        capture_output=True,
+        env=os.environ | environment,
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+GENERATE = f"generate --model {project_root() / 'data/tiny/target'} --max-new-tokens 8 --prompt 'caf\u00e9 \u2014 '"
+
+
+def test_a_character_that_the_output_cannot_hold_is_replaced(small_models):
+    program = (
+        "import sys, specquant.cli as cli\n"
+        "cli._figures = lambda _: print('caf\u00e9', end='') or 0\n"
+        "sys.exit(cli.main(['figures']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf?", b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_ends_early_ends_the_command_quietly(unbuffered):
+    status, output, errors = piped(GENERATE, "{command} | head -c 0", PYTHONUNBUFFERED=unbuffered)
+    assert (status, output, errors) == (141, b"", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize(
+    ("command", "unbuffered"), [(GENERATE, ""), (GENERATE, "1"), (f"{GENERATE} --json", ""), ("--version", "")]
+)
+def test_a_full_disk_is_one_line(command, unbuffered):
+    status, _, errors = piped(command, "{command} >/dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert (status, errors) == (
+        2,
+        "specquant: cannot write the output (No space left on device): free space, or write it elsewhere\n",
+    )
+
+
+def test_an_output_that_is_closed_takes_nothing():
+    status, output, errors = piped(GENERATE, "{command} >&-")
+    assert (status, output, errors) == (0, b"", "")
+
+
+def test_an_error_of_a_path_that_no_command_foresaw_is_one_line(monkeypatch, capsys):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "/secret")
+
+    monkeypatch.setattr("specquant.study.paper.build_figures", fail)
+    assert main(["figures"]) == 2
+    assert capsys.readouterr().err == "specquant: cannot use /secret (Permission denied): choose another path\n"

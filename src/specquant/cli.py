@@ -1,10 +1,14 @@
 """The command line. Commands import what they need when they run, so that `specquant --help` answers at once."""
 
 import argparse
+import errno
 import json
+import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from specquant import __version__
@@ -21,19 +25,98 @@ COMPANIONS = {
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Where the files of the benchmarks are put and looked for.
 BENCHMARK_FILES = Path("results/benchmarks")
+# Options that count something, of which there is at least one, by what they count.
+COUNTS = {
+    "prompts_per_task": "the number of prompts of each task",
+    "limit": "the limit",
+    "max_new_tokens": "the maximum of new tokens",
+    "context_length": "the context length",
+    "context": "the number of tokens in the cache",
+    "head_vocabulary": "the number of tokens that an EAGLE head knows",
+    "confirmed_rows": "the number of new tokens that a draft begins with",
+    "draft_size": "the draft size",
+    "iterations": "the number of iterations",
+    "rows": "the number of plans to show",
+}
+MOST = 10**9  # of anything that is counted
+SECONDS = 86_400  # of looking for configurations
+OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    """Run one command; returns the exit status: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted, 141 nobody
+    reads the output any more."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")  # a terminal or a file that cannot hold a character gets another
     try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        return _after(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+        _check_numbers(arguments)
+        _check_output(arguments)
         return arguments.command(arguments)
     except SpecquantError as error:
-        print("specquant:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _complain(str(error), 2)
     except KeyboardInterrupt:
-        print("specquant: interrupted; what had finished is kept", file=sys.stderr)
-        return 130
+        return _complain("interrupted; what had finished is kept", 130)
+
+
+def _complain(sentence: str, status: int) -> int:
+    with suppress(OSError):  # nobody may read that, too
+        print("specquant:", " ".join(sentence.split()), file=sys.stderr)
+    return status
+
+
+def _after(error: OSError) -> int:
+    """The exit status behind an error of the operating system that no command knew: of the output, or of a path."""
+    if error.filename is None and error.errno in OUTPUT_ERRORS:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python writes it once more at its end
+        if isinstance(error, BrokenPipeError):
+            return READER_GONE
+        return _complain(f"cannot write the output ({error.strerror}): free space, or write it elsewhere", 2)
+    if error.filename is None:
+        raise error
+    return _complain(f"cannot use {os.fsdecode(error.filename)} ({error.strerror}): choose another path", 2)
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises SpecquantError for numbers that no command can use, whether this one would use them or not."""
+    for name, what in COUNTS.items():
+        number = getattr(arguments, name, None)
+        if number is not None and number < 1:
+            raise SpecquantError(f"{what} is {number}; it must be at least 1")
+        if number is not None and number > MOST:
+            raise SpecquantError(f"{what} is {number}; it must be at most {MOST}")
+    repeats = getattr(arguments, "repeats", 1)
+    if not 1 <= repeats <= MOST:
+        raise SpecquantError(f"{repeats} repeats give no median: give at least 1, and at most {MOST}")
+    if not -(2**63) <= getattr(arguments, "seed", 0) < 2**64:
+        raise SpecquantError(f"the seed {arguments.seed} does not fit into 64 bits: choose a smaller one")
+    if not 0 <= getattr(arguments, "tune", 0) <= SECONDS:
+        raise SpecquantError(f"--tune is {arguments.tune}: give seconds, from 0 to {SECONDS}")
+    if not 1 <= getattr(arguments, "accepted_length", 1) < math.inf:
+        raise SpecquantError(f"the accepted length is {arguments.accepted_length}; it must be a number of at least 1")
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Raises SpecquantError where a command could not write what it would make, before it makes it."""
+    from specquant.paths import require_writable, resolve
+
+    out = getattr(arguments, "out", None)
+    if out is not None:
+        require_writable(resolve(out), arguments.command in (_calibrate, _quantize, _export, _convert_head))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize = commands.add_parser("quantize", help="quantize a model directory into another")
     quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, or a hub id")
     quantize.add_argument("--scheme", required=True)
-    quantize.add_argument("--out", type=Path, required=True, metavar="DIR")
+    quantize.add_argument("--out", type=_here, required=True, metavar="DIR")
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: the tiny target's own)")
     quantize.add_argument(
         "--quantizer", default="calibrated", help="calibrated (default: GPTQ, smoothing) or round-to-nearest"
@@ -123,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--format", required=True, help="compressed-tensors, which transformers loads (w4a16-g128, w8a8, fp8), or gptq"
     )
-    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--out", type=_here, required=True, metavar="DIR")
     export.set_defaults(command=_export)
 
     head = commands.add_parser(
@@ -131,12 +214,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     head.add_argument("head", type=Path, metavar="HEAD", help="as published: a directory, or a hub id")
     head.add_argument("--model", type=Path, required=True, metavar="DIR", help="the target that we rotated")
-    head.add_argument("--out", type=Path, required=True, metavar="DIR")
+    head.add_argument("--out", type=_here, required=True, metavar="DIR")
     head.set_defaults(command=_convert_head)
 
     train_tiny = commands.add_parser("train-tiny", help="train the models of data/tiny from text: minutes on one GPU")
     train_tiny.add_argument("--corpora", type=Path, required=True, metavar="DIR", help="where the four text files are")
-    train_tiny.add_argument("--out", type=Path, required=True, metavar="DIR", help="where models and their card go")
+    train_tiny.add_argument("--out", type=_here, required=True, metavar="DIR", help="where models and their card go")
     train_tiny.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     train_tiny.add_argument(
         "--budget", type=float, default=1.0, metavar="X", help="times the recipe's steps and written text (default: 1)"
@@ -384,10 +467,15 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     }
 
 
+def _named_companions(arguments: argparse.Namespace) -> list[str]:
+    return [name for name in (option.replace("-", "_") for option in COMPANIONS) if getattr(arguments, name)]
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from specquant.decoding import acceptance_rule, checked_prompt, generate
+    from specquant.experiments.methods import DraftSettings
     from specquant.models.loading import load_tokenizer
 
     arguments.model = _at_revision(arguments.model, arguments.revision)
@@ -396,6 +484,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     stop = tuple(arguments.stop)
     models = _models(arguments)
     method, chosen = arguments.method, {}
+    if method != "auto":
+        DraftSettings().plan(method)  # refuses what is no method
     if method == "auto":
         from specquant.study.plan import choose_plan
 
@@ -432,7 +522,7 @@ def _models(arguments: argparse.Namespace):
     from specquant.experiments.methods import Models
     from specquant.models.device import choose_device, named_dtype
 
-    return Models(
+    models = Models(
         arguments.model,
         scheme=arguments.scheme,
         dtype=named_dtype(arguments.dtype),
@@ -441,6 +531,8 @@ def _models(arguments: argparse.Namespace):
         **_companions(arguments),
         **_head_options(arguments),
     )
+    models.check_options(_named_companions(arguments))
+    return models
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
@@ -472,7 +564,10 @@ def _at_revision(model: Path, revision: str | None) -> Path:
 def _quantize(arguments: argparse.Namespace) -> int:
     from specquant.models.device import choose_device
     from specquant.models.quantize import quantize_model
+    from specquant.paths import read_text
 
+    if arguments.calibration is not None:
+        read_text(arguments.calibration, "calibration text")  # round-to-nearest does not
     device = choose_device(arguments.device)
     quantize_model(arguments.model, arguments.scheme, arguments.out, arguments.calibration, arguments.quantizer, device)
     return 0
@@ -495,7 +590,8 @@ def _convert_head(arguments: argparse.Namespace) -> int:
 def _train_tiny(arguments: argparse.Namespace) -> int:
     from specquant.training.tiny import Recipe, train_tiny
 
-    command = ["specquant", "train-tiny", "--corpora", str(arguments.corpora), "--out", str(arguments.out)]
+    out = arguments.out.relative_to(Path.cwd()) if arguments.out.is_relative_to(Path.cwd()) else arguments.out
+    command = ["specquant", "train-tiny", "--corpora", str(arguments.corpora), "--out", str(out)]
     if arguments.budget != 1:
         command += ["--budget", f"{arguments.budget:g}"]
     recipe = Recipe().scaled(arguments.budget)
@@ -507,7 +603,7 @@ def _study(arguments: argparse.Namespace) -> int:
     _require_home()
     from specquant.study.batch import run_study
 
-    results = "results" if arguments.results is None else arguments.results.resolve()
+    results = "results" if arguments.results is None else Path(os.path.abspath(arguments.results))
     failed = run_study(arguments.profile, arguments.only, arguments.force, results)
     if failed:
         print(f"specquant: {len(failed)} notebook(s) failed: {', '.join(failed)}", file=sys.stderr)
@@ -560,7 +656,9 @@ def _tell(sentence: str) -> None:
 def _bench_replay(arguments: argparse.Namespace) -> int:
     from specquant.measure.measure import record
     from specquant.measure.replay import MEASURE, Parameters
+    from specquant.models.eagle import head_scheme
 
+    head_scheme(arguments.head_scheme)
     tree = _numbers("--tree", arguments.tree)
     if len(tree) != 2:
         raise SpecquantError(f"--tree is {arguments.tree!r}: give nodes and iterations, such as 24,3")
@@ -602,13 +700,18 @@ def _bench_trees(arguments: argparse.Namespace) -> int:
 
 def _bench_tasks(arguments: argparse.Namespace) -> int:
     from specquant.experiments.benchmark import paper_form
-    from specquant.experiments.methods import DraftSettings
+    from specquant.experiments.methods import DraftSettings, Models
     from specquant.study.benchmark import record_benchmark
     from specquant.study.results import read_results
 
+    methods = list(dict.fromkeys(method.strip() for method in arguments.methods.split(",")))
+    for method in methods:
+        DraftSettings().plan(method)  # refuses what is no method
+    models = Models(arguments.model, scheme=arguments.scheme, **_companions(arguments), **_head_options(arguments))
+    models.check_options(_named_companions(arguments))
     path = record_benchmark(
         arguments.benchmark,
-        arguments.methods.split(","),
+        methods,
         arguments.model,
         _companions(arguments),
         arguments.data_dir,
@@ -676,7 +779,9 @@ def _bench_heads(arguments: argparse.Namespace) -> int:
 def _data_fetch(arguments: argparse.Namespace) -> int:
     from specquant.experiments.fetch import fetch
     from specquant.experiments.tasks import BENCHMARKS, get_benchmark
+    from specquant.paths import require_writable, resolve
 
+    require_writable(resolve(arguments.data_dir))
     for benchmark in [get_benchmark(name) for name in arguments.names or BENCHMARKS]:
         print(fetch(benchmark, arguments.data_dir), flush=True)
     return 0

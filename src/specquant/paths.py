@@ -11,6 +11,8 @@ from pathlib import Path
 
 from specquant.errors import SpecquantError
 
+LONGEST_NAME = 230  # bytes: file systems take 255, and what is unfinished has a longer name
+
 
 def project_root() -> Path:
     """The clone with `data/` and `notebooks/`: the one this package runs from, else the one around the working folder.
@@ -33,6 +35,14 @@ def resolve(path: str | os.PathLike) -> Path:
     return path if path.is_absolute() else project_root() / path
 
 
+def read_text(path: str | os.PathLike, what: str) -> str:
+    """The content of a UTF-8 text file; `what` it is stands in the SpecquantError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecquantError(f"cannot read {what} {path} ({error}): give a UTF-8 text file") from None
+
+
 def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
     """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part.
 
@@ -51,6 +61,25 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
         advice = "free some, or choose a folder elsewhere" if full else "choose a folder you can write to"
         raise SpecquantError(f"cannot write {path}: {error.strerror}; {advice}") from None
     return path
+
+
+def require_writable(path: Path, whole: bool = False) -> None:
+    """Find out before work begins whether a folder can be made, if it is not there, and written to; leaves nothing.
+
+    whole: the path is that of a file or a directory which is put there whole, so the folder is the one around it.
+    Raises SpecquantError where it cannot.
+    """
+    there = folder = path.parent if whole else path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        for part in path.parts:
+            if len(os.fsencode(part)) > LONGEST_NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise SpecquantError(f"cannot write to {folder} ({error.strerror}): choose another directory") from None
 
 
 def require_new(directory: Path) -> None:

@@ -3,10 +3,12 @@
 from random import Random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from specquant.decoding import Greedy, Speculator, acceptance_rule, generate
+from specquant.decoding import Greedy, Speculator, acceptance_rule, generate, tokens_of
 from specquant.decoding.generation import _Output
 from specquant.errors import SpecquantError
 from specquant.models.loading import load_tokenizer
@@ -137,6 +139,9 @@ class Counting:
         self.lengths.append(len(token_ids))
         return self.tokenizer.decode(token_ids, **options)
 
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
 
 @pytest.mark.parametrize("seed", range(8))
 def test_text_decoded_in_windows_is_the_text(seed):
@@ -150,3 +155,123 @@ def test_text_decoded_in_windows_is_the_text(seed):
         output.take([token])
         assert output.text == tokenizer.decode(ids[:place], skip_special_tokens=True)
     assert max(counting.lengths) < len(ids) / 2
+
+
+def llama_2_like():
+    """Spaces in front of words, single bytes for what it lacks, and a decoder that strips the first space."""
+    words = ["▁he", "llo", "▁", "▁wor", "ld", "é", "�", ".", "s"]
+    names = ["<unk>", "<s>", "</s>", *words, *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(
+        models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def metaspace():
+    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(["<s>", "▁", "▁a", "b", "▁▁", "c"])}, []))
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+def byte_level():
+    """All single bytes, a special token, and an added one that is none."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.add_tokens(["<tool>"])
+    return tokenizer
+
+
+TOKENIZERS = {"Llama 2": llama_2_like(), "Metaspace": metaspace(), "byte level": byte_level()}
+LIKELY = {  # tokens that meet each other in unusual ways; the rest of the vocabulary comes, too
+    "Llama 2": TOKENIZERS["Llama 2"].convert_tokens_to_ids(
+        ["<s>", "</s>", "▁he", "llo", "▁", "▁wor", "ld", "<0xE6>", "<0x9D>", "<0xB1>", "<0x20>", "<0x0A>", "<0x61>"]
+    ),
+    "Metaspace": list(range(6)),
+    "byte level": TOKENIZERS["byte level"].convert_tokens_to_ids([*"Ġaæ±ðŁ", "<|end|>", "<tool>"]),
+}
+
+
+def stopped_at(tokenizer, ids, stops):
+    """How far tokens are taken, and the text then, by the plainest rule: after each token all are decoded again, and
+    once more with special tokens. Behind a stop string that has one, the text is what comes before its first token."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        ends = [text.index(stop) for stop in stops if stop in text]
+        last = tokenizer.convert_ids_to_tokens(ids[count - 1])
+        ends += [len(text) for stop in stops if stop == last and stop in special]
+        if ends:
+            return count, text[: min(ends)]
+    return len(ids), tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(data=st.data())
+@settings(max_examples=1000)
+def test_what_is_streamed_is_the_text_of_all_tokens_up_to_a_stop_string(kind, data):
+    tokenizer = TOKENIZERS[kind]
+    token = st.one_of(st.sampled_from(LIKELY[kind]), st.integers(0, len(tokenizer) + 3))
+    ids = data.draw(st.lists(token, min_size=1, max_size=40))
+    special = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
+    stop = st.one_of(st.sampled_from(["ll", " ", "\n\n", "o w", "aa", "東", "<tool>"]), st.sampled_from(special))
+    stops = tuple(data.draw(st.lists(stop, max_size=2)))
+    shown = []
+    output = _Output(tokenizer, None, stops, len(ids), shown.append)
+    sizes = data.draw(st.lists(st.integers(1, 5), min_size=len(ids), max_size=len(ids)))
+    taken = 0
+    for size in sizes:
+        if output.stopped_by:
+            break
+        taken += output.take(ids[taken : taken + size])
+        assert output.text.startswith("".join(shown))
+    output.finish()
+    count, text = stopped_at(tokenizer, ids, stops)
+    assert (taken, output.text, "".join(shown)) == (count, text, text)
+    assert output.token_ids == ids[:count]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("<|end|>", "a"), ("a<|end|>", ""), ("<|end|>bc", "a"), ("a<|end|>b", ""), ("<|end|><|end|>", "abc"), ("bc", "a")],
+)
+def test_a_stop_string_may_hold_special_tokens(stop, text):
+    tokenizer, shown = TOKENIZERS["byte level"], []
+    ids = tokenizer.convert_tokens_to_ids(["a", "<|end|>", "b", "c", "<|end|>", "<|end|>", "a"])
+    output = _Output(tokenizer, None, (stop,), 1000, shown.append)
+    for token in ids:
+        if not output.stopped_by:
+            output.take([token])
+    output.finish()
+    assert (output.text, output.stopped_by) == (text, "stop string") == ("".join(shown), "stop string")
+
+
+def test_a_prompt_that_begins_as_the_tokenizer_begins_one_is_left_as_it_is():
+    tokenizer = load_tokenizer(TINY)
+    plain = tokens_of("Hello", tokenizer)
+    assert plain[0] == tokenizer.bos_token_id != plain[1]
+    assert tokens_of("<|begin|>Hello", tokenizer) == plain
+    assert tokens_of("<|begin|>Hello", tokenizer, special=False) == plain
+    assert tokens_of("<|begin|><|begin|>Hello", tokenizer) == [plain[0], *plain]
+    assert tokens_of("Hello", tokenizer, special=False) == plain[1:]
+    assert tokens_of("<|begin|>", tokenizer) == tokens_of("", tokenizer) == plain[:1]
+
+
+def test_a_tokenizer_that_also_ends_texts_still_ends_them():
+    backend = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "a": 2}, []))
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokens_of("a", tokenizer) == tokens_of("<s>a", tokenizer) == [0, 2, 1]
+
+
+@pytest.mark.parametrize(("prompt", "place"), [("caf\udce9", 4), ("\ud83d", 1)])
+def test_a_prompt_that_is_no_text_is_refused(drafting, tokenizer, prompt, place):
+    with pytest.raises(SpecquantError, match=f"the prompt is not valid text: its character {place} is "):
+        generate(drafting, tokenizer, prompt)
+    with pytest.raises(SpecquantError, match="a stop string is not valid text"):
+        generate(drafting, tokenizer, "hello", stop_strings=(prompt,))

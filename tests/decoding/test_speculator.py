@@ -7,6 +7,8 @@ from scipy.stats import chisquare
 from specquant.decoding import Acceptance, DraftTree, EagleDrafter, Greedy, Sampling, Speculator, Verdict
 from specquant.decoding.acceptance import padded_rows
 from specquant.errors import SpecquantError
+from specquant.models.eagle import EagleHead
+from specquant.models.llama import set_compute_dtype
 from tests.decoding.conftest import perturbed, random_head, random_model
 
 PROMPTS = [
@@ -157,6 +159,14 @@ def test_the_inner_levels_draft_in_rounds_until_the_minimum_length(target, inter
 VOCABULARY = 5
 
 
+@pytest.mark.parametrize("rows", [4, 7])
+@pytest.mark.parametrize("method", ["eagle2", "vanilla", "hierarchical"])
+def test_sampling_with_drafters_of_fewer_or_more_tokens_has_the_targets_joint_distribution(method, rows):
+    target = random_model(VOCABULARY, layers=1, seed=7, scale=0.7, context_length=16)
+    speculator = with_other_rows(target, perturbed(target, 0.3, seed=8), rows, (5, 2, 2))[method]
+    assert_targets_joint_distribution(target, speculator, draws=300)
+
+
 @pytest.mark.parametrize("method", ["eagle2", "vanilla", "hierarchical"])
 def test_sampling_has_the_targets_joint_distribution_end_to_end(method):
     target = random_model(VOCABULARY, layers=1, seed=7, scale=0.7, context_length=16)
@@ -167,7 +177,12 @@ def test_sampling_has_the_targets_joint_distribution_end_to_end(method):
         "vanilla": lambda: Speculator(target, Speculator(small, min_draft_length=2)),
         "hierarchical": lambda: Speculator(target, Speculator(small, EagleDrafter(head, 5, 2, 2), min_draft_length=2)),
     }[method]()
-    prompt, draws = [1, 2], 1500
+    assert_targets_joint_distribution(target, speculator, draws=1500)
+
+
+def assert_targets_joint_distribution(target, speculator, draws):
+    """Of the three tokens behind a prompt."""
+    prompt = [1, 2]
     counts = torch.zeros((VOCABULARY,) * 3)
     rule = Sampling(seed=11)
     for _ in range(draws):
@@ -183,6 +198,65 @@ def test_sampling_has_the_targets_joint_distribution_end_to_end(method):
     observed = torch.cat((counts[likely], counts[~likely].sum()[None]))
     wanted = draws * torch.cat((expected[likely], expected[~likely].sum()[None]))
     assert chisquare(observed, wanted * (observed.sum() / wanted.sum())).pvalue > 1e-3
+
+
+def with_rows(model, rows, seed=9):
+    """The same model with fewer or more tokens. Those that it has more of are the likeliest."""
+    copy = random_model(rows, layers=len(model.layers), context_length=model.context_length)
+    kept = min(rows, model.config.vocab_size)
+    for name, tensor in copy.state_dict().items():
+        source = model.state_dict()[name]
+        if tensor.shape == source.shape:
+            tensor.copy_(source)
+        else:
+            tensor[:kept] = source[:kept]
+            generator = torch.Generator().manual_seed(seed)
+            tensor[kept:] = torch.randn(tensor[kept:].shape, generator=generator, dtype=tensor.dtype)
+    return copy
+
+
+def with_other_rows(target, small, rows, sizes):
+    """Each method with drafters of `rows` tokens, as many as the target has or not."""
+    vocab_size = target.config.vocab_size
+    small, head = with_rows(small, rows), random_head(with_rows(target, rows))
+    half = EagleHead(target.config, head.embed_tokens, target.lm_head)  # as heads with a copy of an embedding are
+    half.load_state_dict(head.state_dict() | {"lm_head.weight": target.lm_head.weight})
+    set_compute_dtype(half, torch.float64)
+    of_target = {"vocab_size": vocab_size}
+    return {
+        "vanilla": Speculator(target, Speculator(small, None, 3, **of_target)),
+        "eagle2": Speculator(target, EagleDrafter(head, *sizes, **of_target)),
+        "eagle2, an embedding of its own": Speculator(target, EagleDrafter(half, *sizes, **of_target)),
+        "hierarchical": Speculator(
+            target, Speculator(small, EagleDrafter(random_head(small), *sizes, **of_target), 3, **of_target)
+        ),
+    }
+
+
+@pytest.mark.parametrize("rows", [30, 45])
+def test_drafters_with_fewer_or_more_tokens_are_lossless(target, intermediate, rows, monkeypatch):
+    for method, speculator in with_other_rows(target, intermediate, rows, (12, 3, 4)).items():
+        drafted, lengths, propose = set(), set(), speculator.drafter.propose
+
+        def noted(limit, propose=propose, drafted=drafted):
+            tree = propose(limit)
+            drafted |= set(tree.tokens[1:].tolist())
+            return tree
+
+        monkeypatch.setattr(speculator.drafter, "propose", noted)
+        for rule in (lambda: Greedy(), lambda: Sampling(seed=3)):
+            for prompt in PROMPTS:
+                tokens = list(speculator.prefill(prompt, rule()).tokens)
+                while len(tokens) < 40:
+                    step = speculator.step(40 - len(tokens))
+                    lengths.add(step.accepted_length)
+                    tokens += step.tokens
+                if isinstance(speculator.rule, Greedy):
+                    assert tokens == decode(Speculator(target), prompt, 40), method
+        # The target writes tokens that a smaller drafter lacks; a larger one never drafts those that the target lacks.
+        known = 37 if method == "eagle2, an embedding of its own" else min(37, rows)
+        assert drafted <= set(range(known)), method
+        assert max(lengths) > 1
 
 
 def test_a_drafter_with_another_vocabulary_is_refused(target):

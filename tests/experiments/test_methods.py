@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.errors import SpecquantError
@@ -168,7 +169,7 @@ def change(directory, file, **fields):
 def test_models_with_other_tokens_are_refused_before_any_is_loaded(small_models, tmp_path, nothing_is_loaded):
     root = shutil.copytree(small_models, tmp_path / "models")
     for field, value, says in (
-        ("vocab_size", 271, "the drafter's vocabulary has 271 entries and its target's 270"),
+        ("vocab_size", 269, "the drafter's vocabulary has 269 entries and its target's 270"),
         ("bos_token_id", 2, "texts begin with token 2 in .*intermediate and with 0 in .*target: use a drafter with"),
     ):
         change(root / "intermediate", "config.json", **{field: value})
@@ -186,6 +187,68 @@ def test_models_with_other_tokens_are_refused_before_any_is_loaded(small_models,
     (root / "intermediate/tokenizer.json").unlink()
     with pytest.raises(AssertionError, match="loaded before"):
         tiny_models(root).speculator("vanilla")
+
+
+def pad(directory, rows):
+    """Rows at the end of a vocabulary that stand for no token, as likely as any."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.embed_tokens.weight"
+    if name in tensors:
+        more = tensors[name].mean(0).expand(rows, -1) + tensors[name][:rows].flip(1)
+        save_file(tensors | {name: torch.cat((tensors[name], more.half()))}, file, {"format": "pt"})
+    change(directory, "config.json", vocab_size=270 + rows)
+
+
+@pytest.mark.parametrize(
+    "padded", [("target",), ("intermediate",), ("target", "eagle-target"), ("eagle-intermediate",)]
+)
+def test_vocabularies_that_differ_in_padding_fit_and_decode_the_same(small_models, tmp_path, padded):
+    root = shutil.copytree(small_models, tmp_path / "models")
+    for name in padded:
+        pad(root / name, 50)
+    text = tmp_path / "text.txt"
+    text.write_text("7 plus 5 makes 12, and 7 times 5 makes 35.\n" * 3)
+    prompt = load_tokenizer(root / "target")("7 plus 5 makes")["input_ids"]
+    for options in ({}, {"head_vocabulary": 270, "head_text": text}):
+        models = tiny_models(root, dtype=torch.float64, **options)
+        expected, _ = decode(models.speculator("autoregressive"), prompt)
+        for method in METHODS[1:]:
+            assert decode(models.speculator(method), prompt)[0] == expected, method
+
+
+def test_added_tokens_may_be_one_models_alone_but_never_others(small_models, tmp_path, nothing_is_loaded):
+    root = shutil.copytree(small_models, tmp_path / "models")
+
+    def add(name, content, number=270):
+        file = root / name / "tokenizer.json"
+        fields = json.loads((small_models / name / "tokenizer.json").read_text())
+        fields["added_tokens"].append(fields["added_tokens"][0] | {"id": number, "content": content})
+        file.write_text(json.dumps(fields))
+        change(root / name, "config.json", vocab_size=number + 1)
+
+    add("target", "<|user|>")
+    with pytest.raises(AssertionError, match="loaded before"):
+        tiny_models(root).speculator("vanilla")
+    add("intermediate", "<|user|>")
+    with pytest.raises(AssertionError, match="loaded before"):
+        tiny_models(root).speculator("vanilla")
+    add("intermediate", "<|other|>")
+    with pytest.raises(SpecquantError, match=r"token 270 is '<\|other\|>' in .* and '<\|user\|>' in .*: use a drafter"):
+        tiny_models(root).speculator("vanilla")
+    (root / "intermediate/tokenizer.json").unlink()
+    change(root / "intermediate", "config.json", vocab_size=270)
+    with pytest.raises(SpecquantError, match="the drafter's vocabulary has 270 entries and its target's 271"):
+        tiny_models(root).speculator("vanilla")
+
+
+def test_a_head_for_another_vocabulary_is_refused(small_models, tmp_path, nothing_is_loaded):
+    """It brings no tokenizer: by what its size says."""
+    root = shutil.copytree(small_models, tmp_path / "models")
+    for rows in (269, 270 + 1025):
+        change(root / "eagle-target", "config.json", vocab_size=rows)
+        with pytest.raises(SpecquantError, match=f"has vocab_size {rows}, and its model 270: they do not fit"):
+            tiny_models(root).speculator("eagle2")
 
 
 def test_heads_of_other_models_are_refused_before_any_is_loaded(small_models, nothing_is_loaded):

@@ -218,6 +218,21 @@ def test_a_broken_prompt_is_named_with_its_line(tmp_path, line):
         read_prompts(file)
 
 
+def test_a_prompt_file_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "prompts.jsonl").write_bytes('{"id": "1", "task": "a", "prompt": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(SpecquantError, match=r"cannot read the prompts in .*prompts.jsonl"):
+        read_prompts(tmp_path / "prompts.jsonl")
+
+
+@pytest.mark.parametrize("template", [None, "{{ '<|begin|>' }}{{ messages[0]['content'] }}"])
+def test_a_prompt_has_one_begin_token_and_is_text(tokenizer, template, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    text = "1 plus" if template else "<|begin|>1 plus"
+    assert prompt_ids(text, tokenizer).count(tokenizer.bos_token_id) == 1
+    with pytest.raises(SpecquantError, match="the prompt is not valid text"):
+        prompt_ids("caf\ud83d", tokenizer)
+
+
 def test_a_missing_prompt_file_is_named(tmp_path):
     with pytest.raises(SpecquantError, match=r"there is no prompt file .*nowhere\.jsonl"):
         read_prompts(tmp_path / "nowhere.jsonl")

@@ -72,6 +72,26 @@ def test_outputs_in_the_source_notebook_are_no_input(clone, run):
     assert len(clone.runs()) == 1
 
 
+def test_a_folder_that_cannot_be_written_any_more_is_named_once(clone, run):
+    """Tidying up fails for the same reason, and does not hide the first error."""
+    code = "import shutil; shutil.rmtree(results_dir); open(results_dir, 'w').close(); print(draft_size)"
+    clone.notebook("00_first", code)
+    with pytest.raises(SpecquantError, match=r"cannot write .*tiny/notebooks/00_first.ipynb: "):
+        run()
+
+
+def test_an_error_of_the_system_midway_is_one_sentence(clone, run, monkeypatch):
+    def deny(*_):
+        raise PermissionError(13, "Permission denied", "a record")
+
+    clone.notebook("00_first", "print(draft_size)")
+    monkeypatch.setattr(batch, "_run", deny)
+    with pytest.raises(
+        SpecquantError, match=r"cannot write to .*tiny/notebooks \(Permission denied\): make it writable"
+    ):
+        run()
+
+
 def test_a_failing_notebook_is_kept_and_the_others_run(clone, run, capsys):
     clone.notebook("00_broken", "def verify():\n    raise ArithmeticError('tokens differ')\nverify()")
     clone.notebook("01_good", "print('fine')")

@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from random import Random
 
 import pandas as pd
 import pytest
@@ -7,13 +8,14 @@ import torch
 from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.experiments import calibration
-from specquant.experiments.methods import PAPER_PLANS, Plan, tiny_models
+from specquant.experiments.methods import METHODS, PAPER_PLANS, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
 from specquant.study import plan, read_results
 from specquant.study.plan import (
     fastest,
     plan_table,
     plans_against_fixed,
+    plans_of,
     read_calibration,
     record_plans,
     write_calibration,
@@ -119,6 +121,63 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         whole.assign(**{column: [value, *whole[column][1:]]}).to_csv(damaged, index=False)
         with pytest.raises(SpecquantError, match=rf"damaged.csv, .*{says}"):
             read_calibration(damaged, models)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("iterations", 1.5, "a part of a token"),
+        ("iterations", float("inf"), "an infinite or a negative number"),
+        ("iterations", 0, "a tree of no nodes or no iterations"),
+        ("draft_size", -1, "an infinite or a negative number"),
+        ("draft_size", 10**9, "an infinite or a negative number"),
+        ("verify_ms", float("inf"), "an infinite or a negative number"),
+        ("verify_ms", float("nan"), "something else where numbers belong"),
+        ("accepted", 99, "more accepted tokens than drafts, or no rows"),
+        ("rows", 0, "more accepted tokens than drafts, or no rows"),
+        ("method", "medusa", "an unknown method or level"),
+        ("level", "inner", "an unknown method or level"),
+    ],
+)
+def test_a_step_that_was_never_decoded_is_refused_with_its_line(calibrated_models, column, value, says):
+    models, path = calibrated_models
+    steps, damaged = pd.read_csv(path), path.with_name("damaged.csv")
+    line = int((steps.method == "eagle2").idxmax())
+    steps[column] = steps[column].astype(object)
+    steps.loc[line, column] = value
+    steps.to_csv(damaged, index=False)
+    with pytest.raises(SpecquantError, match=f"damaged.csv holds {says} in line {line + 2}: calibrate again"):
+        read_calibration(damaged, models)
+
+
+@pytest.fixture(scope="module")
+def calibrated_models(small_models, tmp_path_factory):
+    models, path = tiny_models(small_models), tmp_path_factory.mktemp("calibration") / "made.csv"
+    prompts = [[0, 5, 6, 7], [0, 8, 9]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "PROBES", PROBES)
+        steps = calibration.calibrate(models, load_tokenizer(small_models / "target"), prompts)
+    return models, plan.write_results(steps, path, {})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_calibration_with_damage_is_refused_or_gives_plans(calibrated_models, seed):
+    """Lines and values are lost, doubled or changed at random."""
+    models, path = calibrated_models
+    rng, steps = Random(seed), pd.read_csv(path).astype(object)
+    kept = sorted(rng.choices(range(len(steps)), k=rng.choice([1, 3, 10, len(steps)])))
+    steps = steps.iloc[kept].reset_index(drop=True)
+    for _ in range(rng.randrange(4)):
+        values = (0, 1, 2.5, -1, 7, 10**7, float("inf"), "x", "target", "intermediate", *METHODS)
+        steps.iat[rng.randrange(len(steps)), rng.randrange(len(steps.columns))] = rng.choice(values)
+    damaged = path.with_name(f"damaged-{seed}.csv")
+    steps.to_csv(damaged, index=False)
+    damaged.with_suffix(".json").write_text(path.with_suffix(".json").read_text())
+    try:
+        table = plans_of(models, read_calibration(damaged, models))
+    except SpecquantError:
+        return
+    assert table.tokens_per_s.gt(0).all()
 
 
 def test_of_a_repeated_calibration_the_least_times_count():

@@ -3,7 +3,7 @@
 from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy, Sampling, Verdict
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.eagle import EagleDrafter
-from specquant.decoding.generation import Generation, acceptance_rule, checked_prompt, generate
+from specquant.decoding.generation import Generation, acceptance_rule, checked_prompt, generate, tokens_of
 from specquant.decoding.speculator import Speculator, Step
 from specquant.decoding.tree import DraftTree
 
@@ -22,4 +22,5 @@ __all__ = [
     "acceptance_rule",
     "checked_prompt",
     "generate",
+    "tokens_of",
 ]

@@ -24,6 +24,9 @@ class EagleDrafter:
     The head's row t needs the feature of position t and the token at t + 1. True features and confirmed tokens are kept
     by position; what the head computed for drafts lies behind its cache's confirmed slots and is overwritten.
 
+    vocab_size: of the tokens that it takes and gives (default: its head's configuration's). It never drafts tokens
+    beyond that, and reads those that its head lacks as the head's last one.
+
     On a GPU, with a head that computes in 16 bits, a draft is one CUDA graph for each number of confirmed tokens that
     it begins with, captured when it is first needed, and the host waits for nothing.
     """
@@ -34,6 +37,7 @@ class EagleDrafter:
         draft_size: int = 60,
         iterations: int = 6,
         top_k: int = 10,
+        vocab_size: int | None = None,
     ):
         if min(draft_size, iterations, top_k) < 1:
             raise SpecquantError(
@@ -46,13 +50,16 @@ class EagleDrafter:
                 f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree "
                 f"of at most {largest} nodes (with its root); ask for fewer nodes or more iterations"
             )
-        known = head.config.vocab_size if head.vocabulary is None else len(head.vocabulary)
+        vocab_size = vocab_size or head.config.vocab_size
+        known = min(head.lm_head.out_features, vocab_size)
+        if head.vocabulary is not None:
+            known = int((head.vocabulary < vocab_size).sum())
         if top_k > known:
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({known})")
         self.head = head
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
         self.feature_map = None if head.feature_map is None else head.feature_map.to(head.dtype)
-        self.vocab_size = head.config.vocab_size
+        self.vocab_size, self.known_tokens = vocab_size, known
         self.context_length = head.context_length
         self.cache = head.new_cache(self.context_length + iterations * top_k)
         self.features = torch.empty(self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device)
@@ -108,8 +115,9 @@ class EagleDrafter:
         frontier, first = Frontier.root(proposals), 1
         for level in range(iterations):
             if level:
-                outputs = self.head(frontier.tokens, outputs[frontier.parents], positions + level, cache, frontier.mask)
-            log_p, children = self.head.likeliest(outputs, k)
+                tokens, features = self._readable(frontier.tokens), outputs[frontier.parents]
+                outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
+            log_p, children = self.head.likeliest(outputs, k, self.known_tokens)
             frontier = expand(proposals, first, frontier, log_p, children)
             first += log_p.numel()
         return rerank(proposals, self.draft_size)
@@ -120,9 +128,14 @@ class EagleDrafter:
         """Run the rows whose tokens these are, int64 [n], and confirm them; gives outputs [n, hidden] and positions."""
         n, device = len(tokens), tokens.device
         positions = cache.length + torch.arange(n, device=device)
-        output = self.head(tokens, self.features[positions], positions, cache, causal_mask(n, device))
+        output = self.head(self._readable(tokens), self.features[positions], positions, cache, causal_mask(n, device))
         cache.length += n
         return output, positions
+
+    def _readable(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens, int64 [n], as the head can read them."""
+        rows = self.head.embed_tokens.num_embeddings
+        return tokens if self.vocab_size <= rows else tokens.clamp(max=rows - 1)
 
 
 class CapturedDraft:

@@ -1,5 +1,6 @@
 """Generating text: prompts in, tokens and text out, with every stop condition exact."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -8,6 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from specquant.decoding.acceptance import AcceptanceRule, Greedy, Sampling
 from specquant.decoding.speculator import Speculator, Step
 from specquant.errors import SpecquantError
+
+# How tokens that stand for one byte are written in vocabularies like Llama 2's.
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass
@@ -55,8 +59,9 @@ def generate(
     """Decode one prompt (a text, or its token ids) until a stop condition holds.
 
     Tokens are judged one by one in their order, however many a step accepted: the result is what decoding token by
-    token gives. An end token is part of `token_ids`; the text ends before a stop string. `on_text` gets the text as it
-    becomes certain. Raises SpecquantError for an empty prompt, one that does not fit the context or the vocabulary, and
+    token gives. An end token is part of `token_ids`; the text ends before a stop string, in which special tokens count
+    as they are written, though the text leaves them out. `on_text` gets the text as it becomes certain. Raises
+    SpecquantError for an empty prompt, one that does not fit the context or the vocabulary or is no valid text, and
     fewer than one new token.
     """
     prompt = checked_prompt(speculator, tokenizer, prompt, max_new_tokens, stop_strings)
@@ -91,14 +96,15 @@ def checked_prompt(
     stop_strings: tuple[str, ...] = (),
 ) -> list[int]:
     """The prompt's tokens. Raises SpecquantError as `generate` does."""
-    # Not verbose: a prompt that is too long gets our sentence, not a warning of the tokenizer's.
-    prompt = tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    prompt = tokens_of(prompt, tokenizer) if isinstance(prompt, str) else list(prompt)
     if max_new_tokens < 1:
         raise SpecquantError(f"the maximum of new tokens is {max_new_tokens}; it must be at least 1")
     if not any(token not in tokenizer.all_special_ids for token in prompt):
         raise SpecquantError("the prompt is empty: give at least one character")
     if "" in stop_strings:
         raise SpecquantError("a stop string is empty: it would stop before the first token")
+    for string in stop_strings:
+        _require_text("a stop string", string)
     room = speculator.context_length - len(prompt)
     if room < 1:
         raise SpecquantError(
@@ -113,12 +119,45 @@ def checked_prompt(
     return prompt
 
 
+def tokens_of(prompt: str, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> list[int]:
+    """The tokens of a prompt, with those that the tokenizer begins and ends a text with if `special`; what it begins
+    with is not added to a prompt that has it already, as one from a chat template does.
+
+    Raises SpecquantError where the prompt has half a surrogate pair, which is what bytes that are not UTF-8 become.
+    """
+    _require_text("the prompt", prompt)
+    # Not verbose: a prompt that is too long gets our sentence, not a warning of the tokenizer's.
+    plain = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    if not special:
+        return plain
+    tokens = tokenizer(prompt, verbose=False)["input_ids"]
+    for added in range(len(tokens) - len(plain), 0, -1):
+        if tokens[added : added + len(plain)] == plain:
+            return tokens[added:] if plain[:added] == tokens[:added] else tokens
+    return tokens
+
+
+def _require_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SpecquantError(
+            f"{what} is not valid text: its character {error.start + 1} is {text[error.start]!a}, a byte that is not "
+            "UTF-8 or half a character; give it in UTF-8"
+        ) from None
+
+
 class _Output:
     """The new tokens and their text so far, and whether a stop condition holds."""
 
     def __init__(self, tokenizer, end_tokens, stop_strings, limit, on_text):
-        self.tokenizer, self.stop_strings, self.limit, self.on_text = tokenizer, stop_strings, limit, on_text
+        self.tokenizer, self.limit, self.on_text = tokenizer, limit, on_text
         self.end_tokens = set(end_tokens if isinstance(end_tokens, list) else [end_tokens])
+        added = tokenizer.added_tokens_decoder
+        self.special = {number: token.content for number, token in added.items() if token.special}
+        self.stop_strings = stop_strings
+        self.special_stops = [stop for stop in stop_strings if any(token in stop for token in self.special.values())]
+        self.marks: list[tuple[int, str]] = []  # special tokens: where the text leaves them out, and what they are
         self.token_ids: list[int] = []
         self.text = ""
         self.shown = 0
@@ -126,13 +165,18 @@ class _Output:
         # Text is decoded in windows, so that a token costs the same in a long text as in a short one: `settled` is the
         # text of all tokens before `read`, and decoding from `window` on gives what comes behind it.
         self.settled, self.window, self.read = "", 0, 0
+        self.in_bytes = False  # whether the text ends in tokens of single bytes
 
     def take(self, tokens: list[int]) -> int:
         """Append tokens up to the first that stops; returns how many."""
         for count, token in enumerate(tokens, start=1):
             self.token_ids.append(token)
+            if token in self.special:
+                self.marks.append((len(self.text), self.special[token]))
+            else:
+                self.in_bytes = bool(BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(token) or ""))
             self.text = self._decoded()
-            stops = [at for string in self.stop_strings if (at := self.text.find(string)) >= 0]
+            stops = self._stops()
             if stops:
                 self.text, self.stopped_by = self.text[: min(stops)], "stop string"
             elif token in self.end_tokens:
@@ -146,27 +190,70 @@ class _Output:
 
     def _decoded(self) -> str:
         """The text of all tokens. A window begins one window early, for a token may look different as the first one."""
-        known = self.tokenizer.decode(self.token_ids[self.window : self.read], skip_special_tokens=True)
-        window = self.tokenizer.decode(self.token_ids[self.window :], skip_special_tokens=True)
+        known = self._decode(self.token_ids[self.window : self.read])
+        window = self._decode(self.token_ids[self.window :])
+        if not window.startswith(known):  # a decoder of a kind that takes back what stood
+            self.settled, self.window, self.read, known = "", 0, 0, ""
+            window = self._decode(self.token_ids)
         text = self.settled + window[len(known) :]
-        if not window.endswith("\ufffd"):  # else the next token may complete the character
-            self.settled, self.window, self.read = text, self.read, len(self.token_ids)
+        if self._stands(text):
+            # Special tokens and spaces alone are no beginning: a decoder may take the first space behind them.
+            if text[len(self.settled) :].strip():
+                self.window = self.read
+            self.settled, self.read = text, len(self.token_ids)
         return text
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _stands(self, text: str) -> bool:
+        """Whether no later token changes the text: it ends neither with half a character nor with bytes, which are read
+        together as far as they go."""
+        return not self.in_bytes and not text.endswith("\ufffd")
+
+    def _stops(self) -> list[int]:
+        """Where in the text stop strings begin."""
+        stops = [at for string in self.stop_strings if (at := self.text.find(string)) >= 0]
+        if self.special_stops and self.marks:
+            marked = self._marked(len(self.text))
+            stops += [self._unmarked(at) for string in self.special_stops if (at := marked.find(string)) >= 0]
+        return stops
+
+    def _marked(self, end: int) -> str:
+        """The text up to `end` with its special tokens."""
+        parts, start = [], 0
+        for at, content in self.marks:
+            parts += [self.text[start : min(at, end)], content]
+            start = at
+        return "".join((*parts, self.text[start:end]))
+
+    def _unmarked(self, place: int) -> int:
+        """Where in the text a place in `_marked` is."""
+        for at, content in self.marks:
+            if place <= at:
+                break
+            place = max(at, place - len(content))
+        return place
 
     def finish(self) -> None:
         self._show(len(self.text))
 
     def _certain(self) -> int:
-        """How many characters no later token can take back: not half a character, nor the start of a stop string."""
-        end = len(self.text.rstrip("\ufffd"))
-        for string in self.stop_strings:
-            for overlap in range(min(len(string) - 1, end), 0, -1):
-                if self.text.endswith(string[:overlap], 0, end):
-                    end -= overlap
-                    break
-        return end
+        """How many characters no later token can take back: those that stand, but not the start of a stop string."""
+        end = len(self.settled)
+        starts = [end - _overlap(self.text[:end], string) for string in self.stop_strings]
+        if self.special_stops and self.marks:
+            marked = self._marked(end)
+            starts += [self._unmarked(len(marked) - _overlap(marked, string)) for string in self.special_stops]
+        return min([end, *starts])
 
     def _show(self, end: int) -> None:
         if end > self.shown:
             self.on_text(self.text[self.shown : end])
             self.shown = end
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at a text's end are the start of a string that may go on."""
+    longest = min(len(string) - 1, len(text))
+    return next((length for length in range(longest, 0, -1) if text.endswith(string[:length])), 0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
+import torch.nn.functional as F
 
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
@@ -48,23 +49,30 @@ class Speculator:
     It is also a `Drafter`: what it has accepted is a sequence draft for a larger model. As a drafter it takes steps
     until at least `min_draft_length` tokens are drafted.
 
+    vocab_size: of the tokens that it takes and gives (default: its model's). A model that drafts for a larger
+    vocabulary, as with rows that only pad it, reads the tokens that it lacks as its last one, and never drafts them;
+    one that drafts for a smaller vocabulary never drafts what that lacks.
+
     State: `tokens` are the confirmed tokens of this level, the last of which the model has not run; the cache holds a
     prefix of them. Every step makes one forward pass over what the cache lacks (one token, and one more for each level
     above that has just accepted a whole draft) and the tree.
     """
 
-    def __init__(self, model: Llama, drafter: Drafter | None = None, min_draft_length: int = 1):
+    def __init__(
+        self, model: Llama, drafter: Drafter | None = None, min_draft_length: int = 1, vocab_size: int | None = None
+    ):
         if min_draft_length < 1:
             raise SpecquantError(f"the minimum draft length is {min_draft_length}; it must be at least 1")
-        if drafter is not None and drafter.vocab_size != model.config.vocab_size:
+        vocab_size = vocab_size or model.config.vocab_size
+        if drafter is not None and drafter.vocab_size != vocab_size:
             raise SpecquantError(
-                f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's "
-                f"{model.config.vocab_size}: use a drafter with the target's tokenizer"
+                f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's {vocab_size}: use a "
+                "drafter with the target's tokenizer"
             )
         self.model = model
         self.drafter = drafter
         self.min_draft_length = min_draft_length
-        self.vocab_size = model.config.vocab_size
+        self.vocab_size = vocab_size
         self.context_length = min(model.context_length, drafter.context_length) if drafter else model.context_length
         # Behind the context: room for a draft (a tree, or the sequence that a level below hands up).
         self.cache = model.new_cache(self.context_length + getattr(drafter, "draft_size", 0) + 2)
@@ -76,7 +84,7 @@ class Speculator:
         began = perf_counter()
         features = self._run_prompt(prompt, rule)
         root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
-        (token,) = rule.judge(root, self.model.logits(features[-1:])).read().tokens
+        (token,) = rule.judge(root, self._logits(features[-1:])).read().tokens
         verified = perf_counter()
         self._start_drafter(token, features)
         if self.model.device.type == "cuda":
@@ -89,7 +97,7 @@ class Speculator:
     def _run_prompt(self, prompt: list[int], rule: AcceptanceRule) -> torch.Tensor:
         self.tokens, self.rule = list(prompt), rule
         self.cache.truncate(0)
-        return self.model.prefill(torch.tensor(prompt, device=self.model.device), self.cache)
+        return self.model.prefill(self._readable(torch.tensor(prompt, device=self.model.device)), self.cache)
 
     def _start_drafter(self, first_token: int, features: torch.Tensor) -> None:
         self.tokens.append(first_token)
@@ -108,8 +116,9 @@ class Speculator:
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
-        features = self.model(batch.tokens, self.cache.length + batch.depths, self.cache, batch.ancestors)
-        logits = self.model.logits(features[len(pending) :])
+        readable, positions = self._readable(batch.tokens), self.cache.length + batch.depths
+        features = self.model(readable, positions, self.cache, batch.ancestors)
+        logits = self._logits(features[len(pending) :])
         verdict = self.rule.judge(tree, logits)
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)
@@ -127,6 +136,17 @@ class Speculator:
         draft_ms = _milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)
+
+    def _readable(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens, int64 [n], as the model can read them."""
+        rows = self.model.config.vocab_size
+        return tokens if self.vocab_size <= rows else tokens.clamp(max=rows - 1)
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        """features [rows, hidden] -> logits [rows, vocab_size]: tokens that the model lacks are impossible."""
+        logits = self.model.logits(features)
+        missing = self.vocab_size - logits.shape[1]
+        return logits if missing == 0 else F.pad(logits, (0, missing), value=-torch.inf)
 
     def _propose(self, limit: int) -> DraftTree:
         if self.drafter is None or limit < 1:

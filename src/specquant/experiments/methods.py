@@ -1,6 +1,6 @@
 """The paper's four methods: what they need, how they draft, and how they are put together from model directories."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from specquant.decoding import Drafter, EagleDrafter, Speculator
 from specquant.errors import SpecquantError
 from specquant.models.config import load_config
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import EagleHead, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate
 from specquant.models.llama import Llama
@@ -24,7 +24,8 @@ from specquant.models.loading import (
     load_model,
     load_tokenizer,
 )
-from specquant.paths import resolve
+from specquant.paths import read_text, resolve
+from specquant.quant import get_scheme
 
 # What each method needs besides the target, in the order of loading.
 COMPANIONS = {
@@ -108,10 +109,11 @@ def assemble(plan: Plan, models: TwoModels, drafter: Callable[[str], Drafter]) -
     """The decoder of a plan. drafter: gives what drafts trees for the "target" or for the "intermediate" model."""
     if plan.method == "autoregressive":
         return Speculator(models.target)
+    vocab_size = models.target.config.vocab_size
     if plan.method == "eagle2":
         return Speculator(models.target, drafter("target"))
     inner = drafter("intermediate") if plan.method == "hierarchical" else None
-    return Speculator(models.target, Speculator(models.intermediate, inner, plan.min_draft_length))
+    return Speculator(models.target, Speculator(models.intermediate, inner, plan.min_draft_length, vocab_size))
 
 
 class Models:
@@ -199,7 +201,7 @@ class Models:
 
         def drafter(which: str) -> EagleDrafter:
             head = self.eagle_target if which == "target" else self.eagle_intermediate
-            return EagleDrafter(head, *plan.tree, settings.top_k)
+            return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
 
         return assemble(plan, self, drafter)
 
@@ -221,17 +223,36 @@ class Models:
 
     def check_companions(self, method: str) -> None:
         """Raises SpecquantError where a companion that the method needs was not given, is none, or does not fit."""
-        model = target = locate(self.paths["target"], SMALL_FILES)
         for which in COMPANIONS[method]:
             if self.paths[which] is None:
                 raise SpecquantError(f"the method {method} needs the directory of the {which.replace('_', ' ')} model")
-            directory = locate(self.paths[which], SMALL_FILES)
-            if which == "intermediate":
-                check_drafting_model(target, directory)
-                model = directory
-            else:
-                check_head(load_head_config(directory), load_config(model), directory)
+            self._check_companion(which)
+            if which != "intermediate":
                 _ = self._head_tokens
+
+    def check_options(self, named: Iterable[str] = ()) -> None:
+        """Raises SpecquantError for a value that is wrong, also where no method that is used would look at it.
+
+        named: the companions that a user named, rather than those that lie beside the target.
+        """
+        head_scheme(self.head_scheme)
+        if self.scheme is not None:
+            get_scheme(self.scheme)
+        if self.head_text is not None:
+            read_text(self.head_text, "the text to count tokens in,")
+        if self.head_vocabulary is not None:
+            require_count(self.head_vocabulary, load_config(locate(self.paths["target"], SMALL_FILES)).vocab_size)
+        for which in named:
+            self._check_companion(which)
+
+    def _check_companion(self, which: str) -> None:
+        target, directory = (locate(self.paths[name], SMALL_FILES) for name in ("target", which))
+        if which == "intermediate":
+            check_drafting_model(target, directory)
+            return
+        config, model = load_head_config(directory), self.paths["target" if which == "eagle_target" else "intermediate"]
+        if model is not None:
+            check_head(config, load_config(locate(model, SMALL_FILES)), directory, tokenizer=target)
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:

@@ -64,7 +64,8 @@ class SyntheticModels:
         def drafter(which: str) -> Drafter:
             head = self.head if which == "target" else self.inner_head
             shapes = tree_shapes(trees_of(trees, which), *plan.tree)
-            return ReplayedTrees(EagleDrafter(head, *plan.tree), shapes, self.device)
+            drafter = EagleDrafter(head, *plan.tree, vocab_size=self.target.config.vocab_size)
+            return ReplayedTrees(drafter, shapes, self.device)
 
         return assemble(plan, self, drafter)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from specquant.decoding import tokens_of
 from specquant.errors import SpecquantError
 from specquant.paths import resolve
 
@@ -158,6 +159,7 @@ def read_questions(benchmark: Benchmark, data_dir: str | Path, limit: int | None
             continue
         try:
             question = benchmark.question(json.loads(line), number)
+            "".join(question.turns).encode()  # JSON can hold halves of surrogate pairs, which are no text
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SpecquantError(
                 f"{path}, line {number}: no question of {benchmark.name} ({type(error).__name__}: {error}): get the "
@@ -183,7 +185,7 @@ def prompt_tokens(
 ) -> tuple[list[int], int]:
     """The prompt of the turn that follows `answers`, and how many tokens were cut from its middle to fit `longest`."""
     text, special = benchmark.prompt(question, answers, tokenizer)
-    tokens = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    tokens = tokens_of(text, tokenizer, special)
     cut = max(0, len(tokens) - longest)
     if cut:  # its beginning holds the template's head, its end the question
         tokens = tokens[: longest // 2] + tokens[len(tokens) - (longest - longest // 2) :]

@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.decoding import Generation, acceptance_rule, generate
+from specquant.decoding import Generation, acceptance_rule, generate, tokens_of
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.tasks import chat_text, is_text
 from specquant.models.llama import Llama
-from specquant.paths import resolve
+from specquant.paths import read_text, resolve
 
 FIELDS = ("id", "task", "prompt")
 
@@ -30,12 +30,8 @@ def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str
         raise SpecquantError(f"there is no prompt file {path}")
     if per_task is not None and per_task < 1:
         raise SpecquantError(f"{per_task} prompts of each task were asked for: ask for at least 1")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecquantError(f"cannot read {path} ({error}): give a UTF-8 file of JSON lines") from None
     chosen, counts, ids = [], {}, set()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "the prompts in").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -62,7 +58,7 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A prompt's tokens: as a user's message where the tokenizer has a chat template, else as it is."""
     chat = tokenizer.chat_template is not None
     text = chat_text(tokenizer, [{"role": "user", "content": prompt}], True) if chat else prompt
-    return tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    return tokens_of(text, tokenizer, special=not chat)
 
 
 def decode_prompts(

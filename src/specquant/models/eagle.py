@@ -79,10 +79,11 @@ class EagleHead(nn.Module):
         return self.lm_head(features)
 
     @torch.inference_mode()
-    def likeliest(self, features: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def likeliest(self, features: torch.Tensor, k: int, among: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The k likeliest next tokens after features [rows, hidden], [rows, k] of each: log-probabilities, within
-        `vocabulary`, and tokens (`kernels.top_k`)."""
-        log_p, tokens = log_softmax_top_k(self.logits(features), k)
+        `vocabulary`, and tokens (`kernels.top_k`). among: how many of the tokens that the LM head knows may be drafted,
+        the first ones (default: all)."""
+        log_p, tokens = log_softmax_top_k(self.logits(features)[:, :among], k)
         return log_p, tokens if self.vocabulary is None else self.vocabulary[tokens]
 
     @property
@@ -98,12 +99,10 @@ def shrink_head(
     """The head, changed in place, with its matrices, and an LM head of its own, rounded to a scheme, and with an LM
     head that knows some tokens alone (FR-Spec, arXiv 2502.14856). It drafts otherwise; what is decoded stays.
 
-    vocabulary: int64 [n], different tokens; None for all. Raises SpecquantError for a scheme that rotates, or that
-    cannot store one of the matrices.
+    vocabulary: int64 [n], different tokens, ascending; None for all. Raises SpecquantError for a scheme that rotates,
+    or that cannot store one of the matrices.
     """
-    scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
-    if scheme.rotated:
-        raise SpecquantError(f"{scheme.name} rotates a whole model: give the EAGLE head another scheme, as w4a16-g128")
+    scheme = head_scheme(scheme)
     if vocabulary is not None:
         head.vocabulary = vocabulary.to(head.device)
         head.lm_head = _linear(head.lm_head.weight[head.vocabulary])
@@ -114,13 +113,26 @@ def shrink_head(
     return head
 
 
+def head_scheme(scheme: str | Scheme | None) -> Scheme:
+    """The scheme of a head, fp16 by default. Raises SpecquantError for one that is not known, or that rotates."""
+    scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
+    if scheme.rotated:
+        raise SpecquantError(f"{scheme.name} rotates a whole model: give the EAGLE head another scheme, as w4a16-g128")
+    return scheme
+
+
 def most_frequent(tokens: Iterable[int], count: int, vocab_size: int) -> torch.Tensor:
     """The `count` tokens that come most often, int64, ascending; of equals, those that never come too, the lowest:
     vocabularies number what is more frequent lower. Raises SpecquantError where the vocabulary has fewer."""
-    if not 1 <= count <= vocab_size:
-        raise SpecquantError(f"a vocabulary of {vocab_size} has no {count} most frequent tokens: choose fewer")
+    require_count(count, vocab_size)
     counts = Counter(tokens)
     return torch.tensor(sorted(sorted(range(vocab_size), key=lambda token: -counts[token])[:count]))
+
+
+def require_count(count: int, vocab_size: int) -> None:
+    """Raises SpecquantError where a vocabulary has no `count` tokens."""
+    if not 1 <= count <= vocab_size:
+        raise SpecquantError(f"a vocabulary of {vocab_size} has no {count} most frequent tokens: choose fewer")
 
 
 def _linear(weight: torch.Tensor) -> nn.Linear:

@@ -99,7 +99,7 @@ def convert_head(head_dir: str | Path, model_dir: str | Path, out_dir: str | Pat
     """
     head_dir, model_dir, out_dir = locate(head_dir, HEAD_FILES), Path(model_dir), Path(out_dir)
     head_config, config = load_head_config(head_dir), load_config(model_dir)
-    check_head(head_config, config, head_dir)
+    check_head(head_config, config, head_dir, most_padding=0)
     quantization = getattr(config, "quantization_config", None) or {}
     if quantization.get("quant_method") != "specquant" or not quantization.get("rotated"):
         raise SpecquantError(f"{model_dir} was not rotated by us: its EAGLE head needs no conversion")

@@ -22,6 +22,7 @@ from specquant.models.transforms import original_ends
 from specquant.models.weights import EAGLE_3_REFUSED, EagleWeights, HuggingFaceWeights, Weights, fill
 from specquant.quant import SCHEMES, PackedLinear, get_scheme
 
+MOST_PADDING = 1024  # rows by which a head's vocabulary may differ from its model's: more is another vocabulary
 SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
 
 
@@ -174,6 +175,8 @@ def load_eagle_head(
     head = set_compute_dtype(head, model.dtype).to(model.device)
     if own["embed_tokens"] and torch.equal(head.embed_tokens.weight, model.embed_tokens.weight):
         head.embed_tokens = model.embed_tokens  # published heads hold a copy of it
+    if vocabulary is not None:
+        vocabulary = vocabulary[vocabulary < head.lm_head.out_features]  # the others only pad its model's vocabulary
     return shrink_head(head, scheme, vocabulary)
 
 
@@ -199,14 +202,23 @@ def load_head_config(path: str | Path) -> PreTrainedConfig:
     return config
 
 
-def check_head(config: PreTrainedConfig, model_config: PreTrainedConfig, path: str | Path) -> None:
+def check_head(
+    config: PreTrainedConfig,
+    model_config: PreTrainedConfig,
+    path: str | Path,
+    tokenizer: Path | None = None,
+    most_padding: int = MOST_PADDING,
+) -> None:
     """Raises SpecquantError where the EAGLE head in `path`, with that configuration, is not for a model with the other.
 
     Of its special tokens nothing is asked: it writes none of its own, and published heads name those of base models.
+    Vocabularies may differ by rows at their end that stand for no token, or for added ones: by `most_padding` at most,
+    for a head brings no tokenizer to compare. tokenizer: the directory of the model's, if there is one.
     """
     for field in ("hidden_size", "vocab_size"):
         ours, theirs = getattr(config, field), getattr(model_config, field)
-        if ours != theirs:
+        padded = field == "vocab_size" and abs(ours - theirs) <= most_padding
+        if ours != theirs and not (padded and min(ours, theirs) >= _base_tokens(tokenizer)):
             raise SpecquantError(
                 f"the EAGLE head in {path} has {field} {ours}, and its model {theirs}: they do not fit"
             )
@@ -214,15 +226,12 @@ def check_head(config: PreTrainedConfig, model_config: PreTrainedConfig, path: s
 
 def check_drafting_model(target: Path, drafting: Path) -> None:
     """Raises SpecquantError where the model in `drafting` does not write the tokens of the one in `target`: another
-    vocabulary, another begin token, or a tokenizer that gives a token another number. A directory without a tokenizer
-    is believed. End tokens may differ, as an instruction-tuned model's do from its base model's: the target decides.
+    begin token, or a tokenizer that gives a token another number. A directory without a tokenizer is believed, if both
+    vocabularies have the same number of rows. Rows that only pad one of them, and added tokens that one of the two
+    lacks, do not matter: such tokens are not drafted. End tokens may differ, as an instruction-tuned model's do from
+    its base model's: the target decides.
     """
     config, other = load_config(target), load_config(drafting)
-    if config.vocab_size != other.vocab_size:
-        raise SpecquantError(
-            f"{drafting}: the drafter's vocabulary has {other.vocab_size} entries and its target's "
-            f"{config.vocab_size}: use a drafter with the target's tokenizer"
-        )
     begins = config.bos_token_id, other.bos_token_id
     if None not in begins and begins[0] != begins[1]:
         raise SpecquantError(
@@ -230,17 +239,43 @@ def check_drafting_model(target: Path, drafting: Path) -> None:
             "the target's tokenizer"
         )
     files = target / "tokenizer.json", drafting / "tokenizer.json"
-    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
-        return
-    tokens, others = (
-        {number: token for token, number in load_tokenizer(path).get_vocab().items()} for path in (target, drafting)
-    )
-    for number in sorted(tokens.keys() | others.keys()):
-        if tokens.get(number) != others.get(number):
+    compared, common = all(file.is_file() for file in files), min(config.vocab_size, other.vocab_size)
+    if compared and files[0].read_bytes() != files[1].read_bytes():
+        _check_tokens(target, drafting, common)
+    if config.vocab_size != other.vocab_size and not (compared and common >= _base_tokens(target)):
+        raise SpecquantError(
+            f"{drafting}: the drafter's vocabulary has {other.vocab_size} entries and its target's "
+            f"{config.vocab_size}: use a drafter with the target's tokenizer"
+        )
+
+
+def _check_tokens(target: Path, drafting: Path, common: int) -> None:
+    """Raises SpecquantError where two tokenizers differ in one of the first `common` tokens, other than by an added one
+    that one of them lacks."""
+    (tokens, added), (others, others_added) = map(_tokens, (target, drafting))
+    for number in sorted(number for number in tokens.keys() | others.keys() if number < common):
+        ours, theirs = tokens.get(number), others.get(number)
+        lacks_added = (ours is None and number in others_added) or (theirs is None and number in added)
+        if ours != theirs and not lacks_added:
             raise SpecquantError(
-                f"token {number} is {others.get(number)!r} in {drafting} and {tokens.get(number)!r} in {target}: use a "
-                "drafter with the target's tokenizer"
+                f"token {number} is {theirs!r} in {drafting} and {ours!r} in {target}: use a drafter with the target's "
+                "tokenizer"
             )
+
+
+def _tokens(directory: Path) -> tuple[dict[int, str], set[int]]:
+    """A tokenizer's tokens by their numbers, and which of them were added to its model's."""
+    tokenizer = load_tokenizer(directory)
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
+    return tokens, set(tokenizer.added_tokens_decoder)
+
+
+def _base_tokens(directory: Path | None) -> int:
+    """How many rows the tokens of a tokenizer need, those left out that were added at its end; 0 without one."""
+    if directory is None or not (directory / "tokenizer.json").is_file():
+        return 0
+    tokens, added = _tokens(directory)
+    return 1 + max(tokens.keys() - added, default=-1)
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

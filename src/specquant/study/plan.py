@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Shapes
-from specquant.experiments.calibration import COLUMNS, LEVELS, NUMBERS, calibrate, calibrated, described
+from specquant.experiments.calibration import COLUMNS, FEWEST, LEVELS, NUMBERS, calibrate, calibrated, described
 from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
@@ -31,6 +31,7 @@ GRID = (
     *(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3))),
     *(Plan("hierarchical", *tree, length) for tree in ((8, 2), (16, 3)) for length in (2, 4, 6)),
 )
+LARGEST = 10**7  # tokens, or milliseconds, of a step of decoding
 REPEATS = 3  # of the grid's measurements, of which the fastest counts: others may use the machine
 
 
@@ -91,6 +92,7 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
     if not known.all():
         line = int(known.idxmin()) + 2
         raise SpecquantError(f"{path}, line {line}: no step of a calibration: calibrate again")
+    _check_steps(steps, path)
     for what, ours in described(models).items():
         if (theirs := str(steps[what].iloc[0])) != str(ours):
             raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
@@ -104,6 +106,28 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
             f"{path} was measured in {theirs or 'a dtype that it does not name'}, not in {ours}: calibrate again"
         )
     return steps
+
+
+def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
+    """Raises SpecquantError, with the line, where a step is none that `calibrate` could have written."""
+    numbers = steps[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
+    counts = numbers[[column for column in NUMBERS if not column.endswith("_ms")]]
+    trees = steps.method.isin(["eagle2", "hierarchical"])
+    wrong = {
+        "something else where numbers belong": numbers.isna().any(axis=1),
+        "an infinite or a negative number": ~numbers.apply(lambda column: column.between(0, LARGEST)).all(axis=1),
+        "a part of a token": (counts % 1 != 0).any(axis=1),
+        "an unknown method or level": ~(steps.method.isin(METHODS) & steps.level.isin(["target", "intermediate"])),
+        "a tree of no nodes or no iterations": trees & (counts[["draft_size", "iterations"]] < 1).any(axis=1),
+        "more accepted tokens than drafts, or no rows": (counts.accepted > counts.drafts) | (counts.rows < 1),
+    }
+    for what, where in wrong.items():
+        if where.any():
+            raise SpecquantError(f"{path} holds {what} in line {int(where.idxmax()) + 2}: calibrate again")
+    if (steps.method == "autoregressive").sum() < FEWEST:
+        raise SpecquantError(f"{path} holds fewer than {FEWEST} steps of decoding one by one: calibrate again")
+    steps[list(NUMBERS)] = numbers
+    steps[list(counts)] = counts.astype("int64")
 
 
 def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:

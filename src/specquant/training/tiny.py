@@ -125,7 +125,12 @@ def train_tiny(
     """
     recipe = recipe or Recipe()
     out_dir = Path(out_dir)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is") from None
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise SpecquantError(f"there is no device '{device}' here: leave it out for the best there is")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SpecquantError("no CUDA device here; train with --device cpu (hours), or on a machine with a GPU")
     started = time.monotonic()
