@@ -4,5 +4,15 @@
 class SpecquantError(Exception):
     """Bad input or an unusable environment. The message is one line: what is wrong, where, and what to do.
 
-    The command line prints the message and exits with status 2.
+    Line breaks in it, as of a file's name or of what a library says, become blanks; other characters that cannot be
+    printed are escaped. The command line prints the message and exits with status 2.
     """
+
+    def __init__(self, message: str):
+        super().__init__("".join(map(_printable, message)))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else ascii(character)[1:-1]
