@@ -18,7 +18,8 @@ from specquant.models.checkpoint import (
     write_index,
     write_shard,
 )
-from specquant.models.config import load_config, read_json
+from specquant.models.config import load_config
+from specquant.models.fields import read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
 from specquant.models.formats.gptq import GPTQ_CONFIG, encode_gptq

@@ -13,13 +13,23 @@ from specquant.models.checkpoint import open_checkpoint
 from specquant.models.config import context_length as usable_context
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, most_frequent, shrink_head
+from specquant.models.fields import shown
 from specquant.models.formats import FormatWeights, find_format
+from specquant.models.formats.common import Format
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
-from specquant.models.llama import Llama, set_compute_dtype
+from specquant.models.llama import Llama, check_widths, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.transforms import original_ends
-from specquant.models.weights import EAGLE_3_REFUSED, EagleWeights, HuggingFaceWeights, Weights, fill
-from specquant.quant import SCHEMES, PackedLinear, get_scheme
+from specquant.models.weights import (
+    EAGLE_3_REFUSED,
+    EagleWeights,
+    HuggingFaceWeights,
+    Weights,
+    check_sizes,
+    fill,
+    ties_ends,
+)
+from specquant.quant import SCHEMES, PackedLinear, Scheme, empty_linear, get_scheme
 
 SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
 
@@ -38,7 +48,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
     """The scheme in which the directory `path`, whose configuration this is, stores its weights."""
-    format = find_format(config, open_checkpoint(path))
+    return _stored_scheme(config, find_format(config, open_checkpoint(path)), path)
+
+
+def _stored_scheme(config: PreTrainedConfig, format: Format | None, path: str | Path) -> str:
     if format is not None:
         return format.scheme
     quantization = getattr(config, "quantization_config", None)
@@ -46,8 +59,8 @@ def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
         return "fp16"
     if quantization.get("scheme") not in list(SCHEMES):
         raise SpecquantError(
-            f"{path}: config.json names the scheme {quantization.get('scheme')!r}, which this version does not know: "
-            "quantize the fp16 model again"
+            f"{path}: config.json names the scheme {shown(quantization.get('scheme'))}, which this version does not "
+            "know: quantize the fp16 model again"
         )
     return quantization["scheme"]
 
@@ -71,32 +84,50 @@ def load_model(
     model, weights = open_model(path, scheme, context_length)
     require_memory(model, dtype, device, path)
     fill(model, weights, device)
-    return set_compute_dtype(model, dtype).to(device)
+    set_compute_dtype(model, dtype).rotary.make_tables()
+    return model.to(device)
 
 
 def open_model(path: str | Path, scheme: str | None = None, context_length: int | None = None) -> tuple[Llama, Weights]:
     """The model in a directory, on the meta device, and the weights to `fill` it with. Arguments and errors are those
-    of `load_model`; only configuration and headers are read."""
+    of `load_model`; only configuration and headers are read, and embedding and LM head where they should be one."""
     config = load_config(path)
     length = usable_context(config, context_length, path)
-    stored = stored_scheme(config, path)
+    checkpoint = open_checkpoint(path)
+    format = find_format(config, checkpoint)
+    stored = _stored_scheme(config, format, path)
     wanted = get_scheme(scheme or stored)
     if stored != "fp16" and wanted.name != stored:
         raise SpecquantError(f"{path} is stored in {stored}, not in {wanted.name}: quantize the fp16 model instead")
+    check_sizes(config, checkpoint)
+    check_widths(config, wanted, path, rotates=stored == "fp16" and wanted.rotated)
     if stored == "fp16" and wanted.rotated:
         raise SpecquantError(
             f"{wanted.name} rotates the whole model: make it once by `specquant quantize {path} --scheme {wanted.name} "
             "--out DIR` and load DIR"
         )
-    checkpoint = open_checkpoint(path)
-    format = find_format(config, checkpoint)
-    with torch.device("meta"):
-        model = Llama(config, wanted, length)
-        if wanted.rotated and format is None:
-            model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
     if format is not None:
-        return model, FormatWeights(checkpoint, config, format)
-    return model, (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
+        weights = FormatWeights(checkpoint, config, format)
+    else:
+        weights = (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
+    config.tie_word_embeddings = ties_ends(weights)
+    return _skeleton(weights, wanted, length, own_map=wanted.rotated and format is None), weights
+
+
+def _skeleton(weights: Weights, scheme: Scheme, context_length: int, own_map: bool) -> Llama:
+    """The model on the meta device, with each matrix in the scheme that the checkpoint has it in."""
+    config = weights.config
+    with torch.device("meta"):
+        model = Llama(config, scheme, context_length)
+        if own_map:
+            model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
+        linears = {name: part for name, part in model.named_modules() if isinstance(part, PackedLinear)}
+        for name, linear in linears.items():
+            kept = weights.scheme_of(name, linear)
+            if kept is not weights.scheme:
+                empty = empty_linear(kept, linear.out_features, linear.in_features, linear.bias is not None)
+                model.set_submodule(name, empty)
+    return model
 
 
 def require_memory(model: Llama, dtype: torch.dtype, device: torch.device | str, path: str | Path) -> None:
@@ -146,6 +177,7 @@ def load_eagle_head(
     config = load_head_config(path)
     check_head(config, model.config, path)
     weights = EagleWeights(open_checkpoint(path), config, get_scheme("fp16"))
+    check_sizes(config, weights.checkpoint, ends=False)
     own = {name: f"{name}.weight" in weights for name in ("embed_tokens", "lm_head")}
     own_map = "feature_map" in weights
     shared = (model.embed_tokens, model.lm_head)
@@ -168,7 +200,8 @@ def load_eagle_head(
             raise SpecquantError(f"the EAGLE head in {path} was converted for another rotation than its model's")
     else:
         head.feature_map = model.feature_map
-    head = set_compute_dtype(head, model.dtype).to(model.device)
+    set_compute_dtype(head, model.dtype).rotary.make_tables()
+    head = head.to(model.device)
     if own["embed_tokens"] and torch.equal(head.embed_tokens.weight, model.embed_tokens.weight):
         head.embed_tokens = model.embed_tokens  # published heads hold a copy of it
     return shrink_head(head, scheme, vocabulary)
