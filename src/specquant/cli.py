@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from specquant import __version__
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, lacks_memory
 
 MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
 CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
@@ -30,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except SpecquantError as error:
         print("specquant:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if not lacks_memory(error):
+            raise
+        print("specquant: there is not enough memory: give it more, or choose a smaller model", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("specquant: interrupted; what had finished is kept", file=sys.stderr)
@@ -348,7 +354,7 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     """The companions that were named, and else those beside the target, if it is a directory."""
     target = arguments.model
     return {
-        name: getattr(arguments, name) or (beside if target.is_dir() and beside.is_dir() else None)
+        name: getattr(arguments, name) or (beside if os.path.isdir(target) and os.path.isdir(beside) else None)
         for name, beside in (
             ("eagle_target", target.parent / f"eagle-{target.name}"),
             ("intermediate", target.parent / "intermediate"),

@@ -1,4 +1,7 @@
-"""The one exception that is meant for people."""
+"""The one exception that is meant for people, and how another is told that says the same every time."""
+
+# What torch says of memory on a CPU and on a GPU, and the loader of its libraries.
+MEMORY_PHRASES = ("allocate memory", "out of memory", "failed to map segment")
 
 
 class SpecquantError(Exception):
@@ -10,6 +13,11 @@ class SpecquantError(Exception):
 
     def __init__(self, message: str):
         super().__init__("".join(map(_printable, message)))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that memory was asked for in vain."""
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in MEMORY_PHRASES)
 
 
 def _printable(character: str) -> str:

@@ -65,6 +65,7 @@ OTHERS = (
 ROPE_WORDS = ("rope_type", "type", "truncate")
 ROPE_LISTS = ("short_factor", "long_factor")
 ROPE_NUMBERS = {"rope_theta": ROPE_THETA, "original_max_position_embeddings": COUNT}
+MOST_OF_A_REASON = 300  # characters of what a library says
 ROPE_NUMBER = number(1e-9, 1e12)
 
 
@@ -200,7 +201,7 @@ def _make_config(kind: type[PreTrainedConfig], fields: dict, file: Path) -> PreT
         config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         config.standardize_rope_params()  # once more, as it reads fields that were not set at the first time
     except Exception as error:  # transformers reports bad fields by several exception types
-        reason = " ".join(str(error.args[0] if error.args else error).split())
+        reason = " ".join(str(error.args[0] if error.args else error).split())[:MOST_OF_A_REASON]
         raise SpecquantError(f"{file} is not a valid {kind.model_type} configuration: {reason}") from None
     finally:
         logging.set_verbosity(verbosity)

@@ -1,6 +1,7 @@
 """Models from directories: Hugging Face layout with fp16 or bf16 weights, what `specquant quantize` writes, and what
 other tools have quantized (`models.formats`)."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
 from specquant.models.checkpoint import open_checkpoint
+from specquant.models.config import MOST_OF_A_REASON, load_config
 from specquant.models.config import context_length as usable_context
-from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, most_frequent, shrink_head
 from specquant.models.fields import shown
 from specquant.models.formats import FormatWeights, find_format
@@ -19,6 +20,7 @@ from specquant.models.formats.common import Format
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
 from specquant.models.llama import Llama, check_widths, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
+from specquant.models.panics import panics_as_errors
 from specquant.models.transforms import original_ends
 from specquant.models.weights import (
     EAGLE_3_REFUSED,
@@ -37,13 +39,18 @@ SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory or hub id. Raises SpecquantError where there is none, or a damaged one."""
     path = locate(path, SMALL_FILES)
-    if not (Path(path) / "tokenizer.json").is_file():
+    if not os.path.isfile(Path(path) / "tokenizer.json"):
         raise SpecquantError(f"{path} has no tokenizer.json: give a model directory with its tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with panics_as_errors():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer.decode(tokenizer("Some text.", verbose=False)["input_ids"])  # some damage shows only now
     except Exception as error:  # each part of a tokenizer's files has its own exception types
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_OF_A_REASON]
         raise SpecquantError(f"the tokenizer in {path} is damaged ({reason}): copy its files again") from None
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise SpecquantError(f"the tokenizer in {path} has a chat_template that is no text: copy its files again")
+    return tokenizer
 
 
 def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
@@ -133,11 +140,12 @@ def _skeleton(weights: Weights, scheme: Scheme, context_length: int, own_map: bo
 def require_memory(model: Llama, dtype: torch.dtype, device: torch.device | str, path: str | Path) -> None:
     """Raises NotEnoughMemory where a device has no room for a model that computes in `dtype`, and for its context."""
     free = free_bytes(device)
-    weights, position = weight_bytes(model, dtype, device), KVCache.bytes_per_position(model.config, dtype)
-    context = model.context_length * position
-    if free is None or weights + context <= free:
+    position = KVCache.bytes_per_position(model.config, dtype)
+    tables = _table_bytes(model, dtype)
+    weights, context = weight_bytes(model, dtype, device) - tables, model.context_length * position
+    if free is None or weights + tables + context <= free:
         return
-    room = (free - weights) // position
+    room = (free - weights) // (position + tables // model.context_length)
     advice = (
         f"give a context length (--context-length) of at most {room}, which it has room for, or another device"
         if room >= SHORTEST_CONTEXT
@@ -158,9 +166,13 @@ def weight_bytes(model: Llama, dtype: torch.dtype, device: torch.device | str) -
     stored = sum(linear.nbytes for linear in linears)
     copies = sum(unpacked * linear.out_features * linear.in_features for linear in linears)
     ends = {id(part.weight): part.weight.numel() for part in (model.embed_tokens, model.lm_head)}
-    tables = model.rotary.cosines.numel() + model.rotary.sines.numel()
     on_gpu = torch.device(device).type == "cuda"
-    return stored + (0 if on_gpu else copies) + dtype.itemsize * (sum(ends.values()) + tables)
+    return stored + (0 if on_gpu else copies) + dtype.itemsize * sum(ends.values()) + _table_bytes(model, dtype)
+
+
+def _table_bytes(model: Llama, dtype: torch.dtype) -> int:
+    """What the rotary tables of a model's context take."""
+    return dtype.itemsize * (model.rotary.cosines.numel() + model.rotary.sines.numel())
 
 
 def load_eagle_head(
