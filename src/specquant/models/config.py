@@ -99,11 +99,12 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
         raise SpecquantError(f"{file}: head_dim is {config.head_dim}; it must be an even number, 2 to {2**14}")
     _check_rope(config, file)
     for name in ("bos_token_id", "eos_token_id"):
-        _check_tokens(config, name, file)
+        _check_tokens(getattr(config, name, None), name, config, file)
     generation = file.with_name("generation_config.json")
     if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
-        config.eos_token_id = read_json(generation).get("eos_token_id", config.eos_token_id)
-        _check_tokens(config, "eos_token_id", generation)
+        end_tokens = read_json(generation).get("eos_token_id", config.eos_token_id)
+        _check_tokens(end_tokens, "eos_token_id", config, generation)
+        config.eos_token_id = end_tokens
     return config
 
 
@@ -222,6 +223,8 @@ def _check_rope(config: PreTrainedConfig, file: Path) -> None:
             raise SpecquantError(f"{file}: {shown(name)[1:-1]} is {shown(value)}; it must be {kind.words}")
         if name in ROPE_LISTS and len(value) != config.head_dim // 2:
             raise SpecquantError(f"{file}: {name} has {len(value)} numbers; head_dim asks for {config.head_dim // 2}")
+    if rope["rope_type"] == "longrope" and rope.get("original_max_position_embeddings") is None:
+        raise SpecquantError(f"{file}: longrope needs original_max_position_embeddings, and it is null: copy it again")
     if rope["rope_type"] != "proportional" and rope.get("partial_rotary_factor") not in (None, 1):
         raise SpecquantError(f"{file}: partial_rotary_factor is not supported yet: only whole heads are rotated")
     for positions in {longest_context(config), config.max_position_embeddings}:
@@ -241,11 +244,11 @@ def _check_frequencies(config: PreTrainedConfig, positions: int, file: Path) -> 
         raise SpecquantError(f"{file}: rope_parameters {rope} give no rotary frequencies ({reason}): copy it again")
 
 
-def _check_tokens(config: PreTrainedConfig, name: str, file: Path) -> None:
-    tokens = getattr(config, name, None)
+def _check_tokens(tokens: object, name: str, config: PreTrainedConfig, file: Path) -> None:
+    """Raises SpecquantError where a field is neither null nor a token's number, or a list of such."""
     token_id = whole(0, config.vocab_size - 1)
-    for token in tokens if isinstance(tokens, list) else [tokens]:
-        if token is not None and not token_id.fits(token):
+    for token in tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]:
+        if not token_id.fits(token):
             raise SpecquantError(
                 f"{file}: {name} is {shown(token)}, which is no token of a vocabulary of {config.vocab_size}"
             )

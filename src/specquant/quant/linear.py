@@ -402,10 +402,14 @@ class QQQGroupLinear(PackedLinear):
     def set_grid(self, unit, step, zero):
         self.scales = _fp16_scale(unit[:, 0])
         self.group_scales = pair_outputs(step.half().t())
-        self.clamped = bool((8 * step > 127.5).any())
 
     def grid(self):
         return _grid(self.scales[:, None], unpair_outputs(self.group_scales).t(), zero=8, integer=True)
+
+    def set_codes(self, codes):
+        super().set_codes(codes)
+        integers = (in_groups(codes.float(), self.groups) - 8).mul_(self.grid().step[..., None]).round_()
+        self.clamped = bool(integers.min() < -128) or bool(integers.max() > 127)
 
     def operand(self, dtype):
         return qqq_group_weight(self.codes, self.group_scales, dtype)
