@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant import paths
 from specquant.cli import _parser, main
@@ -16,13 +17,16 @@ from specquant.study import batch
 from tests.family import TEXT
 from tests.study.conftest import Clone
 
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [1.0] * 32}
 NEEDS = {"intermediate": "vanilla", "eagle-target": "eagle2", "eagle-intermediate": "hierarchical"}
 
 
 @pytest.fixture
 def family(small_models, tmp_path):
     """A family of models to damage."""
-    yield Path(shutil.copytree(small_models, tmp_path / "family"))
+    shutil.copytree(small_models, tmp_path / "family")
+    shutil.copyfile(small_models / "target/config.json", tmp_path / "family/intact.json")
+    yield tmp_path / "family"
     shutil.rmtree(tmp_path / "family")
 
 
@@ -239,6 +243,118 @@ def test_a_config_that_does_not_fit(family, refused, fields, says):
     assert str(family / "target") in line
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
+        ({"rms_norm_eps": 1e-300}, "rms_norm_eps is 1e-300"),
+        ({"rms_norm_eps": True}, "rms_norm_eps is True"),
+        ({"rope_theta": float("inf"), "rope_parameters": None}, "rope_theta is inf; it must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_theta is inf"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e-300}}, "rope_theta is 1e-300"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "rope scaling ['default'] is not one that transformers has"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": float("nan")}}, "factor is nan"),
+        (
+            {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 1}},
+            "give no rotary frequencies",
+        ),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
+        ({"num_attention_heads": 1e30}, "num_attention_heads is 1e+30"),
+        ({"hidden_size": 10**30}, "hidden_size is 1000000000000000000000000000000"),
+        ({"vocab_size": [270]}, "vocab_size is [270]"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0; it must be a whole number, 1 to"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads is -1"),
+        ({"num_key_value_heads": "one"}, "num_key_value_heads is 'one'"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"head_dim": 63}, "head_dim is 63; it must be an even number"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; it must be true or false"),
+        ({"attention_bias": 1}, "attention_bias is 1; it must be true or false"),
+        ({"hidden_act": ["silu"]}, "hidden_act is ['silu']; it must be a text"),
+        ({"sliding_window": "all"}, "sliding_window is 'all'"),
+        ({"layer_types": 5}, "layer_types is 5"),
+        ({"eos_token_id": True}, "is not a valid llama configuration"),
+        ({"model_type": ["llama"]}, "model_type is ['llama']; this package computes"),
+        ({"quantization_config": {"quant_method": ["gptq"]}}, "quant_method is ['gptq']"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": 3}},
+            "config_groups has not one",
+        ),
+    ],
+)
+def test_fields_of_a_wrong_type_or_out_of_reach(family, refused, fields, says):
+    change_config(family / "target", **fields)
+    assert says in (line := refused(*generate(family / "target")))
+    assert str(family / "target") in line
+    change_config(family / "eagle-target", **fields)
+    change_config(family / "target", **json.loads((family / "intact.json").read_text()))
+    if "quantization_config" not in fields and "model_type" not in fields:  # a head's are not looked at
+        assert str(family / "eagle-target") in refused(*generate(family / "target", "--method", "eagle2"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"eos_token_id": {"a": 1}}, "eos_token_id is {'a': 1}, which is no token"),
+        ({"eos_token_id": [[1]]}, "eos_token_id is [1], which is no token"),
+        ({"eos_token_id": [None]}, "eos_token_id is None, which is no token"),
+        ({"eos_token_id": 1e30}, "eos_token_id is 1e+30, which is no token"),
+        ({"eos_token_id": True}, "eos_token_id is True, which is no token"),
+        ({"eos_token_id": "x" * 10_000}, "eos_token_id is 'xxxx"),
+    ],
+)
+def test_a_generation_config_of_wrong_types(family, refused, fields, says):
+    (family / "target/generation_config.json").write_text(json.dumps(fields))
+    assert f"generation_config.json: {says}" in (line := refused(*generate(family / "target")))
+    assert len(line) < 1000
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+def test_json_that_is_nested_too_deeply(family, refused, name):
+    if "index" in name:
+        (family / "target/model.safetensors").rename(family / "target/model-00001-of-00001.safetensors")
+    (family / "target" / name).write_text('{"a": ' * 100_000 + "1" + "}" * 100_000)
+    assert f"{name} is nested too deeply" in refused(*generate(family / "target"))
+
+
+def test_names_and_folders_that_cannot_be_read(family, refused):
+    assert "File name too long" in refused(*generate("x" * 300))
+    (family / "loop").symlink_to(family / "loop")
+    assert f"cannot read {family / 'loop'} (Too many levels of symbolic links)" in refused(*generate(family / "loop"))
+    assert "File name too long" in refused(
+        *generate(family / "target", "--method", "eagle2", "--eagle-target", "x" * 300)
+    )
+    assert "File name too long" in refused("quantize", "x" * 300, "--scheme", "w8a8", "--out", family / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_is_closed(family, refused):
+    (family / "target").chmod(0)
+    try:
+        assert f"cannot read {family / 'target'} (Permission denied)" in refused(*generate(family / "target"))
+    finally:
+        (family / "target").chmod(0o755)
+
+
+def test_a_width_that_a_scheme_does_not_have(family, refused, tmp_path):
+    """It names the field of config.json, and points to nothing that would be refused, too."""
+    target = family / "target"
+    config = LlamaConfig(**json.loads((target / "config.json").read_text()) | {"hidden_size": 576, "head_dim": 64})
+    LlamaForCausalLM(config).half().save_pretrained(target)
+    for scheme, reason in (
+        ("w4a16-g128", "hidden_size 576 is not a multiple of 128"),
+        ("w4a16-g128-rot", "hidden_size 576 cannot be rotated"),
+        ("w4a8-qqq", "hidden_size 576 cannot be rotated"),
+    ):
+        says = f"{target} does not fit {scheme}: {reason}"
+        out = tmp_path / "out"
+        for line in (
+            refused(*generate(target, "--scheme", scheme)),
+            refused("quantize", target, "--scheme", scheme, "--quantizer", "round-to-nearest", "--out", out),
+        ):
+            assert says in line
+            assert line.endswith("; schemes that it fits: fp16, w8a8, fp8\n")
+
+
 def test_companions_that_do_not_fit(family, refused):
     """Another vocabulary or hidden size, a model for a head, a head for a model."""
     target = family / "target"
@@ -255,6 +371,37 @@ def test_companions_that_do_not_fit(family, refused):
     change_tensors(family / "intermediate", model__embed_tokens__weight=embedding[:269].clone())
     says = "the drafter's vocabulary has 269 entries and its target's 270: use a drafter with the target's tokenizer"
     assert says in refused(*command, family / "intermediate")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "[UNK]"}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
+        {"added_tokens": [{"id": -1, "content": "x"}]},
+        {"model": []},
+    ],
+)
+def test_tokenizers_that_end_in_a_panic_or_only_when_used(family, refused, change):
+    file = family / "target/tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert f"the tokenizer in {family / 'target'} is damaged" in refused(*generate(family / "target"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_max_length": "x"},
+        {"bos_token": 5},
+        {"added_tokens_decoder": [1]},
+        {"chat_template": {"a": 1}, "eos_token": []},
+    ],
+)
+def test_a_tokenizer_config_of_wrong_types(family, refused, change):
+    file = family / "target/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert f"the tokenizer in {family / 'target'}" in refused(*generate(family / "target"))
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from specquant import __version__
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, lacks_memory
 
 MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
 CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
@@ -68,6 +68,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return arguments.command(arguments)
     except SpecquantError as error:
         return _complain(str(error), 2)
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if not lacks_memory(error):
+            raise
+        return _complain("there is not enough memory: give it more, or choose a smaller model", 2)
     except KeyboardInterrupt:
         return _complain("interrupted; what had finished is kept", 130)
 
@@ -458,7 +462,7 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     """The companions that were named, and else those beside the target, if it is a directory."""
     target = arguments.model
     return {
-        name: getattr(arguments, name) or (beside if target.is_dir() and beside.is_dir() else None)
+        name: getattr(arguments, name) or (beside if os.path.isdir(target) and os.path.isdir(beside) else None)
         for name, beside in (
             ("eagle_target", target.parent / f"eagle-{target.name}"),
             ("intermediate", target.parent / "intermediate"),

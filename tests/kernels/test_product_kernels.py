@@ -115,6 +115,21 @@ def test_integer_products_are_exact(form, rows, outputs, inputs, chosen, device,
     assert torch.equal(y.cpu(), REFERENCES[form](x, *matrix))
 
 
+@edges
+def test_weights_that_leave_int8_are_brought_back(rows, outputs, inputs, chosen, device, generator):
+    """As GPTQModel's QQQ writes them per group: integers of up to 160."""
+    codes, scales, _ = integer_matrix("qqq-g128", outputs, inputs, generator)
+    matrix = codes, scales, pair_outputs(torch.linspace(10, 20, inputs // 128 * outputs).view(-1, outputs).half())
+    weights = w4a8.qqq_group_weight(codes, matrix[2])
+    assert (weights.min(), weights.max()) == (-128, 127)
+    x = torch.randn(rows, inputs, generator=generator).half()
+    x_codes, x_scales = quantize_per_token(x)
+    inputs_of_kernel = x_codes.to(torch.int8).to(device), x_scales.to(device)
+    options = {"out_dtype": torch.float16, "chosen": chosen, "clamped": True}
+    y = w4a8.w4a8_triton("qqq-g128", *inputs_of_kernel, *to(device, matrix), **options)
+    assert torch.equal(y.cpu(), w4a8.qqq_group(x, *matrix))
+
+
 @pytest.mark.bits
 @pytest.mark.parametrize("form", FORMS)
 def test_sums_beyond_float32s_integers_are_rounded_once(form, device, generator):
@@ -238,6 +253,11 @@ def test_assembly_and_its_plain_twin_agree(chosen, generator):
         options = {"out_dtype": torch.float32, "chosen": chosen}
         launch = partial(w4a8.w4a8_triton, form, x, scales, *matrix, **options)
         assert torch.equal(launch(assembly=True), launch(assembly=False)), form
+    codes, matrix_scales, _ = integer_matrix("qqq-g128", 256, 256, generator)
+    steps = torch.linspace(0, 20, 512).view(2, 256).half()  # weights of up to 160
+    matrix = to("cuda", (codes, matrix_scales, pair_outputs(steps)))
+    launch = partial(w4a8.w4a8_triton, "qqq-g128", x, scales, *matrix, **options, clamped=True)
+    assert torch.equal(launch(assembly=True), launch(assembly=False))
 
 
 @pytest.mark.gpu
@@ -284,7 +304,8 @@ for capability in (80, 90):
     texts = [ptx(w4a16._kernel, capability, half)]
     for form, grid in grids.items():
         constants = dict(FORM=form) if grid else dict(FORM=form, grid=None)
-        texts.append(ptx(w4a8._kernel, capability, whole | grid, **constants))
+        for clamped in (False, True) if form == "qqq-g128" else (False,):
+            texts.append(ptx(w4a8._kernel, capability, whole | grid, CLAMPED=clamped, **constants))
     if capability == 90:
         texts.append(ptx(w4a8_fp8._kernel, 90, whole | dict(x="*fp8e4nv", scales="*i32")))
     for text in texts:
@@ -303,7 +324,7 @@ def test_on_hopper_no_weights_go_through_shared_memory():
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 11
+    assert len(lines) == 13
     for capability, products, from_registers, stores in lines:
         assert int(products) >= 8
         if capability == "90":

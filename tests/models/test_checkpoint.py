@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from specquant.errors import SpecquantError
 from specquant.models import checkpoint as module
-from specquant.models.checkpoint import INDEX_FILE, Checkpoint
+from specquant.models.checkpoint import INDEX_FILE, PICKLE_INDEX_FILE, Checkpoint
 from specquant.models.loading import load_model
 from tests.family import write_random
 
@@ -196,3 +196,67 @@ def test_flipped_bits_in_a_header(tmp_path):
             assert "\n" not in sentence
             refusals += 1
     assert refusals > (end - 8) / 5 * 0.8
+
+
+@pytest.fixture
+def pickled(written, tmp_path):
+    """The same model as transformers 4 wrote its shards."""
+    directory = tmp_path / "pickled"
+    directory.mkdir()
+    shutil.copyfile(written[0] / "config.json", directory / "config.json")
+    tensors = load_file(written[0] / "model.safetensors")
+    names = [f"pytorch_model-{number:05}-of-00003.bin" for number in (1, 2, 3)]
+    places = {name: names[place % 3] for place, name in enumerate(tensors)}
+    for file in names:
+        torch.save({name: tensor for name, tensor in tensors.items() if places[name] == file}, directory / file)
+    (directory / PICKLE_INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return directory
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "w4a16-g128"])
+def test_pickled_shards_load_as_one_file_does(written, pickled, scheme):
+    expected, loaded = load_model(written[0], scheme).state_dict(), load_model(pickled, scheme).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    (pickled / PICKLE_INDEX_FILE).unlink()
+    assert torch.equal(load_model(pickled).state_dict()["norm.weight"], expected["norm.weight"])
+
+
+def test_pickled_shards_that_are_missing_torn_or_not_beside(pickled):
+    index, shard = pickled / PICKLE_INDEX_FILE, pickled / "pytorch_model-00002-of-00003.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    with pytest.raises(SpecquantError, match=r"00002-of-00003\.bin is damaged"):
+        load_model(pickled)
+    shard.unlink()
+    with pytest.raises(SpecquantError, match=r"1 of its 3 shards are missing, first .*00002-of-00003\.bin"):
+        load_model(pickled)
+    index.write_text(index.read_text().replace("pytorch_model-00001", "../pytorch_model-00001"))
+    with pytest.raises(SpecquantError, match=r"for a shard, which is no PyTorch file beside it"):
+        load_model(pickled)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "quantized"])
+def test_tensors_that_are_no_ordinary_ones(pickled, kind):
+    make = {
+        "sparse": lambda: torch.ones(128, 128).to_sparse(),
+        "meta": lambda: torch.empty(128, 128, device="meta"),
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(128, 128), 0.1, 0, torch.qint8),
+    }[kind]
+    shard = pickled / "pytorch_model-00002-of-00003.bin"
+    tensors = torch.load(shard)
+    name = next(name for name, tensor in tensors.items() if tensor.shape == (128, 128))
+    torch.save(tensors | {name: make()}, shard)
+    with pytest.raises(SpecquantError, match=rf"{shard.name}: {name} is .*no ordinary tensor"):
+        load_model(pickled)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["self_attn.k_proj", "mlp.up_proj"])
+def test_one_of_joined_matrices_of_another_type(written, tmp_path, part, dtype):
+    """Joined with its neighbours it would be widened to theirs."""
+    directory = shutil.copytree(written[0], tmp_path / "single")
+    tensors = load_file(directory / "model.safetensors")
+    name = f"model.layers.1.{part}.weight"
+    save_file(tensors | {name: tensors[name].to(dtype)}, directory / "model.safetensors")
+    with pytest.raises(SpecquantError, match=rf"layers\.1\..*_proj\.weight holds {dtype} where torch.float16 belongs"):
+        load_model(directory)

@@ -1,10 +1,12 @@
 """What `specquant export` writes: read by transformers itself, and against packing written down from the formats."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
@@ -14,6 +16,7 @@ from specquant.models.export import export_model
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
+from tests.family import write_random
 from tests.models.formats import packing
 
 TARGET = project_root() / "data/tiny/target"
@@ -60,6 +63,44 @@ def test_transformers_loads_it(native, tmp_path, prompt, scheme):
     assert (found.argmax(dim=-1) == expected.argmax(dim=-1)).float().mean() > 0.9
     assert theirs.lm_head.weight.dtype == torch.float32
     assert load_tokenizer(tmp_path / "out")("1 plus 1")["input_ids"] == load_tokenizer(TARGET)("1 plus 1")["input_ids"]
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g128", "w4a16-g128-asym", "w8a8", "fp8"])
+def test_of_a_bfloat16_model_transformers_rounds_nothing(tmp_path, scheme):
+    """With the dtype left alone it takes that of config.json, and holds scales in it, too."""
+    shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 96}
+    sizes = {"vocab_size": 270, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    config = LlamaConfig(**shape, **sizes, bos_token_id=None, eos_token_id=None, tie_word_embeddings=False)
+    write_random(config, tmp_path / "model", torch.bfloat16)
+    assert json.loads((tmp_path / "model/config.json").read_text())["dtype"] == "bfloat16"
+    quantize_model(tmp_path / "model", scheme, tmp_path / "ours", method="round-to-nearest", progress=False)
+    export_model(tmp_path / "ours", "compressed-tensors", tmp_path / "out")
+    written = Checkpoint(tmp_path / "out")
+    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load_model(tmp_path / "ours")
+    assert theirs.dtype == (torch.float32 if scheme == "fp8" else torch.float16)
+    for name, tensor in (*theirs.named_parameters(), *theirs.named_buffers()):
+        if name.endswith(("_scale", "norm.weight", "embed_tokens.weight", "lm_head.weight")):
+            assert torch.equal(tensor, written.read(name).to(tensor.dtype)), name
+            assert written.read(name).dtype in (tensor.dtype, torch.float16), name
+    tokens = torch.arange(20) * 7
+    with torch.inference_mode():
+        found = theirs(tokens[None]).logits[0].float()
+    expected = logits(ours, tokens[None])
+    # float16's rounding; for int8 also compressed-tensors' other grid of activations
+    limit = {"fp8": 1e-5, "w8a8": 0.06}.get(scheme, 4e-3)
+    assert (found - expected).abs().max() < limit * expected.abs().max()
+    weight = theirs.model.layers[1].mlp.down_proj.weight
+    assert torch.equal(weight, ours.layers[1].down_proj.dequantize().to(weight.dtype))
+
+
+def test_a_model_that_lacks_a_tensor_is_not_exported(native, tmp_path):
+    directory = shutil.copytree(native("w8a8"), tmp_path / "damaged")
+    (directory / "model.safetensors.index.json").unlink()
+    file = directory / "model-00002-of-00006.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if not name.endswith("down_proj.scales")}, file)
+    with pytest.raises(SpecquantError, match=r"it has no tensor layers\.1\.down_proj\.scales"):
+        export_model(directory, "compressed-tensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import (
 
 from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
-from specquant.models.config import load_config
+from specquant.models.config import load_config, longest_context
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.quant import SCHEMES
@@ -219,3 +219,18 @@ def test_tables_of_rotary_frequencies_that_old_checkpoints_hold_are_not_read(dir
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
     assert torch.equal(logits_of(load_model(tmp_path)), logits_of(load_model(path)))
+
+
+def test_longrope_as_phi_3_writes_it(directory, tmp_path):
+    """original_max_position_embeddings at the top level: the context and the factors are those of transformers."""
+    path = shutil.copytree(directory("longrope"), tmp_path / "model")
+    fields = json.loads((path / "config.json").read_text())
+    rope = fields.pop("rope_parameters")
+    fields |= {"rope_theta": rope["rope_theta"], "original_max_position_embeddings": 72}
+    fields["rope_scaling"] = {"type": "longrope", "short_factor": SHORT, "long_factor": LONG}
+    (path / "config.json").write_text(json.dumps(fields))
+    assert longest_context(load_config(path)) == 72
+    assert (logits_of(load_model(path)) - expected_logits(path)).abs().max() < 1e-4
+    tokens = torch.arange(90) * 5 % VOCABULARY
+    expected = expected_logits(path, tokens)
+    assert (logits_of(load_model(path, context_length=96), tokens) - expected).abs().max() < 1e-4

@@ -1,15 +1,22 @@
 """What does not fit into the memory is refused before it is made."""
 
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.models import cache, loading
-from specquant.models.llama import Llama
+from specquant.models import cache, llama, loading
+from specquant.models.llama import Llama, LlamaLayer, RotaryEmbedding
 from specquant.models.loading import load_model, require_memory, weight_bytes
-from specquant.models.memory import free_bytes
+from specquant.models.memory import NotEnoughMemory, free_bytes
 
 LLAMA_3_8B = {
     "vocab_size": 128256,
@@ -104,3 +111,78 @@ def test_generate_with_a_context_length(small_models, free, capsys):
     assert "made for 128 positions, and a context length of 129 was asked for" in capsys.readouterr().err
     assert main([*command[:-1], "toaster"]) == 2
     assert "there is no device 'toaster' here" in capsys.readouterr().err
+
+
+def damaged_copy(small_models, tmp_path, **fields):
+    directory = shutil.copytree(small_models / "target", tmp_path / "model", dirs_exist_ok=True)
+    config = json.loads((small_models / "target/config.json").read_text()) | fields
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_a_context_of_millions_is_refused_before_its_tables_are_made(small_models, tmp_path, monkeypatch):
+    directory = damaged_copy(small_models, tmp_path, max_position_embeddings=2**31 - 1)
+    monkeypatch.setattr(RotaryEmbedding, "make_tables", lambda self: pytest.fail("tables were made"))
+    with pytest.raises(NotEnoughMemory, match=r"for a context of 2147483647 positions .* \(--context-length\) of at"):
+        load_model(directory)
+    monkeypatch.undo()
+    assert load_model(directory, context_length=32).rotary.cosines.shape == (32, 64)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_hidden_layers": 2**30},
+        {"head_dim": 2**14},
+        {"hidden_size": 2**30},
+        {"intermediate_size": 2**31 - 1},
+        {"vocab_size": 2**31 - 1},
+        {"num_attention_heads": 2**20, "hidden_size": 2**20},
+    ],
+)
+def test_sizes_far_beyond_the_files_are_refused_before_a_layer_is_made(small_models, tmp_path, monkeypatch, fields):
+    directory = damaged_copy(small_models, tmp_path, **fields)
+    monkeypatch.setattr(LlamaLayer, "__init__", lambda *_: pytest.fail("a layer was made"))
+    with pytest.raises(
+        SpecquantError, match=r"is incomplete: its 20 tensors hold 594688 numbers, and config\.json asks for"
+    ):
+        load_model(directory)
+
+
+def test_rotary_tables_are_the_same_in_any_pieces(monkeypatch):
+    config = LlamaConfig(**LLAMA_3_8B)
+    whole = RotaryEmbedding(config, 100)
+    monkeypatch.setattr(llama, "TABLE_CHUNK", 32)
+    pieces = RotaryEmbedding(config, 100)
+    assert torch.equal(whole.cosines, pieces.cosines)
+    assert torch.equal(whole.sines, pieces.sines)
+    with torch.device("meta"):
+        skeleton = RotaryEmbedding(config, 100)
+    assert skeleton.cosines.is_meta
+    skeleton.to(torch.float16).make_tables()
+    assert torch.equal(skeleton.sines, whole.sines.half())
+
+
+LIMITED = """
+import resource, sys
+from specquant.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not limit addresses")
+def test_a_limit_on_addresses_is_a_memory_that_is_full(small_models):
+    """As `ulimit -v` sets it."""
+    command = ["generate", "--model", str(small_models / "target"), "--prompt", "1 plus 1", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", LIMITED, "300000000", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "specquant: there is not enough memory: give it more, or choose a smaller model\n"
+
+
+def test_free_memory_is_what_a_limit_leaves(monkeypatch):
+    used = psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + 5_000_000, resource.RLIM_INFINITY))
+    assert free_bytes("cpu") <= 5_000_000
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
+    assert free_bytes("cpu") == 0

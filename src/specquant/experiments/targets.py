@@ -5,18 +5,16 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
-from specquant.models.llama import Llama
+from specquant.models.llama import check_widths
 from specquant.models.loading import stored_scheme
 from specquant.models.quantize import CALIBRATION_TEXT, quantize_model
 from specquant.paths import resolve
 from specquant.quant import get_scheme, scheme_names
-from specquant.quant.hadamard import rotation_base
 
 # What decides about the codes: the weights, the text, and this package's code below `decoding`.
 CODE = ("kernels", "quant", "models")
@@ -94,10 +92,8 @@ def storable_schemes(
 
 def require_storable(name: str, config: PreTrainedConfig, rotated: bool = True) -> None:
     """Raises SpecquantError where a model of this configuration cannot be stored in a scheme, or not be rotated."""
-    with torch.device("meta"):  # a skeleton without memory
-        Llama(config, name, 1)
-    if rotated and get_scheme(name).rotated:
-        rotation_base(config.hidden_size)
+    scheme = get_scheme(name)
+    check_widths(config, scheme, "this model", rotates=rotated and scheme.rotated)
 
 
 def _digest(model_dir: Path, text: Path) -> str:

@@ -7,7 +7,8 @@ stored 4-bit code, here in registers. Stored are codes in the order of `int4`, f
 * QQQ per group: fp16 `scales` [out]; fp16 `group_scales` [in / 128, out / 16, 8, 2] in the same order,
   already divided by the channel's scale.
   int8 weight = (code - 8) * group scale, the exact product rounded once, half to even. (QQQ's kernel does it by one
-  fp16 fused multiply-add onto 1152, where fp16 numbers are integers.)
+  fp16 fused multiply-add onto 1152, where fp16 numbers are integers.) Where a checkpoint of others leaves int8, it is
+  brought back to -128 or 127, as their kernel does; our quantizer's never leaves it, and its products save the work.
 * QoQ per channel: fp16 `scales` [out]; uint8 `zeros` [out], 0 to 15. int8 weight = code - zero. A kernel may multiply
   the codes as they are and subtract the zero point times the sum of the token's int8 activations: the same integer.
   (QServe, section 5.2.2, subtracts its share of the token's sum *before* quantization. Then code and zero point see
@@ -26,10 +27,38 @@ import torch
 
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import unpack_int4, unpair_outputs
-from specquant.kernels.launch import jit, tl
+from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 from specquant.kernels.rounding import round_half_even
 from specquant.kernels.w8a8 import store_scaled, w8a8_product
+
+# Inline assembly (PTX) of QQQ per group: four bytes of codes, $2, times the scales of their low halves, $3, and of
+# their high ones, $5; and what brings numbers that left int8 back.
+_CLAMP = "max.f16x2 even, even, least; max.f16x2 odd, odd, least; min.f16x2 even, even, most; min.f16x2 odd, odd, most;"
+_SCALED = """{{
+    .reg .b32 even, odd, next, eight, sixteenth, bias, base, least, most;
+    mov.b32 eight, 0x64086408; mov.b32 sixteenth, 0x2c002c00;
+    mov.b32 bias, 0xd480d480; mov.b32 base, 0x65006500;
+    mov.b32 least, 0x64806480; mov.b32 most, 0x657f657f;
+    shr.u32 next, $2, 8;
+    lop3.b32 even, $2, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 odd, next, 0x000f000f, 0x64006400, 0xea;
+    sub.rn.f16x2 even, even, eight;
+    sub.rn.f16x2 odd, odd, eight;
+    fma.rn.f16x2 even, even, $3, base;
+    fma.rn.f16x2 odd, odd, $3, base;
+    {clamp}
+    prmt.b32 $0, even, odd, 0x6240;
+    lop3.b32 even, $2, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 odd, next, 0x00f000f0, 0x64006400, 0xea;
+    fma.rn.f16x2 even, even, sixteenth, bias;
+    fma.rn.f16x2 odd, odd, sixteenth, bias;
+    fma.rn.f16x2 even, even, $5, base;
+    fma.rn.f16x2 odd, odd, $5, base;
+    {clamp}
+    prmt.b32 $1, even, odd, 0x6240;
+}}"""
+SCALED, SCALED_AND_CLAMPED = constexpr(_SCALED.format(clamp="")), constexpr(_SCALED.format(clamp=_CLAMP))
 
 
 def qqq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -62,7 +91,7 @@ def qqq_group_weight(
 ) -> torch.Tensor:
     """The int8 weights [out, in] of QQQ per group, held in `dtype`."""
     integers = qqq_weight(codes, dtype)
-    return integers.mul_(_per_input(group_scales, integers)).round_()
+    return integers.mul_(_per_input(group_scales, integers)).round_().clamp_(-128, 127)
 
 
 def qoq_weight(codes: torch.Tensor, zeros: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -95,11 +124,13 @@ def w4a8_triton(
     out_dtype: torch.dtype,
     chosen: Configuration | None = None,
     assembly: bool | None = None,
+    clamped: bool = False,
 ) -> torch.Tensor:
     """The kernel's launcher for x already quantized: int8 [rows, in], and its scales, float32 [rows, 1].
 
     form: "qqq", "qqq-g128", "qoq" or "qoq-g128"; grid: what the form stores beside codes and scales. assembly: widen
-    codes by inline assembly, as is done on a GPU. Integer sums are exact, so that a row never depends on the others.
+    codes by inline assembly, as is done on a GPU. clamped: weights of qqq-g128 may leave int8. Integer sums are exact,
+    so that a row never depends on the others.
     """
     if form.endswith("g128"):
         grid = grid.view(torch.int32)
@@ -114,6 +145,7 @@ def w4a8_triton(
         chosen=chosen,
         FORM=form,
         ASSEMBLY=x.is_cuda if assembly is None else assembly,
+        CLAMPED=clamped,
         enable_fp_fusion=False,
     )
 
@@ -122,7 +154,7 @@ def w4a8_triton(
 def _kernel(
     x, token_scales, codes, scales, grid, out, partials, arrivals, rows, out_features, in_features,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
-    OVERLAPPING: tl.constexpr, FORM: tl.constexpr, ASSEMBLY: tl.constexpr,
+    OVERLAPPING: tl.constexpr, FORM: tl.constexpr, ASSEMBLY: tl.constexpr, CLAMPED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -151,7 +183,7 @@ def _kernel(
             word = tl.load(grid) if WHOLE else tl.load(grid, mask=pair < out_features // 2, other=0)
             word = _per_lane(word, OUTPUTS)
             if FORM == "qqq-g128":
-                low, high = _less_eight_scaled(pairs, word, ASSEMBLY)
+                low, high = _less_eight_scaled(pairs, word, ASSEMBLY, CLAMPED)
             else:
                 low, high = _less_zero_scaled(pairs, word, ASSEMBLY)
             grid += out_features // 2
@@ -227,39 +259,23 @@ def _less_zero(pairs, low_zero, high_zero, ASSEMBLY: tl.constexpr):
 
 
 @jit
-def _less_eight_scaled(pairs, word, ASSEMBLY: tl.constexpr):
+def _less_eight_scaled(pairs, word, ASSEMBLY: tl.constexpr, CLAMPED: tl.constexpr):
     """(code - 8) * scale, rounded half to even: fp16 rounds 1280 plus a number within +-127 to an integer whose lowest
-    byte is that number's. word: two fp16 scales."""
+    byte is that number's; clamped, to 1152 at least and 1407 at most. word: two fp16 scales."""
     low_scale = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)
     high_scale = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True)
     low_scale, high_scale = tl.broadcast_to(low_scale, pairs.shape), tl.broadcast_to(high_scale, pairs.shape)
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 even, odd, next, eight, sixteenth, bias, base;
-            mov.b32 eight, 0x64086408; mov.b32 sixteenth, 0x2c002c00;
-            mov.b32 bias, 0xd480d480; mov.b32 base, 0x65006500;
-            shr.u32 next, $2, 8;
-            lop3.b32 even, $2, 0x000f000f, 0x64006400, 0xea;
-            lop3.b32 odd, next, 0x000f000f, 0x64006400, 0xea;
-            sub.rn.f16x2 even, even, eight;
-            sub.rn.f16x2 odd, odd, eight;
-            fma.rn.f16x2 even, even, $3, base;
-            fma.rn.f16x2 odd, odd, $3, base;
-            prmt.b32 $0, even, odd, 0x6240;
-            lop3.b32 even, $2, 0x00f000f0, 0x64006400, 0xea;
-            lop3.b32 odd, next, 0x00f000f0, 0x64006400, 0xea;
-            fma.rn.f16x2 even, even, sixteenth, bias;
-            fma.rn.f16x2 odd, odd, sixteenth, bias;
-            fma.rn.f16x2 even, even, $5, base;
-            fma.rn.f16x2 odd, odd, $5, base;
-            prmt.b32 $1, even, odd, 0x6240;
-            }""",
+            SCALED_AND_CLAMPED if CLAMPED else SCALED,
             "=&r,=&r,r,r,r,r,r", [pairs, low_scale, high_scale], dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
     else:
-        low = round_half_even(((pairs & 15).to(tl.float32) - 8) * low_scale.to(tl.float32)).to(tl.int8)
-        high = round_half_even(((pairs >> 4).to(tl.float32) - 8) * high_scale.to(tl.float32)).to(tl.int8)
+        low = round_half_even(((pairs & 15).to(tl.float32) - 8) * low_scale.to(tl.float32))
+        high = round_half_even(((pairs >> 4).to(tl.float32) - 8) * high_scale.to(tl.float32))
+        if CLAMPED:
+            low, high = tl.minimum(tl.maximum(low, -128), 127), tl.minimum(tl.maximum(high, -128), 127)
+        low, high = low.to(tl.int8), high.to(tl.int8)
     return low, high
 
 

@@ -6,6 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -13,21 +14,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from specquant.errors import SpecquantError
-from specquant.models.config import read_json
+from specquant.models.fields import read_json, shown
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
+PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":
-    """The tensors of a directory: of its safetensors files where there are any, else of a pickled file.
+    """The tensors of a directory: of its safetensors files where there are any, else of pickled files.
 
     Raises SpecquantError as `Checkpoint` does.
     """
-    if not any(Path(path).glob("*.safetensors")):
+    path = Path(path)
+    if not any(path.glob("*.safetensors")):
         for name in (PICKLE_FILE, QSERVE_FILE):
-            if (Path(path) / name).is_file():
+            if (path / name).is_file():
                 return PickledCheckpoint(path, name)
+        if (path / PICKLE_INDEX_FILE).is_file() or any(path.glob(PICKLE_SHARDS)):
+            return PickledCheckpoint(path)
     return Checkpoint(path)
 
 
@@ -38,12 +43,14 @@ class Checkpoint:
     Raises SpecquantError where files are missing, damaged, or not those that their index lists.
     """
 
+    single_file, index_file, shards = SINGLE_FILE, INDEX_FILE, "*.safetensors"
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
         self._open: tuple[Path, safe_open] | None = None
-        index = None if (self.path / SINGLE_FILE).is_file() else self._read_index()
+        index = None if (self.path / self.single_file).is_file() else self._read_index()
         for file in self._find_files(index):
             for name, shape in self._read_header(file).items():
                 if name in self._files:
@@ -67,12 +74,12 @@ class Checkpoint:
             raise _damaged(file, error) from None
 
     def _find_files(self, index: dict[str, str] | None) -> list[Path]:
-        if (self.path / SINGLE_FILE).is_file():
-            return [self.path / SINGLE_FILE]  # some directories hold the same weights in another layout as well
+        if (self.path / self.single_file).is_file():
+            return [self.path / self.single_file]  # some directories hold the same weights in another layout as well
         if index is None:
-            files = sorted(self.path.glob("*.safetensors"))
+            files = sorted(self.path.glob(self.shards))
             if not files:
-                raise SpecquantError(f"{self.path} has no weights: no *.safetensors file is in it")
+                raise SpecquantError(f"{self.path} has no weights: no {self.shards} file is in it")
             return files
         names = sorted(set(index.values()))
         missing = [name for name in names if not (self.path / name).is_file()]
@@ -84,15 +91,16 @@ class Checkpoint:
 
     def _read_index(self) -> dict[str, str] | None:
         """Tensor -> name of its file, as the index says; None where there is no index."""
-        file = self.path / INDEX_FILE
+        file = self.path / self.index_file
         if not file.is_file():
             return None
         index = read_json(file).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise SpecquantError(f"{file} has no weight_map: copy it again")
         for name in index.values():
-            if not (isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name):
-                raise SpecquantError(f"{file} names {name!r} for a shard, which is no safetensors file beside it")
+            if not (isinstance(name, str) and fnmatchcase(name, self.shards) and Path(name).name == name):
+                kind = "safetensors" if self.shards == Checkpoint.shards else "PyTorch"
+                raise SpecquantError(f"{file} names {shown(name)} for a shard, which is no {kind} file beside it")
         return index
 
     def _read_header(self, file: Path) -> dict[str, tuple[int, ...]]:
@@ -105,30 +113,41 @@ class Checkpoint:
     def _check_against(self, index: dict[str, str]) -> None:
         for name, file in index.items():
             if name not in self._files:
-                raise SpecquantError(f"{self.path}: {file} has no tensor {name}, which {INDEX_FILE} says it has")
+                raise SpecquantError(f"{self.path}: {file} has no tensor {name}, which {self.index_file} says it has")
             if self._files[name].name != file:
                 raise SpecquantError(
-                    f"{self.path}: {name} is in {self._files[name].name}, and {INDEX_FILE} says in {file}: shards of "
-                    "two versions are mixed; copy the directory again"
+                    f"{self.path}: {name} is in {self._files[name].name}, and {self.index_file} says in {file}: shards "
+                    "of two versions are mixed; copy the directory again"
                 )
         for name, file in self._files.items():
             if name not in index:
-                raise SpecquantError(f"{self.path}: {file.name} has a tensor {name}, which {INDEX_FILE} does not list")
+                raise SpecquantError(
+                    f"{self.path}: {file.name} has a tensor {name}, which {self.index_file} does not list"
+                )
 
 
 class PickledCheckpoint(Checkpoint):
-    """The tensors of a `pytorch_model.bin`, as SafeAILab publishes EAGLE heads, or of QServe's `quant_model.pt`.
+    """The tensors of a `pytorch_model.bin`, in one file, as SafeAILab publishes EAGLE heads, or in shards with their
+    index; or of QServe's `quant_model.pt`.
 
-    Nothing but tensors is unpickled.
+    Nothing but tensors is unpickled. All files are mapped into memory.
     """
 
+    single_file, index_file, shards = PICKLE_FILE, PICKLE_INDEX_FILE, PICKLE_SHARDS
+
     def __init__(self, path: str | Path, name: str = PICKLE_FILE):
-        self.path = Path(path)
-        file = self.path / name
+        self.single_file = name
+        self._tensors: dict[str, torch.Tensor] = {}
+        super().__init__(path)
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        return self._tensors[name].to(device)
+
+    def _read_header(self, file: Path) -> dict[str, tuple[int, ...]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a protocol that it may not read: then it says so
-                self._tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except pickle.UnpicklingError:
             raise SpecquantError(
                 f"{file} is damaged, or holds more than tensors, which this package never runs: give a directory with "
@@ -136,14 +155,16 @@ class PickledCheckpoint(Checkpoint):
             ) from None
         except Exception as error:  # a torn archive raises one of many types
             raise _damaged(file, error) from None
-        if not isinstance(self._tensors, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in self._tensors.items()
+        if not isinstance(tensors, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
         ):
             raise SpecquantError(f"{file} is no state dict: it holds something other than tensors by name")
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-
-    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        return self._tensors[name].to(device)
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+                kind = "meta, without numbers" if tensor.is_meta else "sparse, or of a kind of its own"
+                raise SpecquantError(f"{file}: {name} is {kind}, and no ordinary tensor: save the model again")
+        self._tensors |= tensors
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _damaged(file: Path, error: Exception) -> SpecquantError:

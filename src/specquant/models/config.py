@@ -1,6 +1,6 @@
 """config.json: which families of models the forward pass computes, and what it reads from their configurations."""
 
-import json
+import os
 from pathlib import Path
 
 import torch
@@ -9,32 +9,64 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 from specquant.errors import SpecquantError
+from specquant.models.fields import (
+    COUNT,
+    FLAG,
+    TEXT,
+    check_fields,
+    list_of,
+    number,
+    optional,
+    read_json,
+    shown,
+    whole,
+)
 
 # Model types of transformers. Llama 2, 3, 3.1 and 3.2 are all "llama"; Qwen2 has biases, Qwen3 has q and k norms.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Fields that config.json must have: transformers would take a family's first model's values for what is missing.
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
+REQUIRED = {
+    "vocab_size": COUNT,
+    "hidden_size": COUNT,
+    "intermediate_size": COUNT,
+    "num_hidden_layers": COUNT,
+    "num_attention_heads": COUNT,
+    "max_position_embeddings": COUNT,
+    "rms_norm_eps": number(1e-15, 1),  # float32, in which norms are computed, holds the smallest beside any x
+}
+SIZES = tuple(REQUIRED)
+HEAD_DIM = whole(1, 2**14)
+ROPE_THETA = number(1, 1e18)
+# What else is read of it; `bias` and `qkv_bias` are of EAGLE heads.
+OPTIONAL = {
+    "num_key_value_heads": optional(COUNT),
+    "head_dim": optional(HEAD_DIM),
+    "hidden_act": TEXT,
+    **dict.fromkeys(("attention_bias", "mlp_bias", "qkv_bias", "bias", "tie_word_embeddings"), optional(FLAG)),
+    "use_sliding_window": optional(FLAG),
+    "sliding_window": optional(COUNT),
+    "max_window_layers": optional(whole(0)),
+    "layer_types": optional(list_of(TEXT)),
+    "rope_theta": optional(ROPE_THETA),
+    "partial_rotary_factor": optional(number(1e-6, 1)),
+    "original_max_position_embeddings": optional(COUNT),
+}
+# What is checked where it is used.
+OTHERS = (
+    "rope_parameters",
+    "rope_scaling",
+    "bos_token_id",
+    "eos_token_id",
+    "quantization_config",
+    "compression_config",
+    "draft_vocab_size",
 )
-# Fields of rope_parameters that are no numbers above 0, or lists of them.
+# Fields of rope_parameters that are no numbers above 0, those that are lists, and those that are more than numbers.
 ROPE_WORDS = ("rope_type", "type", "truncate")
-
-
-def read_json(file: Path) -> dict:
-    """The object in a JSON file. Raises SpecquantError where it is none."""
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpecquantError(f"{file} is not JSON ({error}): copy it again") from None
-    if not isinstance(fields, dict):
-        raise SpecquantError(f"{file} is no JSON object: copy it again")
-    return fields
+ROPE_LISTS = ("short_factor", "long_factor")
+ROPE_NUMBERS = {"rope_theta": ROPE_THETA, "original_max_position_embeddings": COUNT}
+MOST_OF_A_REASON = 300  # characters of what a library says
+ROPE_NUMBER = number(1e-9, 1e12)
 
 
 def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig:
@@ -44,32 +76,35 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
     Raises SpecquantError if there is none, if it is damaged or lacks a size, and if it asks for more than this package
     computes.
     """
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        raise SpecquantError(f"{path} is not a model directory: it has no config.json")
+    file = _find_config(Path(path))
     fields = read_json(file)
     model_type = family or fields.get("model_type")
     if model_type not in FAMILIES:
-        raise SpecquantError(f"{file}: model_type is {model_type!r}; this package computes {', '.join(FAMILIES)}")
-    for name in SIZES:
-        if not _is_positive(fields.get(name)):
-            found = f"is {fields[name]!r}" if name in fields else "is missing"
-            raise SpecquantError(f"{file}: {name} {found}; give the number above 0 that the model was trained with")
+        raise SpecquantError(f"{file}: model_type is {shown(model_type)}; this package computes {', '.join(FAMILIES)}")
+    for name, kind in REQUIRED.items():
+        if not kind.fits(fields.get(name)):
+            found = f"is {shown(fields[name])}" if name in fields else "is missing"
+            advice = f"give the number above 0 that the model was trained with, {kind.words}"
+            raise SpecquantError(f"{file}: {name} {found}; {advice}")
+    check_fields(fields, OPTIONAL, file)
     config = _make_config(CONFIG_MAPPING[model_type], fields, file)
-    _check_rope(config, file)
     if config.hidden_act != "silu":
-        raise SpecquantError(f"{file}: hidden_act {config.hidden_act!r} is not supported yet, only 'silu'")
+        raise SpecquantError(f"{file}: hidden_act {shown(config.hidden_act)} is not supported yet, only 'silu'")
     if config.num_attention_heads % config.num_key_value_heads:
         raise SpecquantError(
             f"{file}: num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{config.num_key_value_heads}"
         )
+    if not HEAD_DIM.fits(config.head_dim) or config.head_dim % 2:
+        raise SpecquantError(f"{file}: head_dim is {config.head_dim}; it must be an even number, 2 to {2**14}")
+    _check_rope(config, file)
     for name in ("bos_token_id", "eos_token_id"):
-        _check_tokens(config, name, file)
+        _check_tokens(getattr(config, name, None), name, config, file)
     generation = file.with_name("generation_config.json")
     if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
-        config.eos_token_id = read_json(generation).get("eos_token_id", config.eos_token_id)
-        _check_tokens(config, "eos_token_id", generation)
+        end_tokens = read_json(generation).get("eos_token_id", config.eos_token_id)
+        _check_tokens(end_tokens, "eos_token_id", config, generation)
+        config.eos_token_id = end_tokens
     return config
 
 
@@ -142,14 +177,32 @@ def _sliding_window(config: PreTrainedConfig) -> int | None:
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
 
+def _find_config(path: Path) -> Path:
+    """The config.json of a model directory, which must be there and readable."""
+    file = path / "config.json"
+    try:
+        os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a folder that is closed to us, a loop of links, a name that is too long
+        reason = getattr(error, "strerror", None) or error
+        raise SpecquantError(f"cannot read {path} ({reason}): give a model directory that can be read") from None
+    if not file.is_file():
+        raise SpecquantError(f"{path} is not a model directory: it has no config.json")
+    return file
+
+
 def _make_config(kind: type[PreTrainedConfig], fields: dict, file: Path) -> PreTrainedConfig:
+    """transformers' configuration of the fields that are read."""
+    fields = {name: fields[name] for name in (*REQUIRED, *OPTIONAL, *OTHERS) if name in fields}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers would only warn of is checked here
     try:
-        config = kind(**{name: value for name, value in fields.items() if name != "model_type"})
+        config = kind(**fields)
         config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        config.standardize_rope_params()  # once more, as it reads fields that were not set at the first time
     except Exception as error:  # transformers reports bad fields by several exception types
-        reason = " ".join(str(error.args[0] if error.args else error).split())
+        reason = " ".join(str(error.args[0] if error.args else error).split())[:MOST_OF_A_REASON]
         raise SpecquantError(f"{file} is not a valid {kind.model_type} configuration: {reason}") from None
     finally:
         logging.set_verbosity(verbosity)
@@ -158,28 +211,44 @@ def _make_config(kind: type[PreTrainedConfig], fields: dict, file: Path) -> PreT
 
 def _check_rope(config: PreTrainedConfig, file: Path) -> None:
     rope = config.rope_parameters
-    if rope["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
-        known = ", ".join(("default", *ROPE_INIT_FUNCTIONS))
-        raise SpecquantError(f"{file}: rope scaling {rope['rope_type']!r} is not one that transformers has: {known}")
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    if rope.get("rope_type") not in known:
+        found = shown(rope.get("rope_type"))
+        raise SpecquantError(f"{file}: rope scaling {found} is not one that transformers has: {', '.join(known)}")
     for name, value in rope.items():
         if name in ROPE_WORDS or value is None:
             continue
-        if not all(map(_is_positive, value if isinstance(value, list) else [value])):
-            raise SpecquantError(f"{file}: {name} is {value!r}; it must be a number above 0")
-        if isinstance(value, list) and len(value) != config.head_dim // 2:
+        kind = list_of(ROPE_NUMBER) if name in ROPE_LISTS else ROPE_NUMBERS.get(name, ROPE_NUMBER)
+        if not kind.fits(value):
+            raise SpecquantError(f"{file}: {shown(name)[1:-1]} is {shown(value)}; it must be {kind.words}")
+        if name in ROPE_LISTS and len(value) != config.head_dim // 2:
             raise SpecquantError(f"{file}: {name} has {len(value)} numbers; head_dim asks for {config.head_dim // 2}")
+    if rope["rope_type"] == "longrope" and rope.get("original_max_position_embeddings") is None:
+        raise SpecquantError(f"{file}: longrope needs original_max_position_embeddings, and it is null: copy it again")
     if rope["rope_type"] != "proportional" and rope.get("partial_rotary_factor") not in (None, 1):
         raise SpecquantError(f"{file}: partial_rotary_factor is not supported yet: only whole heads are rotated")
+    for positions in {longest_context(config), config.max_position_embeddings}:
+        _check_frequencies(config, positions, file)
 
 
-def _check_tokens(config: PreTrainedConfig, name: str, file: Path) -> None:
-    tokens = getattr(config, name, None)
-    for token in tokens if isinstance(tokens, list) else [tokens]:
-        if token is not None and not (isinstance(token, int) and 0 <= token < config.vocab_size):
+def _check_frequencies(config: PreTrainedConfig, positions: int, file: Path) -> None:
+    """Raises SpecquantError where numbers that are right one by one give no angles together."""
+    try:
+        frequencies, factor = rotary_frequencies(config, positions)
+        fits = frequencies.shape == (config.head_dim // 2,) and bool(frequencies.isfinite().all())
+        reason = "" if fits and 0 < factor < float("inf") else "they are not finite"
+    except Exception as error:  # transformers computes with what it is given
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        rope = shown(config.rope_parameters)
+        raise SpecquantError(f"{file}: rope_parameters {rope} give no rotary frequencies ({reason}): copy it again")
+
+
+def _check_tokens(tokens: object, name: str, config: PreTrainedConfig, file: Path) -> None:
+    """Raises SpecquantError where a field is neither null nor a token's number, or a list of such."""
+    token_id = whole(0, config.vocab_size - 1)
+    for token in tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]:
+        if not token_id.fits(token):
             raise SpecquantError(
-                f"{file}: {name} is {token!r}, which is no token of a vocabulary of {config.vocab_size}"
+                f"{file}: {name} is {shown(token)}, which is no token of a vocabulary of {config.vocab_size}"
             )
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -12,22 +12,22 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.models.checkpoint import (
     SINGLE_FILE,
-    Checkpoint,
     open_checkpoint,
     shard_name,
     write_index,
     write_shard,
 )
-from specquant.models.config import load_config, read_json
+from specquant.models.config import load_config
+from specquant.models.fields import read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
 from specquant.models.formats.gptq import GPTQ_CONFIG, encode_gptq
 from specquant.models.hub import HEAD_FILES, locate
 from specquant.models.llama import Llama
-from specquant.models.loading import check_head, load_head_config, stored_scheme
+from specquant.models.loading import check_head, load_head_config, open_model, stored_scheme
 from specquant.models.quantize import COPIED_FILES
 from specquant.models.transforms import original_ends
-from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, read_into
+from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, check, read_into
 from specquant.paths import require_new, written_whole
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
@@ -52,9 +52,10 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
     """Write the quantized model in `model_dir` again, as `format` stores it, one layer to a file.
 
     format: "compressed-tensors" (w4a16-g128, w4a16-g128-asym, w8a8, fp8), which transformers loads with the package of
-    that name, or "gptq" (w4a16-g128), which it loads with gptqmodel. The numbers stay the same. Raises SpecquantError
-    for an unknown format, a model that is not quantized by us or in a scheme that the format does not have, and an
-    output directory that is not empty or cannot be written. Nothing is left half-written.
+    that name, or "gptq" (w4a16-g128), which it loads with gptqmodel and optimum. The weights stay the same; 8-bit
+    activations are rounded on other grids by other programs. Raises SpecquantError for an unknown format, a model that
+    is not quantized by us or in a scheme that the format does not have, and an output directory that is not empty or
+    cannot be written. Nothing is left half-written.
     """
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     if format not in EXPORT_FORMATS:
@@ -74,15 +75,16 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
             f"{', '.join(chosen.schemes)}"
         )
     require_new(out_dir)
-    weights = Weights(Checkpoint(model_dir), config, scheme)
-    with torch.device("meta"):
-        model = Llama(config, scheme)
+    model, weights = open_model(model_dir)
+    check(model, weights)
     with written_whole(out_dir) as unfinished:
         count = len(model.layers) + 1
         for number, tensors in enumerate(_parts(model, weights, partial(chosen.encode, scheme)), start=1):
             write_shard(tensors, unfinished / shard_name(number, count))
         write_index(unfinished)
-        fields = read_json(model_dir / "config.json") | {"quantization_config": chosen.config(scheme)}
+        fields = read_json(model_dir / "config.json") | {"tie_word_embeddings": model.config.tie_word_embeddings}
+        fields.pop("torch_dtype", None)  # what "dtype" was called
+        fields |= {"dtype": _dtype(scheme), "quantization_config": chosen.config(scheme)}
         (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name in COPIED_FILES:
             if (model_dir / name).is_file():
@@ -100,16 +102,14 @@ def convert_head(head_dir: str | Path, model_dir: str | Path, out_dir: str | Pat
     head_dir, model_dir, out_dir = locate(head_dir, HEAD_FILES), Path(model_dir), Path(out_dir)
     head_config, config = load_head_config(head_dir), load_config(model_dir)
     check_head(head_config, config, head_dir, most_padding=0)
-    quantization = getattr(config, "quantization_config", None) or {}
-    if quantization.get("quant_method") != "specquant" or not quantization.get("rotated"):
+    model, weights = open_model(model_dir)
+    if model.feature_map is None:
         raise SpecquantError(f"{model_dir} was not rotated by us: its EAGLE head needs no conversion")
+    check(model, weights)
     require_new(out_dir)
     head = EagleWeights(open_checkpoint(head_dir), head_config, get_scheme("fp16"))
     if "feature_map" in head:
         raise SpecquantError(f"the EAGLE head in {head_dir} has been converted already: give the published one")
-    weights = Weights(Checkpoint(model_dir), config, get_scheme(quantization["scheme"]))
-    with torch.device("meta"):
-        model = Llama(config, weights.scheme)
     for name in ("embed_tokens", "lm_head"):
         read_into(getattr(model, name), weights, "cpu", f"{name}.")
     model.feature_map = weights.read("feature_map", torch.empty(config.hidden_size, config.hidden_size), "cpu")
@@ -121,6 +121,12 @@ def convert_head(head_dir: str | Path, model_dir: str | Path, out_dir: str | Pat
     with written_whole(out_dir) as unfinished:
         write_shard(tensors, unfinished / SINGLE_FILE)
         shutil.copyfile(head_dir / "config.json", unfinished / "config.json")
+
+
+def _dtype(scheme: Scheme) -> str:
+    """What config.json says of the tensors that are not packed: in it transformers holds scales, too, when it loads
+    them, and none may be rounded. Ours are fp16, whatever the model's were before, and float32 in fp8."""
+    return "float32" if scheme.name == "fp8" else "float16"
 
 
 def _parts(

@@ -1,10 +1,11 @@
 """Models on the Hugging Face hub: from its cache, or downloaded into it with the token that `hf auth login` keeps."""
 
+import os
 import re
 from pathlib import Path
 
 from specquant.errors import SpecquantError
-from specquant.models.checkpoint import PICKLE_FILE, QSERVE_FILE
+from specquant.models.checkpoint import PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE
 from specquant.paths import resolve
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -12,7 +13,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configurations and tokenizers; what else a repository may hold is never downloaded, its code least of all.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 MODEL_FILES = (*SMALL_FILES, "*.safetensors", QSERVE_FILE)
-HEAD_FILES = (*MODEL_FILES, PICKLE_FILE)
+HEAD_FILES = (*MODEL_FILES, PICKLE_FILE, PICKLE_SHARDS)
 OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights once more, in their authors' own format
 
 _revisions: dict[str, str] = {}
@@ -20,7 +21,7 @@ _revisions: dict[str, str] = {}
 
 def is_hub_id(model: str | Path) -> bool:
     """Whether this is `organization/name` or `organization/name@revision`, and no file or directory."""
-    return bool(HUB_ID.fullmatch(str(model))) and not Path(model).exists()
+    return bool(HUB_ID.fullmatch(str(model))) and not os.path.lexists(model)
 
 
 def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
@@ -64,7 +65,7 @@ def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
 def resolve_model(model: str | Path) -> str | Path:
     """A directory, a relative one below the project root; or a hub id as it is."""
     directory = resolve(model)
-    return model if is_hub_id(model) and not directory.exists() else directory
+    return model if is_hub_id(model) and not os.path.lexists(directory) else directory
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> str:

@@ -1,9 +1,12 @@
 """The Llama forward pass over a few new tokens: one sequence, a draft tree, or a chunk of a prompt."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from specquant.errors import SpecquantError
 from specquant.kernels.attention import tree_attention
 from specquant.kernels.fp16 import fp16_triton
 from specquant.kernels.launch import on_gpu
@@ -12,9 +15,11 @@ from specquant.kernels.rotary import rotate_and_cache
 from specquant.kernels.swiglu import swiglu
 from specquant.models.cache import KVCache
 from specquant.models.config import has_bias, has_head_norms, longest_context, rotary_frequencies
-from specquant.quant import PackedLinear, Scheme, empty_linear, get_scheme
+from specquant.quant import SCHEMES, PackedLinear, Scheme, empty_linear, get_scheme
+from specquant.quant.hadamard import has_hadamard
 
 PREFILL_CHUNK = 512
+TABLE_CHUNK = 8192  # positions of rotary tables that are computed at once
 
 
 class RMSNorm(nn.Module):
@@ -34,16 +39,33 @@ class RMSNorm(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines [positions, head_dim] of rotary position embeddings (RoFormer, arXiv 2104.09864)."""
+    """Cosines and sines [positions, head_dim] of rotary position embeddings (RoFormer, arXiv 2104.09864).
+
+    In a skeleton on the meta device they take no memory until `make_tables`.
+    """
 
     def __init__(self, config: PreTrainedConfig, positions: int):
         super().__init__()
-        with torch.device("cpu"):  # also where a model's skeleton is made on the meta device
-            frequencies, factor = rotary_frequencies(config, positions)
-            angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        self.register_buffer("cosines", angles.cos() * factor, persistent=False)
-        self.register_buffer("sines", angles.sin() * factor, persistent=False)
+        self.config, self.positions = config, positions
+        device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+        table = torch.empty(positions, config.head_dim, dtype=torch.float64, device=device)
+        for name in ("cosines", "sines"):
+            self.register_buffer(name, torch.empty_like(table), persistent=False)
+        if device == "cpu":
+            self.make_tables()
+
+    def make_tables(self) -> None:
+        """Compute them on the CPU in float64, a few positions at a time, each rounded once to its table's dtype."""
+        with torch.device("cpu"):
+            frequencies, factor = rotary_frequencies(self.config, self.positions)
+            self.cosines, self.sines = (
+                torch.empty(table.shape, dtype=table.dtype) for table in (self.cosines, self.sines)
+            )
+            for rows in torch.arange(self.positions).split(TABLE_CHUNK):
+                angles = rows.double()[:, None] * frequencies
+                angles = torch.cat((angles, angles), dim=-1)
+                self.cosines[rows[0] : rows[-1] + 1] = angles.cos() * factor
+                self.sines[rows[0] : rows[-1] + 1] = angles.sin() * factor
 
 
 class LlamaLayer(nn.Module):
@@ -197,6 +219,30 @@ class Llama(nn.Module):
             features.append(self(chunk, cache.length + rows, cache, causal_mask(len(chunk), self.device)))
             cache.length += len(chunk)
         return torch.cat(features) if features else torch.empty(0, self.config.hidden_size, dtype=self.dtype)
+
+
+def check_widths(config: PreTrainedConfig, scheme: Scheme, path: str | Path, rotates: bool = False) -> None:
+    """Raises SpecquantError where a scheme cannot store one of a model's matrices, with the field of config.json that
+    does not fit, and the schemes that do. rotates: its residual stream is to be rotated."""
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    hidden, inner = ("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)
+    queries = ("num_attention_heads * head_dim", heads * head_dim)
+    joined = ("(num_attention_heads + 2 * num_key_value_heads) * head_dim", (heads + 2 * kv_heads) * head_dim)
+    matrices = {(joined, hidden), (hidden, queries), (("2 * intermediate_size", 2 * inner[1]), hidden), (hidden, inner)}
+
+    def misfit(scheme: Scheme, rotates: bool) -> str:
+        if rotates and not has_hadamard(config.hidden_size):
+            size = config.hidden_size
+            return f"hidden_size {size} cannot be rotated: a hidden size of {size} is not 2^n, 12 * 2^n or 20 * 2^n"
+        for outputs, inputs in sorted(matrices):
+            for (name, width), multiple in ((inputs, scheme.input_multiple), (outputs, scheme.output_multiple)):
+                if width % multiple:
+                    return f"{name} {width} is not a multiple of {multiple}"
+        return ""
+
+    if reason := misfit(scheme, rotates):
+        others = [other.name for other in SCHEMES.values() if not misfit(other, other.rotated)]
+        raise SpecquantError(f"{path} does not fit {scheme.name}: {reason}; schemes that it fits: {', '.join(others)}")
 
 
 def code_format(linear: nn.Module | None, x: torch.Tensor) -> tuple[bool] | tuple[bool, torch.dtype]:

@@ -1,6 +1,7 @@
 """Models from directories: Hugging Face layout with fp16 or bf16 weights, what `specquant quantize` writes, and what
 other tools have quantized (`models.formats`)."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,17 +11,28 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
 from specquant.models.checkpoint import open_checkpoint
+from specquant.models.config import MOST_OF_A_REASON, load_config
 from specquant.models.config import context_length as usable_context
-from specquant.models.config import load_config
 from specquant.models.device import default_dtype
 from specquant.models.eagle import EagleHead, most_frequent, shrink_head
+from specquant.models.fields import shown
 from specquant.models.formats import FormatWeights, find_format
+from specquant.models.formats.common import Format
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
-from specquant.models.llama import Llama, set_compute_dtype
+from specquant.models.llama import Llama, check_widths, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
+from specquant.models.panics import panics_as_errors
 from specquant.models.transforms import original_ends
-from specquant.models.weights import EAGLE_3_REFUSED, EagleWeights, HuggingFaceWeights, Weights, fill
-from specquant.quant import SCHEMES, PackedLinear, get_scheme
+from specquant.models.weights import (
+    EAGLE_3_REFUSED,
+    EagleWeights,
+    HuggingFaceWeights,
+    Weights,
+    check_sizes,
+    fill,
+    ties_ends,
+)
+from specquant.quant import SCHEMES, PackedLinear, Scheme, empty_linear, get_scheme
 
 MOST_PADDING = 1024  # rows by which a head's vocabulary may differ from its model's: more is another vocabulary
 SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
@@ -29,18 +41,26 @@ SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory or hub id. Raises SpecquantError where there is none, or a damaged one."""
     path = locate(path, SMALL_FILES)
-    if not (Path(path) / "tokenizer.json").is_file():
+    if not os.path.isfile(Path(path) / "tokenizer.json"):
         raise SpecquantError(f"{path} has no tokenizer.json: give a model directory with its tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with panics_as_errors():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer.decode(tokenizer("Some text.", verbose=False)["input_ids"])  # some damage shows only now
     except Exception as error:  # each part of a tokenizer's files has its own exception types
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_OF_A_REASON]
         raise SpecquantError(f"the tokenizer in {path} is damaged ({reason}): copy its files again") from None
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise SpecquantError(f"the tokenizer in {path} has a chat_template that is no text: copy its files again")
+    return tokenizer
 
 
 def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
     """The scheme in which the directory `path`, whose configuration this is, stores its weights."""
-    format = find_format(config, open_checkpoint(path))
+    return _stored_scheme(config, find_format(config, open_checkpoint(path)), path)
+
+
+def _stored_scheme(config: PreTrainedConfig, format: Format | None, path: str | Path) -> str:
     if format is not None:
         return format.scheme
     quantization = getattr(config, "quantization_config", None)
@@ -48,8 +68,8 @@ def stored_scheme(config: PreTrainedConfig, path: str | Path) -> str:
         return "fp16"
     if quantization.get("scheme") not in list(SCHEMES):
         raise SpecquantError(
-            f"{path}: config.json names the scheme {quantization.get('scheme')!r}, which this version does not know: "
-            "quantize the fp16 model again"
+            f"{path}: config.json names the scheme {shown(quantization.get('scheme'))}, which this version does not "
+            "know: quantize the fp16 model again"
         )
     return quantization["scheme"]
 
@@ -75,42 +95,61 @@ def load_model(
     dtype = dtype or default_dtype(device, model.scheme)
     require_memory(model, dtype, device, path)
     fill(model, weights, device)
-    return set_compute_dtype(model, dtype).to(device)
+    set_compute_dtype(model, dtype).rotary.make_tables()
+    return model.to(device)
 
 
 def open_model(path: str | Path, scheme: str | None = None, context_length: int | None = None) -> tuple[Llama, Weights]:
     """The model in a directory, on the meta device, and the weights to `fill` it with. Arguments and errors are those
-    of `load_model`; only configuration and headers are read."""
+    of `load_model`; only configuration and headers are read, and embedding and LM head where they should be one."""
     config = load_config(path)
     length = usable_context(config, context_length, path)
-    stored = stored_scheme(config, path)
+    checkpoint = open_checkpoint(path)
+    format = find_format(config, checkpoint)
+    stored = _stored_scheme(config, format, path)
     wanted = get_scheme(scheme or stored)
     if stored != "fp16" and wanted.name != stored:
         raise SpecquantError(f"{path} is stored in {stored}, not in {wanted.name}: quantize the fp16 model instead")
+    check_sizes(config, checkpoint)
+    check_widths(config, wanted, path, rotates=stored == "fp16" and wanted.rotated)
     if stored == "fp16" and wanted.rotated:
         raise SpecquantError(
             f"{wanted.name} rotates the whole model: make it once by `specquant quantize {path} --scheme {wanted.name} "
             "--out DIR` and load DIR"
         )
-    checkpoint = open_checkpoint(path)
-    format = find_format(config, checkpoint)
-    with torch.device("meta"):
-        model = Llama(config, wanted, length)
-        if wanted.rotated and format is None:
-            model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
     if format is not None:
-        return model, FormatWeights(checkpoint, config, format)
-    return model, (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
+        weights = FormatWeights(checkpoint, config, format)
+    else:
+        weights = (HuggingFaceWeights if stored == "fp16" else Weights)(checkpoint, config, wanted)
+    config.tie_word_embeddings = ties_ends(weights)
+    return _skeleton(weights, wanted, length, own_map=wanted.rotated and format is None), weights
+
+
+def _skeleton(weights: Weights, scheme: Scheme, context_length: int, own_map: bool) -> Llama:
+    """The model on the meta device, with each matrix in the scheme that the checkpoint has it in."""
+    config = weights.config
+    with torch.device("meta"):
+        model = Llama(config, scheme, context_length)
+        if own_map:
+            model.feature_map = torch.empty(config.hidden_size, config.hidden_size)
+        linears = {name: part for name, part in model.named_modules() if isinstance(part, PackedLinear)}
+        for name, linear in linears.items():
+            kept = weights.scheme_of(name, linear)
+            if kept is not weights.scheme:
+                empty = empty_linear(kept, linear.out_features, linear.in_features, linear.bias is not None)
+                model.set_submodule(name, empty)
+    return model
 
 
 def require_memory(model: Llama, dtype: torch.dtype, device: torch.device | str, path: str | Path) -> None:
     """Raises NotEnoughMemory where a device has no room for a model that computes in `dtype`, and for its context."""
     free = free_bytes(device)
-    weights, position = weight_bytes(model, dtype, device), KVCache.bytes_per_position(model.config, dtype)
-    context = model.context_length * position
-    if free is None or weights + context <= free:
+    position = KVCache.bytes_per_position(model.config, dtype)
+    tables = _table_bytes(model, dtype)
+    weights, context = weight_bytes(model, dtype, device) - tables, model.context_length * position
+    if free is None or weights + tables + context <= free:
         return
-    room = (free - weights) // position
+    room = (free - weights) // (position + tables // model.context_length)
     advice = (
         f"give a context length (--context-length) of at most {room}, which it has room for, or another device"
         if room >= SHORTEST_CONTEXT
@@ -131,9 +170,13 @@ def weight_bytes(model: Llama, dtype: torch.dtype, device: torch.device | str) -
     stored = sum(linear.nbytes for linear in linears)
     copies = sum(unpacked * linear.out_features * linear.in_features for linear in linears)
     ends = {id(part.weight): part.weight.numel() for part in (model.embed_tokens, model.lm_head)}
-    tables = model.rotary.cosines.numel() + model.rotary.sines.numel()
     on_gpu = torch.device(device).type == "cuda"
-    return stored + (0 if on_gpu else copies) + dtype.itemsize * (sum(ends.values()) + tables)
+    return stored + (0 if on_gpu else copies) + dtype.itemsize * sum(ends.values()) + _table_bytes(model, dtype)
+
+
+def _table_bytes(model: Llama, dtype: torch.dtype) -> int:
+    """What the rotary tables of a model's context take."""
+    return dtype.itemsize * (model.rotary.cosines.numel() + model.rotary.sines.numel())
 
 
 def load_eagle_head(
@@ -150,6 +193,7 @@ def load_eagle_head(
     config = load_head_config(path)
     check_head(config, model.config, path)
     weights = EagleWeights(open_checkpoint(path), config, get_scheme("fp16"))
+    check_sizes(config, weights.checkpoint, ends=False)
     own = {name: f"{name}.weight" in weights for name in ("embed_tokens", "lm_head")}
     own_map = "feature_map" in weights
     shared = (model.embed_tokens, model.lm_head)
@@ -172,7 +216,8 @@ def load_eagle_head(
             raise SpecquantError(f"the EAGLE head in {path} was converted for another rotation than its model's")
     else:
         head.feature_map = model.feature_map
-    head = set_compute_dtype(head, model.dtype).to(model.device)
+    set_compute_dtype(head, model.dtype).rotary.make_tables()
+    head = head.to(model.device)
     if own["embed_tokens"] and torch.equal(head.embed_tokens.weight, model.embed_tokens.weight):
         head.embed_tokens = model.embed_tokens  # published heads hold a copy of it
     if vocabulary is not None:

@@ -17,9 +17,10 @@ from specquant import __version__
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
 from specquant.models.checkpoint import Checkpoint, shard_name, write_index, write_shard
-from specquant.models.config import load_config, longest_context, read_json
+from specquant.models.config import load_config, longest_context
+from specquant.models.fields import read_json
 from specquant.models.hub import locate
-from specquant.models.llama import Llama, LlamaLayer, causal_mask, set_compute_dtype
+from specquant.models.llama import Llama, LlamaLayer, causal_mask, check_widths, set_compute_dtype
 from specquant.models.loading import load_tokenizer, open_model, stored_scheme
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
@@ -78,12 +79,11 @@ def quantize_model(
     stored = stored_scheme(config, model_dir)
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is already quantized to {stored}: quantize the fp16 model it was made from")
+    check_widths(config, scheme, model_dir, rotates=scheme.rotated)
     require_new(out_dir)
     length = min(SEQUENCE_LENGTH, longest_context(config))
     model, weights = open_model(model_dir, context_length=length)
     check(model, weights)
-    with torch.device("meta"):
-        Llama(config, scheme, length)  # raises where the scheme cannot store a matrix
     calibrated = method == "calibrated"
     require_quantization_memory(model, scheme, calibrated, device, model_dir)
     record = {"quant_method": "specquant", "scheme": scheme.name, "method": method, "rotated": scheme.rotated}
@@ -99,7 +99,7 @@ def quantize_model(
         _write_layers(model, weights, scheme, sequences, device, progress, unfinished)
         write_index(unfinished)
         fields = read_json(model_dir / "config.json")
-        tied = config.tie_word_embeddings and not scheme.rotated
+        tied = model.config.tie_word_embeddings and not scheme.rotated
         fields |= {"tie_word_embeddings": tied, "quantization_config": record}
         (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name in COPIED_FILES:
@@ -133,7 +133,8 @@ def require_quantization_memory(model: Llama, scheme: Scheme, calibrated: bool, 
 
 def _stamp(model_dir: Path) -> str:
     """What tells this model's files from those of another, without reading them."""
-    files = [model_dir / "config.json", *sorted(model_dir.glob("*.safetensors"))]
+    weights = (file for pattern in ("*.safetensors", "*.bin") for file in sorted(model_dir.glob(pattern)))
+    files = [model_dir / "config.json", *weights]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
@@ -202,7 +203,8 @@ def _write_layers(
     ends = out_dir / shard_name(count, count)
     if not ends.is_file():
         write_shard(_ends(model, weights, rotation, device), ends)
-    model.rotary.to(device, torch.float64)
+    model.rotary.make_tables()
+    model.rotary.to(device)
     with safe_open(ends, framework="pt") as archive:
         chunks = sequences and chunks_of(sequences, archive.get_tensor("embed_tokens.weight"))
     bar = tqdm(range(count - 1), desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress)

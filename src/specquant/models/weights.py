@@ -1,5 +1,6 @@
 """What a checkpoint holds for each module of ours, by name; and filling a model from it, tensor by tensor."""
 
+import math
 import re
 
 import torch
@@ -27,6 +28,8 @@ NOT_READ = re.compile(r".*\.rotary_emb\.inv_freq")
 # What only EAGLE-3 heads have (arXiv 2503.01840): a layer of another shape, and a vocabulary of their own.
 EAGLE_3_NAMES = ("midlayer", "d2t", "t2d")
 EAGLE_3_REFUSED = "which is not supported yet: give an EAGLE or EAGLE-2 head"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights are converted between
+MOST_WEIGHTS_PER_NUMBER = 8  # that a checkpoint stores: 4 bits each in an int32
 SHOW_PROGRESS_AFTER_S = 5
 
 
@@ -48,12 +51,20 @@ class Weights:
         """The checkpoint's tensors, and their shapes, that make the matrix `name`; empty: it, on the meta device."""
         return {f"{name}.{buffer}": tuple(want.shape) for buffer, want in empty.named_buffers()}
 
+    def scheme_of(self, name: str, empty: PackedLinear) -> Scheme:
+        """The scheme that the matrix `name` is loaded in: the model's, or fp16 where a checkpoint left it out.
+
+        Raises SpecquantError where of the matrices that make one of ours some were quantized and some were not.
+        """
+        return self.scheme
+
     def read(self, name: str, want: torch.Tensor, device: torch.device | str) -> torch.Tensor:
         """Our tensor `name`, in the shape and dtype of `want`."""
         parts = [self.checkpoint.read(source, device) for source in self.sources(name, tuple(want.shape))]
+        for part in parts:  # before they are joined, which would widen what does not belong
+            if part.dtype != want.dtype and not (part.dtype in FLOATS and want.dtype in FLOATS):
+                raise SpecquantError(f"{self.checkpoint.path}: {name} holds {part.dtype} where {want.dtype} belongs")
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if tensor.dtype != want.dtype and not (tensor.is_floating_point() and want.is_floating_point()):
-            raise SpecquantError(f"{self.checkpoint.path}: {name} holds {tensor.dtype} where {want.dtype} belongs")
         mapped = len(parts) == 1 and tensor.device.type == "cpu"  # in the file: what stays must be a copy
         tensor = tensor.to(want.dtype, copy=mapped)
         numbers = tensor.float() if tensor.dtype == torch.float8_e4m3fn else tensor  # torch cannot tell of e4m3
@@ -67,6 +78,11 @@ class Weights:
         """The matrix `name`, packed as its scheme stores it, on the device."""
         for buffer, want in dict(empty.named_buffers()).items():
             setattr(empty, buffer, self.read(f"{name}.{buffer}", want, device))
+        if not empty.has_sound_grid():
+            raise SpecquantError(
+                f"{self.checkpoint.path}: {name} has scales that are not above 0, or zero points that are no codes: "
+                "copy it again"
+            )
         return empty
 
 
@@ -80,7 +96,10 @@ class HuggingFaceWeights(Weights):
     def sources(self, name, shape):
         layer = re.fullmatch(r"layers\.(\d+)\.(\w+)\.(weight|bias)", name)
         if layer is None:
-            return {name if name == "lm_head.weight" else self.prefix + name: shape}
+            source = name if name == "lm_head.weight" else self.prefix + name
+            if name == "embed_tokens.weight" and source not in self.checkpoint and self.config.tie_word_embeddings:
+                source = "lm_head.weight" if "lm_head.weight" in self.checkpoint else source  # the one copy of both
+            return {source: shape}
         number, module, kind = layer.groups()
         names = (f"{self.prefix}layers.{number}.{part}.{kind}" for part in LAYER_TENSORS[module])
         return {part: (rows, *shape[1:]) for part, rows in zip(names, self._rows(module, shape[0]), strict=True)}
@@ -92,7 +111,7 @@ class HuggingFaceWeights(Weights):
     def linear(self, name, empty, device):
         shape = (empty.out_features, empty.in_features)
         weight = self.read(f"{name}.weight", torch.empty(shape, dtype=torch.float16, device="meta"), device)
-        linear = quantize_linear(self.scheme, weight)
+        linear = quantize_linear(self.scheme_of(name, empty), weight)
         if empty.bias is not None:
             linear.bias = self.read(f"{name}.bias", empty.bias, device)
         return linear
@@ -127,6 +146,33 @@ class EagleWeights(HuggingFaceWeights):
         if name.startswith("layer."):
             return super().sources(name.replace("layer.", "layers.0.", 1), shape)
         return {self.prefix + ("rms_norm_rotation.weight" if name == "feature_map" else name): shape}
+
+
+def ties_ends(weights: Weights) -> bool:
+    """Whether embedding and LM head of a model are one matrix: where its configuration says so and the checkpoint does
+    not hold two that differ, as transformers does it."""
+    if not weights.config.tie_word_embeddings:
+        return False
+    shape = (weights.config.vocab_size, weights.config.hidden_size)
+    ends = [source for name in ("embed_tokens", "lm_head") for source in weights.sources(f"{name}.weight", shape)]
+    if ends[0] == ends[1] or not all(end in weights.checkpoint for end in ends):
+        return True
+    embedding, head = (weights.checkpoint.read(end) for end in ends)
+    return embedding.dtype == head.dtype and torch.equal(embedding, head)
+
+
+def check_sizes(config: PreTrainedConfig, checkpoint: Checkpoint, ends: bool = True) -> None:
+    """Raises SpecquantError where a configuration asks for far more than a checkpoint's headers say is there, before
+    anything of that size is made. ends: embedding and LM head must be there, too."""
+    query_size, kv_size = (config.head_dim * n for n in (config.num_attention_heads, config.num_key_value_heads))
+    layer = config.hidden_size * (2 * query_size + 2 * kv_size + 3 * config.intermediate_size)
+    asked = config.num_hidden_layers * layer + (config.vocab_size * config.hidden_size if ends else 0)
+    stored = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    if asked > MOST_WEIGHTS_PER_NUMBER * stored or config.num_hidden_layers > len(checkpoint.shapes):
+        raise SpecquantError(
+            f"{checkpoint.path} is incomplete: its {len(checkpoint.shapes)} tensors hold {stored} numbers, and "
+            f"config.json asks for {config.num_hidden_layers} layers with {asked} weights: copy it again"
+        )
 
 
 def fill(module: nn.Module, weights: Weights, device: torch.device | str) -> None:
@@ -177,6 +223,8 @@ def _pieces(module: nn.Module) -> tuple[dict[str, PackedLinear | torch.Tensor], 
             pieces[path] = part
             continue
         for attribute, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            if attribute in part._non_persistent_buffers_set:  # computed, not read
+                continue
             name = f"{path}.{attribute}" if path else attribute
             first = next((other for other, piece in pieces.items() if piece is tensor), None)
             if first is not None:

@@ -9,7 +9,7 @@ class Grid(NamedTuple):
     """The grid of every row and group of a weight matrix: code -> unit * step * (code - zero).
 
     All tensors are float32 and broadcast to [out, groups]. Codes are integers, or where `e4m3` numbers of that format.
-    Where `integer`, step * (code - zero) is rounded to an integer first, as a product with int8 weights does.
+    Where `integer`, step * (code - zero) is rounded to an int8 first, as a product with int8 weights does.
     """
 
     unit: torch.Tensor
@@ -30,7 +30,7 @@ class Grid(NamedTuple):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """The values of codes."""
         values = (codes - self.zero).mul_(self.step)
-        return (values.round_() if self.integer else values).mul_(self.unit)
+        return (values.round_().clamp_(-128, 127) if self.integer else values).mul_(self.unit)
 
     def expand(self, shape: tuple[int, int]) -> "Grid":
         """The same grid with every tensor expanded to [out, groups]."""

@@ -7,6 +7,7 @@ import torch
 from specquant.errors import SpecquantError
 
 SIGN_SEED = 0
+BASES = (1, 12, 20)
 
 
 def hadamard(size: int) -> np.ndarray:
@@ -15,21 +16,24 @@ def hadamard(size: int) -> np.ndarray:
     Powers of two by Sylvester's construction, 12 and 20 by Paley's, products by Kronecker's. Raises SpecquantError for
     other sizes.
     """
-    base = rotation_base(size)
-    small = np.ones((1, 1), dtype=int) if base == 1 else paley(base - 1)
-    return np.kron(small, scipy.linalg.hadamard(size // base))
-
-
-def rotation_base(size: int) -> int:
-    """Which of 1, 12 and 20 a size is 2^n times. Raises SpecquantError for a size that is none of these."""
-    for base in (1, 12, 20):
-        power, remainder = divmod(size, base)
-        if remainder == 0 and power & (power - 1) == 0 and power > 0:
-            return base
+    for base in BASES:
+        if _is_power_of_2_times(size, base):
+            small = np.ones((1, 1), dtype=int) if base == 1 else paley(base - 1)
+            return np.kron(small, scipy.linalg.hadamard(size // base))
     raise SpecquantError(
         f"a hidden size of {size} has no Hadamard rotation here (2^n, 12 * 2^n and 20 * 2^n have): use a scheme "
         "that does not rotate"
     )
+
+
+def has_hadamard(size: int) -> bool:
+    """Whether `hadamard` has a matrix of that size."""
+    return any(_is_power_of_2_times(size, base) for base in BASES)
+
+
+def _is_power_of_2_times(size: int, base: int) -> bool:
+    power, remainder = divmod(size, base)
+    return remainder == 0 and power > 0 and power & (power - 1) == 0
 
 
 def paley(prime: int) -> np.ndarray:

@@ -34,6 +34,7 @@ class PackedLinear(nn.Module):
     kernel_dtypes = (torch.float16, torch.bfloat16)  # that the kernel takes and gives; other inputs take the reference
     code_dtype: torch.dtype | None = torch.int8  # of x's codes, which the kernel multiplies; None: it multiplies x
     row_invariant = False  # whether a row's result may not depend on how many other rows there are
+    zero_steps = False  # whether a group of zeros may have the step 0
 
     def __init__(self, out_features: int, in_features: int):
         super().__init__()
@@ -67,6 +68,19 @@ class PackedLinear(nn.Module):
     def grid(self) -> Grid:
         """The values that the stored scales allow."""
         raise NotImplementedError
+
+    def takes_grid(self, unit: torch.Tensor | None, step: torch.Tensor | None, zero: torch.Tensor | None) -> bool:
+        """Whether these, as for `set_grid`, are a grid: finite scales above 0, and zero points that are codes."""
+        scales = [scale for scale in (unit, None if self.zero_steps else step) if scale is not None]
+        return (
+            all(bool((scale.isfinite() & (scale > 0)).all()) for scale in scales)
+            and (step is None or bool((step.isfinite() & (step >= 0)).all()))
+            and (zero is None or bool(((zero >= 0) & (zero <= 15)).all()))
+        )
+
+    def has_sound_grid(self) -> bool:
+        """Whether what is stored, as of a checkpoint, is a grid (`takes_grid`)."""
+        return self.takes_grid(*self.grid()[:3])
 
     def set_codes(self, codes: torch.Tensor) -> None:
         """Store codes [out, in]."""
@@ -157,6 +171,9 @@ class Float16Linear(PackedLinear):
 
     kernel_dtypes = (torch.float16,)
     code_dtype = None
+
+    def has_sound_grid(self):
+        return True
 
     def layout(self):
         return {"weight": (torch.float16, (self.out_features, self.in_features))}
@@ -363,9 +380,12 @@ class QQQLinear(PackedLinear):
 
 class QQQGroupLinear(PackedLinear):
     """4-bit codes with an fp16 scale per 128 inputs, requantized to int8 per output channel in the product; int8
-    activations (`kernels.w4a8`). The channel's scale is such that no code can leave int8."""
+    activations (`kernels.w4a8`). The channel's scale is such that no code can leave int8; in a checkpoint of others one
+    may, and is `clamped`."""
 
     group_size = 128
+    zero_steps = True
+    clamped = False
 
     def layout(self):
         return {
@@ -386,13 +406,17 @@ class QQQGroupLinear(PackedLinear):
     def grid(self):
         return _grid(self.scales[:, None], unpair_outputs(self.group_scales).t(), zero=8, integer=True)
 
+    def set_codes(self, codes):
+        super().set_codes(codes)
+        integers = (in_groups(codes.float(), self.groups) - 8).mul_(self.grid().step[..., None]).round_()
+        self.clamped = bool(integers.min() < -128) or bool(integers.max() > 127)
+
     def operand(self, dtype):
         return qqq_group_weight(self.codes, self.group_scales, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w4a8_triton(
-            "qqq-g128", *inputs, self.codes, self.scales, self.group_scales, out_dtype=out_dtype, chosen=chosen
-        )
+        matrix = (self.codes, self.scales, self.group_scales)
+        return w4a8_triton("qqq-g128", *inputs, *matrix, out_dtype=out_dtype, chosen=chosen, clamped=self.clamped)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)

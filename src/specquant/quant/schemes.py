@@ -22,6 +22,16 @@ class Scheme:
     rotated: bool = False
     floating: bool = False
 
+    @property
+    def input_multiple(self) -> int:
+        """What the number of a matrix's inputs must be a multiple of."""
+        return 128 if self.weight_bits == 4 else 1
+
+    @property
+    def output_multiple(self) -> int:
+        """The same of its outputs."""
+        return 16 if self.weight_bits == 4 else 1
+
 
 PAPER_SCHEMES = (
     Scheme("fp16", 16, 16),

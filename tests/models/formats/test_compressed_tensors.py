@@ -169,3 +169,30 @@ def test_a_config_that_contradicts_the_tensors_is_refused(w4a16):
     zeros = pack_compressed_int4(CODES, SCALES, ZEROS)
     w4a16.refused("does not call for: .*weight_zero_point", zeros)
     w4a16.refused(r"weight_shape says \[64, 8\]", w4a16.tensors | {"weight_shape": torch.tensor([64, 8])})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, torch.nan])
+def test_scales_that_are_not_above_0_are_refused(w4a16, w8a8, value):
+    for matrix, scheme in ((w4a16, "w4a16-g128"), (w8a8, "w8a8")):
+        scales = matrix.tensors["weight_scale"].clone()
+        scales[3, 0] = value
+        says = f"o_proj has scales or zero points that {scheme} cannot hold"
+        matrix.refused(says, matrix.tensors | {"weight_scale": scales})
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "match"),
+    [
+        ([], ("config_groups",), "config_groups has not one group"),
+        (3, ("config_groups", "group_0"), "config_groups has not one group"),
+        ([1], WEIGHTS, r"config_groups.group_0.weights is \[1\]; it must be a JSON object"),
+        ("x", ACTIVATIONS, "config_groups.group_0.input_activations is 'x'; it must be a JSON object"),
+        (["int-quantized"], ("format",), r"format is \['int-quantized'\]"),
+        ([], ("quant_method",), r"quant_method is \[\]"),
+        (True, (*WEIGHTS, "group_size"), "config_groups.group_0.weights.group_size is True"),
+        (128 * 2**40, (*WEIGHTS, "group_size"), "config_groups.group_0.weights.group_size is 140737488355328"),
+    ],
+)
+def test_fields_of_a_wrong_type_are_refused(w4a16, value, path, match):
+    w4a16.quantization = changed(w4a16.quantization, value, *path)
+    w4a16.refused(f"quantization_config: {match}")

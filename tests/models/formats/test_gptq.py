@@ -111,7 +111,7 @@ def test_a_group_size_that_the_tensors_do_not_have_is_refused(matrix):
     matrix.refused(r"qzeros has shape \(2, 8\) where config.json asks for \(1, 8\)", group_size=-1)
 
 
-@pytest.mark.parametrize("value", [torch.inf, torch.nan, -1.0, 1e6])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, -1.0, 1e6, 0.0, -1e-9])
 def test_scales_that_fp16_cannot_hold_are_refused(matrix, value):
     tensors = pack_gptq(CODES, SCALES.float())
     tensors["scales"][1, 5] = value

@@ -107,3 +107,24 @@ def test_tensors_that_are_missing_or_of_a_wrong_kind_are_refused(per_group, name
 def test_weights_that_leave_int8_are_refused(per_group):
     tensors = per_group.tensors
     per_group.refused("o_proj: s_group makes weights that leave int8", tensors | {"s_group": 2 * tensors["s_group"]})
+
+
+def test_weights_that_gptqmodel_lets_leave_int8_come_back_to_it(per_group):
+    """Its quantizer writes integers of up to 160, and the kernel that reads them saturates."""
+    steps = (STEPS.float() * (160 / 127)).half()
+    written = pack_qqq_groups(GROUP_CODES, CHANNEL_SCALES, steps)
+    integers = ((torch.from_numpy(GROUP_CODES) - 8) * steps.float().repeat_interleave(128, dim=1)).round()
+    assert integers.abs().max() > 150
+    loaded = per_group.load(written)
+    assert loaded.clamped
+    assert torch.equal(loaded.operand(torch.float32), integers.clamp(-128, 127))
+    assert torch.allclose(loaded.dequantize(), integers.clamp(-128, 127) * CHANNEL_SCALES[:, None], rtol=2**-11, atol=0)
+    assert not per_group.load().clamped
+
+
+def test_scales_below_0_are_refused(per_channel, per_group):
+    says = "o_proj has scales or zero points that w4a8-qqq"
+    per_channel.refused(says, per_channel.tensors | {"s_channel": -per_channel.tensors["s_channel"]})
+    per_group.refused(says, per_group.tensors | {"s_group": -per_group.tensors["s_group"]})
+    nothing = per_group.tensors | {"s_group": 0 * per_group.tensors["s_group"]}  # a group of zeros has such a scale
+    assert not per_group.load(nothing).dequantize().any()

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.models.checkpoint import Checkpoint
-from specquant.models.config import read_json
+from specquant.models.fields import read_json, shown
 from specquant.models.formats.awq import read_awq
-from specquant.models.formats.common import Format, Matrix
+from specquant.models.formats.common import Format, Matrix, left_out_by
 from specquant.models.formats.compressed_tensors import read_compressed_tensors
 from specquant.models.formats.gptq import read_gptq
 from specquant.models.formats.marlin import read_specmquant_w4a16
@@ -52,14 +52,15 @@ def find_format(config: PreTrainedConfig, checkpoint: Checkpoint) -> Format | No
     method = quantization.get("quant_method")
     if method == "specquant":
         return None
-    if method not in FORMATS:
+    if method not in list(FORMATS):
         raise SpecquantError(
-            f"{place}: quantization_config: quant_method is {method!r}; what can be loaded is "
+            f"{place}: quantization_config: quant_method is {shown(method)}; what can be loaded is "
             f"{', '.join(['specquant', *FORMATS])}"
         )
     converted = method == "gptq" and any(name.endswith(".qkv_proj.qweight") for name in checkpoint.shapes)
     try:
-        return read_specmquant_w4a16(quantization) if converted else FORMATS[method](quantization)
+        format = read_specmquant_w4a16(quantization) if converted else FORMATS[method](quantization)
+        return format._replace(left_out=left_out_by(quantization, checkpoint.shapes))
     except SpecquantError as error:
         raise SpecquantError(f"{place}: {error}") from None
 
@@ -75,8 +76,8 @@ def _find_section(config: PreTrainedConfig, path: Path) -> tuple[Path, Any]:
             for name in SAID_TWICE:
                 if {name} <= section.keys() & beside.keys() and section[name] != beside[name]:
                     raise SpecquantError(
-                        f"{path}: {name} is {section[name]!r} in config.json and {beside[name]!r} in {file.name}: copy "
-                        "the directory again"
+                        f"{path}: {name} is {shown(section[name])} in config.json and {shown(beside[name])} in "
+                        f"{file.name}: copy the directory again"
                     )
         return path, section
     older = getattr(config, "compression_config", None)
@@ -92,25 +93,43 @@ def _in_todays_terms(section: dict[str, Any]) -> dict[str, Any]:
 
 
 class FormatWeights(HuggingFaceWeights):
-    """Weights in a format of others, in modules that are named as transformers does."""
+    """Weights in a format of others, in modules that are named as transformers does; fp16 matrices of the model are
+    those that were not quantized (`scheme_of`)."""
 
     def __init__(self, checkpoint: Checkpoint, config: PreTrainedConfig, format: Format, prefix: str = "model."):
         super().__init__(checkpoint, config, get_scheme(format.scheme), prefix)
         self.format = format
 
+    def scheme_of(self, name, empty):
+        matrices = {part: self._shapes(name, rows, empty) for part, rows in self._parts(name, empty).items()}
+        floating = [part for part, shapes in matrices.items() if self._is_floating(part, shapes)]
+        if not floating:
+            return self.scheme
+        fields = {part: self.format.left_out(part) for part in floating}
+        unsaid = next((part for part, field in fields.items() if field is None), None)
+        if unsaid is not None and "weight" in matrices[unsaid]:
+            return self.scheme  # what it lacks is said where that is looked for
+        if unsaid is not None:
+            raise SpecquantError(
+                f"{self.checkpoint.path}: {unsaid} is not quantized, and neither ignore nor modules_to_not_convert of "
+                "quantization_config says so: copy the directory again"
+            )
+        if len(floating) < len(matrices):
+            quantized = next(part for part in matrices if part not in floating)
+            raise SpecquantError(
+                f"{self.checkpoint.path}: quantization_config: {fields[floating[0]]} leaves {floating[0]} as it was, "
+                f"and {quantized} is quantized: these are multiplied together here, so leave out both or neither"
+            )
+        return get_scheme("fp16")
+
     def linear_sources(self, name, empty):
-        try:
-            parts = [
-                (f"{part}.{suffix}", suffix, shape)
-                for part, rows in self._parts(name, empty).items()
-                for suffix, shape in self.format.shapes(rows, empty.in_features).items()
-            ]
-        except SpecquantError as error:
-            raise SpecquantError(f"{self.checkpoint.path}: {name}: {error}") from None
+        if self.scheme_of(name, empty) is not self.scheme:
+            return super().linear_sources(name, empty)
         sources = {
-            source: shape
-            for source, suffix, shape in parts
-            if suffix not in self.format.optional or source in self.checkpoint
+            f"{part}.{suffix}": shape
+            for part, rows in self._parts(name, empty).items()
+            for suffix, shape in self._shapes(name, rows, empty).items()
+            if suffix not in self.format.optional or f"{part}.{suffix}" in self.checkpoint
         }
         biases = self.sources(f"{name}.bias", (empty.out_features,))
         if empty.bias is None:  # some writers give every matrix one, of zeros
@@ -118,6 +137,8 @@ class FormatWeights(HuggingFaceWeights):
         return sources | biases
 
     def linear(self, name, empty, device):
+        if self.scheme_of(name, empty) is not self.scheme:
+            return super().linear(name, empty, device)
         matrices = []
         for part, rows in self._parts(name, empty).items():
             sources = {suffix: f"{part}.{suffix}" for suffix in self.format.shapes(rows, empty.in_features)}
@@ -136,13 +157,16 @@ class FormatWeights(HuggingFaceWeights):
         return empty
 
     def _store(self, name: str, linear: PackedLinear, matrix: Matrix) -> None:
-        linear.set_grid(*matrix[1:])
-        linear.set_codes(matrix.codes)
-        for stored, given in zip(linear.grid()[:3], matrix[1:], strict=True):
-            if given is not None and not _same(stored, given.to(stored)):
-                raise SpecquantError(
-                    f"{self.checkpoint.path}: {name} has scales or zero points that {self.format.scheme} cannot hold"
-                )
+        held = linear.takes_grid(*matrix[1:])
+        if held:
+            linear.set_grid(*matrix[1:])
+            linear.set_codes(matrix.codes)
+            pairs = zip(linear.grid()[:3], matrix[1:], strict=True)
+            held = all(given is None or _same(stored, given.to(stored)) for stored, given in pairs)
+        if not held:
+            raise SpecquantError(
+                f"{self.checkpoint.path}: {name} has scales or zero points that {self.format.scheme} cannot hold"
+            )
 
     def _read_bias(self, name: str, linear: PackedLinear, device: torch.device | str) -> None:
         if linear.bias is not None:
@@ -154,12 +178,23 @@ class FormatWeights(HuggingFaceWeights):
                     f"{self.checkpoint.path} has a tensor that config.json does not call for: {source}"
                 )
 
+    def _shapes(self, name: str, rows: int, empty: PackedLinear) -> dict[str, tuple[int, ...]]:
+        try:
+            return self.format.shapes(rows, empty.in_features)
+        except SpecquantError as error:
+            raise SpecquantError(f"{self.checkpoint.path}: {name}: {error}") from None
+
+    def _is_floating(self, part: str, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether the checkpoint has that matrix as it was before quantization."""
+        there = {suffix for suffix in {"weight", *shapes} if f"{part}.{suffix}" in self.checkpoint}
+        return there == {"weight"}
+
     def _parts(self, name: str, empty: PackedLinear) -> dict[str, int]:
         """The checkpoint's matrices of which one of ours is made, and how many outputs each has."""
         layer, _, module = name.rpartition(".")
         block = LAYER_TENSORS[module][0].rpartition(".")[0]
         fused = f"{self.prefix}{layer}.{block}.{module}"
-        shapes = self.format.shapes(empty.out_features, empty.in_features)
+        shapes = self._shapes(name, empty.out_features, empty)
         if any(f"{fused}.{suffix}" in self.checkpoint for suffix in shapes):
             return {fused: empty.out_features}
         sources = self.sources(f"{name}.weight", (empty.out_features, empty.in_features))

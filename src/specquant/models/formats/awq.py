@@ -31,7 +31,6 @@ def read_awq(quantization: Mapping[str, Any]) -> Format:
     field(quantization, "bits", (4,))
     field(quantization, "zero_point", (True,))
     field(quantization, "version", ("gemm", "GEMM"), default="gemm")
-    field(quantization, "modules_to_not_convert", (None, [], ["lm_head"]))
     group_size = group_size_field(quantization)
 
     def shapes(outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:

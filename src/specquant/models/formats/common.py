@@ -1,11 +1,13 @@
 """What the formats share: what they make of a matrix's tensors, and how they look at fields and tensors."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.models.fields import MOST, OBJECT, TEXT, list_of, optional, shown
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -28,13 +30,14 @@ class Format(NamedTuple):
 
     scheme: the name of the scheme that holds the same numbers. shapes: outputs and inputs of a matrix -> what its
     tensors are called behind its name, and their shapes. decode: these tensors -> the matrix. optional: tensors that
-    some writers leave out.
+    some writers leave out. left_out: the field that says that a matrix of that name was not quantized, if one does.
     """
 
     scheme: str
     shapes: Callable[[int, int], dict[str, tuple[int, ...]]]
     decode: Callable[[Tensors], Matrix]
     optional: tuple[str, ...] = ()
+    left_out: Callable[[str], str | None] = lambda name: None
 
 
 def field(
@@ -45,21 +48,62 @@ def field(
     Raises SpecquantError where it is not one of the supported ones.
     """
     value = section.get(name, default)
-    if value not in supported:
+    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in supported):
         choice = " or ".join(map(repr, supported))
-        found = f"is {value!r}" if name in section else "is missing"
+        found = f"is {shown(value)}" if name in section else "is missing"
         raise SpecquantError(f"quantization_config: {where}{name} {found}; what can be loaded is {choice}")
     return value
+
+
+def left_out_by(section: Mapping[str, Any], names: Collection[str]) -> Callable[[str], str | None]:
+    """What `Format.left_out` is for a quantization_config of a checkpoint with tensors of those names.
+
+    llm-compressor's `ignore` has names, and patterns behind "re:"; `modules_to_not_convert` has parts of names. Raises
+    SpecquantError where they have something else, or name what is not there.
+    """
+    ignored, parts = (_texts(section, name) for name in ("ignore", "modules_to_not_convert"))
+    for part in parts:
+        if part != "lm_head" and not any(part in name for name in names):
+            found = section["modules_to_not_convert"]
+            raise SpecquantError(
+                f"quantization_config: modules_to_not_convert is {shown(found)}; no module is called so"
+            )
+    try:
+        patterns = [re.compile(entry.removeprefix("re:")) for entry in ignored if entry.startswith("re:")]
+    except re.error as error:
+        raise SpecquantError(f"quantization_config: ignore holds a pattern that is none ({error})") from None
+
+    def left_out(name: str) -> str | None:
+        if name in ignored or any(pattern.match(name) for pattern in patterns):
+            return "ignore"
+        return "modules_to_not_convert" if any(part in name for part in parts) else None
+
+    return left_out
+
+
+def _texts(section: Mapping[str, Any], name: str) -> list[str]:
+    value = section.get(name) or []
+    if not list_of(TEXT).fits(value):
+        raise SpecquantError(f"quantization_config: {name} is {shown(value)}; it must be a list of names")
+    return value
+
+
+def part_of(section: Mapping[str, Any], name: str, where: str = "") -> Mapping[str, Any]:
+    """A field that is an object itself; empty where there is none. Raises SpecquantError where it is something else."""
+    value = section.get(name)
+    if not optional(OBJECT).fits(value):
+        raise SpecquantError(f"quantization_config: {where}{name} is {shown(value)}; it must be a JSON object")
+    return value or {}
 
 
 def group_size_field(section: Mapping[str, Any], where: str = "") -> int:
     """The field that says how many inputs share a scale: 0 where all of an output do, else a multiple of 128."""
     value = section.get("group_size")
-    if isinstance(value, int) and (value == -1 or (value > 0 and value % 128 == 0)):
+    if isinstance(value, int) and (value == -1 or (0 < value <= MOST and value % 128 == 0)):
         return max(value, 0)
     raise SpecquantError(
-        f"quantization_config: {where}group_size is {value!r}; what can be loaded is 128, or -1 for a scale per output "
-        "channel"
+        f"quantization_config: {where}group_size is {shown(value)}; what can be loaded is 128, or -1 for a scale per "
+        "output channel"
     )
 
 

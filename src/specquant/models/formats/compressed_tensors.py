@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.models.fields import shown
 from specquant.models.formats.common import (
     Format,
     Matrix,
@@ -26,6 +27,7 @@ from specquant.models.formats.common import (
     group_size_field,
     groups_of,
     nibbles,
+    part_of,
     per_128,
     take,
     take_scales,
@@ -52,8 +54,8 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
     """The format of a checkpoint with that quantization_config. Raises SpecquantError for what cannot be loaded."""
     field(quantization, "quantization_status", ("compressed", "frozen", None))  # the second: compressed, at first
     field(quantization, "kv_cache_scheme", (None,))
-    for name in ("transform_config", "sparsity_config"):
-        field(quantization, name, (None, {}))
+    field(quantization, "transform_config", (None, {}))
+    field(part_of(quantization, "sparsity_config"), "format", (None, "dense"), where="sparsity_config.")
     groups = quantization.get("config_groups")
     if not (isinstance(groups, dict) and len(groups) == 1 and all(isinstance(part, dict) for part in groups.values())):
         raise SpecquantError("quantization_config: config_groups has not one group; what can be loaded is one")
@@ -61,19 +63,19 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> Format:
     where = f"config_groups.{group}."
     field(section, "targets", (["Linear"],), where=where)
     field(section, "output_activations", (None,), where=where)
-    weights = section.get("weights") or {}
-    activations = section.get("input_activations")
+    weights = part_of(section, "weights", where)
+    activations = part_of(section, "input_activations", where)
     name = section.get("format") or quantization.get("format")
     if name == "pack-quantized":
-        if activations is not None:
+        if activations:
             raise SpecquantError(f"quantization_config: {where}input_activations are quantized; W4A16 can be loaded")
         return _read_w4a16(weights, f"{where}weights.")
     if name == "naive-quantized":  # what both were called at first
         name = next((name for name, plain in PLAIN.items() if plain.type == weights.get("type")), name)
-    if name in PLAIN:
-        return _read_8_bits(PLAIN[name], weights, activations or {}, where)
+    if isinstance(name, str) and name in PLAIN:
+        return _read_8_bits(PLAIN[name], weights, activations, where)
     choice = ", ".join(map(repr, ["pack-quantized", *PLAIN]))
-    raise SpecquantError(f"quantization_config: format is {name!r}; what can be loaded is {choice}")
+    raise SpecquantError(f"quantization_config: format is {shown(name)}; what can be loaded is {choice}")
 
 
 def _read_w4a16(weights: Mapping[str, Any], where: str) -> Format:

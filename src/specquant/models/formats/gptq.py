@@ -81,7 +81,7 @@ def gptq_fields(quantization: Mapping[str, Any]) -> tuple[int, int]:
     field(quantization, "is_marlin_format", (False, None))
     versions = {"gptq": 1, "gptq_v2": 2}
     fields = [name for name in ("checkpoint_format", "format") if quantization.get(name)]
-    named = {versions[field(quantization, name, versions)] for name in fields}
+    named = {versions[field(quantization, name, list(versions))] for name in fields}
     if len(named) > 1:
         raise SpecquantError("quantization_config: checkpoint_format and format contradict each other")
     return group_size_field(quantization), named.pop() if named else 1

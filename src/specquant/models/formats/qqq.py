@@ -6,7 +6,8 @@ Of a matrix [out, in] there are `B`, codes in Marlin's order (`formats.marlin`) 
 * Per channel: codes are signed, in two's complement; `s_channel` is a 16th of the scale, as the kernel multiplies the
   code in the upper half of a byte; `s_group` is empty. A weight is 16 * s_channel * code.
 * Per group: codes are 8 more than the integer; `s_group`, fp16 [groups, out] in the order of Marlin's scales of groups,
-  is the group's scale over the channel's. A weight is s_channel * round(s_group * (code - 8)), which is an int8.
+  is the group's scale over the channel's. A weight is s_channel * round(s_group * (code - 8)), which is an int8 as QQQ
+  writes it. GPTQModel lets it reach 160, and the kernel that reads it brings it back to int8.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from specquant.models.formats.marlin import (
     marlin_codes,
 )
 
+MOST_BEFORE_CLAMPING = 192  # half as much again as int8 holds
 ALTERNATING = (4, 0, 5, 1, 6, 2, 7, 3)  # value of each nibble in codes per channel
 
 
@@ -53,6 +55,6 @@ def _decode_per_group(tensors: Tensors) -> Matrix:
     codes = marlin_codes(take(tensors, "B", torch.int32), INTERLEAVED, operand_bits=8)
     steps = group_scales_in_order(take_scales(tensors, "s_group")).t()
     integers = (codes.unflatten(1, (-1, 128)).float() - 8) * steps[..., None].float()
-    if integers.round_().abs().max() > 127:
-        raise SpecquantError("s_group makes weights that leave int8: the checkpoint is damaged")
+    if integers.round_().abs().max() > MOST_BEFORE_CLAMPING:
+        raise SpecquantError("s_group makes weights that leave int8 by far: the checkpoint is damaged")
     return Matrix(codes, unit=channel_scales_in_order(take_scales(tensors, "s_channel")).t(), step=steps)
