@@ -417,6 +417,11 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--data-dir", type=_here, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     fetch.set_defaults(command=_data_fetch)
 
+    claims = commands.add_parser(
+        "claims", help="compute anew what data/published/claims.csv answers, and write README.md's table of it"
+    )
+    claims.set_defaults(command=_claims)
+
     figures = commands.add_parser("figures", help="rebuild figures/ from data/recorded and data/published alone")
     figures.set_defaults(command=_figures)
     return parser
@@ -897,6 +902,14 @@ def _plan(arguments: argparse.Namespace) -> int:
         **({"trees": arguments.trees} if arguments.trees else {}),
     )
     print(table.head(arguments.rows).round(2).to_string(index=False))
+    return 0
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from specquant.study.claims import write_claims
+
+    for path in write_claims():
+        print(path)
     return 0
 
 

@@ -4,6 +4,7 @@ import pytest
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.at_true_size import (
+    OVER_THE_SAME_SCHEME,
     RecordedCosts,
     beside_published,
     eagle2_speedups,
@@ -13,9 +14,11 @@ from specquant.experiments.at_true_size import (
     replayed_against_fixed,
     shares_reached,
     specmquant_planner,
+    speeds_over_chances,
 )
 from specquant.experiments.methods import Plan
 from specquant.study import read_results
+from specquant.study.results import read_medians
 
 TREES = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", "-1 0 0"], "accepted_length": [2, 2]})
 
@@ -37,6 +40,8 @@ def test_the_paper_s_trees_stand_beside_the_paper_s_cards():
     speedups = pd.DataFrame({"model": "llama-3-8b", "scheme": "fp16", "draft_size": [60, 48], "iterations": 6})
     published = {"model": "Llama-3-8B", "method": ["eagle2", "eagle2", "vanilla"], "scheme": "fp16"}
     published = pd.DataFrame(published | {"gpu": ["A100", "RTX 3090", "A100"], "value": [2.3, 2.2, 9.0]})
+    quantities = [OVER_THE_SAME_SCHEME, OVER_THE_SAME_SCHEME, "speedup over fp16 autoregressive"]
+    published = published.assign(quantity=quantities)
     lines = beside_published(speedups.assign(speedup=[2.5, 9.0]), published, "H200")
     assert {name: dict(line) for name, line in lines.items()} == {
         "Llama-3-8B, A100, paper": {"fp16": 2.3},
@@ -62,8 +67,9 @@ def test_a_draft_is_free_up_to_the_first_slower_pass():
 def test_the_steps_of_the_paper_s_code_take_as_long_as_measured(plan):
     passes, steps = (read_results(f"data/published/specmquant_{table}.csv") for table in ("verify_cost", "steps"))
     shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
-    row = specmquant_planner(passes, steps).predict(plan, shapes.statistics(Chances([0.8], [0.8], 0.8)))
+    row = specmquant_planner(passes, steps, "H100").predict(plan, shapes.statistics(Chances([0.8], [0.8], 0.8)))
     measured = steps[(steps.what == "step") & (steps.model == "llama-3-70b") & (steps.draft_size == plan.draft_size)]
+    measured = measured[measured.gpu == "H100"]
     assert row["draft_ms"] + row["verify_ms"] + row["other_ms"] == pytest.approx(measured.time_ms.iloc[0], rel=0.02)
 
 
@@ -129,3 +135,18 @@ def test_costs_that_were_not_recorded_are_refused():
         costs.planner("mine", "llama-3-8b", "w4a16-g128", "fp16")
     with pytest.raises(SpecquantError, match="nothing was recorded with head_scheme w8a8, only with fp16"):
         costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w8a8")
+
+
+def test_speeds_over_chances_are_the_planner_s():
+    tables = (
+        read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
+    )
+    planner = RecordedCosts(*tables).planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    fitted = shapes.fitted_chances()
+    table = speeds_over_chances(planner, shapes, fitted)
+    row = table[(table.method == "hierarchical") & (table.agreement == 0.7)].iloc[0]
+    statistics = shapes.statistics(Chances(fitted.head, fitted.inner_head, 0.7))
+    assert row.tokens_per_s == planner.predict(Plan("hierarchical", 30, 3, 6), statistics)["tokens_per_s"]
+    assert table[table.method == "autoregressive"].tokens_per_s.nunique() == 1
+    assert table[table.method == "eagle2"].groupby("draft_size").tokens_per_s.is_monotonic_increasing.all()

@@ -1,7 +1,7 @@
 """What follows from passes and drafts measured at true size: EAGLE-2's speedups, picks, and how much draft is free."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -20,6 +20,10 @@ ACCEPTED_LENGTHS = {"llama-3-8b": ((60, 6), 4.34), "llama-3-70b": ((24, 3), 3.0)
 
 # The paper's name for each model, and the nodes and iterations of its EAGLE-2 trees there.
 PAPER_TREES = {"llama-3-8b": ("Llama-3-8B", (60, 6)), "llama-3-70b": ("Llama-3-70B", (48, 6))}
+
+
+# What the bars of the paper's figure 1 say of EAGLE-2 (data/published/speedups.csv).
+OVER_THE_SAME_SCHEME = "speedup over the same scheme without drafts"
 
 
 def eagle2_speedups(
@@ -51,7 +55,7 @@ def beside_published(speedups: pd.DataFrame, published: pd.DataFrame, gpu: str) 
 
     speedups: of `eagle2_speedups` on `gpu`. published: data/published/speedups.csv.
     """
-    published, lines = published[published.method == "eagle2"], {}
+    published, lines = published[published.quantity == OVER_THE_SAME_SCHEME], {}
     for name, (title, _) in PAPER_TREES.items():
         for card, theirs in published[published.model == title].groupby("gpu"):
             lines[f"{title}, {card}, paper"] = theirs.set_index("scheme").value
@@ -124,29 +128,44 @@ def _bookkeeping(table: pd.DataFrame, column: str, value: str) -> pd.Series:
     return rows.other_ms
 
 
-def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame) -> Planner:
-    """The costs of the paper's own code on an H100: Llama-3-70B and 8B in W4A16, with heads in fp16.
+def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame, gpu: str = "H200") -> Planner:
+    """The costs of the paper's own code on a card: Llama-3-70B and 8B in W4A16, with heads in fp16.
 
-    passes, steps: data/published/specmquant_verify_cost.csv and specmquant_steps.csv. What their steps take beyond
-    draft and pass is bookkeeping: 0.47 and 0.31 ms.
+    passes, steps: data/published/specmquant_verify_cost.csv and specmquant_steps.csv. Drafts count in every scheme of
+    the target, for they do not depend on it: on the H200 those of 70B were timed beside W8A8. What steps take beyond
+    draft and pass is bookkeeping.
     """
+    passes, steps = passes[passes.gpu == gpu], steps[steps.gpu == gpu]
     drafts = steps[steps.what == "draft"].assign(head_scheme="fp16", head_vocabulary=0)
     return Planner(
-        measured_costs(passes, drafts, "llama-3-70b", "w4a16-g128", other_ms=0.47),
-        measured_costs(passes, drafts, "llama-3-8b", "w4a16-g128", other_ms=0.31),
+        *(
+            measured_costs(passes, drafts, model, "w4a16-g128", other_ms=_beyond_draft_and_pass(passes, steps, model))
+            for model in ("llama-3-70b", "llama-3-8b")
+        )
     )
+
+
+def _beyond_draft_and_pass(passes: pd.DataFrame, steps: pd.DataFrame, model: str) -> float:
+    """Milliseconds that a model's whole steps of EAGLE-2 take beyond draft and pass, the median."""
+    kind = ["scheme", "draft_size", "iterations"]
+    of_model = steps[(steps.model == model) & (steps.method == "eagle2")]
+    whole, draft = (of_model[of_model.what == what].set_index(kind).time_ms for what in ("step", "draft"))
+    beside = pd.MultiIndex.from_frame(whole.reset_index()[kind[:2]])
+    verify = passes[passes.model == model].set_index(kind[:2]).time_ms.reindex(beside).to_numpy()
+    return max(0.0, float((whole - draft.reindex(whole.index) - verify).median()))
 
 
 def planners_beside(
     costs: RecordedCosts, target: str, intermediate: str, head_scheme: str, gpu: str, theirs: Planner
 ) -> dict[str, Planner]:
-    """Ours in three schemes, SpecMQuant's (`specmquant_planner`), and the least that two cards' data sheets allow."""
+    """Ours in three schemes, SpecMQuant's on the same card (`specmquant_planner`), and the least that two cards' data
+    sheets allow."""
     schemes = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}
     planners = {
         f"{label}, ours, {gpu}": costs.planner(target, intermediate, scheme, head_scheme)
         for label, scheme in schemes.items()
     }
-    planners["W4A16, SpecMQuant, H100"] = theirs
+    planners[f"W4A16, SpecMQuant, {gpu}"] = theirs
     works = [PassWork(synthetic_config(model), "w4a16-g128") for model in (target, intermediate)]
     sizes = sorted(costs.passes.draft_size.unique())
     for card in ("A100", "B200"):
@@ -158,6 +177,23 @@ def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd
     """For each planner the fastest of the paper's methods (`phases`), over chances and agreements from 0.3 to 0.98."""
     chances = np.linspace(0.3, 0.98, 18)
     return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
+
+
+def speeds_over_chances(planner: Planner, shapes: Shapes, chances: Chances) -> pd.DataFrame:
+    """Predicted tokens per second of the paper's plans, over what decides about each, the rest as in `chances`.
+
+    EAGLE-2's over the chance of the target's head, the others' over the agreement of the intermediate model. The
+    columns are those that `study.true_size.speeds_over_acceptance` draws.
+    """
+    rows = []
+    for chance in np.linspace(0.4, 0.95, 12).round(2):
+        of_head, of_agreement = replace(chances, head=[chance]), replace(chances, agreement=chance)
+        for plan in PAPER_PLANS:
+            head, agreement = (chance, 0.0) if plan.method == "eagle2" else (chances.inner_head[0], chance)
+            moved = of_head if plan.method == "eagle2" else of_agreement
+            told = planner.predict(plan, shapes.statistics(moved))
+            rows.append(asdict(plan) | told | {"head_chance": head, "agreement": agreement})
+    return pd.DataFrame(rows)
 
 
 def replayed_against_fixed(

@@ -15,6 +15,8 @@ def published_speedups(frame: pd.DataFrame) -> Figure:
     `frame`: rows of data/published/speedups.csv; value is the speedup of one scheme, model and GPU.
     """
     frame = frame[frame["where"].str.startswith("figure 1")]
+    totals = (frame["method"] == "eagle2") & (frame["quantity"] == "speedup over fp16 autoregressive")
+    frame = frame[~totals]  # products of both panels
     figure, axes = new_figure(1, 2, height_in=2.5, sharey=True)
     schemes = in_house_order(frame["scheme"], SCHEMES)
     settings = {

@@ -22,6 +22,7 @@ from specquant.experiments.at_true_size import (
     planners_beside,
     shares_reached,
     specmquant_planner,
+    speeds_over_chances,
 )
 from specquant.experiments.cards import read_cards
 from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
@@ -71,7 +72,9 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 def verify_costs_beside(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
     ours = _first_context(passes[passes.model == model])
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
-    tables = {f"ours, {gpu}": ours, "SpecMQuant, H100": theirs[theirs.model == model]}
+    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu)]
+    tables = {f"ours, {gpu}": ours, f"SpecMQuant, {gpu}": theirs}
+    tables = {title: table for title, table in tables.items() if len(table)}  # theirs, where it was measured there
     return true_size.verify_costs_beside(tables) if len(ours) else None
 
 
@@ -97,10 +100,14 @@ def largest_free_drafts(ceilings: pd.DataFrame) -> Figure | None:
     return true_size.free_drafts(free_drafts(LARGEST, BENCH_SCHEMES + FP8_SCHEMES, *shares_reached(ceilings, card)))
 
 
-def speeds_over_acceptance(replayed: pd.DataFrame) -> Figure | None:
-    rows = replayed[replayed.model == LARGEST]
-    kinds = rows.groupby(["scheme", "head_scheme", "head_vocabulary"])
-    return true_size.speeds_over_acceptance(rows.loc[max(kinds.groups.values(), key=len)]) if len(rows) else None
+def speeds_over_acceptance(
+    passes: pd.DataFrame, drafting: pd.DataFrame, rounds: pd.DataFrame, replayed: pd.DataFrame, trees: pd.DataFrame
+) -> Figure | None:
+    if LARGEST not in set(replayed.model):
+        return None
+    planner = RecordedCosts(passes, drafting, rounds, replayed).planner(LARGEST, SMALL, "w4a16-g128", "w4a16-g128")
+    shapes = Shapes.of(trees)
+    return true_size.speeds_over_acceptance(speeds_over_chances(planner, shapes, shapes.fitted_chances()))
 
 
 def phases(
@@ -116,7 +123,7 @@ def phases(
         return None
     shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
     costs = RecordedCosts(passes, drafting, rounds, replayed)
-    their_planner = specmquant_planner(theirs, their_steps)
+    their_planner = specmquant_planner(theirs, their_steps, gpu)
     planners = planners_beside(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
     fitted = shapes.fitted_chances()
     return true_size.phase_diagram(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
@@ -192,8 +199,10 @@ RECORDED_FIGURES = (
             f"verify_cost_{model}",
             "verify_cost.csv",
             partial(verify_costs_beside, model=model),
-            f"Time of a pass of {model} behind 512 tokens over that of one token: our kernels, the paper's CUDA code.",
+            f"Time of a pass of {model} behind 512 tokens over that of one token: our kernels (median over processes; "
+            "bars span the lowest to the highest), and the paper's CUDA code, measured by us on the same kind of card.",
             beside=("published/specmquant_verify_cost.csv",),
+            every_process=True,
         )
         for model in ACCEPTED_LENGTHS
     ),
@@ -222,9 +231,14 @@ RECORDED_FIGURES = (
     ),
     RecordedFigure(
         "speeds_over_acceptance",
-        "replayed.csv",
+        "verify_cost.csv",
         speeds_over_acceptance,
-        f"Tokens per second of {LARGEST}, over replayed acceptance.",
+        f"Tokens per second of {LARGEST} with {SMALL}, both and their heads in W4A16, predicted from measured passes, "
+        "drafts and rounds over assumed acceptance; dashed: decoding one by one.",
+        beside=(
+            *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
+            "recorded/cpu/trees.csv",
+        ),
     ),
     RecordedFigure(
         "phases",

@@ -11,20 +11,27 @@ from matplotlib.ticker import FuncFormatter
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import PLAN_FIELDS
 from specquant.study.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
+from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 
 
 def verify_costs_beside(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Time of a pass over that of one token, against draft size; a panel for each table, with its key as title.
 
-    Each table has the columns of verify_cost.csv and holds one model behind one context.
+    Each table has the columns of verify_cost.csv and holds one model behind one context. Where it has processes, lines
+    are medians over them, and bars span the lowest to the highest.
     """
     figure, axes = new_figure(1, len(tables), height_in=2.6, sharey=True)
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        if PROCESS not in table:
+            table = table.assign(process=0)
+        grown = ratios(in_each_process(table, ["scheme", "draft_size"]), "draft_size", table["draft_size"].min())
         for scheme in in_house_order(table["scheme"], SCHEMES):
-            line = table[table["scheme"] == scheme].sort_values("draft_size")
-            look = mark(scheme, SCHEMES)
-            relative = line["time_ms"] / line["time_ms"].iloc[0]
-            axis.plot(line["draft_size"], relative, color=look.color, marker=look.marker, label=look.label)
+            line = over_processes(grown).xs(scheme, level="scheme").sort_index()
+            look, bars = mark(scheme, SCHEMES), (line["median"] - line["low"], line["high"] - line["median"])
+            about = {"color": look.color, "marker": look.marker, "label": look.label}
+            axis.plot(line.index, line["median"], **about)
+            if (line["processes"] > 1).any():
+                axis.errorbar(line.index, line["median"], yerr=bars, fmt="none", ecolor=look.color, elinewidth=0.5)
         axis.set(title=title, xlabel="draft size")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
@@ -127,9 +134,10 @@ def predicted_against_measured(table: pd.DataFrame) -> Figure:
 
 
 def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
-    """Tokens per second against the replayed chances that decide about each method; dashed: decoding one by one.
+    """Tokens per second against the chances that decide about each method; dashed: decoding one by one.
 
-    `table`: rows of replayed.csv of one target, in one scheme and with one kind of head. Left EAGLE-2 with each of its
+    `table`: of `experiments.at_true_size.speeds_over_chances`, or rows of replayed.csv of one target, in one scheme and
+    with one kind of head. Left EAGLE-2 with each of its
     trees; right the methods with an intermediate model, at their most frequent head_chance.
     """
     one_by_one = table[table["method"] == "autoregressive"]["tokens_per_s"]

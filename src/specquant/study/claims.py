@@ -1,0 +1,305 @@
+"""What the paper claims, and what we found: data/published/claims.csv, whose answers `specquant claims` computes.
+
+The verdict on a claim that measured times alone answer: a value that the paper gives is reproduced where it lies within
+a tenth of our median; a bound ("below", "above") where the whole interval over processes keeps it. All others are not
+tested: where an answer also needs an acceptance that was assumed, and where no card of ours is of the claim's kind.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from specquant.errors import SpecquantError
+from specquant.experiments.acceptance import Shapes
+from specquant.experiments.at_true_size import PAPER_TREES, eagle2_speedups, specmquant_planner
+from specquant.experiments.methods import Plan
+from specquant.experiments.trees import trees_of
+from specquant.measure.replay import fitted_speedups
+from specquant.paths import resolve, write_file
+from specquant.study.results import read_provenance, read_results
+from specquant.study.style import SCHEMES, mark
+from specquant.tables.intervals import PROCESS, in_each_process
+from specquant.tables.verify_cost import KEYS
+
+CLAIMS = "data/published/claims.csv"
+README = "README.md"
+MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
+FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
+ANSWERS = ["our_card", "our_value", "low", "high", "processes", "basis"]
+ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs_on_our_card", "verdict", "note"]
+MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
+REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
+TOLERANCE = 0.1  # of our value, by which the paper's may differ
+MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
+UNLIKE = ("RTX 3090",)  # a consumer's card computes and reads at another ratio: no card of ours stands for it
+MODELS = {"Llama-3-8B": "llama-3-8b", "Llama-3-70B": "llama-3-70b"}
+PLACES = ["model", "scheme", "context_length", "draft_size", PROCESS]
+BOUNDS = {"about": "", "below": "under ", "above": "over "}  # how a value is told, by its relation
+HIERARCHY, TREE = Plan("hierarchical", 30, 3, 6), Plan("eagle2", 24, 3)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The tables that answer: of one card (`recorded`), and what is published. passes: behind one context."""
+
+    card: str
+    passes: pd.DataFrame
+    drafting: pd.DataFrame
+    replayed: pd.DataFrame
+    trees: pd.DataFrame
+    their_passes: pd.DataFrame
+    their_steps: pd.DataFrame
+    assumptions: pd.DataFrame
+
+    @classmethod
+    def read(cls, recorded: str | Path = "data/recorded/h200", data_dir: str | Path = "data") -> "Evidence":
+        """Raises SpecquantError where a table is missing or broken."""
+        recorded, data_dir = resolve(recorded), resolve(data_dir)
+        passes = read_results(recorded / "verify_cost.csv")
+        card = read_provenance(recorded / "verify_cost.csv")["device"].removeprefix("NVIDIA ")
+        theirs = [read_results(data_dir / f"published/specmquant_{name}.csv") for name in ("verify_cost", "steps")]
+        return cls(
+            card,
+            passes[passes.context_length == passes.context_length.min()],
+            *(read_results(recorded / f"{name}.csv") for name in ("drafting", "replayed")),
+            read_results(data_dir / "recorded/cpu/trees.csv"),
+            *(table[table.gpu == card] for table in theirs),
+            read_results(data_dir / "published/assumptions.csv").set_index("name"),
+        )
+
+    @cached_property
+    def times_ms(self) -> pd.Series:
+        """Of passes, by `PLACES`: one number for each process."""
+        rows = self.passes[self.passes.protocol == "blocks"]
+        return in_each_process(rows, KEYS).droplevel("weights").reorder_levels(PLACES).sort_index()
+
+    @cached_property
+    def their_times_ms(self) -> pd.Series:
+        return self.their_passes.set_index(["model", "scheme", "draft_size"]).time_ms.sort_index()
+
+    def of_pass(self, model: str, scheme: str, draft_size: int) -> pd.Series:
+        """The time of a pass in each process. Raises SpecquantError where it was not measured."""
+        levels = ["model", "scheme", "draft_size"]
+        try:
+            return self.times_ms.xs((model, scheme, draft_size), level=levels).droplevel("context_length")
+        except KeyError:
+            raise SpecquantError(
+                f"no pass of {draft_size} tokens of {model} in {scheme} was recorded: measure it with "
+                "specquant bench verify-cost"
+            ) from None
+
+    @cached_property
+    def drafted_speedups(self) -> pd.DataFrame:
+        """EAGLE-2 with the paper's trees (`eagle2_speedups`) on the passes of each process, and the drafts' medians."""
+        drafts = self.drafting.groupby(["model", "head_scheme", "head_vocabulary", "draft_size", "iterations"])
+        drafting, trees = drafts.time_ms.median().reset_index(), trees_of(self.trees, "target")
+        tables = []
+        for model, (_, (size, iterations)) in PAPER_TREES.items():
+            of_model = self.times_ms[[model]].reset_index()
+            for process, rows in of_model.groupby(PROCESS):
+                told = eagle2_speedups(rows, drafting, trees, self.eagle2_lengths)
+                told = told[(told.draft_size == size) & (told.iterations == iterations)]
+                tables.append(told.assign(process=process))
+        return pd.concat(tables).set_index(["model", "scheme", PROCESS]).sort_index()
+
+    @property
+    def eagle2_lengths(self) -> dict[str, tuple[tuple[int, int], float]]:
+        known = self.assumptions.value
+        return {"llama-3-8b": ((60, 6), known.eagle2_length_8b), "llama-3-70b": ((24, 3), known.eagle2_length_70b)}
+
+    def their_step_ms(self, model: str, scheme: str) -> float:
+        """Of SpecMQuant's EAGLE-2 with the paper's tree; NaN where it was not measured on this card."""
+        (size, iterations), steps = PAPER_TREES[model][1], self.their_steps
+        steps = steps[(steps.model == model) & (steps.scheme == scheme) & (steps.what == "step")]
+        return steps[(steps.draft_size == size) & (steps.iterations == iterations)].time_ms.median()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """values: ours, one for each process. theirs: of the paper's own code on our card, or NaN. assumption: the names of
+    what was assumed; span: by what factors its range changes the answer."""
+
+    values: pd.Series
+    theirs: float = math.nan
+    assumption: str = ""
+    span: tuple[float, float] = (1.0, 1.0)
+    note: str = ""
+
+
+def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+    """The claims with their answers. Raises SpecquantError for a quantity or a relation that nothing answers."""
+    rows = []
+    for _, claim in claims.iterrows():
+        facts = {name: claim[name] for name in FACTS}
+        if claim.quantity not in QUANTITIES:
+            raise SpecquantError(f'{CLAIMS}: no quantity is called "{claim.quantity}": give {", ".join(QUANTITIES)}')
+        if claim.relation not in ("about", "below", "above"):
+            raise SpecquantError(f'{CLAIMS}: the relation "{claim.relation}" is none of about, below, above')
+        if claim.card in UNLIKE:
+            rows.append(
+                facts | {"our_card": "none", "basis": NONE, "verdict": NOT_TESTED, "note": "no card of its kind"}
+            )
+            continue
+        found = QUANTITIES[claim.quantity](evidence, MODELS[claim.model], claim.scheme)
+        median, low, high = found.values.median(), found.values.min(), found.values.max()
+        basis = TIMES_ASSUMED if found.assumption else MEASURED
+        facts |= {"our_card": evidence.card, "our_value": median, "low": low, "high": high}
+        facts |= {"processes": len(found.values), "basis": basis, "assumption": found.assumption or None}
+        if found.assumption:
+            low_factor, high_factor = found.span
+            facts |= {"over_assumption_low": median * low_factor, "over_assumption_high": median * high_factor}
+        facts |= {"theirs_on_our_card": found.theirs, "note": found.note or None}
+        rows.append(facts | {"verdict": verdict(claim.relation, claim.value, median, low, high, basis)})
+    return pd.DataFrame(rows, columns=[*FACTS, *ANSWERS])
+
+
+def verdict(relation: str, value: float, median: float, low: float, high: float, basis: str) -> str:
+    """The rule that the top of this file states, for a claimed value beside ours."""
+    if basis != MEASURED:
+        return NOT_TESTED
+    if relation == "about":
+        holds = abs(value - median) <= TOLERANCE * median
+    else:
+        holds = high < value if relation == "below" else low > value
+    return REPRODUCED if holds else NOT_REPRODUCED
+
+
+def growth(evidence: Evidence, model: str, scheme: str) -> Answer:
+    """The time of a pass of 60 tokens over that of one."""
+    theirs, faster, note = math.nan, {}, ""
+    if (model, scheme, 1) in evidence.their_times_ms.index:
+        beside = evidence.their_times_ms[model, scheme]
+        theirs = beside[MOST] / beside[1]
+        for size in (1, MOST):
+            faster[size] = beside[size] / evidence.of_pass(model, scheme, size).median()
+        note = f"our pass of one token is {faster[1]:.2f} times as fast as theirs on the same card; "
+        note += f"that of 60 tokens {faster[MOST]:.2f} times"
+    ours = evidence.of_pass(model, scheme, MOST) / evidence.of_pass(model, scheme, 1)
+    return Answer(ours, theirs, note=note)
+
+
+def growth_beside_w8a8(evidence: Evidence, model: str, scheme: str) -> Answer:
+    """The same over that in W8A8, of the same process."""
+    ours, base = growth(evidence, model, scheme), growth(evidence, model, "w8a8")
+    return Answer(ours.values / base.values, ours.theirs / base.theirs)
+
+
+def own_speed(base: str) -> Callable[[Evidence, str, str], Answer]:
+    """How much faster a scheme decodes one by one than another does."""
+
+    def answer_it(evidence: Evidence, model: str, scheme: str) -> Answer:
+        theirs = evidence.their_times_ms
+        known = {(model, base, 1), (model, scheme, 1)} <= set(theirs.index)
+        told = theirs[model, base, 1] / theirs[model, scheme, 1] if known else math.nan
+        return Answer(evidence.of_pass(model, base, 1) / evidence.of_pass(model, scheme, 1), told)
+
+    return answer_it
+
+
+def eagle2(over_fp16: bool) -> Callable[[Evidence, str, str], Answer]:
+    """EAGLE-2's speedup with the paper's tree, over the same scheme without drafts or over FP16 without."""
+
+    def answer_it(evidence: Evidence, model: str, scheme: str) -> Answer:
+        rows, base = evidence.drafted_speedups.loc[model, scheme], "fp16" if over_fp16 else scheme
+        factor = evidence.of_pass(model, base, 1) / evidence.of_pass(model, scheme, 1)
+        theirs = math.nan
+        if (model, base, 1) in evidence.their_times_ms.index:
+            plain_ms = evidence.their_times_ms[model, base, 1]
+            theirs = rows.accepted_length.median() * plain_ms / evidence.their_step_ms(model, scheme)
+        name = "eagle2_length_" + model.removeprefix("llama-3-")
+        known = evidence.assumptions.loc[name]
+        return Answer(rows.speedup * factor, theirs, name, (known.low / known.value, known.high / known.value))
+
+    return answer_it
+
+
+def hierarchy(over: str) -> Callable[[Evidence, str, str], Answer]:
+    """The hierarchy's speedup over decoding one by one, or over EAGLE-2 with 24 nodes: times of steps are measured."""
+
+    def answer_it(evidence: Evidence, model: str, scheme: str) -> Answer:
+        shapes, values = Shapes.of(evidence.trees), {}
+        rows = evidence.replayed[(evidence.replayed.model == model) & (evidence.replayed.scheme == scheme)]
+        for process, of_process in rows.groupby(PROCESS):
+            told = fitted_speedups(of_process, shapes, over)["median"]
+            values[process] = told.xs("hierarchical", level="method").iloc[0]
+        planner = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
+        statistics = shapes.statistics(shapes.fitted_chances())
+        base = TREE if over == "eagle2" else Plan("autoregressive")
+        theirs = [planner.predict(plan, statistics)["tokens_per_s"] for plan in (HIERARCHY, base)]
+        longer, names = evidence.assumptions.loc["hierarchical_length"], ["hierarchical_length"]
+        low, high = longer.low / longer.value, longer.high / longer.value
+        if over == "eagle2":
+            names.append("eagle2_length_70b")
+            shorter = evidence.assumptions.loc[names[-1]]
+            low, high = low * shorter.value / shorter.high, high * shorter.value / shorter.low
+        note = "theirs: predicted from its times and the same acceptance; drafts of 70B as timed beside W8A8"
+        return Answer(pd.Series(values), theirs[0] / theirs[1], " and ".join(names), (low, high), note)
+
+    return answer_it
+
+
+QUANTITIES: dict[str, Callable[[Evidence, str, str], Answer]] = {
+    "60 tokens over one": growth,
+    "60 tokens over one, over the same in W8A8": growth_beside_w8a8,
+    "one by one, over FP16": own_speed("fp16"),
+    "one by one, over W8A8": own_speed("w8a8"),
+    "EAGLE-2, over the same scheme one by one": eagle2(over_fp16=False),
+    "EAGLE-2, over FP16 one by one": eagle2(over_fp16=True),
+    "hierarchy, over one by one": hierarchy("autoregressive"),
+    "hierarchy, over EAGLE-2": hierarchy("eagle2"),
+}
+
+
+def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
+    """Raises SpecquantError where a fact is missing."""
+    return read_results(path, FACTS)
+
+
+def write_claims(path: str | Path = CLAIMS, readme: str | Path = README) -> list[Path]:
+    """Compute the answers anew and write them into claims.csv, and the short table into README.md; returns both paths.
+
+    Raises SpecquantError where a table is missing, or README.md has lost its markers.
+    """
+    answered = answer(read_claims(path), Evidence.read())
+    table = write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
+    text = resolve(readme).read_text(encoding="utf-8")
+    return [table, write_file(resolve(readme), with_table(text, shown(read_claims(path), "README")))]
+
+
+def with_table(text: str, table: pd.DataFrame) -> str:
+    """README.md's text with this table between its markers. Raises SpecquantError where they are not there."""
+    (begin, end), lines = MARKERS, [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SpecquantError(
+            f"{README} lacks the lines {begin} and {end}, in this order: put them where the table goes"
+        )
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text[: text.index(begin)]}{begin}\n{drawn}\n{text[text.index(end) :]}"
+
+
+def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The rows that README.md or a notebook ("01") begins with: what claims.csv says, for people to read."""
+    rows = claims[claims.shown_in.fillna("").str.split().map(lambda places: where in places)]
+    ours, papers = [], []
+    for row in rows.itertuples():
+        told = f"{row.our_value:.2f} ({row.low:.2f} to {row.high:.2f}, {int(row.processes)} processes)"
+        if row.basis == TIMES_ASSUMED:
+            told += f"; {row.over_assumption_low:.2f} to {row.over_assumption_high:.2f} over assumed acceptance"
+        ours.append(told)
+        papers.append(f"{BOUNDS[row.relation]}{row.value:g}, {row.card}")
+    card = rows.our_card.iloc[0]
+    return pd.DataFrame(
+        {
+            "claim": [f"{row.quantity}: {row.model}, {mark(row.scheme, SCHEMES).label}" for row in rows.itertuples()],
+            "the paper": papers,
+            f"ours, {card}": ours,
+            f"the paper's code, {card}": [
+                "" if pd.isna(value) else f"{value:.2f}" for value in rows.theirs_on_our_card
+            ],
+            "verdict": list(rows.verdict),
+        }
+    )

@@ -1,0 +1,148 @@
+"""claims.csv: its facts are the published ones, its answers follow from the recorded tables, and readers show it."""
+
+from dataclasses import fields, replace
+
+import pandas as pd
+import pytest
+
+from specquant.cli import main
+from specquant.errors import SpecquantError
+from specquant.experiments.acceptance import Shapes
+from specquant.experiments.at_true_size import ACCEPTED_LENGTHS
+from specquant.measure.replay import Parameters
+from specquant.paths import project_root
+from specquant.study import claims, read_results
+from specquant.study.claims import MEASURED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, TIMES_ASSUMED, verdict
+from specquant.tables.verify_cost import pass_growth
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return claims.Evidence.read()
+
+
+def of(table, model, scheme, quantity):
+    rows = table[(table.model == model) & (table.scheme == scheme) & (table.quantity == quantity)]
+    return rows[rows.card == "A100"].iloc[0]
+
+
+def same(answered, written):
+    numbers = answered.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(answered[numbers], written[numbers], rtol=1e-3, check_dtype=False)
+    for name in answered.columns.difference(numbers):
+        assert answered[name].fillna("").tolist() == written[name].fillna("").tolist(), name
+
+
+def test_the_answers_are_those_of_the_recorded_tables(evidence):
+    """Run `specquant claims` where they are not."""
+    written = claims.read_claims()
+    same(claims.answer(written, evidence), written)
+
+
+def test_no_answer_depends_on_the_order_of_rows(evidence):
+    shuffled = {
+        field.name: getattr(evidence, field.name).sample(frac=1, random_state=seed)
+        for seed, field in enumerate(fields(evidence))
+        if isinstance(getattr(evidence, field.name), pd.DataFrame)
+    }
+    written = claims.read_claims()
+    same(claims.answer(written, replace(evidence, **shuffled)), written)
+
+
+def test_growth_is_that_of_the_passes(evidence):
+    written = claims.read_claims()
+    told = pass_growth(read_results("data/recorded/h200/verify_cost.csv")).xs("llama-3-8b", level="model")
+    for scheme in ("fp16", "w8a8", "w4a16-g128"):
+        row = of(written, "Llama-3-8B", scheme, "60 tokens over one")
+        expected = told.xs((scheme, 60), level=("scheme", "draft_size")).iloc[0]
+        assert [row.our_value, row.low, row.high] == pytest.approx(expected[["median", "low", "high"]], rel=1e-3)
+        assert row.processes == expected.processes
+
+
+def test_a_ratio_of_two_schemes_is_taken_within_each_process(evidence):
+    passes = evidence.passes
+    slower = passes.process == 1
+    drifted = replace(evidence, passes=passes.assign(time_ms=passes.time_ms.where(~slower, 2 * passes.time_ms)))
+    for quantity in ("60 tokens over one, over the same in W8A8", "one by one, over W8A8"):
+        before, after = (claims.QUANTITIES[quantity](each, "llama-3-70b", "w4a16-g128") for each in (evidence, drifted))
+        pd.testing.assert_series_equal(before.values, after.values)
+
+
+@pytest.mark.parametrize(
+    ("relation", "value", "basis", "expected"),
+    [
+        ("about", 1.09, MEASURED, REPRODUCED),
+        ("about", 1.11, MEASURED, NOT_REPRODUCED),
+        ("about", 0.89, MEASURED, NOT_REPRODUCED),
+        ("below", 1.21, MEASURED, REPRODUCED),
+        ("below", 1.1, MEASURED, NOT_REPRODUCED),
+        ("above", 0.79, MEASURED, REPRODUCED),
+        ("above", 0.9, MEASURED, NOT_REPRODUCED),
+        ("about", 1.0, TIMES_ASSUMED, NOT_TESTED),
+        ("about", 1.0, claims.NONE, NOT_TESTED),
+    ],
+)
+def test_the_verdict_s_rule(relation, value, basis, expected):
+    assert verdict(relation, value, 1.0, 0.8, 1.2, basis) == expected
+
+
+def test_what_rests_on_assumed_acceptance_is_never_reproduced():
+    table = claims.read_claims()
+    assumed = table.assumption.notna()
+    assert set(table[assumed].verdict) == {NOT_TESTED}
+    assert (table[assumed].over_assumption_low < table[assumed].our_value).all()
+    assert (table[assumed].our_value < table[assumed].over_assumption_high).all()
+    assert set(table[~assumed].basis) == {MEASURED, claims.NONE}
+
+
+def test_the_figure_s_facts_are_the_published_ones():
+    table = claims.read_claims()
+    figure = table[table["where"].str.startswith("figure 1")]
+    published = read_results("data/published/speedups.csv")
+    published = published[published["where"].str.startswith("figure 1")]
+    published = published[(published.method == "eagle2") | (published.value != 1)]
+    keys = ["where", "model", "scheme", "method"]
+    theirs = published.rename(columns={"gpu": "card"})[[*keys, "card", "value"]]
+    told = [sorted(map(tuple, rows[[*keys, "card", "value"]].to_numpy())) for rows in (figure, theirs)]
+    assert told[0] == told[1]
+
+
+def test_assumptions_are_those_that_the_code_makes(evidence):
+    known = evidence.assumptions.value
+    defaults = Parameters("llama-3-70b", device="cpu")
+    assert defaults.accepted_length == known.eagle2_length_70b
+    assert defaults.hierarchical_length == known.hierarchical_length
+    assert {name: length for name, (_, length) in ACCEPTED_LENGTHS.items()} == {
+        "llama-3-8b": known.eagle2_length_8b,
+        "llama-3-70b": known.eagle2_length_70b,
+    }
+    fitted = Shapes.of(evidence.trees).fitted_chances()
+    assert fitted.inner_head[0] == known.inner_head_chance
+
+
+def test_the_readme_shows_the_table():
+    text = (project_root() / "README.md").read_text()
+    assert claims.with_table(text, claims.shown(claims.read_claims(), "README")) == text
+
+
+def test_a_readme_without_markers_is_refused():
+    with pytest.raises(SpecquantError, match="lacks the lines"):
+        claims.with_table("# specquant\n", pd.DataFrame())
+
+
+def test_an_unknown_quantity_is_refused(evidence):
+    wrong = claims.read_claims().head(1).assign(quantity="speed")
+    with pytest.raises(SpecquantError, match='no quantity is called "speed"'):
+        claims.answer(wrong, evidence)
+
+
+def test_the_command_rewrites_answers(tmp_path, monkeypatch, capsys):
+    table, readme = tmp_path / "claims.csv", tmp_path / "README.md"
+    claims.read_claims()[claims.FACTS].to_csv(table, index=False)
+    readme.write_text("\n".join(claims.MARKERS))
+    write = claims.write_claims
+    monkeypatch.setattr(claims, "write_claims", lambda: write(table, readme))
+    assert main(["claims"]) == 0
+    assert capsys.readouterr().out.split() == [str(table), str(readme)]
+    same(claims.read_claims(table), claims.read_claims())
+    assert "| 60 tokens over one: Llama-3-8B, W8A8 |" in readme.read_text()
