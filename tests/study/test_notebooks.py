@@ -23,6 +23,7 @@ SMALL = {
     "max_draft_size": 8,
     "context_length": 16,
     "repeats": 3,
+    "processes": 1,
     "draft_size": 12,
     "iterations": 3,
     "top_k": 4,

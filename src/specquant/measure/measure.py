@@ -1,6 +1,7 @@
 """How every question is measured: units that the table lacks, each process's in an interpreter of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +50,8 @@ class Measure:
         return self.table.name
 
 
-def record(measure: Measure, parameters: Parameters, out_dir: str | Path) -> Path:
-    """Measure what the table in `out_dir` lacks; returns the table's path.
+def record(measure: Measure, parameters: Parameters, out_dir: str | Path, anew: bool = False) -> Path:
+    """Measure what the table in `out_dir` lacks, or with `anew` everything; returns the table's path.
 
     Each process of the parameters is a fresh interpreter, so that what it finds is independent of the others. The table
     is joined after each unit. What cannot be measured, such as a scheme that does not fit, is named on stderr and left
@@ -58,6 +59,10 @@ def record(measure: Measure, parameters: Parameters, out_dir: str | Path) -> Pat
     """
     parameters.check()
     path = resolve(out_dir) / f"{measure.name}.csv"
+    if anew:
+        shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+        for old in (path, path.with_suffix(".json")):
+            old.unlink(missing_ok=True)
     parts = Parts(measure.table, path, parameters.same())
     missing = parts.missing(parameters.units())
     with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
