@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import torch
 
-from specquant.experiments.kernels import DRAFT_SIZES, ROTATED_BYTES, replay_times_us, require_gpu
+from specquant.experiments.kernels import DRAFT_SIZES, ROTATED_BYTES, WARM_UP_MS, replay_times_us, require_gpu
 from specquant.kernels.acceptance import accept_greedily
 from specquant.kernels.attention import tree_attention, tree_attention_reference
 from specquant.kernels.compaction import keep_path
@@ -46,7 +46,7 @@ def _table(cases: Iterator[Case], repeats: int) -> pd.DataFrame:
     require_gpu("cuda")
     rows = []
     for operation, implementation, draft_size, context_length, moved, operations, runs in cases:
-        times = replay_times_us(lambda turn: runs[turn](), len(runs), repeats).double()  # noqa: B023
+        times = replay_times_us(lambda turn: runs[turn](), len(runs), repeats, WARM_UP_MS).double()  # noqa: B023
         median, p10, p90 = times.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)).tolist()
         rows.append(
             {"operation": operation, "implementation": implementation, "weights": "synthetic"}

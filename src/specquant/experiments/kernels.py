@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,6 +74,7 @@ LAYER_NOISE = 1.005  # a layer's time often differs by so much from one capture 
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 GRAPH_US = 1500  # a graph holds launches for about this long
 REPEATS = 20
+WARM_UP_MS = 200.0  # of what is timed, before it is: what ran before leaves the card in another state
 SETTLING_REPEATS = 100  # after matrices were made: until then the first times are up to 15% longer
 
 
@@ -103,8 +105,9 @@ def measure_kernels(
                 matrix.row_invariant = row_invariant
             ordinary = "cuBLAS" if scheme == "fp16" else "specquant"
             product_times_us(matrices, 1, SETTLING_REPEATS)
-            for draft_size in tqdm(draft_sizes, desc=f"{model} {layer} {scheme}", leave=False):
-                times = product_times_us(matrices, draft_size, repeats)
+            in_random_order = random.Random(f"{model} {layer} {scheme}").sample(list(draft_sizes), len(draft_sizes))
+            for draft_size in tqdm(in_random_order, desc=f"{model} {layer} {scheme}", leave=False):
+                times = product_times_us(matrices, draft_size, repeats, warm_up_ms=WARM_UP_MS)
                 bytes_per_token = inputs * get_scheme(scheme).activation_bits // 8 + 2 * outputs
                 yield {
                     "model": model,
@@ -296,19 +299,27 @@ def synthetic_matrices(scheme: str, outputs: int, inputs: int, device: str) -> l
 
 
 def product_times_us(
-    matrices: Sequence[PackedLinear], rows: int, repeats: int, chosen: Configuration | WarpGroups | None = None
+    matrices: Sequence[PackedLinear],
+    rows: int,
+    repeats: int,
+    chosen: Configuration | WarpGroups | None = None,
+    warm_up_ms: float = 0.0,
 ) -> torch.Tensor:
     """Times in microseconds [repeats] of one product of `rows` random tokens, the matrices taken in turn."""
     device = next(matrices[0].buffers()).device
     x = torch.randn(rows, matrices[0].in_features, dtype=torch.float16, device=device)
     inputs = matrices[0].kernel_inputs(x)
     return replay_times_us(
-        lambda turn: matrices[turn % len(matrices)].run_kernel(inputs, torch.float16, chosen), len(matrices), repeats
+        lambda turn: matrices[turn % len(matrices)].run_kernel(inputs, torch.float16, chosen),
+        len(matrices),
+        repeats,
+        warm_up_ms,
     )
 
 
-def replay_times_us(launch: Callable[[int], object], turns: int, repeats: int) -> torch.Tensor:
-    """Times in microseconds [repeats] of launch(turn), from replays of a CUDA graph that takes all turns in order."""
+def replay_times_us(launch: Callable[[int], object], turns: int, repeats: int, warm_up_ms: float = 0.0) -> torch.Tensor:
+    """Times in microseconds [repeats] of launch(turn), from replays of a CUDA graph that takes all turns in order,
+    behind at least warm_up_ms of such replays."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def elapsed_us(run: Callable[[], object]) -> float:
@@ -325,7 +336,9 @@ def replay_times_us(launch: Callable[[int], object], turns: int, repeats: int) -
         for _ in range(rounds):
             for turn in range(turns):
                 launch(turn)
-    graph.replay()
+    warmed_up_us = elapsed_us(graph.replay)
+    while warmed_up_us < 1e3 * warm_up_ms:
+        warmed_up_us += elapsed_us(graph.replay)
     return torch.tensor([elapsed_us(graph.replay) for _ in range(repeats)]) / (rounds * turns)
 
 
