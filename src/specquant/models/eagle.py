@@ -11,7 +11,7 @@ from specquant.errors import SpecquantError
 from specquant.kernels.top_k import log_softmax_top_k
 from specquant.models.cache import KVCache
 from specquant.models.config import longest_context
-from specquant.models.llama import LlamaLayer, RotaryEmbedding
+from specquant.models.llama import LlamaLayer, RotaryEmbedding, check_widths
 from specquant.quant import PackedLinear, Scheme, get_scheme, quantize_linear
 
 
@@ -104,6 +104,7 @@ def shrink_head(
     scheme = get_scheme(scheme or "fp16") if not isinstance(scheme, Scheme) else scheme
     if scheme.rotated:
         raise SpecquantError(f"{scheme.name} rotates a whole model: give the EAGLE head another scheme, as w4a16-g128")
+    check_widths(head.config, scheme, "the EAGLE head")
     if vocabulary is not None:
         head.vocabulary = vocabulary.to(head.device)
         head.lm_head = _linear(head.lm_head.weight[head.vocabulary])
