@@ -69,4 +69,5 @@ lock:  ## resolve requirements.lock anew for every supported Python, on Linux an
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate $(UPGRADE) \
 	  --custom-compile-command "make lock" --output-file requirements.lock
 	grep -vE "^(cuda|nvidia)-|sys_platform == 'win32'|os_name == 'nt'" requirements.lock > requirements.lock.new
+	grep -E "^nvidia-ml-py=" requirements.lock >> requirements.lock.new
 	mv requirements.lock.new requirements.lock

@@ -380,6 +380,15 @@ def test_companions_that_do_not_fit(family, refused):
         {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "[UNK]"}},
         {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
         {"added_tokens": [{"id": -1, "content": "x"}]},
+        {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}},
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "none", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
         {"model": []},
     ],
 )

@@ -208,7 +208,10 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a quantized directory in a format that other programs load")
     export.add_argument("model", type=Path, metavar="MODEL", help="a directory that `specquant quantize` wrote")
     export.add_argument(
-        "--format", required=True, help="compressed-tensors, which transformers loads (w4a16-g128, w8a8, fp8), or gptq"
+        "--format",
+        required=True,
+        help="compressed-tensors, which transformers loads (w4a16-g128, w8a8, fp8), or gptq, which it loads with "
+        "gptqmodel and optimum",
     )
     export.add_argument("--out", type=_here, required=True, metavar="DIR")
     export.set_defaults(command=_export)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant.errors import SpecquantError
@@ -243,3 +244,27 @@ def test_sizes_that_a_scheme_cannot_store_are_refused(source, tmp_path, refused,
     LlamaForCausalLM(config).half().save_pretrained(tmp_path / "odd")
     load_tokenizer(source).save_pretrained(tmp_path / "odd")
     refused(match, model_dir=tmp_path / "odd", scheme=scheme, calibration=source / "text.txt")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "buffer", "value"),
+    [
+        ("w8a8", "scales", 0.0),
+        ("w8a8", "scales", -0.5),
+        ("fp8", "scales", 0.0),
+        ("w4a16-g128", "scales", -0.5),
+        ("w4a16-g128-asym", "zeros", 16),
+        ("w4a8-qqq", "scales", 0.0),
+        ("w4a8-qqq-g128", "group_scales", -1.0),
+        ("w4a8-qoq", "zeros", 200),
+        ("w4a8-qoq-g128", "group_grids", 0),
+    ],
+)
+def test_stored_scales_and_zero_points_that_are_none_are_refused(source, tmp_path, scheme, buffer, value):
+    quantize_model(source, scheme, tmp_path / "out", method="round-to-nearest", progress=False)
+    name, file = f"layers.0.down_proj.{buffer}", tmp_path / "out/model-00001-of-00003.safetensors"
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file)
+    with pytest.raises(SpecquantError, match=r"layers\.0\.down_proj has scales that are not above 0, or zero points"):
+        load_model(tmp_path / "out")

@@ -13,6 +13,7 @@ from specquant.models.synthetic import (
     bytes_read,
     memory_needed,
     synthetic_config,
+    synthetic_head,
     synthetic_model,
 )
 from specquant.quant import SCHEMES, PackedLinear
@@ -135,3 +136,15 @@ def test_every_shape_is_one_that_every_scheme_stores():
     for name in SHAPES:
         for scheme in SCHEMES:
             assert sum(memory_needed(synthetic_config(name), scheme, 512, torch.float16, "cuda")) > 1e9
+
+
+def test_a_width_that_a_scheme_does_not_have_is_refused_by_its_field():
+    config = LlamaConfig(**SHAPES["llama-3-8b"] | {"hidden_size": 576, "num_attention_heads": 9, "head_dim": 64})
+    config.num_key_value_heads = 3
+    says = "hidden_size 576 is not a multiple of 128; schemes that it fits: fp16, w8a8, fp8"
+    with pytest.raises(SpecquantError, match=f"the model does not fit w4a16-g128: {says}"):
+        memory_needed(config, "w4a16-g128", 64, torch.float16, "cpu")
+    memory_needed(config, "w8a8", 64, torch.float16, "cpu")
+    ends = Llama(LlamaConfig(**config.to_dict() | {"vocab_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}))
+    with pytest.raises(SpecquantError, match=f"the EAGLE head does not fit w4a16-g128: {says}"):
+        synthetic_head(ends.config, ends, "w4a16-g128")

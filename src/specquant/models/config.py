@@ -61,12 +61,16 @@ OTHERS = (
     "compression_config",
     "draft_vocab_size",
 )
-# Fields of rope_parameters that are no numbers above 0, those that are lists, and those that are more than numbers.
-ROPE_WORDS = ("rope_type", "type", "truncate")
-ROPE_LISTS = ("short_factor", "long_factor")
-ROPE_NUMBERS = {"rope_theta": ROPE_THETA, "original_max_position_embeddings": COUNT}
 MOST_OF_A_REASON = 300  # characters of what a library says
-ROPE_NUMBER = number(1e-9, 1e12)
+# Fields of rope_parameters; others, as transformers does, are left alone.
+ROPE_LISTS = ("short_factor", "long_factor")
+ROPE_FIELDS = {
+    "rope_theta": ROPE_THETA,
+    "original_max_position_embeddings": COUNT,
+    **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor"), number(1e-9, 1e12)),
+    **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"), number(1e-9, 1e12)),
+    **dict.fromkeys(ROPE_LISTS, list_of(number(1e-9, 1e12))),
+}
 
 
 def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig:
@@ -215,14 +219,11 @@ def _check_rope(config: PreTrainedConfig, file: Path) -> None:
     if rope.get("rope_type") not in known:
         found = shown(rope.get("rope_type"))
         raise SpecquantError(f"{file}: rope scaling {found} is not one that transformers has: {', '.join(known)}")
-    for name, value in rope.items():
-        if name in ROPE_WORDS or value is None:
-            continue
-        kind = list_of(ROPE_NUMBER) if name in ROPE_LISTS else ROPE_NUMBERS.get(name, ROPE_NUMBER)
-        if not kind.fits(value):
-            raise SpecquantError(f"{file}: {shown(name)[1:-1]} is {shown(value)}; it must be {kind.words}")
-        if name in ROPE_LISTS and len(value) != config.head_dim // 2:
-            raise SpecquantError(f"{file}: {name} has {len(value)} numbers; head_dim asks for {config.head_dim // 2}")
+    check_fields({name: value for name, value in rope.items() if value is not None}, ROPE_FIELDS, file)
+    for name in ROPE_LISTS:
+        count = len(rope.get(name) or ())
+        if count not in (0, config.head_dim // 2):
+            raise SpecquantError(f"{file}: {name} has {count} numbers; head_dim asks for {config.head_dim // 2}")
     if rope["rope_type"] == "longrope" and rope.get("original_max_position_embeddings") is None:
         raise SpecquantError(f"{file}: longrope needs original_max_position_embeddings, and it is null: copy it again")
     if rope["rope_type"] != "proportional" and rope.get("partial_rotary_factor") not in (None, 1):

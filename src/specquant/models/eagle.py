@@ -11,7 +11,7 @@ from specquant.errors import SpecquantError
 from specquant.kernels.top_k import log_softmax_top_k
 from specquant.models.cache import KVCache
 from specquant.models.config import longest_context
-from specquant.models.llama import LlamaLayer, RotaryEmbedding
+from specquant.models.llama import LlamaLayer, RotaryEmbedding, check_widths
 from specquant.quant import PackedLinear, Scheme, get_scheme, quantize_linear
 
 
@@ -103,6 +103,7 @@ def shrink_head(
     or that cannot store one of the matrices.
     """
     scheme = head_scheme(scheme)
+    check_widths(head.config, scheme, "the EAGLE head")
     if vocabulary is not None:
         head.vocabulary = vocabulary.to(head.device)
         head.lm_head = _linear(head.lm_head.weight[head.vocabulary])

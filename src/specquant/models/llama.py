@@ -153,6 +153,7 @@ class Llama(nn.Module):
         self.config = config
         self.context_length = context_length or longest_context(config)
         self.scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+        check_widths(config, self.scheme, "the model")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=torch.float16)
         self.layers = nn.ModuleList(LlamaLayer(config, self.scheme, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -223,7 +224,8 @@ class Llama(nn.Module):
 
 def check_widths(config: PreTrainedConfig, scheme: Scheme, path: str | Path, rotates: bool = False) -> None:
     """Raises SpecquantError where a scheme cannot store one of a model's matrices, with the field of config.json that
-    does not fit, and the schemes that do. rotates: its residual stream is to be rotated."""
+    does not fit, and the schemes that do. path: how the model is called. rotates: its residual stream is to be rotated.
+    """
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     hidden, inner = ("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)
     queries = ("num_attention_heads * head_dim", heads * head_dim)
