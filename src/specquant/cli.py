@@ -550,7 +550,7 @@ def _models(arguments: argparse.Namespace):
 def _calibrate(arguments: argparse.Namespace) -> int:
     from specquant.models.loading import load_tokenizer
     from specquant.study.plan import plans_of, write_calibration
-    from specquant.study.results import read_results
+    from specquant.tables.results import read_results
 
     models = _models(arguments)
     models.given_methods()  # refuses what does not fit before anything is loaded
@@ -714,7 +714,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
     from specquant.experiments.benchmark import paper_form
     from specquant.experiments.methods import DraftSettings, Models
     from specquant.study.benchmark import record_benchmark
-    from specquant.study.results import read_results
+    from specquant.tables.results import read_results
 
     methods = list(dict.fromkeys(method.strip() for method in arguments.methods.split(",")))
     for method in methods:

@@ -18,7 +18,7 @@ from specquant.experiments.at_true_size import (
 )
 from specquant.experiments.methods import Plan
 from specquant.study import read_results
-from specquant.study.results import read_medians
+from specquant.tables.results import read_medians
 
 TREES = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", "-1 0 0"], "accepted_length": [2, 2]})
 

@@ -9,7 +9,7 @@ from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.kernels.products import CONFIGURATIONS, Configuration, winners
 from specquant.kernels.w4a16_hopper import TABLE, WarpGroups
-from specquant.study.results import NUMBER_COLUMNS, TEXT_COLUMNS
+from specquant.tables.results import NUMBER_COLUMNS, TEXT_COLUMNS
 
 
 def test_synthetic_matrices_fill_more_than_is_rotated_and_share_no_memory(monkeypatch):

@@ -6,7 +6,7 @@ from specquant.errors import SpecquantError
 from specquant.measure import drafting, rounds, settling
 from specquant.measure.measure import record
 from specquant.models import synthetic
-from specquant.study.results import read_provenance, read_results
+from specquant.tables.results import read_provenance, read_results
 
 SMALL = synthetic.LLAMA_3 | {
     "vocab_size": 320,

@@ -16,11 +16,12 @@ from specquant.errors import SpecquantError
 from specquant.experiments.targets import quantized_target
 from specquant.measure.verify_cost import Parameters, run
 from specquant.models import hub
-from specquant.models.hub import is_hub_id, locate, resolve_model, used_revisions
+from specquant.models.hub import is_hub_id, locate, resolve_model
 from specquant.models.loading import load_eagle_head, load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.paths import project_root
-from specquant.study.provenance import provenance
+from specquant.tables import provenance as provenance_module
+from specquant.tables.provenance import provenance, used_revisions
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -28,7 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     """Nothing used yet; and the working folder holds nothing that a hub id could mean."""
-    monkeypatch.setattr(hub, "_revisions", {})
+    monkeypatch.setattr(provenance_module, "_revisions", {})
     monkeypatch.chdir(tmp_path)
 
 

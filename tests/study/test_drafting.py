@@ -6,7 +6,7 @@ import pandas as pd
 
 from specquant.experiments import drafting
 from specquant.study import drafting as study
-from specquant.study.results import read_provenance, read_results
+from specquant.tables.results import read_provenance, read_results
 
 
 def test_what_cheaper_heads_lose_is_recorded(small_models, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from specquant.errors import SpecquantError
 from specquant.study import figures
-from specquant.study.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, legend_above, mark, new_figure, save_figure
+from specquant.tables.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, legend_above, mark, new_figure, save_figure
 
 SOME_SCHEMES = ["w4a16-g128", "fp16"]
 TIMES_MS = {"autoregressive": 10.0, "eagle2": 5.0}

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from specquant.study.latex import RECORDED_TABLES, latex
-from specquant.study.results import read_medians, read_results
+from specquant.tables.results import read_medians, read_results
 
 TABLES = {table.name: table for table in RECORDED_TABLES}
 

@@ -13,7 +13,7 @@ from specquant.paths import project_root
 from specquant.study import write_results
 from specquant.study.latex import RECORDED_TABLES
 from specquant.study.paper import RECORDED_FIGURES, build_figures
-from specquant.study.style import caption
+from specquant.tables.style import caption
 from tests.study.test_figures import tables
 
 RECORDED = tables()

@@ -20,7 +20,7 @@ from specquant.study.plan import (
     record_plans,
     write_calibration,
 )
-from specquant.study.results import read_medians
+from specquant.tables.results import read_medians
 
 RECORDED = "data/recorded/h200"
 

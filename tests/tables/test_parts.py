@@ -11,8 +11,8 @@ import pandera.pandas as pa
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.study.results import read_provenance, read_results
 from specquant.tables.parts import Parts
+from specquant.tables.results import read_provenance, read_results
 from specquant.tables.table import Table
 
 TABLE = Table(

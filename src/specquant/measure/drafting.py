@@ -16,7 +16,7 @@ from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head
-from specquant.study.provenance import device_name
+from specquant.tables.provenance import device_name
 from specquant.tables.table import DRAFTING
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.paths import resolve

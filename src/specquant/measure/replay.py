@@ -20,9 +20,9 @@ from specquant.models.device import choose_device, default_dtype, dtype_paramete
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config
 from specquant.quant import get_scheme
-from specquant.study.provenance import device_name
-from specquant.study.results import read_results
 from specquant.tables.intervals import over_processes
+from specquant.tables.provenance import device_name
+from specquant.tables.results import read_results
 from specquant.tables.table import REPLAYED
 
 # Around the paper's choices, to compare predictions with.

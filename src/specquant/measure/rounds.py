@@ -13,8 +13,8 @@ from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
-from specquant.study.provenance import device_name
-from specquant.study.results import read_results
+from specquant.tables.provenance import device_name
+from specquant.tables.results import read_results
 from specquant.tables.table import ROUNDS
 
 

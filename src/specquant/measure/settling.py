@@ -25,8 +25,8 @@ from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
 from specquant.quant import get_scheme
-from specquant.study.provenance import device_name
 from specquant.tables.intervals import over_processes
+from specquant.tables.provenance import device_name
 from specquant.tables.table import SETTLING
 
 LEAD = 60  # passes that bring the card into the state that is asked about

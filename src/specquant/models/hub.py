@@ -7,6 +7,7 @@ from pathlib import Path
 from specquant.errors import SpecquantError
 from specquant.models.checkpoint import PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE
 from specquant.paths import resolve
+from specquant.tables.provenance import note_revision
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -15,8 +16,6 @@ SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 MODEL_FILES = (*SMALL_FILES, "*.safetensors", QSERVE_FILE)
 HEAD_FILES = (*MODEL_FILES, PICKLE_FILE, PICKLE_SHARDS)
 OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights once more, in their authors' own format
-
-_revisions: dict[str, str] = {}
 
 
 def is_hub_id(model: str | Path) -> bool:
@@ -58,7 +57,7 @@ def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpecquantError(f"cannot download {model} from the hub ({reason}): give a directory") from None
     commit = Path(snapshot).name
-    _revisions[name] = commit if COMMIT.fullmatch(commit) else str(revision)
+    note_revision(name, commit if COMMIT.fullmatch(commit) else str(revision))
     return Path(snapshot)
 
 
@@ -79,8 +78,3 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> str:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
         # Without a network it asks in vain what a commit holds, even where the cache has that commit.
         return huggingface_hub.snapshot_download(name, **wanted, local_files_only=True)
-
-
-def used_revisions() -> dict[str, str]:
-    """The commit of each model that this process has taken from the hub."""
-    return dict(_revisions)

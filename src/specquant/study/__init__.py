@@ -2,9 +2,9 @@
 
 from specquant.paths import project_root, resolve
 from specquant.study.findings import check_findings
-from specquant.study.provenance import device_name
-from specquant.study.results import read_provenance, read_results, write_results
-from specquant.study.style import caption, new_figure, save_figure
+from specquant.tables.provenance import device_name
+from specquant.tables.results import read_provenance, read_results, write_results
+from specquant.tables.style import caption, new_figure, save_figure
 
 __all__ = [
     "caption",

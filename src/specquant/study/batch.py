@@ -29,8 +29,8 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments.family import Family
 from specquant.paths import project_root, resolve, write_file
-from specquant.study.provenance import without_local_paths
 from specquant.study.report import write_report
+from specquant.tables.provenance import without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")

@@ -28,9 +28,9 @@ from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
 from specquant.quant import SCHEMES
-from specquant.study.provenance import device_name, without_local_paths
 from specquant.study.record import CLOCK
-from specquant.study.results import write_results
+from specquant.tables.provenance import device_name, without_local_paths
+from specquant.tables.results import write_results
 
 WARM_UP_TOKENS = 16
 # Measurements that an answer which ended at its first token does not have.

@@ -20,9 +20,9 @@ from specquant.experiments.methods import Plan
 from specquant.experiments.trees import trees_of
 from specquant.measure.replay import fitted_speedups
 from specquant.paths import resolve, write_file
-from specquant.study.results import read_provenance, read_results
-from specquant.study.style import SCHEMES, mark
 from specquant.tables.intervals import PROCESS, in_each_process
+from specquant.tables.results import read_provenance, read_results
+from specquant.tables.style import SCHEMES, mark
 from specquant.tables.verify_cost import KEYS
 
 CLAIMS = "data/published/claims.csv"

@@ -20,7 +20,7 @@ from specquant.experiments.throughput import decode_prompts, read_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
-from specquant.study.results import write_results
+from specquant.tables.results import write_results
 
 
 def record_heads(

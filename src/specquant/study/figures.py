@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
-from specquant.study.style import METHODS, SCHEMES, Mark, in_house_order, legend_above, mark, new_figure
+from specquant.tables.style import METHODS, SCHEMES, Mark, in_house_order, legend_above, mark, new_figure
 
 
 def published_speedups(frame: pd.DataFrame) -> Figure:

@@ -8,7 +8,7 @@ import pandas as pd
 from specquant.experiments.acceptance import Shapes
 from specquant.experiments.methods import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import at_fitted_chances
-from specquant.study.style import METHODS, SCHEMES, caption, in_house_order, mark
+from specquant.tables.style import METHODS, SCHEMES, caption, in_house_order, mark
 
 
 @dataclass(frozen=True)

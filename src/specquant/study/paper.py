@@ -32,8 +32,8 @@ from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.paths import resolve, write_file
 from specquant.study import figures, true_size
 from specquant.study.latex import RECORDED_TABLES, latex
-from specquant.study.results import read_medians, read_provenance, read_results
-from specquant.study.style import caption, save_figure
+from specquant.tables.results import read_medians, read_provenance, read_results
+from specquant.tables.style import caption, save_figure
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 

@@ -19,9 +19,9 @@ from specquant.experiments.trees import RECORDED_TREES
 from specquant.models.device import dtype_name, dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.paths import resolve
-from specquant.study.provenance import device_name
 from specquant.study.record import CLOCK, recorded_rows
-from specquant.study.results import read_medians, read_provenance, read_results, write_results
+from specquant.tables.provenance import device_name
+from specquant.tables.results import read_medians, read_provenance, read_results, write_results
 
 PROMPTS = "data/prompts/prompts.jsonl"
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.

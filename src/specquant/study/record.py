@@ -23,8 +23,8 @@ from specquant.models.loading import load_tokenizer
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.paths import resolve, write_file
-from specquant.study.provenance import device_name, without_local_paths
-from specquant.study.results import read_provenance, read_results, write_results
+from specquant.tables.provenance import device_name, without_local_paths
+from specquant.tables.results import read_provenance, read_results, write_results
 
 # Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
 # and 30 and 3 on the hierarchy's intermediate model.

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import DraftTree, Generation
-from specquant.study.style import new_figure
+from specquant.tables.style import new_figure
 
 ACCEPTED, REJECTED = "#0173b2", "0.55"
 # Light backgrounds from the same palette: drafted and accepted, added by the target.

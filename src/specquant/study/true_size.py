@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import PLAN_FIELDS
-from specquant.study.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
 
 
 def verify_costs_beside(tables: Mapping[str, pd.DataFrame]) -> Figure:

@@ -15,8 +15,8 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.paths import write_file
-from specquant.study.provenance import provenance, without_local_paths
-from specquant.study.results import read_provenance, read_results
+from specquant.tables.provenance import provenance, without_local_paths
+from specquant.tables.results import read_provenance, read_results
 from specquant.tables.table import Table
 
 Unit = Mapping[str, Any]

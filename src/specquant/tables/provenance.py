@@ -9,10 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from specquant.models.hub import used_revisions
 from specquant.paths import project_root
 
+_revisions: dict[str, str] = {}  # of models taken from the hub by this process: name -> commit
 LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "matplotlib", "seaborn")
+
+
+def note_revision(name: str, commit: str) -> None:
+    """Have what this process records from now on say which commit of a hub's model it used."""
+    _revisions[name] = commit
+
+
+def used_revisions() -> dict[str, str]:
+    """The commits of the hub's models that this process used, by name."""
+    return dict(_revisions)
 
 
 def provenance(

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 from specquant.paths import project_root
-from specquant.study import provenance as module
-from specquant.study.provenance import provenance, without_local_paths
+from specquant.tables import provenance as module
+from specquant.tables.provenance import provenance, without_local_paths
 
 
 def test_it_holds_no_local_path():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specquant.errors import SpecquantError
 from specquant.paths import project_root
 from specquant.study import read_provenance, read_results, write_results
-from specquant.study.results import NUMBER_COLUMNS, POSITIVE_COLUMNS, TEXT_COLUMNS, WHOLE_COLUMNS
+from specquant.tables.results import NUMBER_COLUMNS, POSITIVE_COLUMNS, TEXT_COLUMNS, WHOLE_COLUMNS
 
 
 def verify_cost() -> pd.DataFrame:
@@ -21,9 +21,13 @@ def verify_cost() -> pd.DataFrame:
             "draft_size": [1, 60],
             "context_length": 512,
             "time_ms": [0.1 + 0.2, 1e-9],
-            "p10_ms": 0.0,
+            "p10_ms": 0.5,
             "p90_ms": 2.5,
             "repeats": 20,
+            "process": 0,
+            "protocol": "blocks",
+            "block": 0,
+            "place": 0,
         }
     )
 
@@ -76,7 +80,7 @@ def test_every_row_says_what_it_rests_on(tmp_path):
     [
         (lambda text: "", "is empty"),
         (lambda text: text[: text.rindex(",") - 3], "breaks off in its last line"),
-        (lambda text: text[: text.rindex(",") - 3] + "\n", "line 3: 8 fields under 9 column names"),
+        (lambda text: text[: text.rindex(",") - 3] + "\n", "line 3: 12 fields under 13 column names"),
         (lambda text: text.splitlines()[0] + "\n", "holds column names and no row"),
         (lambda text: text.replace("2.5", "fast"), 'line 2: "fast" in column p90_ms where a number belongs'),
         (lambda text: text.replace("2.5", "inf"), 'line 2: "inf" in column p90_ms'),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.paths import resolve, write_file
-from specquant.study.provenance import provenance
+from specquant.tables.provenance import provenance
 from specquant.tables.table import TABLES, medians
 
 # The columns that others rely on, by table; a table may hold more. Units stand in the names; lengths are in tokens.
