@@ -50,11 +50,13 @@ def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_mode
         ("record", "record_throughput"),
         ("plan", "record_plans"),
         ("drafting", "record_heads"),
-        ("record", "record_verify_cost"),
     ):
         monkeypatch.setattr(
             f"specquant.study.{module}.{function}", lambda _, schemes, *rest, **more: measured.append(schemes) or []
         )
+    monkeypatch.setattr(
+        "specquant.measure.measure.record", lambda _, parameters, out: measured.append(list(parameters.schemes))
+    )
     options = ["--model", "models/target"] if what == "verify-cost" else ["--models-dir", "models"]
     monkeypatch.chdir(tmp_path)
     options = [str(tmp_path / option) if option.startswith("models") else option for option in options]

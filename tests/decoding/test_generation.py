@@ -235,6 +235,18 @@ def test_what_is_streamed_is_the_text_of_all_tokens_up_to_a_stop_string(kind, da
     assert output.token_ids == ids[:count]
 
 
+def test_a_token_without_a_name_ends_no_run_of_bytes():
+    """As one that only pads a vocabulary: the bytes around it are read together."""
+    tokenizer, shown = TOKENIZERS["Llama 2"], []
+    ids = [*tokenizer.convert_tokens_to_ids(["<0x0A>"]), len(tokenizer) + 3]
+    ids += tokenizer.convert_tokens_to_ids(["<0xE6>"])
+    output = _Output(tokenizer, None, (), 99, shown.append)
+    for token in ids:
+        output.take([token])
+    output.finish()
+    assert "".join(shown) == output.text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("stop", "text"),
     [("<|end|>", "a"), ("a<|end|>", ""), ("<|end|>bc", "a"), ("a<|end|>b", ""), ("<|end|><|end|>", "abc"), ("bc", "a")],

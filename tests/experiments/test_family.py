@@ -162,5 +162,5 @@ def test_a_named_scheme_that_the_target_cannot_have_is_refused(narrow, paths, tm
     (tmp_path / "unrotated/config.json").write_text(json.dumps(config | fields))
     family = Family(str(tmp_path / "unrotated"))
     assert family.schemes("all") == ["fp16", "w8a8", "w4a16-g128"]
-    with pytest.raises(SpecquantError, match="a hidden size of 896 has no Hadamard rotation here"):
+    with pytest.raises(SpecquantError, match="a hidden size of 896 is not 2"):
         family.schemes("w4a8-qqq")

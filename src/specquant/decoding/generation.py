@@ -173,8 +173,8 @@ class _Output:
             self.token_ids.append(token)
             if token in self.special:
                 self.marks.append((len(self.text), self.special[token]))
-            else:
-                self.in_bytes = bool(BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(token) or ""))
+            elif name := self.tokenizer.convert_ids_to_tokens(token):  # one that only pads the vocabulary ends no bytes
+                self.in_bytes = bool(BYTE_TOKEN.fullmatch(name))
             self.text = self._decoded()
             stops = self._stops()
             if stops:

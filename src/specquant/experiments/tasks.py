@@ -159,7 +159,6 @@ def read_questions(benchmark: Benchmark, data_dir: str | Path, limit: int | None
             continue
         try:
             question = benchmark.question(json.loads(line), number)
-            "".join(question.turns).encode()  # JSON can hold halves of surrogate pairs, which are no text
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SpecquantError(
                 f"{path}, line {number}: no question of {benchmark.name} ({type(error).__name__}: {error}): get the "

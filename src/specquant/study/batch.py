@@ -106,10 +106,13 @@ def _reported(folder: Path, profile: str, notebooks: Iterable[str]) -> Iterator[
     that the report cannot be written either."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError, SpecquantError):
             _remove_unfinished(folder / "notebooks")
             write_report(folder, profile, notebooks)
+        if isinstance(error, OSError):
+            reason = f"cannot write to {folder / 'notebooks'} ({error.strerror})"
+            raise SpecquantError(f"{reason}: make it writable; the same command goes on from what is there") from None
         raise
     _remove_unfinished(folder / "notebooks")
     tqdm.write(f"Report: {write_report(folder, profile, notebooks)}", file=sys.stderr)
