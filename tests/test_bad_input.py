@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specquant import paths
+from specquant import files
 from specquant.cli import _parser, main
 from specquant.models.config import SIZES
 from specquant.study import batch
@@ -517,7 +517,7 @@ def clone(tmp_path, monkeypatch):
     made = Clone(tmp_path / "clone")
     made.notebook("00_first", "print(draft_size)")
     made.results.mkdir()
-    shutil.copytree(paths.project_root() / "data/published", made.root / "data/published")
+    shutil.copytree(files.project_root() / "data/published", made.root / "data/published")
     monkeypatch.setattr(paths, "project_root", lambda: made.root)
     monkeypatch.setattr(batch, "project_root", lambda: made.root)
     return made

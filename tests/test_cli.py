@@ -10,7 +10,7 @@ import pytest
 from specquant import __version__
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.paths import project_root
+from specquant.files import project_root
 from specquant.study import read_results
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from specquant.cli import _parser
+from specquant.files import project_root
 from specquant.models.cache import KVCache
 from specquant.models.eagle import EagleHead
 from specquant.models.llama import Llama
 from specquant.models.loading import weight_bytes
 from specquant.models.quantize import quantization_bytes
 from specquant.models.synthetic import synthetic_config
-from specquant.paths import project_root
 from specquant.quant import get_scheme
 
 PAGE = (project_root() / "docs/checkpoints.md").read_text()

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from specquant.cli import main
 from specquant.experiments.methods import Plan
-from specquant.paths import project_root
+from specquant.files import project_root
 
 TARGET = str(project_root() / "data/tiny/target")
 PROMPT = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"

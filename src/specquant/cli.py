@@ -116,7 +116,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 def _check_output(arguments: argparse.Namespace) -> None:
     """Raises SpecquantError where a command could not write what it would make, before it makes it."""
-    from specquant.paths import require_writable, resolve
+    from specquant.files import require_writable, resolve
 
     out = getattr(arguments, "out", None)
     if out is not None:
@@ -574,9 +574,9 @@ def _at_revision(model: Path, revision: str | None) -> Path:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
+    from specquant.files import read_text
     from specquant.models.device import choose_device
     from specquant.models.quantize import quantize_model
-    from specquant.paths import read_text
 
     if arguments.calibration is not None:
         read_text(arguments.calibration, "calibration text")  # round-to-nearest does not
@@ -656,7 +656,7 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
 def _schemes_of_the_target(arguments: argparse.Namespace) -> list[str]:
     """The schemes that an option names, of a family's target; of those that it cannot have, a line each."""
     from specquant.experiments.targets import possible_schemes
-    from specquant.paths import resolve
+    from specquant.files import resolve
 
     return possible_schemes(arguments.schemes, resolve(arguments.models_dir) / "target", _tell)
 
@@ -791,7 +791,7 @@ def _bench_heads(arguments: argparse.Namespace) -> int:
 def _data_fetch(arguments: argparse.Namespace) -> int:
     from specquant.experiments.fetch import fetch
     from specquant.experiments.tasks import BENCHMARKS, get_benchmark
-    from specquant.paths import require_writable, resolve
+    from specquant.files import require_writable, resolve
 
     require_writable(resolve(arguments.data_dir))
     for benchmark in [get_benchmark(name) for name in arguments.names or BENCHMARKS]:

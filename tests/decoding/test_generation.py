@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from specquant.decoding import Greedy, Speculator, acceptance_rule, generate, tokens_of
 from specquant.decoding.generation import _Output
 from specquant.errors import SpecquantError
+from specquant.files import resolve
 from specquant.models.loading import load_tokenizer
-from specquant.paths import resolve
 
 TINY = resolve("data/tiny/target")
 

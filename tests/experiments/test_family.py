@@ -13,13 +13,13 @@ from specquant.experiments.compatibility import prepare_passes
 from specquant.experiments.family import Family
 from specquant.experiments.methods import METHODS
 from specquant.experiments.throughput import decode_prompts, read_prompts
+from specquant.files import project_root
 from specquant.models import loading
 from specquant.models.cache import KVCache
 from specquant.models.config import load_config
 from specquant.models.llama import Llama
 from specquant.models.loading import weight_bytes
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 from specquant.quant import scheme_names
 
 TINY = project_root() / "data/tiny"

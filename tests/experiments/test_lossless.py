@@ -9,8 +9,8 @@ import torch
 from specquant.experiments.methods import METHODS, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, losslessness, read_prompts
+from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
-from specquant.paths import project_root
 from specquant.quant import SCHEMES
 
 TINY = project_root() / "data/tiny"

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import METHODS, DraftSettings, Models, Plan, tiny_models
+from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 from specquant.quant import SCHEMES, PackedLinear, get_scheme
 
 PROMPT = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"

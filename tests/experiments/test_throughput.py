@@ -21,8 +21,8 @@ from specquant.experiments.throughput import (
     prompt_ids,
     read_prompts,
 )
+from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
-from specquant.paths import project_root
 
 TINY = project_root() / "data/tiny"
 NEW_TOKENS = 24

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.models import checkpoint
 from specquant.models.checkpoint import Checkpoint
 from specquant.models.export import export_model
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 from tests.family import write_random
 from tests.models.formats import packing
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.models.loading import load_eagle_head, load_model, load_tokenizer
-from specquant.paths import project_root
 
 TINY = project_root() / "data/tiny"
 

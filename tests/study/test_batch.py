@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specquant import paths
+from specquant import files
 from specquant.errors import SpecquantError
 from specquant.study import batch, report
 from tests.study.conftest import Clone
@@ -384,7 +384,7 @@ def test_what_ends_a_batch_is_what_the_user_sees(clone, run, monkeypatch):
     """A folder that turns read-only midway: the first sentence, not that the report cannot be written either."""
     clone.notebook("00_first", "pass")
     clone.notebook("01_second", "pass")
-    original, written = paths.write_file, []
+    original, written = files.write_file, []
 
     def read_only(path, content):
         written.append(path)

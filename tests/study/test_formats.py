@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from specquant.cli import main
+from specquant.files import project_root
 from specquant.models.config import load_config
 from specquant.models.export import export_model
 from specquant.models.loading import load_model, stored_scheme
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 from specquant.study.batch import parameter_types
 from tests.models.formats.test_models import EXACT, FUSED, pickled, write
 

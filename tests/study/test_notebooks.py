@@ -8,9 +8,9 @@ import papermill
 import pytest
 
 from specquant.cli import main
+from specquant.files import project_root
 from specquant.models.export import export_model
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 from specquant.study import batch
 from tests.family import write_family
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.paths import project_root
+from specquant.files import project_root
 from specquant.study import write_results
 from specquant.study.latex import RECORDED_TABLES
 from specquant.study.paper import RECORDED_FIGURES, build_figures

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from specquant.decoding import DraftTree, Generation, Step
+from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
-from specquant.paths import project_root
 from specquant.study.tour import ACCEPTED, ADDED, DRAFTED, coloured_text, draft_tree, leaf_heights, visible
 
 

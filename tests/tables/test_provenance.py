@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from specquant.paths import project_root
+from specquant.files import project_root
 from specquant.tables import provenance as module
 from specquant.tables.provenance import provenance, without_local_paths
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specquant.errors import SpecquantError
-from specquant.paths import project_root
+from specquant.files import project_root
 from specquant.study import read_provenance, read_results, write_results
 from specquant.tables.results import NUMBER_COLUMNS, POSITIVE_COLUMNS, TEXT_COLUMNS, WHOLE_COLUMNS
 
@@ -131,7 +131,7 @@ def test_a_failing_write_keeps_the_old_table(tmp_path, monkeypatch):
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("specquant.paths.os.replace", disk_full)
+    monkeypatch.setattr("specquant.files.os.replace", disk_full)
     with pytest.raises(SpecquantError, match="No space left on device"):
         write_results(verify_cost().iloc[:1], path, {"seed": 2})
     assert path.read_text() == old

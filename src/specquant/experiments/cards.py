@@ -14,9 +14,9 @@ from transformers import PreTrainedConfig
 from specquant.errors import SpecquantError
 from specquant.experiments.planner import LevelCosts
 from specquant.experiments.roofline import Roofline
+from specquant.files import resolve
 from specquant.models.llama import Llama
 from specquant.models.synthetic import bytes_read
-from specquant.paths import resolve
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
 CARDS = Path("data/published/cards.csv")

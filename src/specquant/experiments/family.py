@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import COMPANIONS, METHODS, Models
 from specquant.experiments.targets import possible_schemes, quantized_target
+from specquant.files import resolve
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
 from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
@@ -19,7 +20,6 @@ from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer, require_memory, stored_scheme
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.paths import resolve
 
 MOST_POSITIONS = 4096  # of prompt and answer in notebooks: room for 128,000 would leave little for weights
 

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 from specquant.errors import SpecquantError
 from specquant.experiments.tasks import Benchmark
-from specquant.paths import resolve, write_file
+from specquant.files import resolve, write_file
 
 TIMEOUT_S = 30  # without a byte
 MOST_BYTES = 32_000_000  # the largest file has 750,000

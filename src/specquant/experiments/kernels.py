@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.experiments.compatibility import DRAFT_SIZES
+from specquant.files import write_file
 from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.launch import multiprocessors, triton
 from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
@@ -25,7 +26,6 @@ from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, TABLE, WarpGroups
 from specquant.models.graphs import MOST_ROWS, CapturedCache
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.paths import write_file
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 
 # Outputs and inputs of the four linear layers, q, k, v and gate, up fused.

@@ -10,6 +10,7 @@ import torch
 
 from specquant.decoding import Drafter, EagleDrafter, Speculator
 from specquant.errors import SpecquantError
+from specquant.files import read_text, resolve
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
@@ -24,7 +25,6 @@ from specquant.models.loading import (
     load_model,
     load_tokenizer,
 )
-from specquant.paths import read_text, resolve
 from specquant.quant import get_scheme
 
 # What each method needs besides the target, in the order of loading.

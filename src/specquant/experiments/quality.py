@@ -11,8 +11,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
+from specquant.files import resolve
 from specquant.models.llama import Llama
-from specquant.paths import resolve
 
 Documents = list[list[int]]
 

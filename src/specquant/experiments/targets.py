@@ -8,12 +8,12 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
+from specquant.files import resolve
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
 from specquant.models.llama import check_widths
 from specquant.models.loading import stored_scheme
 from specquant.models.quantize import CALIBRATION_TEXT, quantize_model
-from specquant.paths import resolve
 from specquant.quant import get_scheme, scheme_names
 
 # What decides about the codes: the weights, the text, and this package's code below `decoding`.

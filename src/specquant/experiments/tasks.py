@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import tokens_of
 from specquant.errors import SpecquantError
-from specquant.paths import resolve
+from specquant.files import resolve
 
 # Spec-Bench's eight categories of conversations are MT-Bench's; each of the other five is a task of its own.
 CONVERSATIONS = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

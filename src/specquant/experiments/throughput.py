@@ -14,8 +14,8 @@ from specquant.decoding import Generation, acceptance_rule, generate, tokens_of
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.tasks import chat_text, is_text
+from specquant.files import read_text, resolve
 from specquant.models.llama import Llama
-from specquant.paths import read_text, resolve
 
 FIELDS = ("id", "task", "prompt")
 

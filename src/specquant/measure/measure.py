@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.paths import resolve
+from specquant.files import resolve
 from specquant.tables.parts import Parts
 from specquant.tables.table import Table
 

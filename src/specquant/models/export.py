@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.files import require_new, written_whole
 from specquant.models.checkpoint import (
     SINGLE_FILE,
     open_checkpoint,
@@ -28,7 +29,6 @@ from specquant.models.loading import check_head, load_head_config, open_model, s
 from specquant.models.quantize import COPIED_FILES
 from specquant.models.transforms import original_ends
 from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, check, read_into
-from specquant.paths import require_new, written_whole
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
 

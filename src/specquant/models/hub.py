@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from specquant.errors import SpecquantError
+from specquant.files import resolve
 from specquant.models.checkpoint import PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE
-from specquant.paths import resolve
 from specquant.tables.provenance import note_revision
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")

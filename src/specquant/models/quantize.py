@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from specquant import __version__
 from specquant.errors import SpecquantError
+from specquant.files import require_new, resolve, written_in_parts
 from specquant.models.cache import KVCache
 from specquant.models.checkpoint import Checkpoint, shard_name, write_index, write_shard
 from specquant.models.config import load_config, longest_context
@@ -25,7 +26,6 @@ from specquant.models.loading import load_tokenizer, open_model, stored_scheme
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
 from specquant.models.weights import Weights, check, read_into
-from specquant.paths import require_new, resolve, written_in_parts
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 

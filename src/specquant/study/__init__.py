@@ -1,6 +1,6 @@
 """The study: results with their provenance, figures in one style, and the batch that runs the notebooks."""
 
-from specquant.paths import project_root, resolve
+from specquant.files import project_root, resolve
 from specquant.study.findings import check_findings
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_provenance, read_results, write_results

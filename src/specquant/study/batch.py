@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.experiments.family import Family
-from specquant.paths import project_root, resolve, write_file
+from specquant.files import project_root, resolve, write_file
 from specquant.study.report import write_report
 from specquant.tables.provenance import without_local_paths
 

@@ -24,9 +24,9 @@ from specquant.experiments.benchmark import answer_question, benchmark_table, lo
 from specquant.experiments.methods import METHODS, DraftSettings, Models
 from specquant.experiments.sandbox import wall, why_no_wall
 from specquant.experiments.tasks import Question, get_benchmark, prompt_tokens, read_questions
+from specquant.files import resolve
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
-from specquant.paths import resolve
 from specquant.quant import SCHEMES
 from specquant.study.record import CLOCK
 from specquant.tables.provenance import device_name, without_local_paths

@@ -17,9 +17,9 @@ from specquant.experiments.drafting import (
 from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, read_prompts
+from specquant.files import resolve
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.paths import resolve
 from specquant.tables.results import write_results
 
 

@@ -28,8 +28,8 @@ from specquant.experiments.cards import read_cards
 from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
 from specquant.experiments.roofline import decoder_layer, rooflines
 from specquant.experiments.trees import trees_of
+from specquant.files import resolve, write_file
 from specquant.measure.verify_cost import draw as draw_verify_cost
-from specquant.paths import resolve, write_file
 from specquant.study import figures, true_size
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_provenance, read_results

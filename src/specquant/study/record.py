@@ -18,11 +18,11 @@ from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_m
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
 from specquant.experiments.trees import drafted_trees
+from specquant.files import resolve, write_file
 from specquant.models.device import dtype_name
 from specquant.models.loading import load_tokenizer
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.paths import resolve, write_file
 from specquant.tables.provenance import device_name, without_local_paths
 from specquant.tables.results import read_provenance, read_results, write_results
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from specquant.paths import write_file
+from specquant.files import write_file
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from specquant.errors import SpecquantError
-from specquant.paths import write_file
+from specquant.files import write_file
 from specquant.tables.provenance import provenance, without_local_paths
 from specquant.tables.results import read_provenance, read_results
 from specquant.tables.table import Table

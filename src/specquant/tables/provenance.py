@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from specquant.paths import project_root
+from specquant.files import project_root
 
 _revisions: dict[str, str] = {}  # of models taken from the hub by this process: name -> commit
 LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "matplotlib", "seaborn")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from specquant.errors import SpecquantError
-from specquant.paths import resolve, write_file
+from specquant.files import resolve, write_file
 from specquant.tables.provenance import provenance
 from specquant.tables.table import TABLES, medians
 

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specquant.paths import resolve, write_file
+from specquant.files import resolve, write_file
 
 COLUMN_WIDTH_IN = 3.3
 

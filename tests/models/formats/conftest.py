@@ -2,8 +2,8 @@
 
 import pytest
 
+from specquant.files import project_root
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 
 TARGET = project_root() / "data/tiny/target"
 

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.models.checkpoint import INDEX_FILE, Checkpoint
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
-from specquant.paths import project_root
 from specquant.quant import SCHEMES
 from tests.models.formats import packing
 

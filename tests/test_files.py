@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.paths import write_file, written_in_parts, written_whole
+from specquant.files import write_file, written_in_parts, written_whole
 
 
 def refuse(*_, **__):
