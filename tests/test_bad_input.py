@@ -518,7 +518,7 @@ def clone(tmp_path, monkeypatch):
     made.notebook("00_first", "print(draft_size)")
     made.results.mkdir()
     shutil.copytree(files.project_root() / "data/published", made.root / "data/published")
-    monkeypatch.setattr(paths, "project_root", lambda: made.root)
+    monkeypatch.setattr(files, "project_root", lambda: made.root)
     monkeypatch.setattr(batch, "project_root", lambda: made.root)
     return made
 
