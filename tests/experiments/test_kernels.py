@@ -9,7 +9,7 @@ from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.kernels.products import CONFIGURATIONS, Configuration, winners
 from specquant.kernels.w4a16_hopper import TABLE, WarpGroups
-from specquant.tables.results import NUMBER_COLUMNS, TEXT_COLUMNS
+from specquant.tables.schemas import TABLES
 
 
 def test_synthetic_matrices_fill_more_than_is_rotated_and_share_no_memory(monkeypatch):
@@ -135,7 +135,7 @@ def test_without_a_gpu_the_bench_says_so(bench, capsys, tmp_path):
 @pytest.mark.gpu
 def test_rows_say_what_was_measured():
     rows = pd.DataFrame(kernels.measure_kernels(["llama-3-8b"], ["fp16", "w4a8-qqq"], [1, 30], repeats=3))
-    assert {*TEXT_COLUMNS["kernels"], *NUMBER_COLUMNS["kernels"]} <= set(rows.columns)
+    assert set(TABLES["kernels"].schema.columns) <= set(rows.columns)
     assert len(rows) == 4 * 2 * 2
     assert (rows.p10_us <= rows.time_us).all()
     assert (rows.time_us <= rows.p90_us).all()

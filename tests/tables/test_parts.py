@@ -13,15 +13,14 @@ import pytest
 from specquant.errors import SpecquantError
 from specquant.tables.parts import Parts
 from specquant.tables.results import read_provenance, read_results
-from specquant.tables.table import Table
+from specquant.tables.table import Table, count, positive, text
 
 TABLE = Table(
     "own",
     unit=("model", "weights", "process"),
     row=("size",),
     schema=pa.DataFrameSchema(
-        {"model": pa.Column(str), "weights": pa.Column(str), "process": pa.Column(int, coerce=True)}
-        | {"size": pa.Column(int, coerce=True), "time_ms": pa.Column(float, pa.Check.gt(0), coerce=True)}
+        {"model": text(), "weights": text(), "process": count(0), "size": count(), "time_ms": positive()}
     ),
 )
 SAME = {"repeats": 3}

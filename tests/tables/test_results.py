@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.study import read_provenance, read_results, write_results
-from specquant.tables.results import NUMBER_COLUMNS, POSITIVE_COLUMNS, TEXT_COLUMNS, WHOLE_COLUMNS
+from specquant.tables.schemas import TABLES
 
 
 def verify_cost() -> pd.DataFrame:
@@ -138,9 +138,7 @@ def test_a_failing_write_keeps_the_old_table(tmp_path, monkeypatch):
     assert json.loads(path.with_suffix(".json").read_text())["parameters"] == {"seed": 1}
 
 
-RECORDED = {
-    path.stem: path for path in sorted(project_root().glob("data/*/**/*.csv")) if path.stem in {*TEXT_COLUMNS, "trees"}
-}
+RECORDED = {path.stem: path for path in sorted(project_root().glob("data/*/**/*.csv")) if path.stem in TABLES}
 
 
 def damaged(table: str, column: str, value: object, tmp_path: Path, row: int = 0) -> Path:
@@ -152,19 +150,25 @@ def damaged(table: str, column: str, value: object, tmp_path: Path, row: int = 0
     return path
 
 
+def numbers(table: str) -> dict[str, str]:
+    """The columns of numbers that a table must have, with the kind of each."""
+    columns = TABLES[table].schema.columns
+    return {name: column.title for name, column in columns.items() if column.title and column.required}
+
+
 def test_every_table_that_planning_and_figures_read_is_described():
-    assert set(NUMBER_COLUMNS) == set(TEXT_COLUMNS) == set(POSITIVE_COLUMNS) == {*RECORDED, "calibration"}
+    assert set(TABLES) == {*RECORDED, "calibration"}
     for table, path in RECORDED.items():
         assert len(read_results(path))
-        assert {*POSITIVE_COLUMNS[table], *WHOLE_COLUMNS.get(table, ())} <= set(NUMBER_COLUMNS[table])
+        assert numbers(table)
 
 
 @pytest.mark.parametrize("table", RECORDED)
 def test_no_number_of_a_recorded_table_may_be_missing_or_another_kind(table, tmp_path):
-    for column in NUMBER_COLUMNS[table]:
+    for column, kind in numbers(table).items():
         wrong = ["", "NaN", "inf", "-1", "many", "True"]
-        wrong += ["0", "0.0"] if column in POSITIVE_COLUMNS[table] else []
-        wrong += ["1.5"] if column in WHOLE_COLUMNS.get(table, ()) else []
+        wrong += ["0", "0.0"] if kind.endswith("above 0") else []
+        wrong += ["1.5"] if "whole" in kind or "probability" in kind else []
         for value in wrong:
             with pytest.raises(SpecquantError, match=rf"{table}\.csv, line 4: .* in column {column} where "):
                 read_results(damaged(table, column, value, tmp_path, row=2))
@@ -217,10 +221,10 @@ def test_whatever_damages_a_table_is_refused_or_changes_no_number(tmp_path_facto
         frame = read_results(path)
     except SpecquantError:
         return
-    for column in NUMBER_COLUMNS[table]:
+    for column, kind in numbers(table).items():
         assert pd.api.types.is_numeric_dtype(frame[column])
         assert (frame[column] >= 0).all()
-        assert (frame[column] > 0).all() or column not in POSITIVE_COLUMNS[table]
+        assert (frame[column] > 0).all() or not kind.endswith("above 0")
 
 
 def test_parameters_of_a_table_are_an_object(tmp_path):

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from specquant.tables.intervals import in_each_process, over_processes, ratios
-from specquant.tables.table import TABLES, VERIFY_COST
+from specquant.tables.schemas import TABLES, VERIFY_COST
 
 ROWS = pd.DataFrame(
     [

@@ -17,7 +17,7 @@ from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head
 from specquant.tables.provenance import device_name
-from specquant.tables.table import DRAFTING
+from specquant.tables.schemas import DRAFTING
 
 
 @dataclass(frozen=True)

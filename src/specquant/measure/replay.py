@@ -23,7 +23,7 @@ from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
-from specquant.tables.table import REPLAYED
+from specquant.tables.schemas import REPLAYED
 
 # Around the paper's choices, to compare predictions with.
 MORE_PLANS = (

@@ -15,7 +15,7 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
-from specquant.tables.table import ROUNDS
+from specquant.tables.schemas import ROUNDS
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head,
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
 from specquant.tables.provenance import device_name
-from specquant.tables.table import SETTLING
+from specquant.tables.schemas import SETTLING
 
 LEAD = 60  # passes that bring the card into the state that is asked about
 SUCCESSIVE = 40  # passes of one token that are timed behind them

@@ -34,8 +34,8 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.tables.provenance import device_name
+from specquant.tables.schemas import VERIFY_COST
 from specquant.tables.style import SCHEMES, in_house_order, legend_above, mark, new_figure
-from specquant.tables.table import VERIFY_COST
 from specquant.tables.verify_cost import pass_growth
 
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,98 +14,8 @@ import pandas as pd
 from specquant.errors import SpecquantError
 from specquant.files import resolve, write_file
 from specquant.tables.provenance import provenance
-from specquant.tables.table import TABLES, medians
-
-# The columns that others rely on, by table; a table may hold more. Units stand in the names; lengths are in tokens.
-TEXT_COLUMNS = {
-    "verify_cost": ("model", "scheme", "weights", "protocol"),
-    "throughput": ("model", "scheme", "method", "task", "weights", "acceptance"),
-    "losslessness": ("scheme", "method", "weights"),
-    "quality": ("model", "scheme", "domain", "weights"),
-    "kernels": ("implementation", "scheme", "layer", "weights"),
-    "ceilings": ("what", "unit", "weights"),
-    "pass_profiles": ("model", "scheme", "weights", "kernel"),
-    "drafting": ("model", "head_scheme", "weights"),
-    "rounds": ("model", "scheme", "head_scheme", "weights", "acceptance"),
-    "replayed": ("model", "scheme", "method", "head_scheme", "intermediate", "intermediate_scheme", "weights"),
-    "trees": ("model", "scheme", "weights", "parents"),
-    "plans": ("scheme", "task", "method", "weights", "acceptance"),
-    "calibration": ("model", "scheme", "head_scheme", "method", "level", "weights"),
-    "speedups": ("source", "where", "model", "gpu", "scheme", "method"),
-    "specmquant_verify_cost": ("model", "scheme", "weights"),
-    "specmquant_steps": ("model", "scheme", "what", "weights"),
-}
-# Numbers, none of them below 0. Those that the tables below name are more than that.
-NUMBER_COLUMNS = {
-    "verify_cost": ("process", "block", "draft_size", "context_length", "time_ms", "p10_ms", "p90_ms", "repeats"),
-    "throughput": ("accepted_length", "draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
-    "losslessness": ("prompts", "new_tokens", "differing_prompts"),
-    "quality": ("perplexity",),
-    "kernels": ("in_features", "out_features", "draft_size", "time_us"),
-    "ceilings": ("value",),
-    "pass_profiles": ("draft_size", "context_length", "launches", "time_us", "alone_us", "span_us"),
-    "drafting": ("head_vocabulary", "draft_size", "iterations", "context_length", "time_ms", "p10_ms", "p90_ms"),
-    "rounds": ("head_vocabulary", "accepted_length", "draft_ms", "verify_ms", "other_ms", "time_ms"),
-    "replayed": (
-        *("draft_size", "iterations", "min_draft_length", "head_vocabulary", "head_chance", "agreement"),
-        *("mean_draft_size", "accepted_length", "draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
-    ),
-    "trees": ("draft_size", "iterations", "accepted_length"),
-    "plans": ("draft_size", "iterations", "min_draft_length", "accepted_length", "tokens_per_s"),
-    "calibration": (
-        *("draft_size", "iterations", "min_draft_length", "head_vocabulary", "drafts", "accepted", "rows"),
-        *("draft_ms", "verify_ms", "other_ms"),
-    ),
-    "speedups": ("value",),
-    "specmquant_verify_cost": ("draft_size", "context_length", "time_ms"),
-    "specmquant_steps": ("draft_size", "iterations", "time_ms"),
-}
-# What is divided by, or cannot be nothing.
-POSITIVE_COLUMNS = {
-    "verify_cost": ("draft_size", "context_length", "time_ms", "repeats"),
-    "throughput": ("accepted_length", "verify_ms", "tokens_per_s"),
-    "losslessness": ("prompts",),
-    "quality": ("perplexity",),
-    "kernels": ("in_features", "out_features", "draft_size", "time_us"),
-    "ceilings": ("value",),
-    "pass_profiles": ("draft_size", "context_length", "span_us"),
-    "drafting": ("head_vocabulary", "draft_size", "iterations", "context_length", "time_ms"),
-    "rounds": ("head_vocabulary", "accepted_length", "draft_ms", "verify_ms", "time_ms"),
-    "replayed": ("mean_draft_size", "accepted_length", "verify_ms", "tokens_per_s"),
-    "trees": ("draft_size", "iterations", "accepted_length"),
-    "plans": ("accepted_length", "tokens_per_s"),
-    "calibration": ("rows", "verify_ms"),
-    "speedups": ("value",),
-    "specmquant_verify_cost": ("draft_size", "context_length", "time_ms"),
-    "specmquant_steps": ("draft_size", "time_ms"),
-}
-WHOLE_COLUMNS = {
-    "verify_cost": ("draft_size", "context_length", "repeats"),
-    "losslessness": ("prompts", "new_tokens", "differing_prompts"),
-    "kernels": ("in_features", "out_features", "draft_size"),
-    "pass_profiles": ("draft_size", "context_length", "launches"),
-    "drafting": ("head_vocabulary", "draft_size", "iterations", "context_length"),
-    "rounds": ("head_vocabulary",),
-    "replayed": ("draft_size", "iterations", "min_draft_length", "head_vocabulary"),
-    "trees": ("draft_size", "iterations"),
-    "plans": ("draft_size", "iterations", "min_draft_length"),
-    "calibration": (
-        *("draft_size", "iterations", "min_draft_length", "head_vocabulary", "drafts", "accepted", "rows"),
-    ),
-    "specmquant_verify_cost": ("draft_size", "context_length"),
-    "specmquant_steps": ("draft_size", "iterations"),
-}
-PROBABILITY_COLUMNS = {"replayed": ("head_chance", "agreement")}
-# Numbers above 0 that a table may do without, or leave out of a row.
-OPTIONAL_COLUMNS = {
-    "verify_cost": ("bytes", "floor_ms"),
-    "kernels": ("bytes", "operations"),
-    "drafting": ("bytes", "floor_ms"),
-    "plans": ("predicted_tokens_per_s",),
-}
-# Rows that a table must have, by the column that names them.
-ROWS = {"ceilings": ("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)"))}
-REMEDY = "measure it again, or take it from the repository"
+from specquant.tables.schemas import TABLES, medians
+from specquant.tables.table import REMEDY, require_columns
 
 
 def write_results(
@@ -124,10 +33,12 @@ def write_results(
     Raises SpecquantError for a missing column, an empty table, or a folder that cannot be written.
     """
     path = resolve(path)
-    required = (*TEXT_COLUMNS.get(path.stem, ()), *NUMBER_COLUMNS.get(path.stem, ())) or ("weights",)
-    _require_columns(frame, required, path)
+    table = TABLES.get(path.stem)
+    require_columns(frame, () if table else ("weights",), path)
     if frame.empty:
         raise SpecquantError(f"{path.name} would hold no row: nothing was measured")
+    if table:
+        table.check(frame, path)
     record = provenance(parameters, device=device, repeats=repeats, clock=clock)
     # First what says how rows were measured: a table without it could not be gone on with.
     write_file(path.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n")
@@ -151,25 +62,12 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot read {path} as text ({error}): {REMEDY}") from None
     _require_whole_rows(text, path)
-    names, numbers = TEXT_COLUMNS.get(table, ()), NUMBER_COLUMNS.get(table, ())
-    frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(names, str))
-    _require_columns(frame, (*names, *numbers, *columns), path)
+    names = TABLES[table].schema.columns if table in TABLES else {}
+    frame = pd.read_csv(io.StringIO(text), dtype={name: str for name, column in names.items() if not column.title})
+    require_columns(frame, columns, path)
     if frame.empty:
         raise SpecquantError(f"{path} holds column names and no row: {REMEDY}")
-    for column in names:
-        if frame[column].isna().any():
-            line = int(frame[column].isna().idxmax()) + 2
-            raise SpecquantError(f"{path}, line {line}: column {column} is empty: {REMEDY}")
-    for column in numbers:
-        _require_numbers(frame[column], table, path)
-    for column in OPTIONAL_COLUMNS.get(table, ()):
-        if column in frame:
-            _require_numbers(frame[column].dropna(), table, path)
-    of, rows = ROWS.get(table, ("", ()))
-    for row in rows:
-        if not (frame[of] == row).any():
-            raise SpecquantError(f"{path} has no row whose {of} is {row}: {REMEDY}")
-    return TABLES[table].check(frame, path) if table in TABLES and "process" in frame else frame
+    return TABLES[table].check(frame, path) if table in TABLES else frame
 
 
 def read_medians(path: str | os.PathLike) -> pd.DataFrame:
@@ -191,30 +89,6 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(record.setdefault("parameters", {}), dict):
         raise SpecquantError(f"{path}: parameters is no JSON object: measure its table again")
     return record
-
-
-def _require_columns(frame: pd.DataFrame, required: Iterable[str], path: Path) -> None:
-    missing = [column for column in required if column not in frame.columns]
-    if missing:
-        raise SpecquantError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-
-
-def _require_numbers(found: pd.Series, table: str, path: Path) -> None:
-    """Raises SpecquantError where a column has something else than such numbers as its table has there."""
-    column = found.name
-    positive = column in (*POSITIVE_COLUMNS.get(table, ()), *OPTIONAL_COLUMNS.get(table, ()))
-    whole = column in WHOLE_COLUMNS.get(table, ())
-    most = 1.0 if column in PROBABILITY_COLUMNS.get(table, ()) else sys.float_info.max
-    values = pd.to_numeric(found.astype(str), errors="coerce").astype(float)  # as text, True is no number
-    right = values.between(0, most, inclusive="right" if positive else "both")
-    if whole:
-        right &= values.mod(1) == 0
-    wrong = found[~right]
-    if not wrong.empty:
-        line, value = int(wrong.index[0]) + 2, "nothing" if pd.isna(wrong.iloc[0]) else f'"{wrong.iloc[0]}"'
-        kind = "a whole number" if whole else "a probability" if most == 1 else "a number"
-        kind += " above 0" if positive and pd.notna(values.loc[wrong.index[0]]) else ""
-        raise SpecquantError(f"{path}, line {line}: {value} in column {column} where {kind} belongs: {REMEDY}")
 
 
 def _require_whole_rows(text: str, path: Path) -> None:

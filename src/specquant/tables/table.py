@@ -1,5 +1,6 @@
-"""What a table's columns are: checked when it is written and when it is read, by pandera."""
+"""What a kind of table is: what names its rows, and its columns, which pandera checks when it is written and read."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,41 +12,48 @@ from specquant.errors import SpecquantError
 
 REMEDY = "measure it again, or take it from the repository"
 REPEATS = ("process", "protocol", "block", "place")  # columns that say which measurement of a quantity a row is
+ABOVE_0 = " above 0"
 
 
 @dataclass(frozen=True)
 class Table:
     """A kind of table.
 
-    name: of its file, without .csv. unit: the columns that name a unit of work, whose rows are written together. row:
-    the columns that name a row among those of its unit. schema: its columns with their types and ranges.
+    name: of its file, without .csv. schema: the columns that others rely on; a table may hold more. unit: the columns
+    that name a unit of work, whose rows are written together. row: the columns that name a row among those of its unit.
+    needs: a column, and values that must be there in it.
     """
 
     name: str
-    unit: tuple[str, ...]
-    row: tuple[str, ...]
     schema: pa.DataFrameSchema
+    unit: tuple[str, ...] = ()
+    row: tuple[str, ...] = ()
+    needs: tuple[str, tuple[str, ...]] = ("", ())
 
     def check(self, frame: pd.DataFrame, where: Path) -> pd.DataFrame:
-        """The frame with its columns in the schema's types.
+        """The frame with its numbers as numbers.
 
-        Raises SpecquantError that names `where`, the line and the column, for a column that is missing, a value of a
-        wrong type or out of its range, and a row that is there twice.
+        Raises SpecquantError that names `where`, and the line and column, for a column that is missing, a value of a
+        wrong kind or out of its range, a row that is there twice, and one that is missing.
         """
+        require_columns(frame, (name for name, column in self.schema.columns.items() if column.required), where)
         try:
-            frame = self.schema.validate(frame, lazy=True)
+            checked = self.schema.validate(self._with_numbers(frame), lazy=True)
         except pa.errors.SchemaErrors as error:
-            case = error.failure_cases.iloc[0]
-            if case["check"] == "column_in_dataframe":
-                raise SpecquantError(f"{where} lacks the column {case.failure_case}: {REMEDY}") from None
-            place = f"{where}, line {int(case['index']) + 2}: " if pd.notna(case["index"]) else f"{where}: "
-            value = "nothing" if pd.isna(case.failure_case) else f'"{case.failure_case}"'
-            raise SpecquantError(f"{place}{value} in column {case.column} ({case['check']}): {REMEDY}") from None
-        twice = frame.duplicated([*self.unit, *self.row])
+            raise SpecquantError(self._first_failure(error.failure_cases, frame, where)) from None
+        whole = [name for name in self._numbers(checked) if is_whole(self.schema.columns[name])]
+        checked = checked.astype(dict.fromkeys(whole, "int64"))
+        names = [*self.unit, *self.row]
+        twice = checked.duplicated(names) if names else pd.Series(False, checked.index)
         if twice.any():
-            names = ", ".join(f"{name} {frame.loc[twice.idxmax(), name]}" for name in (*self.unit, *self.row))
-            raise SpecquantError(f"{where}, line {int(twice.idxmax()) + 2}: a second row of {names}: {REMEDY}")
-        return frame
+            line = int(np.argmax(twice))
+            told = ", ".join(f"{name} {checked[name].iloc[line]}" for name in names)
+            raise SpecquantError(f"{where}, line {line + 2}: a second row of {told}: {REMEDY}")
+        of, values = self.needs
+        for value in values:
+            if not (checked[of] == value).any():
+                raise SpecquantError(f"{where} has no row whose {of} is {value}: {REMEDY}")
+        return checked
 
     @property
     def quantity(self) -> list[str]:
@@ -68,171 +76,70 @@ class Table:
         told.attrs = rows.attrs
         return told
 
+    def _numbers(self, frame: pd.DataFrame) -> list[str]:
+        return [name for name, column in self.schema.columns.items() if column.title and name in frame]
 
-_FINITE = pa.Check(np.isfinite, error="a finite number")
+    def _with_numbers(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with its numbers as floats; text where numbers belong becomes one that no column may hold."""
+        converted = frame.copy()
+        for name in self._numbers(frame):
+            values = pd.to_numeric(frame[name].astype(str), errors="coerce").astype(float)  # as text, True is no number
+            converted[name] = values.mask(values.isna() & frame[name].notna(), -np.inf)
+        return converted
 
-
-def _text(*choices: str) -> pa.Column:
-    return pa.Column(str, pa.Check.isin(choices) if choices else None)
-
-
-def _count(lowest: int = 1) -> pa.Column:
-    return pa.Column(int, pa.Check.ge(lowest), coerce=True)
-
-
-def _positive(required: bool = True) -> pa.Column:
-    """A finite number above 0; where it is not required, the column may be missing or empty."""
-    return pa.Column(float, [pa.Check.gt(0), _FINITE], coerce=True, required=required, nullable=not required)
-
-
-def _not_negative() -> pa.Column:
-    return pa.Column(float, [pa.Check.ge(0), _FINITE], coerce=True)
-
-
-def _share() -> pa.Column:
-    return pa.Column(float, pa.Check.in_range(0, 1), coerce=True)
-
-
-VERIFY_COST = Table(
-    "verify_cost",
-    unit=("model", "scheme", "weights", "context_length", "process", "protocol"),
-    row=("draft_size", "block"),
-    schema=pa.DataFrameSchema(
-        {
-            "model": _text(),
-            "scheme": _text(),
-            "weights": _text("trained", "synthetic"),
-            "context_length": _count(),
-            "process": _count(0),
-            "protocol": _text("blocks", "turns"),
-            "block": _count(0),
-            "place": _count(0),
-            "draft_size": _count(),
-            "time_ms": _positive(),
-            "p10_ms": _positive(),
-            "p90_ms": _positive(),
-            "repeats": _count(),
-            "clock_mhz": _positive(required=False),
-            "power_w": _positive(required=False),
-            "bytes": _positive(required=False),
-            "floor_ms": _positive(required=False),
-        }
-    ),
-)
-
-SETTLING = Table(
-    "settling",
-    unit=("model", "scheme", "weights", "process"),
-    row=("what", "behind", "idle_ms", "position"),
-    schema=pa.DataFrameSchema(
-        {
-            "model": _text(),
-            "scheme": _text(),
-            "weights": _text("synthetic"),
-            "process": _count(0),
-            "what": _text("pass", "draft", "verify"),
-            "behind": _count(0),
-            "idle_ms": pa.Column(float, pa.Check.ge(0), coerce=True),
-            "position": _count(0),
-            "time_ms": _positive(),
-            "clock_mhz": _positive(required=False),
-            "power_w": _positive(required=False),
-        }
-    ),
-)
-
-_PLAN = {"method": _text(), "draft_size": _count(0), "iterations": _count(0), "min_draft_length": _count(0)}
-_HEAD = {"head_scheme": _text(), "head_vocabulary": _count(0)}
-_SPREAD = {"time_ms": _positive(), "p10_ms": _positive(), "p90_ms": _positive(), "repeats": _count()}
-
-REPLAYED = Table(
-    "replayed",
-    unit=("model", "scheme", "weights", *_HEAD, "intermediate", "intermediate_scheme", "chances", "process"),
-    row=(*_PLAN, "head_chance", "agreement"),
-    schema=pa.DataFrameSchema(
-        {
-            "model": _text(),
-            "scheme": _text(),
-            "weights": _text("synthetic"),
-            **_HEAD,
-            "intermediate": _text(),
-            "intermediate_scheme": _text(),
-            "chances": _text("fitted", "swept"),
-            "process": _count(0),
-            **_PLAN,
-            "head_chance": _share(),
-            "agreement": _share(),
-            "acceptance": _text("replayed"),
-            "context_length": _count(),
-            "new_tokens": _count(),
-            "steps": _count(),
-            "mean_draft_size": _positive(),
-            "accepted_length": _positive(),
-            "inner_rounds": _not_negative(),
-            "inner_accepted_length": _positive(required=False),
-            "prefill_ms": _positive(),
-            "draft_ms": _not_negative(),
-            "verify_ms": _positive(),
-            "other_ms": _not_negative(),
-            "decode_ms": _positive(),
-            "tokens_per_s": _positive(),
-            "whole_drafts": _share(),
-        }
-    ),
-)
-
-DRAFTING = Table(
-    "drafting",
-    unit=("model", "weights", "context_length", "process"),
-    row=(*_HEAD, "draft_size", "iterations", "block"),
-    schema=pa.DataFrameSchema(
-        {
-            "model": _text(),
-            "weights": _text("synthetic"),
-            "context_length": _count(),
-            "process": _count(0),
-            **_HEAD,
-            "draft_size": _count(),
-            "iterations": _count(),
-            "confirmed_rows": _count(),
-            "block": _count(0),
-            "place": _count(0),
-            **_SPREAD,
-            "clock_mhz": _positive(required=False),
-            "power_w": _positive(required=False),
-            "bytes": _positive(),
-            "floor_ms": _positive(required=False),
-        }
-    ),
-)
-
-ROUNDS = Table(
-    "rounds",
-    unit=("model", "scheme", "weights", "context_length", "process"),
-    row=(*_HEAD,),
-    schema=pa.DataFrameSchema(
-        {
-            "model": _text(),
-            "scheme": _text(),
-            "weights": _text("synthetic"),
-            "context_length": _count(),
-            "process": _count(0),
-            **_HEAD,
-            "acceptance": _text("replayed"),
-            "draft_size": _count(),
-            "iterations": _count(),
-            "accepted_length": _positive(),
-            "draft_ms": _positive(),
-            "verify_ms": _positive(),
-            "other_ms": _not_negative(),
-            **_SPREAD,
-        }
-    ),
-)
-
-TABLES = {table.name: table for table in (VERIFY_COST, SETTLING, REPLAYED, DRAFTING, ROUNDS)}
+    def _first_failure(self, cases: pd.DataFrame, frame: pd.DataFrame, where: Path) -> str:
+        """What pandera found first, in the order of the columns and lines."""
+        order = list(self.schema.columns)
+        cases = cases.assign(place=cases.column.map(order.index)).sort_values(["place", "index"], kind="stable")
+        name, index = cases.column.iloc[0], cases["index"].iloc[0]
+        line, value = int(frame.index.get_loc(index)) + 2, frame.loc[index, name]
+        if not (kind := self.schema.columns[name].title):
+            if pd.isna(value):
+                return f"{where}, line {line}: column {name} is empty: {REMEDY}"
+            return f'{where}, line {line}: "{value}" in column {name} ({cases.check.iloc[0]}): {REMEDY}'
+        if pd.isna(pd.to_numeric(str(value), errors="coerce")):
+            kind = kind.removesuffix(ABOVE_0)
+        told = "nothing" if pd.isna(value) else f'"{value}"'
+        return f"{where}, line {line}: {told} in column {name} where {kind} belongs: {REMEDY}"
 
 
-def medians(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """`Table.one_row_each` of the table of this name, where its rows are of processes; others as they are."""
-    return TABLES[name].one_row_each(rows) if name in TABLES and "process" in rows else rows
+def require_columns(frame: pd.DataFrame, names: Iterable[str], where: Path) -> None:
+    """Raises SpecquantError that names `where`, and the columns that are missing in it."""
+    missing = [name for name in names if name not in frame.columns]
+    if missing:
+        raise SpecquantError(f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+
+
+def text(*choices: str) -> pa.Column:
+    """A column of names, of which none is empty; choices: the only ones."""
+    return pa.Column(None, pa.Check.isin(choices) if choices else None, nullable=False)
+
+
+def number(required: bool = True) -> pa.Column:
+    """A column of finite numbers of at least 0."""
+    return _number("a number", pa.Check.ge(0), required=required)
+
+
+def positive(required: bool = True) -> pa.Column:
+    """A column of finite numbers above 0; where it is not required, it may be missing, or empty in a row."""
+    return _number(f"a number{ABOVE_0}", pa.Check.gt(0), required=required)
+
+
+def count(lowest: int = 1) -> pa.Column:
+    """A column of whole numbers of at least `lowest`, which is 0 or 1."""
+    whole = pa.Check(lambda values: values % 1 == 0)
+    return _number(f"a whole number{ABOVE_0 if lowest else ''}", pa.Check.ge(lowest), whole)
+
+
+def share() -> pa.Column:
+    """A column of probabilities."""
+    return _number("a probability", pa.Check.in_range(0, 1))
+
+
+def is_whole(column: pa.Column) -> bool:
+    return bool(column.title) and column.title.startswith("a whole number")
+
+
+def _number(kind: str, *checks: pa.Check, required: bool = True) -> pa.Column:
+    finite = pa.Check(np.isfinite)
+    return pa.Column(float, [*checks, finite], required=required, nullable=not required, title=kind)
