@@ -12,10 +12,11 @@ from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.drafting import HEADS, TREES, describe_head, prepare_draft
 from specquant.measure.blocks import Blocks, in_blocks
+from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_ends, synthetic_head
+from specquant.models.synthetic import synthetic_config, synthetic_ends, synthetic_head
 from specquant.tables.provenance import device_name
 from specquant.tables.schemas import DRAFTING
 
@@ -44,14 +45,8 @@ class Parameters:
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
-        unknown = [name for name in self.models if name not in SHAPES]
-        if unknown or not self.models:
-            raise SpecquantError(
-                f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
-            )
-        for name in ("processes", "blocks", "repeats"):
-            if getattr(self, name) < 1:
-                raise SpecquantError(f"{name} is {getattr(self, name)}: give at least 1")
+        require_shapes(self.models)
+        require_at_least(self, processes=1, blocks=1, repeats=1)
         if not 1 <= self.confirmed_rows < self.context_length:
             raise SpecquantError(
                 f"{self.confirmed_rows} new tokens do not fit a context of {self.context_length}: give at least 1"

@@ -15,6 +15,7 @@ from specquant.experiments.acceptance import Chances, Shapes
 from specquant.experiments.methods import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import SyntheticModels, at_fitted_chances, replay_plans
 from specquant.experiments.trees import RECORDED_TREES
+from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.memory import NotEnoughMemory
@@ -78,9 +79,7 @@ class Parameters:
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
-        for name in ("processes", "new_tokens", "prompt_length"):
-            if getattr(self, name) < 1:
-                raise SpecquantError(f"{name} is {getattr(self, name)}: give at least 1")
+        require_at_least(self, processes=1, new_tokens=1, prompt_length=1)
         self.points("fitted")
 
     def same(self) -> dict[str, Any]:

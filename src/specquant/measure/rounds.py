@@ -9,10 +9,11 @@ import pandas as pd
 from specquant.errors import SpecquantError
 from specquant.experiments.drafting import HEADS, INNER_ACCEPTANCE, INNER_TREE, describe_head, inner_rounds
 from specquant.experiments.trees import RECORDED_TREES, tree_shapes, trees_of
+from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
+from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import ROUNDS
@@ -39,11 +40,8 @@ class Parameters:
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
-        if self.model not in SHAPES:
-            raise SpecquantError(f"there are no shapes for {self.model}: choose of {', '.join(SHAPES)}")
-        for name in ("processes", "repeats"):
-            if getattr(self, name) < 1:
-                raise SpecquantError(f"{name} is {getattr(self, name)}: give at least 1")
+        require_shapes([self.model])
+        require_at_least(self, processes=1, repeats=1)
 
     def same(self) -> dict[str, Any]:
         about = {"repeats": self.repeats, "acceptance": INNER_ACCEPTANCE, "trees": self.trees}

@@ -20,10 +20,11 @@ from specquant.experiments.compatibility import prepare_passes
 from specquant.experiments.drafting import prepare_draft
 from specquant.experiments.timing import now
 from specquant.measure.card import CardState
+from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_head, synthetic_model
+from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
 from specquant.tables.provenance import device_name
@@ -61,15 +62,10 @@ class Parameters:
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
-        unknown = [name for name in self.models if name not in SHAPES]
-        if unknown or not self.models:
-            raise SpecquantError(
-                f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
-            )
+        require_shapes(self.models)
         for scheme in self.schemes:
             get_scheme(scheme)
-        if self.processes < 1:
-            raise SpecquantError(f"processes is {self.processes}: give at least 1")
+        require_at_least(self, processes=1)
 
     def same(self) -> dict[str, Any]:
         names = ("behind", "idle_ms", "trees", "head_scheme", "context_length", "seed")

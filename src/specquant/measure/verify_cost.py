@@ -25,6 +25,7 @@ from specquant.experiments.compatibility import DRAFT_SIZES, prepare_passes
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.timing import spread
 from specquant.measure.blocks import Blocks, in_blocks, time_ms
+from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
@@ -81,10 +82,7 @@ class Parameters:
 
     def check(self) -> None:
         """Raises SpecquantError for numbers out of range, and for a model that is not there or has no weights."""
-        least = {"processes": 1, "blocks": 1, "repeats": 1, "warm_up_passes": 1, "warm_up_ms": 0}
-        for name, lowest in least.items():
-            if not getattr(self, name) >= lowest:
-                raise SpecquantError(f"{name} is {getattr(self, name)}: give at least {lowest}")
+        require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_passes=1, warm_up_ms=0)
         if self.weights == "trained" and str(self.model) in SHAPES:
             raise SpecquantError(
                 f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"

@@ -1,0 +1,23 @@
+"""What parameters of every question are checked for, before anything is measured."""
+
+from collections.abc import Iterable
+
+from specquant.errors import SpecquantError
+from specquant.models.synthetic import SHAPES
+
+
+def require_at_least(parameters: object, **lowest: float) -> None:
+    """Raises SpecquantError for a parameter that is below its lowest value, or no number."""
+    for name, least in lowest.items():
+        if not getattr(parameters, name) >= least:
+            raise SpecquantError(f"{name} is {getattr(parameters, name)}: give at least {least}")
+
+
+def require_shapes(models: Iterable[str]) -> None:
+    """Raises SpecquantError where a model has no shapes here (`models.synthetic.SHAPES`), or no model is named."""
+    models = list(models)
+    unknown = [name for name in models if name not in SHAPES]
+    if unknown or not models:
+        raise SpecquantError(
+            f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
+        )
