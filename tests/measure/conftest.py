@@ -13,11 +13,12 @@ def in_process(monkeypatch):
     """Gives the list of units that were ordered, as `measure._fresh_process` would be asked for them."""
     ordered = []
 
-    def fresh(question, parameters, units, path):
-        order = {"measure": question.run.__module__, "parameters": asdict(parameters)}
+    def fresh(question, parameters, units, parts):
+        order = {"measure": question.run.__module__, "parameters": asdict(parameters), "units": units}
+        order |= {"path": str(parts.path), "same": parts.same}
         told = []
         ordered.extend(units)
-        measure.serve(json.loads(json.dumps(order | {"units": units, "path": str(path)}, default=str)), told.append)
+        measure.serve(json.loads(json.dumps(order, default=str)), told.append)
         return iter(told)
 
     monkeypatch.setattr(measure, "_fresh_process", fresh)

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from specquant.errors import SpecquantError
 from specquant.measure import measure
@@ -25,6 +26,18 @@ def test_each_process_is_a_fresh_interpreter_and_the_table_holds_all(small_model
     provenance = read_provenance(path)
     assert provenance["parameters"]["repeats"] == 2
     assert provenance["clock"] == MEASURE.clock
+
+
+def test_a_process_may_use_another_number_of_threads_than_the_one_that_started_it(small_models, tmp_path):
+    """As a notebook that has set its own: rows go by the parameters that the command had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        path = record(MEASURE, parameters(small_models, processes=1, blocks=1, threads=before), tmp_path)
+        record(MEASURE, parameters(small_models, processes=1, blocks=1, threads=before), tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    assert len(read_results(path)) == 2
 
 
 def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def record(measure: Measure, parameters: Parameters, out_dir: str | Path, anew: 
     missing = parts.missing(parameters.units())
     with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
         for _, units in groupby(missing, key=lambda unit: unit["process"]):
-            for told in _fresh_process(measure, parameters, list(units), path):
+            for told in _fresh_process(measure, parameters, list(units), parts):
                 if "error" in told:
                     raise SpecquantError(told["error"])
                 if "left_out" in told:
@@ -79,10 +79,11 @@ def record(measure: Measure, parameters: Parameters, out_dir: str | Path, anew: 
 
 
 def _fresh_process(
-    measure: Measure, parameters: Parameters, units: Sequence[dict], path: Path
+    measure: Measure, parameters: Parameters, units: Sequence[dict], parts: Parts
 ) -> Iterator[dict[str, Any]]:
     """What the process that measures these units tells, a line for each."""
-    order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units, "path": str(path)}
+    order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units}
+    order |= {"path": str(parts.path), "same": parts.same}
     command = [sys.executable, "-m", "specquant.measure"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -104,7 +105,7 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
     measure: Measure = import_module(order["measure"]).MEASURE
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in order["parameters"].items()}
     parameters = measure.parameters(**values)
-    parts = Parts(measure.table, Path(order["path"]), parameters.same())
+    parts = Parts(measure.table, Path(order["path"]), order["same"])
     how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
     try:
         for unit, rows in measure.run(parameters, order["units"]):
