@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby
@@ -87,8 +88,9 @@ def _fresh_process(
     command = [sys.executable, "-m", "specquant.measure"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            process.stdin.write(json.dumps(order))
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it has died already, which its status tells
+                process.stdin.write(json.dumps(order))
+                process.stdin.close()
             yield from map(json.loads, process.stdout)
         except BaseException:
             process.terminate()
