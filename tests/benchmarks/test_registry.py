@@ -1,0 +1,21 @@
+"""Benchmarks are found by name, and a module that defines one is enough."""
+
+from pathlib import Path
+
+import pytest
+
+from specquant import benchmarks
+from specquant.benchmarks.registry import BENCHMARKS, get_benchmark, published
+from specquant.errors import SpecquantError
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(SpecquantError, match="unknown benchmark 'mmlu': choose one of mt-bench, spec-bench"):
+        get_benchmark("mmlu")
+
+
+def test_every_module_that_defines_a_benchmark_is_found_and_those_of_the_paper_come_first():
+    modules = Path(benchmarks.__path__[0]).glob("*.py")
+    assert len(BENCHMARKS) == sum("\nBENCHMARK = " in module.read_text() for module in modules)
+    assert list(BENCHMARKS)[:4] == published()[:4] == ["mt-bench", "spec-bench", "humaneval", "gsm8k"]
+    assert [get_benchmark(name).name for name in BENCHMARKS] == list(BENCHMARKS)
