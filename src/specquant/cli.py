@@ -378,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks.add_argument("--data-dir", type=_here, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task, spread evenly (default: all)")
-    tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
+    tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the benchmark's)")
     tasks.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     tasks.add_argument("--draft-size", type=int, default=60, metavar="N", help="of EAGLE-2's tree (default: 60)")
     tasks.add_argument("--iterations", type=int, default=6, metavar="N", help="of EAGLE-2's drafting (default: 6)")

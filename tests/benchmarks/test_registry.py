@@ -7,6 +7,7 @@ import pytest
 from specquant import benchmarks
 from specquant.benchmarks.registry import BENCHMARKS, get_benchmark, published
 from specquant.errors import SpecquantError
+from tests.questions import NAMES
 
 
 def test_an_unknown_benchmark_is_refused():
@@ -14,8 +15,9 @@ def test_an_unknown_benchmark_is_refused():
         get_benchmark("mmlu")
 
 
-def test_every_module_that_defines_a_benchmark_is_found_and_those_of_the_paper_come_first():
+def test_every_module_that_defines_a_benchmark_is_found_and_the_papers_keep_their_order():
     modules = Path(benchmarks.__path__[0]).glob("*.py")
     assert len(BENCHMARKS) == sum("\nBENCHMARK = " in module.read_text() for module in modules)
-    assert list(BENCHMARKS)[:4] == published()[:4] == ["mt-bench", "spec-bench", "humaneval", "gsm8k"]
+    for names in (BENCHMARKS, published()):
+        assert [name for name in names if name in NAMES] == ["mt-bench", "spec-bench", "humaneval", "gsm8k"]
     assert [get_benchmark(name).name for name in BENCHMARKS] == list(BENCHMARKS)
