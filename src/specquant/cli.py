@@ -714,7 +714,7 @@ def _bench_trees(arguments: argparse.Namespace) -> int:
 
 def _bench_tasks(arguments: argparse.Namespace) -> int:
     from specquant.experiments.methods import DraftSettings, Models
-    from specquant.measure.tasks import paper_form, record_benchmark
+    from specquant.measure.tasks import Parameters, paper_form, record_benchmark
     from specquant.tables.results import read_results
 
     methods = list(dict.fromkeys(method.strip() for method in arguments.methods.split(",")))
@@ -722,13 +722,12 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         DraftSettings().plan(method)  # refuses what is no method
     models = Models(arguments.model, scheme=arguments.scheme, **_companions(arguments), **_head_options(arguments))
     models.check_options(_named_companions(arguments))
-    path = record_benchmark(
+    parameters = Parameters(
         arguments.benchmark,
         methods,
         arguments.model,
         _companions(arguments),
         arguments.data_dir,
-        arguments.out,
         arguments.scheme,
         arguments.limit,
         arguments.max_new_tokens,
@@ -739,6 +738,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         _head_options(arguments),
         arguments.unsafe,
     )
+    path = record_benchmark(parameters, arguments.out)
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)
     return 0

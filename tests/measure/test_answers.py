@@ -12,7 +12,7 @@ from specquant.benchmarks.sandbox import wall
 from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.measure import tasks as recording
-from specquant.measure.tasks import record_benchmark
+from specquant.measure.tasks import Parameters, record_benchmark
 from specquant.study import read_provenance, read_results
 from tests.questions import NAMES, write_questions
 
@@ -29,7 +29,8 @@ def call(small_models, data_dir, tmp_path):
     def run(name="mt-bench", methods=METHODS, **options):
         companions = {"eagle_target": small_models / "eagle-target"}
         options = {"data_dir": data_dir, "out_dir": tmp_path / "out", "max_new_tokens": 6, "device": "cpu"} | options
-        return record_benchmark(name, methods, small_models / "target", companions, **options)
+        out_dir = options.pop("out_dir")
+        return record_benchmark(Parameters(name, methods, small_models / "target", companions, **options), out_dir)
 
     return run
 

@@ -95,6 +95,11 @@ class Lines:
                 ) from None
             self.read()
 
+    def missing(self, scheme: str, questions: Sequence[Question], methods: Sequence[str]) -> list[tuple[Question, str]]:
+        """The questions, each with a method, that are not answered in a scheme yet; methods take turns."""
+        todo = [(question, method) for question in questions for method in dict.fromkeys(methods)]
+        return [(question, method) for question, method in todo if (scheme, method, question.id) not in self.rows]
+
     def in_order(self) -> list[dict]:
         """The rows in the order of the questions, whichever process was first."""
         order = {number: place for place, number in enumerate(self._questions)}

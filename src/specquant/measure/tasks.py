@@ -4,9 +4,10 @@ An interrupted run goes on where it stopped: what the file of answers holds is n
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,92 +37,118 @@ WHAT_MAY_HAPPEN = (
 )
 
 
-def record_benchmark(
-    name: str,
-    methods: Sequence[str],
-    target: str | Path,
-    companions: Mapping[str, str | Path],
-    data_dir: str | Path,
-    out_dir: str | Path,
-    scheme: str | None = None,
-    limit: int | None = None,
-    max_new_tokens: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    settings: DraftSettings | None = None,
-    context_length: int | None = None,
-    head_options: Mapping[str, str | int | Path | None] | None = None,
-    unsafe: bool = False,
-) -> Path:
+@dataclass(frozen=True)
+class Parameters:
+    """What to measure.
+
+    Attributes:
+        benchmark: Its name.
+        methods: Of `experiments.methods.METHODS`.
+        target, companions, scheme, context_length, head_options: As for `Models`; head_options are `head_scheme`,
+            `head_vocabulary` and `head_text`.
+        data_dir: Where the files of benchmarks are.
+        limit: The most questions of each task; None for all.
+        max_new_tokens: In one turn; None for the benchmark's own.
+        device: None for the GPU, if there is one.
+        dtype: That models compute in; None for `models.device.default_dtype`.
+        settings: How methods draft.
+        unsafe: Run programs that the model wrote also where no sandbox can be made.
+    """
+
+    benchmark: str
+    methods: Sequence[str]
+    target: str | Path
+    companions: Mapping[str, str | Path]
+    data_dir: str | Path
+    scheme: str | None = None
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    settings: DraftSettings = field(default_factory=DraftSettings)
+    context_length: int | None = None
+    head_options: Mapping[str, str | int | Path | None] = field(default_factory=dict)
+    unsafe: bool = False
+
+    def models(self, device: str) -> Models:
+        return Models(
+            self.target,
+            scheme=self.scheme,
+            dtype=named_dtype(self.dtype),
+            device=device,
+            context_length=self.context_length,
+            **self.companions,
+            **self.head_options,
+        )
+
+    def same(self, models: Models, device: str, max_new_tokens: int) -> dict[str, Any]:
+        """What all answers of one file share, beside the questions."""
+        return {
+            "models": without_local_paths({"target": Path(self.target)} | dict(self.companions)),
+            "max_new_tokens": max_new_tokens,
+            "context_length": self.context_length,
+            **dtype_parameters(device, self.dtype),
+            "settings": asdict(self.settings),
+            "head_scheme": models.head_scheme,
+            "head_vocabulary": models.head_vocabulary,
+            "head_text": Path(models.head_text).name if models.head_text else None,
+            "device": device_name(device),
+        }
+
+
+def record_benchmark(parameters: Parameters, out_dir: str | Path) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
 
-    target, companions, scheme, context_length, head_options (`head_scheme` and so on): as for `Models`. limit: of
-    questions for each task. max_new_tokens: in one turn (default: the paper's). device: the GPU by default, if there is
-    one; dtype: that models compute in (default: `models.device.default_dtype`). unsafe: run HumanEval's answers also
-    where no sandbox can be made. Beside the table stand its provenance, NAME.json, and the lines with the answers,
-    NAME.jsonl (`Lines`): several processes may answer into one folder, and a last line that broke off is measured
-    again. Methods take turns on each question, so that a machine that grows slower slows all of them. Raises
-    SpecquantError where there are lines that were measured otherwise than now asked for, or a file is missing, damaged
-    or cannot be written.
+    Beside the table stand its provenance, NAME.json, and the lines with the answers, NAME.jsonl (`Lines`): several
+    processes may answer into one folder, and a last line that broke off is measured again. Raises SpecquantError where
+    there are lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
     """
-    benchmark = get_benchmark(name)
-    questions, sha256 = read_questions(benchmark, data_dir, limit)
-    every_question, _ = read_questions(benchmark, data_dir)
-    max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
-    device = choose_device(device)
-    models = Models(
-        target,
-        scheme=scheme,
-        dtype=named_dtype(dtype),
-        device=device,
-        context_length=context_length,
-        **companions,
-        **(head_options or {}),
-    )
-    settings = settings or DraftSettings()
-    speculators = {method: models.speculator(method, settings) for method in methods}
+    benchmark = get_benchmark(parameters.benchmark)
+    questions, sha256 = read_questions(benchmark, parameters.data_dir, parameters.limit)
+    every_question, _ = read_questions(benchmark, parameters.data_dir)
+    max_new_tokens = benchmark.max_new_tokens if parameters.max_new_tokens is None else parameters.max_new_tokens
+    device = choose_device(parameters.device)
+    models = parameters.models(device)
+    speculators = {method: models.speculator(method, parameters.settings) for method in parameters.methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
-    tokenizer = load_tokenizer(target)
-    parameters = {
-        "benchmark": name,
-        "questions_sha256": sha256,
-        "as_published": sha256 == benchmark.sha256,
-        "models": without_local_paths({"target": Path(target)} | dict(companions)),
-        "max_new_tokens": max_new_tokens,
-        "context_length": context_length,
-        **dtype_parameters(device, dtype),
-        "settings": asdict(settings),
-        "head_scheme": models.head_scheme,
-        "head_vocabulary": models.head_vocabulary,
-        "head_text": Path(models.head_text).name if models.head_text else None,
-        "device": device_name(device),
-        "sandbox": _sandbox(unsafe) if benchmark.runs_programs else None,
-    }
-    lines = Lines(resolve(out_dir) / f"{name}.jsonl", parameters, every_question)
+    tokenizer = load_tokenizer(parameters.target)
+    same = {"benchmark": benchmark.name, "questions_sha256": sha256, "as_published": sha256 == benchmark.sha256}
+    same |= parameters.same(models, device, max_new_tokens)
+    same |= {"sandbox": _sandbox(parameters.unsafe) if benchmark.runs_programs else None}
+    lines = Lines(resolve(out_dir) / f"{benchmark.name}.jsonl", same, every_question)
     with lines.locked():  # refuses what cannot be written before anything is measured
         lines.read()
-    scheme = models.target.scheme.name
-    todo = [
-        (question, method)
-        for question in questions
-        for method in speculators
-        if (scheme, method, question.id) not in lines.rows
-    ]
+
+    def answer(question: Question, method: str) -> dict:
+        return answer_question(
+            speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, parameters.unsafe
+        )
+
+    todo = lines.missing(models.target.scheme.name, questions, parameters.methods)
     for method in dict.fromkeys(method for _, method in todo):
         prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
         generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))
-    for question, method in tqdm(todo, desc=f"{name}, {scheme}", unit="answer"):
-        lines.read()
-        if (scheme, method, question.id) in lines.rows:
-            continue  # by another process, with the same command
-        row = {"model": parameters["models"]["target"], "scheme": scheme, "method": method}
-        row |= {"weights": "trained", "acceptance": "measured"}
-        row |= answer_question(speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, unsafe)
-        lines.add(row | {"parameters": parameters})
+    _answer_all(lines, models.target.scheme.name, todo, answer)
     with lines.locked():  # so that the last of several processes writes the table of all lines
         lines.read()
         table = benchmark_table(pd.DataFrame(lines.in_order()))
-        return write_results(table, lines.path.with_suffix(".csv"), parameters, device=device, repeats=1, clock=CLOCK)
+        return write_results(table, lines.path.with_suffix(".csv"), same, device=device, repeats=1, clock=CLOCK)
+
+
+def _answer_all(
+    lines: Lines, scheme: str, todo: Sequence[tuple[Question, str]], answer: Callable[[Question, str], dict]
+) -> None:
+    """Answer questions, each by a method, and write a line for each as it is answered.
+
+    Methods take turns on each question, so that a machine that grows slower slows all of them.
+    """
+    for question, method in tqdm(todo, desc=f"{lines.path.stem}, {scheme}", unit="answer"):
+        lines.read()
+        if (scheme, method, question.id) in lines.rows:
+            continue  # by another process, with the same command
+        row = {"model": lines.parameters["models"]["target"], "scheme": scheme, "method": method}
+        row |= {"weights": "trained", "acceptance": "measured"} | answer(question, method)
+        lines.add(row | {"parameters": lines.parameters})
 
 
 def _sandbox(unsafe: bool) -> str | None:
