@@ -23,8 +23,8 @@ SOURCES = sorted((ROOT / "src/specquant").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Each part may import itself and the parts before it. training stops short of decoding.
-ORDER = ["errors", "files", "tables", "kernels", "quant", "models", "decoding", "training", "experiments"]
-ORDER += ["measure", "study", "cli"]
+ORDER = ["errors", "files", "tables", "kernels", "quant", "models", "decoding", "benchmarks", "training"]
+ORDER += ["experiments", "measure", "study", "cli"]
 NOT_EVEN = {"training": {"decoding"}}
 
 

@@ -124,6 +124,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from specquant.benchmarks.registry import BENCHMARKS, published
+
     parser = argparse.ArgumentParser(
         prog="specquant",
         description="A reproducibility study of Speculative Decoding Meets Quantization (arXiv 2505.22179).",
@@ -370,13 +372,13 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
     _add_companions(tasks)
     _add_head_options(tasks)
-    tasks.add_argument("--benchmark", required=True, metavar="NAME", help="mt-bench, spec-bench, humaneval or gsm8k")
+    tasks.add_argument("--benchmark", required=True, metavar="NAME", help=", ".join(BENCHMARKS))
     tasks.add_argument(
         "--methods", default="autoregressive,eagle2", metavar="NAMES", help="with commas (default: %(default)s)"
     )
     tasks.add_argument("--data-dir", type=_here, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task, spread evenly (default: all)")
-    tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the paper's)")
+    tasks.add_argument("--max-new-tokens", type=int, metavar="N", help="in one turn (default: the benchmark's)")
     tasks.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     tasks.add_argument("--draft-size", type=int, default=60, metavar="N", help="of EAGLE-2's tree (default: 60)")
     tasks.add_argument("--iterations", type=int, default=6, metavar="N", help="of EAGLE-2's drafting (default: 6)")
@@ -416,7 +418,7 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="get what the project does not contain")
     fetch = data.add_subparsers(required=True, metavar="WHAT").add_parser("fetch", help="download benchmarks")
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="mt-bench, spec-bench, humaneval, gsm8k (default: all)")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(published())} (default: all)")
     fetch.add_argument("--data-dir", type=_here, default=BENCHMARK_FILES, metavar="DIR", help="default: %(default)s")
     fetch.set_defaults(command=_data_fetch)
 
@@ -711,9 +713,8 @@ def _bench_trees(arguments: argparse.Namespace) -> int:
 
 
 def _bench_tasks(arguments: argparse.Namespace) -> int:
-    from specquant.experiments.benchmark import paper_form
     from specquant.experiments.methods import DraftSettings, Models
-    from specquant.study.benchmark import record_benchmark
+    from specquant.measure.tasks import Parameters, paper_form, record_benchmark
     from specquant.tables.results import read_results
 
     methods = list(dict.fromkeys(method.strip() for method in arguments.methods.split(",")))
@@ -721,13 +722,12 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         DraftSettings().plan(method)  # refuses what is no method
     models = Models(arguments.model, scheme=arguments.scheme, **_companions(arguments), **_head_options(arguments))
     models.check_options(_named_companions(arguments))
-    path = record_benchmark(
+    parameters = Parameters(
         arguments.benchmark,
         methods,
         arguments.model,
         _companions(arguments),
         arguments.data_dir,
-        arguments.out,
         arguments.scheme,
         arguments.limit,
         arguments.max_new_tokens,
@@ -738,6 +738,7 @@ def _bench_tasks(arguments: argparse.Namespace) -> int:
         _head_options(arguments),
         arguments.unsafe,
     )
+    path = record_benchmark(parameters, arguments.out)
     print(paper_form(read_results(path)).to_string(index=False))
     print(path)
     return 0
@@ -789,12 +790,12 @@ def _bench_heads(arguments: argparse.Namespace) -> int:
 
 
 def _data_fetch(arguments: argparse.Namespace) -> int:
-    from specquant.experiments.fetch import fetch
-    from specquant.experiments.tasks import BENCHMARKS, get_benchmark
+    from specquant.benchmarks.fetch import fetch
+    from specquant.benchmarks.registry import get_benchmark, published
     from specquant.files import require_writable, resolve
 
     require_writable(resolve(arguments.data_dir))
-    for benchmark in [get_benchmark(name) for name in arguments.names or BENCHMARKS]:
+    for benchmark in [get_benchmark(name) for name in arguments.names or published()]:
         print(fetch(benchmark, arguments.data_dir), flush=True)
     return 0
 

@@ -10,14 +10,16 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from specquant.benchmarks.benchmark import is_text
+from specquant.benchmarks.chat import message_prompt
 from specquant.decoding import Generation, acceptance_rule, generate, tokens_of
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import DraftSettings, Models
-from specquant.experiments.tasks import chat_text, is_text
 from specquant.files import read_text, resolve
 from specquant.models.llama import Llama
 
 FIELDS = ("id", "task", "prompt")
+CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
 
 
 def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str, str]]:
@@ -56,9 +58,8 @@ def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A prompt's tokens: as a user's message where the tokenizer has a chat template, else as it is."""
-    chat = tokenizer.chat_template is not None
-    text = chat_text(tokenizer, [{"role": "user", "content": prompt}], True) if chat else prompt
-    return tokens_of(text, tokenizer, special=not chat)
+    text, special = message_prompt(prompt, tokenizer)
+    return tokens_of(text, tokenizer, special)
 
 
 def decode_prompts(

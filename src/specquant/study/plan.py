@@ -14,12 +14,12 @@ from specquant.experiments.calibration import COLUMNS, FEWEST, LEVELS, NUMBERS, 
 from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import by_task, decode_prompts, read_prompts
+from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, read_prompts
 from specquant.experiments.trees import RECORDED_TREES
 from specquant.files import resolve
 from specquant.models.device import dtype_name, dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.study.record import CLOCK, recorded_rows
+from specquant.study.record import recorded_rows
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_medians, read_provenance, read_results, write_results
 

@@ -16,7 +16,7 @@ from specquant.experiments.attention_cost import attention_cost, neighbour_cost
 from specquant.experiments.compatibility import profile_pass
 from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import by_task, decode_prompts, losslessness, read_prompts
+from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, losslessness, read_prompts
 from specquant.experiments.trees import drafted_trees
 from specquant.files import resolve, write_file
 from specquant.models.device import dtype_name
@@ -31,7 +31,6 @@ from specquant.tables.results import read_provenance, read_results, write_result
 TARGET_TREES = tuple((size, depth) for depth in (2, 3, 4, 6, 8) for size in (8, 16, 24, 32, 48, 60))
 INNER_TREES = tuple((size, depth) for depth in (2, 3, 4) for size in (8, 16, 30))
 TABLES = ("throughput", "losslessness")
-CLOCK = "time.perf_counter, sum over steps"
 
 
 def record_throughput(

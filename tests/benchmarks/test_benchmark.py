@@ -1,74 +1,24 @@
-"""Questions are read as published or refused with a sentence, and prompts have the paper's form."""
+"""Questions are read as published or refused with a sentence, and prompts that do not fit are cut."""
 
 import gzip
 import json
 
 import pytest
 
+from specquant.benchmarks.benchmark import prompt_tokens, read_questions
+from specquant.benchmarks.registry import BENCHMARKS
 from specquant.errors import SpecquantError
-from specquant.experiments.tasks import (
-    BENCHMARKS,
-    GSM8K_EXAMPLES,
-    SYSTEM_PROMPT,
-    get_benchmark,
-    prompt_tokens,
-    read_questions,
-)
-from specquant.models.loading import load_tokenizer
-from tests.questions import SUM, write_questions
-
-# The form of Llama 3's: a head for each message, white space stripped, an end after it.
-TEMPLATE = (
-    "{{ '<|begin|>' }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
-
-
-@pytest.fixture
-def data_dir(tmp_path):
-    return write_questions(tmp_path / "benchmarks")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(small_models):
-    return load_tokenizer(small_models / "target")
-
-
-@pytest.fixture
-def chat_tokenizer(small_models):
-    tokenizer = load_tokenizer(small_models / "target")
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def first(name, data_dir):
-    questions, _ = read_questions(BENCHMARKS[name], data_dir)
-    return questions[0]
-
-
-def prompt(name, data_dir, tokenizer, answers=()):
-    return BENCHMARKS[name].prompt(first(name, data_dir), answers, tokenizer)
+from tests.questions import NAMES, first_question
 
 
 def test_every_benchmark_is_read(data_dir):
-    read = {name: read_questions(benchmark, data_dir)[0] for name, benchmark in BENCHMARKS.items()}
+    read = {name: read_questions(BENCHMARKS[name], data_dir)[0] for name in NAMES}
     assert [len(questions) for questions in read.values()] == [2, 13, 1, 2]
     assert read["mt-bench"][0].turns == ("2 plus 3 makes", "And 4 plus")
     assert {question.task for question in read["mt-bench"]} == {"MT-Bench"}
     assert read["humaneval"][0].id == "HumanEval/0"
     assert [question.id for question in read["gsm8k"]] == ["1", "2"]
     assert read["gsm8k"][1].solution["answer"].endswith("#### 2,000")
-
-
-def test_spec_benchs_thirteen_categories_are_six_tasks(data_dir):
-    questions, _ = read_questions(BENCHMARKS["spec-bench"], data_dir)
-    tasks = [question.task for question in questions]
-    assert len(set(tasks)) == 6
-    assert tasks.count("multi-turn conversation") == 8
-    assert {question.category for question in questions if question.task == "question answering"} == {"qa"}
-    # MT-Bench's own sums are conversations; those of GSM8K are a task.
-    assert {q.category: q.task for q in questions}["math"] == "multi-turn conversation"
 
 
 def test_a_limit_is_for_each_task_and_spread_over_the_file(tmp_path):
@@ -81,7 +31,7 @@ def test_a_limit_is_for_each_task_and_spread_over_the_file(tmp_path):
         read_questions(BENCHMARKS["spec-bench"], tmp_path, 0)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_missing_files_and_lines_that_are_no_questions_are_named(name, data_dir):
     benchmark = BENCHMARKS[name]
     file = data_dir / benchmark.file
@@ -126,62 +76,8 @@ def test_a_question_that_is_no_text_is_named(data_dir):
         read_questions(BENCHMARKS["gsm8k"], data_dir)
 
 
-def test_an_unknown_benchmark_is_refused():
-    with pytest.raises(SpecquantError, match="unknown benchmark 'mmlu': choose one of mt-bench, spec-bench"):
-        get_benchmark("mmlu")
-
-
-def test_the_second_turn_sees_the_first_answer(data_dir, chat_tokenizer):
-    text, special = prompt("mt-bench", data_dir, chat_tokenizer, [" 5 \n"])
-    assert text == (
-        f"<|begin|><system>{SYSTEM_PROMPT}<|end|><user>2 plus 3 makes<|end|><assistant>5<|end|><user>And 4 plus<|end|>"
-        "<assistant>"
-    )
-    assert not special
-    assert prompt("mt-bench", data_dir, chat_tokenizer)[0].endswith("<user>2 plus 3 makes<|end|><assistant>")
-
-
-def test_the_template_brings_the_only_begin_token(data_dir, chat_tokenizer):
-    tokens, _ = prompt_tokens(BENCHMARKS["mt-bench"], first("mt-bench", data_dir), [], chat_tokenizer, 10_000)
-    assert tokens.count(chat_tokenizer.bos_token_id) == 1
-    assert tokens[0] == chat_tokenizer.bos_token_id
-
-
-def test_where_a_template_knows_no_system_role_the_user_says_it(data_dir, chat_tokenizer):
-    chat_tokenizer.chat_template = NO_SYSTEM
-    text, _ = prompt("mt-bench", data_dir, chat_tokenizer)
-    assert text == f"<|begin|><user>{SYSTEM_PROMPT}\n\n2 plus 3 makes<|end|><assistant>"
-    chat_tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(SpecquantError, match="template refuses the conversation: roles must alternate"):
-        prompt("mt-bench", data_dir, chat_tokenizer)
-
-
-def test_without_a_template_conversations_are_paragraphs(data_dir, tokenizer):
-    assert prompt("mt-bench", data_dir, tokenizer, ["5"]) == ("2 plus 3 makes\n\n5\n\nAnd 4 plus\n\n", True)
-    assert prompt("mt-bench", data_dir, tokenizer) == ("2 plus 3 makes\n\n", True)
-
-
-def test_a_program_is_asked_for_and_begun_or_continued(data_dir, chat_tokenizer, tokenizer):
-    text, special = prompt("humaneval", data_dir, chat_tokenizer)
-    assert f"```\n{SUM['prompt'].strip()}\n```<|end|><assistant>" in text
-    assert text.endswith("passes corresponding tests:\n```python\n")
-    assert not special
-    assert prompt("humaneval", data_dir, tokenizer) == (SUM["prompt"], True)
-
-
-def test_gsm8k_shows_eight_examples_that_are_right_and_needs_no_template(data_dir, chat_tokenizer):
-    text, special = prompt("gsm8k", data_dir, chat_tokenizer)
-    assert special
-    assert text.startswith("Q: There are 15 trees in the grove. Grove workers")
-    assert text.count("Q: ") == text.count("\nA:") == 9
-    assert text.count(" The answer is ") == 8
-    assert text.endswith("\n\nQ: Ann has 3 pens and buys 4. How many has she?\nA:")
-    assert [answer for *_, answer in GSM8K_EXAMPLES] == ["6", "5", "39", "8", "9", "29", "33", "8"]
-    assert all(reasoning.rstrip(".").endswith(answer) or answer in reasoning for _, reasoning, answer in GSM8K_EXAMPLES)
-
-
 def test_what_does_not_fit_is_cut_from_the_middle_and_counted(data_dir, tokenizer):
-    question = first("gsm8k", data_dir)
+    question = first_question("gsm8k", data_dir)
     whole, cut = prompt_tokens(BENCHMARKS["gsm8k"], question, [], tokenizer, 100_000)
     assert cut == 0
     for longest in (100, 101):

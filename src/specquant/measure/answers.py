@@ -1,7 +1,4 @@
-"""Recording a benchmark: one JSON line for each question and method as it is answered, then the table.
-
-An interrupted run goes on where it stopped: what the file of lines holds is not measured again.
-"""
+"""The file of a benchmark's answers: one JSON line for each question and method as it is answered."""
 
 import errno
 import fcntl
@@ -10,141 +7,20 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from tqdm import tqdm
-
-from specquant.decoding import generate
+from specquant.benchmarks.benchmark import Question
 from specquant.errors import SpecquantError
-from specquant.experiments.benchmark import answer_question, benchmark_table, longest_prompt
-from specquant.experiments.methods import METHODS, DraftSettings, Models
-from specquant.experiments.sandbox import wall, why_no_wall
-from specquant.experiments.tasks import Question, get_benchmark, prompt_tokens, read_questions
-from specquant.files import resolve
-from specquant.models.device import choose_device, dtype_parameters, named_dtype
-from specquant.models.loading import load_tokenizer
+from specquant.experiments.methods import METHODS
 from specquant.quant import SCHEMES
-from specquant.study.record import CLOCK
-from specquant.tables.provenance import device_name, without_local_paths
-from specquant.tables.results import write_results
 
-WARM_UP_TOKENS = 16
 # Measurements that an answer which ended at its first token does not have.
 NUMBERS = ("draft_size", "accepted_length", "inner_rounds", "inner_accepted_length")
 NUMBERS += ("draft_ms", "verify_ms", "other_ms", "tokens_per_s")
 TIMES = ("prefill_ms", "decode_ms")
 COUNTS = ("new_tokens", "steps", "decoded_tokens", "cut_tokens")
-WHAT_MAY_HAPPEN = (
-    "programs that the model wrote may do all that you may do: read, change and delete your files, use the network and "
-    "go on after the run"
-)
-
-
-def record_benchmark(
-    name: str,
-    methods: Sequence[str],
-    target: str | Path,
-    companions: Mapping[str, str | Path],
-    data_dir: str | Path,
-    out_dir: str | Path,
-    scheme: str | None = None,
-    limit: int | None = None,
-    max_new_tokens: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    settings: DraftSettings | None = None,
-    context_length: int | None = None,
-    head_options: Mapping[str, str | int | Path | None] | None = None,
-    unsafe: bool = False,
-) -> Path:
-    """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
-
-    target, companions, scheme, context_length, head_options (`head_scheme` and so on): as for `Models`. limit: of
-    questions for each task. max_new_tokens: in one turn (default: the paper's). device: the GPU by default, if there is
-    one; dtype: that models compute in (default: `models.device.default_dtype`). unsafe: run HumanEval's answers also
-    where no sandbox can be made. Beside the table stand its provenance, NAME.json, and the lines with the answers,
-    NAME.jsonl (`Lines`): several processes may answer into one folder, and a last line that broke off is measured
-    again. Methods take turns on each question, so that a machine that grows slower slows all of them. Raises
-    SpecquantError where there are lines that were measured otherwise than now asked for, or a file is missing, damaged
-    or cannot be written.
-    """
-    benchmark = get_benchmark(name)
-    questions, sha256 = read_questions(benchmark, data_dir, limit)
-    every_question, _ = read_questions(benchmark, data_dir)
-    max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
-    device = choose_device(device)
-    models = Models(
-        target,
-        scheme=scheme,
-        dtype=named_dtype(dtype),
-        device=device,
-        context_length=context_length,
-        **companions,
-        **(head_options or {}),
-    )
-    settings = settings or DraftSettings()
-    speculators = {method: models.speculator(method, settings) for method in methods}
-    longest = longest_prompt(list(speculators.values()), max_new_tokens)
-    tokenizer = load_tokenizer(target)
-    parameters = {
-        "benchmark": name,
-        "questions_sha256": sha256,
-        "as_published": sha256 == benchmark.sha256,
-        "models": without_local_paths({"target": Path(target)} | dict(companions)),
-        "max_new_tokens": max_new_tokens,
-        "context_length": context_length,
-        **dtype_parameters(device, dtype),
-        "settings": asdict(settings),
-        "head_scheme": models.head_scheme,
-        "head_vocabulary": models.head_vocabulary,
-        "head_text": Path(models.head_text).name if models.head_text else None,
-        "device": device_name(device),
-        "sandbox": _sandbox(unsafe) if name == "humaneval" else None,
-    }
-    lines = Lines(resolve(out_dir) / f"{name}.jsonl", parameters, every_question)
-    with lines.locked():  # refuses what cannot be written before anything is measured
-        lines.read()
-    scheme = models.target.scheme.name
-    todo = [
-        (question, method)
-        for question in questions
-        for method in speculators
-        if (scheme, method, question.id) not in lines.rows
-    ]
-    for method in dict.fromkeys(method for _, method in todo):
-        prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
-        generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))
-    for question, method in tqdm(todo, desc=f"{name}, {scheme}", unit="answer"):
-        lines.read()
-        if (scheme, method, question.id) in lines.rows:
-            continue  # by another process, with the same command
-        row = {"model": parameters["models"]["target"], "scheme": scheme, "method": method}
-        row |= {"weights": "trained", "acceptance": "measured"}
-        row |= answer_question(speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, unsafe)
-        lines.add(row | {"parameters": parameters})
-    with lines.locked():  # so that the last of several processes writes the table of all lines
-        lines.read()
-        table = benchmark_table(pd.DataFrame(lines.in_order()))
-        return write_results(table, lines.path.with_suffix(".csv"), parameters, device=device, repeats=1, clock=CLOCK)
-
-
-def _sandbox(unsafe: bool) -> str | None:
-    """What HumanEval's answers run behind, None where they do not run; says so where it is not a sandbox."""
-    if wall():
-        return wall()
-    if unsafe:
-        print(f"specquant: {why_no_wall()}: {WHAT_MAY_HAPPEN}", file=sys.stderr)
-        return "unsafe"
-    print(
-        f"specquant: answers are recorded, but not judged: {why_no_wall()}; --unsafe runs them all the same, but then "
-        f"{WHAT_MAY_HAPPEN}",
-        file=sys.stderr,
-    )
-    return None
 
 
 class Lines:
@@ -218,6 +94,11 @@ class Lines:
                     f"cannot write {self.path}: {error.strerror}; the same command goes on from what is there"
                 ) from None
             self.read()
+
+    def missing(self, scheme: str, questions: Sequence[Question], methods: Sequence[str]) -> list[tuple[Question, str]]:
+        """The questions, each with a method, that are not answered in a scheme yet; methods take turns."""
+        todo = [(question, method) for question in questions for method in dict.fromkeys(methods)]
+        return [(question, method) for question, method in todo if (scheme, method, question.id) not in self.rows]
 
     def in_order(self) -> list[dict]:
         """The rows in the order of the questions, whichever process was first."""

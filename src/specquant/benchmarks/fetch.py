@@ -1,13 +1,11 @@
 """Downloading the benchmarks' files: whole and as published, or not at all."""
 
 import hashlib
-from http.client import HTTPException
 from pathlib import Path
-from urllib.request import urlopen
 
+from specquant.benchmarks.benchmark import Benchmark
 from specquant.errors import SpecquantError
-from specquant.experiments.tasks import Benchmark
-from specquant.files import resolve, write_file
+from specquant.files import write_file
 
 TIMEOUT_S = 30  # without a byte
 MOST_BYTES = 32_000_000  # the largest file has 750,000
@@ -20,12 +18,17 @@ def fetch(benchmark: Benchmark, data_dir: str | Path) -> Path:
     written in one go, replacing a damaged file; an interrupted download leaves nothing behind and starts again. Raises
     SpecquantError where the download fails, the checksum differs or the folder cannot be written.
     """
-    path = resolve(data_dir) / benchmark.file
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    path = benchmark.path(data_dir)
     try:
         if path.is_file() and _sha256(path.read_bytes()) == benchmark.sha256:
             return path
     except OSError as error:
         raise SpecquantError(f"cannot read {path} ({error.strerror}): remove it, or choose another folder") from None
+    if benchmark.url is None:
+        raise SpecquantError(f"{path} is not as published: get it {benchmark.remedy(data_dir)}")
     try:
         with urlopen(benchmark.url, timeout=TIMEOUT_S) as response:
             content = response.read(MOST_BYTES)

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specquant.benchmarks.benchmark import read_questions
+from specquant.benchmarks.registry import BENCHMARKS
+from specquant.benchmarks.sandbox import wall
 from specquant.decoding import generate
 from specquant.errors import SpecquantError
-from specquant.experiments.benchmark import answer_question, benchmark_table, longest_prompt, paper_form
 from specquant.experiments.methods import tiny_models
-from specquant.experiments.sandbox import wall
-from specquant.experiments.tasks import BENCHMARKS, read_questions
+from specquant.measure.tasks import answer_question, benchmark_table, longest_prompt, paper_form
 from specquant.models.loading import load_tokenizer
 from tests.questions import write_questions
 

@@ -7,11 +7,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from specquant.benchmarks import fetch as fetching
+from specquant.benchmarks import registry
+from specquant.benchmarks.benchmark import read_questions
+from specquant.benchmarks.fetch import fetch
+from specquant.benchmarks.registry import BENCHMARKS, get_benchmark
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.experiments import fetch as fetching
-from specquant.experiments.fetch import fetch
-from specquant.experiments.tasks import BENCHMARKS
+from tests.questions import NAMES
 
 CONTENT = b'{"question_id": 81}\n' * 1000
 
@@ -117,8 +120,11 @@ def test_a_server_that_cannot_be_reached_or_sends_too_much(published, tmp_path, 
 
 
 def test_the_command_fetches_all_or_some(published, tmp_path, monkeypatch, capsys):
-    for name, benchmark in BENCHMARKS.items():
-        monkeypatch.setitem(BENCHMARKS, name, replace(published("whole"), name=name, file=benchmark.file))
+    for name, benchmark in list(BENCHMARKS.items()):
+        if name in NAMES:
+            monkeypatch.setitem(BENCHMARKS, name, replace(published("whole"), name=name, file=benchmark.file))
+        else:
+            monkeypatch.delitem(BENCHMARKS, name)
     assert main(["data", "fetch", "gsm8k", "humaneval", "--data-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "gsm8k_test.jsonl"), str(tmp_path / "HumanEval.jsonl.gz")]
     assert main(["data", "fetch", "--data-dir", str(tmp_path)]) == 0
@@ -127,7 +133,19 @@ def test_the_command_fetches_all_or_some(published, tmp_path, monkeypatch, capsy
     assert "unknown benchmark 'mmlu'" in capsys.readouterr().err
 
 
+def test_a_file_of_this_project_is_not_downloaded(published, tmp_path):
+    ours = replace(published("whole"), url=None, file=str(tmp_path / "ours.jsonl"))
+    (tmp_path / "ours.jsonl").write_bytes(CONTENT)
+    assert fetch(ours, tmp_path / "elsewhere") == tmp_path / "ours.jsonl"
+    (tmp_path / "ours.jsonl").write_bytes(CONTENT[:100])
+    with pytest.raises(SpecquantError, match=r"ours\.jsonl is not as published: get it from the repository"):
+        fetch(ours, tmp_path / "elsewhere")
+    (tmp_path / "ours.jsonl").unlink()
+    with pytest.raises(SpecquantError, match=r"there is no .*ours\.jsonl: get it from the repository"):
+        read_questions(ours, tmp_path / "elsewhere")
+
+
 def test_published_files_are_at_fixed_commits_with_a_checksum():
-    for benchmark in BENCHMARKS.values():
+    for benchmark in map(get_benchmark, registry.published()):
         assert any(len(part) == 40 for part in benchmark.url.split("/")), benchmark.name
         assert len(benchmark.sha256) == 64

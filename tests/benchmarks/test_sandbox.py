@@ -18,10 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from specquant.experiments import sandbox
-from specquant.experiments.inside_sandbox import SYS_KEYCTL
-from specquant.experiments.sandbox import MEBIBYTE, Limits, Outcome, run_program, wall, why_no_wall
-from tests.experiments.hostile import HOSTILE
+from specquant.benchmarks import sandbox
+from specquant.benchmarks.inside_sandbox import SYS_KEYCTL
+from specquant.benchmarks.sandbox import MEBIBYTE, Limits, Outcome, run_program, wall, why_no_wall
+from tests.benchmarks.hostile import HOSTILE
 
 LIMITS = Limits(wall_s=10, cpu_s=5, memory_bytes=128 * MEBIBYTE, disk_bytes=MEBIBYTE, processes=4)
 SHORT = Limits(wall_s=0.7, cpu_s=5, memory_bytes=128 * MEBIBYTE, disk_bytes=MEBIBYTE, processes=4)
@@ -392,7 +392,7 @@ def test_behind_the_wall_only_libraries_are_seen_and_root_is_no_root(walled):
 
 CALLER = """
 import sys
-from specquant.experiments import sandbox
+from specquant.benchmarks import sandbox
 if sys.argv[1] == "unsafe":
     sandbox.wall = lambda: None
 print(flush=True)

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from specquant.benchmarks import humaneval, sandbox
+from specquant.benchmarks.sandbox import wall
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.experiments import answers, sandbox
-from specquant.experiments.sandbox import wall
-from specquant.experiments.tasks import BENCHMARKS
-from specquant.study import benchmark as recording
+from specquant.measure import tasks as recording
+from specquant.measure.tasks import Parameters, record_benchmark
 from specquant.study import read_provenance, read_results
-from specquant.study.benchmark import record_benchmark
-from tests.questions import write_questions
+from tests.questions import NAMES, write_questions
 
 METHODS = ("autoregressive", "eagle2")
 
@@ -30,7 +29,8 @@ def call(small_models, data_dir, tmp_path):
     def run(name="mt-bench", methods=METHODS, **options):
         companions = {"eagle_target": small_models / "eagle-target"}
         options = {"data_dir": data_dir, "out_dir": tmp_path / "out", "max_new_tokens": 6, "device": "cpu"} | options
-        return record_benchmark(name, methods, small_models / "target", companions, **options)
+        out_dir = options.pop("out_dir")
+        return record_benchmark(Parameters(name, methods, small_models / "target", companions, **options), out_dir)
 
     return run
 
@@ -58,7 +58,7 @@ def lines(tmp_path, name="mt-bench"):
     return [json.loads(line) for line in (tmp_path / f"out/{name}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_runs_and_says_what_was_measured_and_how(call, tmp_path, name, data_dir):
     path = call(name)
     assert path == tmp_path / f"out/{name}.csv"
@@ -181,7 +181,7 @@ def test_a_full_disk_is_a_sentence(call, tmp_path):
 def test_without_a_sandbox_programs_run_by_choice_alone_and_it_is_said(
     small_models, data_dir, tmp_path, capsys, monkeypatch, unsafe
 ):
-    for module in (answers, sandbox, recording):
+    for module in (humaneval, sandbox, recording):
         monkeypatch.setattr(module, "wall", lambda: None)
     monkeypatch.setattr(recording, "why_no_wall", lambda: "bubblewrap is missing here (apt-get install bubblewrap)")
     command = [
@@ -322,10 +322,10 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 from specquant.cli import main
-from specquant.study import benchmark
+from specquant.measure import tasks
 
 ready, name, *command = sys.argv[1:]
-answer, met = benchmark.answer_question, []
+answer, met = tasks.answer_question, []
 
 def answer_together(*arguments):
     if not met:  # both have read the file, and answer the same unit now
@@ -335,7 +335,7 @@ def answer_together(*arguments):
             time.sleep(0.01)
     return answer(*arguments)
 
-benchmark.answer_question = answer_together
+tasks.answer_question = answer_together
 sys.exit(main(command))
 """
 

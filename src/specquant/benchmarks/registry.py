@@ -1,0 +1,30 @@
+"""All benchmarks by name. To add one, add a module to this package that defines BENCHMARK."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from specquant import benchmarks
+from specquant.benchmarks.benchmark import Benchmark
+from specquant.errors import SpecquantError
+
+
+def _find_benchmarks() -> dict[str, Benchmark]:
+    """The BENCHMARK of each module that defines one; those with the longest answers come first."""
+    modules = [import_module(f"{benchmarks.__name__}.{module.name}") for module in iter_modules(benchmarks.__path__)]
+    found = [module.BENCHMARK for module in modules if "BENCHMARK" in vars(module)]
+    return {benchmark.name: benchmark for benchmark in sorted(found, key=lambda each: -each.max_new_tokens)}
+
+
+BENCHMARKS = _find_benchmarks()
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of a name. Raises SpecquantError for another."""
+    if name not in BENCHMARKS:
+        raise SpecquantError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def published() -> list[str]:
+    """The names of those whose files are not this project's own, but have an address."""
+    return [name for name, benchmark in BENCHMARKS.items() if benchmark.url]

@@ -1,0 +1,289 @@
+"""How fast does each method answer a benchmark, and how well? Question by question, and the paper's table of it.
+
+An interrupted run goes on where it stopped: what the file of answers holds is not measured again.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, read_questions
+from specquant.benchmarks.registry import get_benchmark
+from specquant.benchmarks.sandbox import wall, why_no_wall
+from specquant.decoding import Generation, Speculator, generate
+from specquant.errors import SpecquantError
+from specquant.experiments.methods import DraftSettings, Models
+from specquant.experiments.throughput import CLOCK, measurements
+from specquant.files import resolve
+from specquant.measure.answers import Lines
+from specquant.models.device import choose_device, dtype_parameters, named_dtype
+from specquant.models.loading import load_tokenizer
+from specquant.tables.provenance import device_name, without_local_paths
+from specquant.tables.results import write_results
+
+WARM_UP_TOKENS = 16
+SHORTEST_PROMPT = 16
+FIGURES = ("accepted_length", "tokens_per_s", "speedup", "correct_percent")
+WHAT_MAY_HAPPEN = (
+    "programs that the model wrote may do all that you may do: read, change and delete your files, use the network and "
+    "go on after the run"
+)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What to measure.
+
+    Attributes:
+        benchmark: Its name.
+        methods: Of `experiments.methods.METHODS`.
+        target, companions, scheme, context_length, head_options: As for `Models`; head_options are `head_scheme`,
+            `head_vocabulary` and `head_text`.
+        data_dir: Where the files of benchmarks are.
+        limit: The most questions of each task; None for all.
+        max_new_tokens: In one turn; None for the benchmark's own.
+        device: None for the GPU, if there is one.
+        dtype: That models compute in; None for `models.device.default_dtype`.
+        settings: How methods draft.
+        unsafe: Run programs that the model wrote also where no sandbox can be made.
+    """
+
+    benchmark: str
+    methods: Sequence[str]
+    target: str | Path
+    companions: Mapping[str, str | Path]
+    data_dir: str | Path
+    scheme: str | None = None
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    settings: DraftSettings = field(default_factory=DraftSettings)
+    context_length: int | None = None
+    head_options: Mapping[str, str | int | Path | None] = field(default_factory=dict)
+    unsafe: bool = False
+
+    def models(self, device: str) -> Models:
+        return Models(
+            self.target,
+            scheme=self.scheme,
+            dtype=named_dtype(self.dtype),
+            device=device,
+            context_length=self.context_length,
+            **self.companions,
+            **self.head_options,
+        )
+
+    def same(self, models: Models, device: str, max_new_tokens: int) -> dict[str, Any]:
+        """What all answers of one file share, beside the questions."""
+        return {
+            "models": without_local_paths({"target": Path(self.target)} | dict(self.companions)),
+            "max_new_tokens": max_new_tokens,
+            "context_length": self.context_length,
+            **dtype_parameters(device, self.dtype),
+            "settings": asdict(self.settings),
+            "head_scheme": models.head_scheme,
+            "head_vocabulary": models.head_vocabulary,
+            "head_text": Path(models.head_text).name if models.head_text else None,
+            "device": device_name(device),
+        }
+
+
+def record_benchmark(parameters: Parameters, out_dir: str | Path) -> Path:
+    """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
+
+    Beside the table stand its provenance, NAME.json, and the lines with the answers, NAME.jsonl (`Lines`): several
+    processes may answer into one folder, and a last line that broke off is measured again. Raises SpecquantError where
+    there are lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
+    """
+    benchmark = get_benchmark(parameters.benchmark)
+    questions, sha256 = read_questions(benchmark, parameters.data_dir, parameters.limit)
+    every_question, _ = read_questions(benchmark, parameters.data_dir)
+    max_new_tokens = benchmark.max_new_tokens if parameters.max_new_tokens is None else parameters.max_new_tokens
+    device = choose_device(parameters.device)
+    models = parameters.models(device)
+    speculators = {method: models.speculator(method, parameters.settings) for method in parameters.methods}
+    longest = longest_prompt(list(speculators.values()), max_new_tokens)
+    tokenizer = load_tokenizer(parameters.target)
+    same = {"benchmark": benchmark.name, "questions_sha256": sha256, "as_published": sha256 == benchmark.sha256}
+    same |= parameters.same(models, device, max_new_tokens)
+    same |= {"sandbox": _sandbox(parameters.unsafe) if benchmark.runs_programs else None}
+    lines = Lines(resolve(out_dir) / f"{benchmark.name}.jsonl", same, every_question)
+    with lines.locked():  # refuses what cannot be written before anything is measured
+        lines.read()
+
+    def answer(question: Question, method: str) -> dict:
+        return answer_question(
+            speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, parameters.unsafe
+        )
+
+    todo = lines.missing(models.target.scheme.name, questions, parameters.methods)
+    for method in dict.fromkeys(method for _, method in todo):
+        prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
+        generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))
+    _answer_all(lines, models.target.scheme.name, todo, answer)
+    with lines.locked():  # so that the last of several processes writes the table of all lines
+        lines.read()
+        table = benchmark_table(pd.DataFrame(lines.in_order()))
+        return write_results(table, lines.path.with_suffix(".csv"), same, device=device, repeats=1, clock=CLOCK)
+
+
+def _answer_all(
+    lines: Lines, scheme: str, todo: Sequence[tuple[Question, str]], answer: Callable[[Question, str], dict]
+) -> None:
+    """Answer questions, each by a method, and write a line for each as it is answered.
+
+    Methods take turns on each question, so that a machine that grows slower slows all of them.
+    """
+    for question, method in tqdm(todo, desc=f"{lines.path.stem}, {scheme}", unit="answer"):
+        lines.read()
+        if (scheme, method, question.id) in lines.rows:
+            continue  # by another process, with the same command
+        row = {"model": lines.parameters["models"]["target"], "scheme": scheme, "method": method}
+        row |= {"weights": "trained", "acceptance": "measured"} | answer(question, method)
+        lines.add(row | {"parameters": lines.parameters})
+
+
+def _sandbox(unsafe: bool) -> str | None:
+    """What answers run behind, None where they do not run; says so where it is not a sandbox."""
+    if wall():
+        return wall()
+    if unsafe:
+        print(f"specquant: {why_no_wall()}: {WHAT_MAY_HAPPEN}", file=sys.stderr)
+        return "unsafe"
+    print(
+        f"specquant: answers are recorded, but not judged: {why_no_wall()}; --unsafe runs them all the same, but then "
+        f"{WHAT_MAY_HAPPEN}",
+        file=sys.stderr,
+    )
+    return None
+
+
+def longest_prompt(speculators: Sequence[Speculator], max_new_tokens: int) -> int:
+    """How many tokens a prompt may have, the same for all methods. Raises SpecquantError where no room is left."""
+    context = min(speculator.context_length for speculator in speculators)
+    if max_new_tokens < 1 or context - max_new_tokens < SHORTEST_PROMPT:
+        raise SpecquantError(
+            f"{max_new_tokens} new tokens leave no room for a prompt in the models' context of {context}: choose from "
+            f"1 to {context - SHORTEST_PROMPT} new tokens"
+        )
+    return context - max_new_tokens
+
+
+def answer_question(
+    speculator: Speculator,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    question: Question,
+    max_new_tokens: int,
+    longest: int,
+    unsafe: bool = False,
+) -> dict:
+    """Answer a question's turns one after the other, greedily; each sees the answers before it.
+
+    Returns a row: the figures of `throughput.measurements` over all turns together, decoded_tokens (of the steps, so
+    without each turn's first), cut_tokens (cut from prompts longer than `longest`), the answers, and whether the last
+    is right, None where there is no right answer, or no sandbox to find out (unsafe: find out without one).
+    """
+    generations: list[Generation] = []
+    cut_tokens = 0
+    for _ in question.turns:
+        answers = [generation.text for generation in generations]
+        prompt, cut = prompt_tokens(benchmark, question, answers, tokenizer, longest)
+        cut_tokens += cut
+        generations.append(generate(speculator, tokenizer, prompt, max_new_tokens))
+    together = Generation(
+        token_ids=[token for generation in generations for token in generation.token_ids],
+        text="",
+        stopped_by="",
+        accepted_lengths=[length for generation in generations for length in generation.accepted_lengths],
+        prefill_ms=sum(generation.prefill_ms for generation in generations),
+        steps=[step for generation in generations for step in generation.steps],
+    )
+    return {
+        "benchmark": benchmark.name,
+        "task": question.task,
+        "category": question.category,
+        "id": question.id,
+        **measurements(together),
+        "decoded_tokens": sum(together.accepted_lengths),
+        "cut_tokens": cut_tokens,
+        "stopped_by": [generation.stopped_by for generation in generations],
+        "answers": [generation.text for generation in generations],
+        "correct": benchmark.is_right(question, generations[-1].text, unsafe),
+    }
+
+
+def benchmark_table(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """The paper's figures for each scheme, method and task, and over all tasks where there are several.
+
+    As Spec-Bench's own script computes them (arXiv 2401.07851, evaluation/speed.py): accepted_length is the mean over
+    all steps of all questions; tokens_per_s is the mean over questions of each question's own speed (all its turns,
+    without prefill, as the paper times them); speedup divides it by that of autoregressive decoding of the same
+    questions in the same scheme. correct_percent: of the answers that can be right. FIGURE_low and FIGURE_high: the 95%
+    bootstrap interval over questions (percentiles; both sides of a speedup are drawn together), seeded; it has no width
+    where all answers are right or all wrong. A question whose answer ended at its first token has no speed.
+    """
+    if rows.task.nunique() > 1:
+        rows = pd.concat([rows, rows.assign(task="overall")])
+    same = ["model", "scheme", "task"]
+    plain = rows[rows.method == "autoregressive"].set_index([*same, "id"]).tokens_per_s
+    rows = rows.assign(plain=plain.reindex(pd.MultiIndex.from_frame(rows[[*same, "id"]])).to_numpy())
+    table = []
+    for key, group in rows.groupby(["model", "scheme", "method", "task", "weights", "acceptance"], sort=False):
+        count = len(group)
+        draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+        figures, drawn = _figures(group, np.arange(count)[None]), _figures(group, draws)
+        row = dict(zip(("model", "scheme", "method", "task", "weights", "acceptance"), key, strict=True))
+        row |= {
+            "questions": count,
+            "new_tokens": int(group.new_tokens.sum()),
+            "cut_tokens": int(group.cut_tokens.sum()),
+        }
+        for figure in FIGURES:
+            low, high = np.nan, np.nan
+            if np.isfinite(drawn[figure]).any():
+                low, high = np.nanquantile(drawn[figure], [0.025, 0.975])
+            row |= {figure: figures[figure].item(), f"{figure}_low": low, f"{figure}_high": high}
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def _figures(group: pd.DataFrame, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Each figure [samples] for draws [samples, questions] of a group's questions."""
+
+    def total(values: pd.Series) -> np.ndarray:
+        return np.nan_to_num(values.to_numpy(dtype=float))[draws].sum(axis=1)
+
+    def mean(values: pd.Series) -> np.ndarray:
+        return total(values) / total(values.notna())
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both = group.tokens_per_s.where(group.plain.notna())
+        return {
+            "accepted_length": total(group.decoded_tokens) / total(group.steps),
+            "tokens_per_s": mean(group.tokens_per_s),
+            "speedup": mean(both) / mean(group.plain.where(both.notna())),
+            "correct_percent": 100 * mean(group.correct.astype(float)),
+        }
+
+
+def paper_form(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for people: each figure with its interval in one cell; columns that say nothing are left out."""
+    shown = table[["scheme", "task", "method", "questions"]].copy()
+    if table.cut_tokens.any():
+        shown["cut from prompts"] = table.cut_tokens
+    for figure in FIGURES:
+        if table[figure].notna().any():
+            shown[figure.replace("_", " ")] = [
+                f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "-"
+                for value, low, high in zip(table[figure], table[f"{figure}_low"], table[f"{figure}_high"], strict=True)
+            ]
+    return shown
