@@ -15,7 +15,7 @@ study: .venv/.ready  ## run the study and link it from results/PROFILE/index.htm
 	$(BIN)/specquant study --profile $(PROFILE)
 
 test: .venv/.ready  ## run the tests and the notebooks' checks that take minutes
-	$(PYTEST) -m "not gpu and not full"
+	$(PYTEST) -m "not gpu and not full" --cov --cov-report= --cov-fail-under=1
 
 # What numpy's and torch's products take on a processor without AVX-512; each of these libraries has its own name for it.
 test-bits: export OPENBLAS_CORETYPE = Haswell

@@ -77,8 +77,6 @@ def test_what_documents_link_and_name_is_there(path):
         assert (path.parent / link).exists(), link
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
-    for folder in re.findall(r"`((?:src|tests|notebooks|docs|data)/[\w./-]*)`", text):
-        assert (ROOT / folder).exists() or (ROOT / folder).suffix == "", folder
 
 
 def test_hooks_check_by_ruff_fetch_nothing_and_keep_what_notebooks_hold():
