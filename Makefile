@@ -6,7 +6,7 @@ PROFILE ?= tiny
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-bits test-full test-gpu figures notebooks lab lint lock clean
+.PHONY: help study test test-bits test-full test-gpu coverage figures notebooks lab lint types lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -15,7 +15,7 @@ study: .venv/.ready  ## run the study and link it from results/PROFILE/index.htm
 	$(BIN)/specquant study --profile $(PROFILE)
 
 test: .venv/.ready  ## run the tests and the notebooks' checks that take minutes
-	$(PYTEST) -m "not gpu and not full"
+	$(PYTEST) -m "not gpu and not full" --cov --cov-report= --cov-fail-under=1
 
 # What numpy's and torch's products take on a processor without AVX-512; each of these libraries has its own name for it.
 test-bits: export OPENBLAS_CORETYPE = Haswell
@@ -30,6 +30,9 @@ test-full: .venv/.ready  ## run the long tests as well
 
 test-gpu: .venv/.ready  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest tests -m gpu
+
+coverage: .venv/.ready  ## run what make test runs, and show which lines it does not reach
+	$(PYTEST) -m "not gpu and not full" --cov --cov-report=term-missing
 
 figures: .venv/.ready  ## rebuild figures/ from data/ alone
 	$(BIN)/specquant figures
@@ -46,8 +49,11 @@ lint: .venv/.ready  ## check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: .venv/.ready  ## check the types
+	$(BIN)/python -m mypy
+
 clean:  ## remove all that can be made again, .venv and results/ too
-	rm -rf .venv build results src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build results src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, so an interrupted installation is taken up again, and a newer lock is installed.

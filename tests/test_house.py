@@ -127,9 +127,11 @@ def test_conda_takes_python_from_conda_and_the_rest_from_the_lock():
 def test_make_and_ci_set_up_from_the_lock():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^\.venv/\.ready: requirements\.lock$", makefile, re.MULTILINE)
-    for target in ("study", "test", "test-bits", "test-full", "test-gpu", "figures", "lab", "lint"):
+    targets = ("study", "test", "test-bits", "test-full", "test-gpu", "coverage", "figures", "lab", "lint", "types")
+    for target in targets:
         assert re.search(rf"^{target}: \.venv/\.ready", makefile, re.MULTILINE), target
-    assert (ROOT / ".ci/run").read_text().splitlines()[-3:] == ["make lint", "make test", "make test-bits"]
+    last = (ROOT / ".ci/run").read_text().splitlines()[-4:]
+    assert last == ["make lint", "make types", "make test", "make test-bits"]
 
 
 def test_bits_are_tested_as_on_a_processor_without_avx_512():

@@ -423,7 +423,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.set_defaults(command=_data_fetch)
 
     claims = commands.add_parser(
-        "claims", help="compute anew what data/published/claims.csv answers, and write README.md's table of it"
+        "claims", help="compute anew what data/published/claims.csv answers, and write README.md's list of it"
     )
     claims.set_defaults(command=_claims)
 

@@ -105,7 +105,7 @@ def written_whole(directory: Path) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, directory)
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or str(error)
         raise SpecquantError(f"cannot write {directory} ({reason}): free space or choose another directory") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -145,7 +145,7 @@ def written_in_parts(directory: Path, identity: Mapping[str, object]) -> Iterato
         made_of.unlink()
         os.replace(unfinished, directory)
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or str(error)
         raise SpecquantError(f"cannot write {directory} ({reason}): free space or choose another directory") from None
     finally:
         with suppress(OSError):  # as above

@@ -122,12 +122,12 @@ def test_assumptions_are_those_that_the_code_makes(evidence):
 
 def test_the_readme_shows_the_table():
     text = (project_root() / "README.md").read_text()
-    assert claims.with_table(text, claims.shown(claims.read_claims(), "README")) == text
+    assert claims.with_list(text, claims.shown(claims.read_claims(), "README")) == text
 
 
 def test_a_readme_without_markers_is_refused():
     with pytest.raises(SpecquantError, match="lacks the lines"):
-        claims.with_table("# specquant\n", pd.DataFrame())
+        claims.with_list("# specquant\n", pd.DataFrame())
 
 
 def test_an_unknown_quantity_is_refused(evidence):
@@ -145,4 +145,4 @@ def test_the_command_rewrites_answers(tmp_path, monkeypatch, capsys):
     assert main(["claims"]) == 0
     assert capsys.readouterr().out.split() == [str(table), str(readme)]
     same(claims.read_claims(table), claims.read_claims())
-    assert "| 60 tokens over one: Llama-3-8B, W8A8 |" in readme.read_text()
+    assert "* **60 tokens over one: Llama-3-8B, W8A8**: " in readme.read_text()

@@ -25,7 +25,7 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer))
     except TemplateError as error:
         if messages[0]["role"] != "system":
             raise SpecquantError(f"the tokenizer's chat template refuses the conversation: {error}") from None

@@ -119,7 +119,8 @@ def _limit(limits: dict) -> None:
 
 def _run(program: str, source: BinaryIO, sink: BinaryIO) -> int:
     """Run the program and answer calls, until no more come."""
-    this, names = os.getpid(), {"__name__": "program"}
+    this = os.getpid()
+    names: dict[str, Any] = {"__name__": "program"}
 
     def answer(what: Callable[[], Any]) -> bool:
         try:
@@ -195,8 +196,8 @@ def _packed(value: Any) -> Any:
     for name, kind in COLLECTIONS.items():
         if isinstance(value, kind):
             return {name: [_packed(item) for item in value]}
-    for name, kind in NUMBERS.items():
-        if isinstance(value, kind):
+    for name, number in NUMBERS.items():
+        if isinstance(value, number):
             return {name: str(value)}
     raise TypeError(f"a {type(value).__name__} is no plain value")
 

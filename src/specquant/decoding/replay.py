@@ -7,6 +7,7 @@ keep their cost, take the shape of trees that a trained head grew, and are accep
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,12 +31,13 @@ class ShapedTree(DraftTree):
     def of(cls, parents: Sequence[int], device: torch.device | str) -> "ShapedTree":
         """A shape alone, from the parents of its nodes; its tokens are 0."""
         shape = DraftTree.from_parents(torch.zeros(len(parents), dtype=torch.int64), torch.tensor(parents))
-        path, row = [], int(shape.depths.argmax())
+        path: list[int] = []
+        row = int(shape.depths.argmax())
         while row > 0:
             path.insert(0, row)
             row = parents[row]
-        parts = (shape.tokens, shape.parents, shape.depths, shape.ancestors)
-        return cls(*(part.to(device) for part in parts), longest=tuple(path))
+        on_it = {name: getattr(shape, name).to(device) for name in ("tokens", "parents", "depths", "ancestors")}
+        return cls(**on_it, longest=tuple(path))
 
 
 @dataclass
@@ -80,7 +82,8 @@ class Replay:
 
     def path(self, tree: DraftTree) -> list[int]:
         """The rows that are accepted by chance, without the root."""
-        path, chances = list(range(1, len(tree))), [self.agreement]
+        path = list(range(1, len(tree)))
+        chances: Sequence[float] = [self.agreement]
         if isinstance(tree, ShapedTree):
             path, chances = list(tree.longest), self.head
         for depth in range(len(path)):
@@ -89,10 +92,16 @@ class Replay:
         return path
 
 
+class SizedDrafter(Drafter, Protocol):
+    """A drafter that knows how large its drafts are."""
+
+    draft_size: int
+
+
 class ReplayedTrees:
     """A drafter whose trees take recorded shapes, in turn. It drafts as ever, tokens included."""
 
-    def __init__(self, drafter: Drafter, shapes: Sequence[Sequence[int]], device: torch.device | str):
+    def __init__(self, drafter: SizedDrafter, shapes: Sequence[Sequence[int]], device: torch.device | str):
         """shapes: the parents of every tree's nodes, as many as `drafter` drafts."""
         self.drafter = drafter
         self.shapes = [ShapedTree.of(parents, device) for parents in shapes]

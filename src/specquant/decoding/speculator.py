@@ -155,7 +155,8 @@ class Speculator:
 
     def propose(self, limit: int) -> DraftTree:
         self.rounds = []
-        root, drafted = self.tokens[-1], []
+        root = self.tokens[-1]
+        drafted: list[int] = []
         while len(drafted) < min(self.min_draft_length, limit):
             self.rounds.append(self.step(limit - len(drafted)))
             drafted += self.rounds[-1].tokens
@@ -191,7 +192,11 @@ class Speculator:
 
 def _milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
     """Between two moments that the device has passed."""
-    return 1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+    if isinstance(start, float) and isinstance(end, float):
+        return 1e3 * (end - start)
+    if isinstance(start, float) or isinstance(end, float):
+        raise TypeError("moments of two devices have no time between them")
+    return start.elapsed_time(end)
 
 
 def rows_after(chain: int, rows: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,10 @@ from specquant.experiments.methods import METHODS
 from specquant.quant import SCHEMES
 
 # Measurements that an answer which ended at its first token does not have.
-NUMBERS = ("draft_size", "accepted_length", "inner_rounds", "inner_accepted_length")
-NUMBERS += ("draft_ms", "verify_ms", "other_ms", "tokens_per_s")
+NUMBERS = (
+    *("draft_size", "accepted_length", "inner_rounds", "inner_accepted_length"),
+    *("draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
+)
 TIMES = ("prefill_ms", "decode_ms")
 COUNTS = ("new_tokens", "steps", "decoded_tokens", "cut_tokens")
 

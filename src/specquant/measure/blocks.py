@@ -4,8 +4,9 @@ What runs behind something larger finds the card in another state (`measure.sett
 """
 
 import random
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,7 +27,7 @@ class Blocks:
 
 
 def in_blocks(
-    runs: Mapping[Hashable, Callable[[], object]], device: torch.device, blocks: Blocks, order: random.Random
+    runs: Mapping[Any, Callable[[], object]], device: torch.device, blocks: Blocks, order: random.Random
 ) -> pd.DataFrame:
     """Time each of `runs` in blocks of its own, which come in random order.
 

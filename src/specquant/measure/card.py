@@ -39,7 +39,7 @@ class CardState:
 
     def mean(self) -> dict[str, float]:
         """The means of clock_mhz, of the multiprocessors, and power_w, as NVML reads it at once; else NaN."""
-        clock_mhz, power_w = np.mean([sample[1:] for sample in self._samples] or [[np.nan, np.nan]], axis=0)
+        clock_mhz, power_w = np.mean([sample[1:] for sample in self._samples] or [(np.nan, np.nan)], axis=0)
         return {"clock_mhz": clock_mhz, "power_w": power_w}
 
     def at(self, times: Sequence[float]) -> dict[str, np.ndarray]:

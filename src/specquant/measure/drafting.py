@@ -38,7 +38,7 @@ class Parameters:
     repeats: int = 50
     warm_up_ms: float = 200.0
     seed: int = 0
-    device: str | None = None
+    device: str = ""  # the GPU, if there is one
 
     def __post_init__(self):
         object.__setattr__(self, "device", choose_device(self.device))

@@ -10,19 +10,27 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
-from specquant.tables.parts import Parts
+from specquant.tables.parts import Parts, Unit
 from specquant.tables.table import Table
 
 
 class Parameters(Protocol):
     """What a measurement takes: a frozen dataclass of values that JSON can hold."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def repeats(self) -> int: ...
 
     def check(self) -> None:
         """Raises SpecquantError, before anything is measured, for what cannot be."""
@@ -80,13 +88,15 @@ def record(measure: Measure, parameters: Parameters, out_dir: str | Path, anew: 
 
 
 def _fresh_process(
-    measure: Measure, parameters: Parameters, units: Sequence[dict], parts: Parts
+    measure: Measure, parameters: Parameters, units: Sequence[Unit], parts: Parts
 ) -> Iterator[dict[str, Any]]:
     """What the process that measures these units tells, a line for each."""
     order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units}
     order |= {"path": str(parts.path), "same": parts.same}
     command = [sys.executable, "-m", "specquant.measure"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             with suppress(BrokenPipeError):  # it has died already, which its status tells
                 process.stdin.write(json.dumps(order))

@@ -64,7 +64,7 @@ class Parameters:
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
-    device: str | None = None
+    device: str = ""  # the GPU, if there is one
     dtype: str | None = None
 
     repeats = 1
@@ -88,8 +88,8 @@ class Parameters:
         return same | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
-        about = {"model": Path(self.model).name, "weights": "synthetic", "head_scheme": self.head_scheme}
-        about |= {"head_vocabulary": self.head_vocabulary or 0}
+        about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
+        about |= {"head_scheme": self.head_scheme, "head_vocabulary": self.head_vocabulary or 0}
         about |= {"intermediate": Path(self.intermediate).name if self.intermediate else "none"}
         about |= {"intermediate_scheme": self.intermediate_scheme}
         return [

@@ -33,7 +33,7 @@ class Parameters:
     processes: int = 3
     repeats: int = 100
     trees: str = RECORDED_TREES
-    device: str | None = None
+    device: str = ""  # the GPU, if there is one
 
     def __post_init__(self):
         object.__setattr__(self, "device", choose_device(self.device))
@@ -44,11 +44,11 @@ class Parameters:
         require_at_least(self, processes=1, repeats=1)
 
     def same(self) -> dict[str, Any]:
-        about = {"repeats": self.repeats, "acceptance": INNER_ACCEPTANCE, "trees": self.trees}
+        about: dict[str, Any] = {"repeats": self.repeats, "acceptance": INNER_ACCEPTANCE, "trees": self.trees}
         return about | {"device": device_name(self.device)}
 
     def units(self) -> list[dict[str, Any]]:
-        about = {"model": self.model, "scheme": self.scheme, "weights": "synthetic"}
+        about: dict[str, Any] = {"model": self.model, "scheme": self.scheme, "weights": "synthetic"}
         return [
             about | {"context_length": self.context_length, "process": process} for process in range(self.processes)
         ]

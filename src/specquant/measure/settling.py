@@ -6,7 +6,7 @@ EAGLE-2's step in the order in which decoding runs them: a draft, then a pass ov
 0 is drafts alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
 from typing import Any
@@ -53,7 +53,7 @@ class Parameters:
     context_length: int = 512
     processes: int = 3
     seed: int = 0
-    device: str | None = None
+    device: str = ""  # the GPU, if there is one
 
     repeats = 1
 
@@ -111,7 +111,7 @@ def settling(name: str, scheme: str, parameters: Parameters) -> pd.DataFrame:
 
 
 def successive(
-    passes: dict[int, Callable[[], object]], behind: int, idle_ms: float, device: torch.device
+    passes: Mapping[int, Callable[[], object]], behind: int, idle_ms: float, device: torch.device
 ) -> pd.DataFrame:
     """Times of successive passes of one token behind wide ones: a row for each."""
     for _ in range(3):

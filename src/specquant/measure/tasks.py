@@ -58,7 +58,7 @@ class Parameters:
     benchmark: str
     methods: Sequence[str]
     target: str | Path
-    companions: Mapping[str, str | Path]
+    companions: Mapping[str, Any]
     data_dir: str | Path
     scheme: str | None = None
     limit: int | None = None
@@ -67,7 +67,7 @@ class Parameters:
     dtype: str | None = None
     settings: DraftSettings = field(default_factory=DraftSettings)
     context_length: int | None = None
-    head_options: Mapping[str, str | int | Path | None] = field(default_factory=dict)
+    head_options: Mapping[str, Any] = field(default_factory=dict)
     unsafe: bool = False
 
     def models(self, device: str) -> Models:

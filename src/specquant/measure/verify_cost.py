@@ -64,7 +64,7 @@ class Parameters:
     warm_up_ms: float = 200.0
     turns: bool = False
     seed: int = 0
-    device: str | None = None
+    device: str = ""  # the GPU, if there is one
     dtype: str | None = None
     threads: int | None = None
     keep_targets_in: str = "results/targets"
@@ -208,7 +208,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             line = told.xs((model, scheme, context_length), level=("model", "scheme", "context_length"))
             line = line.droplevel("weights").sort_index()
             look, bars = mark(scheme, SCHEMES), (line["median"] - line.low, line.high - line["median"])
-            about = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
+            about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
             axis.errorbar(line.index, line["median"], yerr=bars, **about)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))

@@ -28,6 +28,9 @@ class EagleHead(nn.Module):
     `vocabulary` is None, or the tokens, int64 [n], that the rows of the LM head stand for (`shrink_head`).
     """
 
+    feature_map: torch.Tensor | None
+    vocabulary: torch.Tensor | None
+
     def __init__(
         self,
         config: PreTrainedConfig,

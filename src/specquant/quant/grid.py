@@ -1,5 +1,6 @@
 """The values that a quantized weight can take."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,13 +33,17 @@ class Grid(NamedTuple):
         values = (codes - self.zero).mul_(self.step)
         return (values.round_().clamp_(-128, 127) if self.integer else values).mul_(self.unit)
 
-    def expand(self, shape: tuple[int, int]) -> "Grid":
+    def expand(self, shape: Sequence[int]) -> "Grid":
         """The same grid with every tensor expanded to [out, groups]."""
-        return Grid(*(tensor.expand(shape) for tensor in self[:5]), *self[5:])
+        return self._with(tensor.expand(shape) for tensor in self[:5])
 
     def at(self, *index) -> "Grid":
         """The same grid with every tensor indexed."""
-        return Grid(*(tensor[index] for tensor in self[:5]), *self[5:])
+        return self._with(tensor[index] for tensor in self[:5])
+
+    def _with(self, tensors: Iterable[torch.Tensor]) -> "Grid":
+        unit, step, zero, lowest, highest = tensors
+        return Grid(unit, step, zero, lowest, highest, self.integer, self.e4m3)
 
 
 def in_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:

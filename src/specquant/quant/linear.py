@@ -31,10 +31,12 @@ class PackedLinear(nn.Module):
 
     group_size = 0  # inputs that share a scale; 0: all
     operand_bits = 8  # that codes are widened to
-    kernel_dtypes = (torch.float16, torch.bfloat16)  # that the kernel takes and gives; other inputs take the reference
+    # That the kernel takes and gives; other inputs take the reference.
+    kernel_dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
     code_dtype: torch.dtype | None = torch.int8  # of x's codes, which the kernel multiplies; None: it multiplies x
     row_invariant = False  # whether a row's result may not depend on how many other rows there are
     zero_steps = False  # whether a group of zeros may have the step 0
+    bias: torch.Tensor | None
 
     def __init__(self, out_features: int, in_features: int):
         super().__init__()
@@ -132,6 +134,7 @@ class PackedLinear(nn.Module):
     ) -> torch.Tensor:
         """What `forward` gives, without the bias."""
         if isinstance(x, tuple):
+            assert dtype is not None, "codes do not say in which dtype their product is"
             return self.run_kernel(x, dtype)
         if self.runs_kernel(x):
             return self.run_kernel(self.kernel_inputs(x), x.dtype)
@@ -169,6 +172,7 @@ class PackedLinear(nn.Module):
 class Float16Linear(PackedLinear):
     """fp16 weights; its kernel is cuBLAS's."""
 
+    weight: torch.Tensor
     kernel_dtypes = (torch.float16,)
     code_dtype = None
 
@@ -182,9 +186,10 @@ class Float16Linear(PackedLinear):
         return self.weight.to(dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
+        (x,) = inputs
         if self.row_invariant:
-            return fp16_triton(*inputs, self.weight, row_invariant=True, chosen=chosen)
-        return fp16_product(*inputs, self.weight)
+            return fp16_triton(x, self.weight, row_invariant=True, chosen=chosen)
+        return fp16_product(x, self.weight)
 
     def multiply(self, x, operand):
         return fp16_product(x, operand)
@@ -221,7 +226,8 @@ class Int8Linear(PackedLinear):
         return self.codes.to(dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w8a8_triton(*inputs, self.codes, self.scales, out_dtype=out_dtype, chosen=chosen)
+        x, token_scales = inputs
+        return w8a8_triton(x, token_scales, self.codes, self.scales, out_dtype=out_dtype, chosen=chosen)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -232,7 +238,7 @@ class Int4GroupLinear(PackedLinear):
 
     group_size = 128
     operand_bits = 16
-    code_dtype = None
+    code_dtype: torch.dtype | None = None
 
     def layout(self):
         return {
@@ -253,7 +259,8 @@ class Int4GroupLinear(PackedLinear):
         return w4a16_weight(self.codes, self.scales, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w4a16_triton(*inputs, self.codes, self.scales, self.row_invariant, chosen)
+        (x,) = inputs
+        return w4a16_triton(x, self.codes, self.scales, self.row_invariant, chosen)
 
     def multiply(self, x, operand):
         return w4a16_product(x, operand)
@@ -280,7 +287,8 @@ class AsymmetricInt4GroupLinear(Int4GroupLinear):
         return w4a16_asym_weight(self.codes, self.scales, self.zeros, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w4a16_asym_triton(*inputs, self.codes, self.scales, self.zeros, self.row_invariant, chosen)
+        (x,) = inputs
+        return w4a16_asym_triton(x, self.codes, self.scales, self.zeros, self.row_invariant, chosen)
 
 
 class Float8Linear(PackedLinear):
@@ -313,8 +321,9 @@ class Float8Linear(PackedLinear):
         return self.codes.to(dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        matrix = (self.codes, self.scales)
-        return fp8_triton(*inputs, *matrix, out_dtype=out_dtype, row_invariant=self.row_invariant, chosen=chosen)
+        x, token_scales = inputs
+        how = {"out_dtype": out_dtype, "row_invariant": self.row_invariant, "chosen": chosen}
+        return fp8_triton(x, token_scales, self.codes, self.scales, **how)
 
     def multiply(self, x, operand):
         return fp8_product(x, operand, self.scales)
@@ -343,8 +352,9 @@ class Int4Float8Linear(Int4GroupLinear):
         return w4a8_fp8_weight(self.signed_codes, self.scales, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        matrix = (self.signed_codes, self.scales)
-        return w4a8_fp8_triton(*inputs, *matrix, out_dtype=out_dtype, row_invariant=self.row_invariant, chosen=chosen)
+        x, token_scales = inputs
+        how = {"out_dtype": out_dtype, "row_invariant": self.row_invariant, "chosen": chosen}
+        return w4a8_fp8_triton(x, token_scales, self.signed_codes, self.scales, **how)
 
     def multiply(self, x, operand):
         return w4a8_fp8_product(x, operand)
@@ -372,7 +382,8 @@ class QQQLinear(PackedLinear):
         return qqq_weight(self.codes, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w4a8_triton("qqq", *inputs, self.codes, self.scales, out_dtype=out_dtype, chosen=chosen)
+        x, token_scales = inputs
+        return w4a8_triton("qqq", x, token_scales, self.codes, self.scales, out_dtype=out_dtype, chosen=chosen)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -415,8 +426,9 @@ class QQQGroupLinear(PackedLinear):
         return qqq_group_weight(self.codes, self.group_scales, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        matrix = (self.codes, self.scales, self.group_scales)
-        return w4a8_triton("qqq-g128", *inputs, *matrix, out_dtype=out_dtype, chosen=chosen, clamped=self.clamped)
+        x, token_scales = inputs
+        how = {"out_dtype": out_dtype, "chosen": chosen, "clamped": self.clamped}
+        return w4a8_triton("qqq-g128", x, token_scales, self.codes, self.scales, self.group_scales, **how)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -448,7 +460,9 @@ class QoQLinear(PackedLinear):
         return qoq_weight(self.codes, self.zeros, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w4a8_triton("qoq", *inputs, self.codes, self.scales, self.zeros, out_dtype=out_dtype, chosen=chosen)
+        x, token_scales = inputs
+        how = {"out_dtype": out_dtype, "chosen": chosen}
+        return w4a8_triton("qoq", x, token_scales, self.codes, self.scales, self.zeros, **how)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -496,9 +510,9 @@ class QoQGroupLinear(PackedLinear):
         return qoq_group_weight(self.codes, self.group_grids, dtype)
 
     def run_kernel(self, inputs, out_dtype, chosen=None):
-        return w4a8_triton(
-            "qoq-g128", *inputs, self.codes, self.scales, self.group_grids, out_dtype=out_dtype, chosen=chosen
-        )
+        x, token_scales = inputs
+        how = {"out_dtype": out_dtype, "chosen": chosen}
+        return w4a8_triton("qoq-g128", x, token_scales, self.codes, self.scales, self.group_grids, **how)
 
     def multiply(self, x, operand):
         return w8a8_product(x, operand, self.scales)
@@ -534,4 +548,5 @@ def _grid(unit, step=1, zero=0, lowest=0, highest=15, integer=False, e4m3=False)
     parts = (unit, step, zero, lowest, highest)
     device = next(part.device for part in parts if isinstance(part, torch.Tensor))
     tensors = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in parts)
-    return Grid(*torch.broadcast_tensors(*tensors), integer, e4m3)
+    unit, step, zero, lowest, highest = torch.broadcast_tensors(*tensors)
+    return Grid(unit, step, zero, lowest, highest, integer, e4m3)

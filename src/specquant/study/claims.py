@@ -6,6 +6,7 @@ tested: where an answer also needs an acceptance that was assumed, and where no 
 """
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from specquant.tables.verify_cost import KEYS
 
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
+WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
 FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
 ANSWERS = ["our_card", "our_value", "low", "high", "processes", "basis"]
@@ -260,25 +262,37 @@ def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
 
 
 def write_claims(path: str | Path = CLAIMS, readme: str | Path = README) -> list[Path]:
-    """Compute the answers anew and write them into claims.csv, and the short table into README.md; returns both paths.
+    """Compute the answers anew and write them into claims.csv, and the short list into README.md; returns both paths.
 
     Raises SpecquantError where a table is missing, or README.md has lost its markers.
     """
     answered = answer(read_claims(path), Evidence.read())
     table = write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
     text = resolve(readme).read_text(encoding="utf-8")
-    return [table, write_file(resolve(readme), with_table(text, shown(read_claims(path), "README")))]
+    return [table, write_file(resolve(readme), with_list(text, shown(read_claims(path), "README")))]
 
 
-def with_table(text: str, table: pd.DataFrame) -> str:
-    """README.md's text with this table between its markers. Raises SpecquantError where they are not there."""
-    (begin, end), lines = MARKERS, [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+def with_list(text: str, table: pd.DataFrame) -> str:
+    """README.md's text with what this table says between its markers: an item for each claim, as `shown` tells it.
+
+    Raises SpecquantError where the markers are not there.
+    """
+    begin, end = MARKERS
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise SpecquantError(
-            f"{README} lacks the lines {begin} and {end}, in this order: put them where the table goes"
-        )
-    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text[: text.index(begin)]}{begin}\n{drawn}\n{text[text.index(end) :]}"
+        raise SpecquantError(f"{README} lacks the lines {begin} and {end}, in this order: put them where the claims go")
+    items = "".join(_item(line) for line in table.to_dict("records"))
+    return f"{text[: text.index(begin)]}{begin}\n{items}{text[text.index(end) :]}"
+
+
+def _item(line: dict[str, str]) -> str:
+    """One claim in lines of at most WIDTH columns."""
+    told = [
+        f"{name[0].upper()}{name[1:]}: {line[name]}."
+        for name in line
+        if name not in ("claim", "verdict") and line[name]
+    ]
+    said = " ".join([f"**{line['claim']}**: {line['verdict']}.", *told])
+    return textwrap.fill(said, WIDTH, initial_indent="* ", subsequent_indent="  ") + "\n"
 
 
 def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:

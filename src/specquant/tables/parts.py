@@ -112,7 +112,7 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One provenance of several: what they agree on once; where they differ all values, sorted, of dates the ends."""
     joined = {}
     for name in dict.fromkeys(name for record in records for name in record):
-        values = []
+        values: list[Any] = []
         for record in records:
             value = record.get(name)
             values += [each for each in (value if isinstance(value, list) else [value]) if each not in values]

@@ -4,6 +4,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -47,7 +48,7 @@ METHODS = {
     "eagle3": Mark("EAGLE-3", "#cc78bc", "v"),
 }
 
-RC = {
+RC: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 300,
     "figure.constrained_layout.use": True,

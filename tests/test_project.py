@@ -1,0 +1,100 @@
+"""What people expect of a project beside its code: a license, how to cite it, what changed, and hooks."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import specquant
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+# https://github.com/citation-file-format/citation-file-format/blob/1.2.0/schema.json
+REQUIRED = {"authors", "cff-version", "message", "title"}
+REQUIRED_OF_A_REFERENCE = {"authors", "title", "type"}
+FIELDS = REQUIRED | {"type", "version", "license", "keywords", "references"}
+FIELDS_OF_A_REFERENCE = REQUIRED_OF_A_REFERENCE | {"journal", "year", "doi", "url", "identifiers"}
+PERSON, ENTITY = {"family-names", "given-names"}, {"name"}
+
+
+def test_the_license_is_the_one_that_pyproject_names():
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "MIT"
+    assert PROJECT["license-files"] == ["LICENSE"]
+    assert text.startswith("MIT License\n")
+    assert re.search(r"^Copyright \(c\) 20\d\d the specquant authors$", text, re.MULTILINE)
+    assert 'THE SOFTWARE IS PROVIDED "AS IS"' in text
+
+
+def test_the_citation_has_the_fields_of_its_format_and_the_paper_as_its_reference():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert set(citation) >= REQUIRED
+    assert set(citation) <= FIELDS
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["authors"] == [{"name": "the specquant authors"}]
+    assert citation["license"] == PROJECT["license"]
+    assert citation["version"] == specquant.__version__
+    (paper,) = citation["references"]
+    assert set(paper) >= REQUIRED_OF_A_REFERENCE
+    assert set(paper) <= FIELDS_OF_A_REFERENCE
+    assert paper["doi"] == "10.48550/arXiv.2505.22179"
+    assert paper["title"] in " ".join(README.replace("*", "").split())
+    assert isinstance(paper["year"], int)
+    assert all(set(author) in (PERSON, ENTITY) for author in paper["authors"])
+    assert len(paper["authors"]) == 7
+    for text in (citation["message"], citation["title"], citation["version"], paper["title"], paper["journal"]):
+        assert isinstance(text, str)
+    assert {"LICENSE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md"} <= set(re.findall(r"\]\(([\w.]+)\)", README))
+
+
+def test_the_changelog_has_the_form_of_keep_a_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert text.startswith("# Changelog\n")
+    versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    assert any(version.startswith(f"[{specquant.__version__}] - ") for version in versions)
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version) for version in versions[1:])
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_lines_have_at_most_120_columns(name):
+    lines = (ROOT / name).read_text().splitlines()
+    assert not [f"{name}:{number}" for number, line in enumerate(lines, 1) if len(line) > 120]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_what_documents_link_and_name_is_there(path):
+    text = path.read_text()
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def test_hooks_check_by_ruff_fetch_nothing_and_keep_what_notebooks_hold():
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
+    entries = [hook["entry"].split() for hook in local["hooks"]]
+    assert [entry[:2] for entry in entries] == [[".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"]]
+    assert "--check" in entries[1]
+
+
+def test_types_are_checked_where_they_are_said_to_be():
+    mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert mypy["files"] == ["src/specquant"]
+    by_rule = {rule: entry["module"] for entry in mypy["overrides"] for rule in entry if rule != "module"}
+    held = {"specquant.decoding.*", "specquant.measure.*", "specquant.quant.*", "specquant.tables.*"}
+    assert held <= set(by_rule["check_untyped_defs"])
+    assert not held & set(by_rule["ignore_errors"])
+    parts = [module.split(".")[1] for module in (*by_rule["check_untyped_defs"], *by_rule["ignore_errors"])]
+    for part in parts:
+        assert any((ROOT / "src/specquant" / name).exists() for name in (part, f"{part}.py")), part
