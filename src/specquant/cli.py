@@ -13,15 +13,10 @@ from pathlib import Path
 
 from specquant import __version__
 from specquant.errors import SpecquantError, lacks_memory
+from specquant.models.companions import COMPANIONS, directories_beside
 
 MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
 CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
-# Options of `generate` for the directories of models that draft.
-COMPANIONS = {
-    "eagle-target": "the target's EAGLE head",
-    "intermediate": "the small model of vanilla and hierarchical decoding",
-    "eagle-intermediate": "the intermediate model's EAGLE head",
-}
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Where the files of the benchmarks are put and looked for.
 BENCHMARK_FILES = Path("results/benchmarks")
@@ -123,6 +118,17 @@ def _check_output(arguments: argparse.Namespace) -> None:
         require_writable(resolve(out), arguments.command in (_calibrate, _quantize, _export, _convert_head))
 
 
+class _WithMethods(argparse.HelpFormatter):
+    """Help that may name %(methods)s, which are asked for only where it is shown: their drafters import torch."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help and "%(methods)s" in action.help:
+            from specquant.decoding.drafters import METHODS
+
+            return action.help.replace("%(methods)s", ", ".join(METHODS))
+        return action.help
+
+
 def _parser() -> argparse.ArgumentParser:
     from specquant.benchmarks.registry import BENCHMARKS, published
 
@@ -142,14 +148,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.set_defaults(command=_study)
 
-    generate = commands.add_parser("generate", help="continue a prompt by one of the paper's methods")
+    generate = commands.add_parser("generate", help="continue a prompt by any method", formatter_class=_WithMethods)
     generate.add_argument("--model", type=Path, required=True, metavar="DIR", help=MODEL)
     generate.add_argument("--revision", help="branch, tag or commit of a target on the hub (default: its main branch)")
     generate.add_argument("--scheme", help="round fp16 weights to this scheme (default: as the weights are stored)")
     generate.add_argument(
         "--method",
         default="autoregressive",
-        help="autoregressive (default), vanilla, eagle2, hierarchical, or auto: what is predicted to be fastest here",
+        help="%(methods)s, or auto: what is predicted to be fastest here (default: %(default)s)",
     )
     generate.add_argument(
         "--calibration",
@@ -446,8 +452,9 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_companions(parser: argparse.ArgumentParser) -> None:
-    for option, what in COMPANIONS.items():
-        parser.add_argument(f"--{option}", type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
+    for which, what in COMPANIONS.items():
+        option = f"--{which.replace('_', '-')}"
+        parser.add_argument(option, type=Path, metavar="DIR", help=f"{what} (default: beside the target)")
 
 
 def _add_head_options(parser: argparse.ArgumentParser) -> None:
@@ -473,23 +480,19 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     target = arguments.model
     return {
         name: getattr(arguments, name) or (beside if os.path.isdir(target) and os.path.isdir(beside) else None)
-        for name, beside in (
-            ("eagle_target", target.parent / f"eagle-{target.name}"),
-            ("intermediate", target.parent / "intermediate"),
-            ("eagle_intermediate", target.parent / "eagle-intermediate"),
-        )
+        for name, beside in directories_beside(target).items()
     }
 
 
 def _named_companions(arguments: argparse.Namespace) -> list[str]:
-    return [name for name in (option.replace("-", "_") for option in COMPANIONS) if getattr(arguments, name)]
+    return [which for which in COMPANIONS if getattr(arguments, which)]
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from specquant.decoding import acceptance_rule, checked_prompt, generate
-    from specquant.experiments.methods import DraftSettings
+    from specquant.decoding.drafters import get_method
     from specquant.models.loading import load_tokenizer
 
     arguments.model = _at_revision(arguments.model, arguments.revision)
@@ -499,7 +502,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     models = _models(arguments)
     method, chosen = arguments.method, {}
     if method != "auto":
-        DraftSettings().plan(method)  # refuses what is no method
+        get_method(method)  # refuses what is none
     if method == "auto":
         from specquant.study.plan import choose_plan
 
@@ -713,13 +716,14 @@ def _bench_trees(arguments: argparse.Namespace) -> int:
 
 
 def _bench_tasks(arguments: argparse.Namespace) -> int:
+    from specquant.decoding.drafters import get_method
     from specquant.experiments.methods import DraftSettings, Models
     from specquant.measure.tasks import Parameters, paper_form, record_benchmark
     from specquant.tables.results import read_results
 
     methods = list(dict.fromkeys(method.strip() for method in arguments.methods.split(",")))
     for method in methods:
-        DraftSettings().plan(method)  # refuses what is no method
+        get_method(method)  # refuses what is none
     models = Models(arguments.model, scheme=arguments.scheme, **_companions(arguments), **_head_options(arguments))
     models.check_options(_named_companions(arguments))
     parameters = Parameters(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specquant.decoding.acceptance import Greedy
-from specquant.decoding.eagle import EagleDrafter
+from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.speculator import Speculator
 from specquant.models import graphs
 from specquant.models.llama import set_compute_dtype

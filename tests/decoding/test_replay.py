@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from specquant.decoding import DraftTree, EagleDrafter, Speculator
-from specquant.decoding.replay import Replay, ReplayedTrees, ShapedTree
+from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.replay import Replay, ShapedTree
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
 

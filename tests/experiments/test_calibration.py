@@ -4,10 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
+from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
 from specquant.experiments import calibration
 from specquant.experiments.calibration import COLUMNS, calibrate, calibrated
-from specquant.experiments.methods import METHODS, PLAN_FIELDS, Models, Plan, tiny_models
+from specquant.experiments.methods import PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
 
 PROBES = (
@@ -32,7 +33,7 @@ def test_every_method_takes_its_steps(small_models, tokenizer, probes):
     steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
     assert set(steps.columns) == set(COLUMNS)
     outer, inner = (steps[steps.level == level] for level in ("target", "intermediate"))
-    assert set(outer.method) == set(METHODS)
+    assert set(outer.method) == set(PAPER_METHODS)
     assert set(inner.method) == {"vanilla", "hierarchical"}
     for method, group in outer.groupby("method"):
         assert 40 <= (group.accepted + 1).sum() <= 40 + 20, method
@@ -42,7 +43,7 @@ def test_every_method_takes_its_steps(small_models, tokenizer, probes):
     planner, statistics = calibrated(steps)
     assert set(statistics.trees) == {(9, 2)}
     assert set(statistics.inner_trees) == {(7, 2)}
-    assert {plan.method for plan in planner.plans(statistics)} == set(METHODS)
+    assert {plan.method for plan in planner.plans(statistics)} == set(PAPER_METHODS)
     measured = outer[outer.method == "eagle2"].accepted.mean() + 1
     assert statistics.accepted_length(Plan("eagle2", 9, 2)) == pytest.approx(measured, rel=0.1)
 
@@ -75,9 +76,9 @@ def test_it_works_on_a_gpu_too(probes):
     models = tiny_models("data/tiny", dtype=torch.float16, device="cuda")
     steps = calibrate(models, load_tokenizer(models.paths["target"]), ["Question: How many are 3 and 4?\nAnswer:"], 32)
     outer = steps[steps.level == "target"]
-    assert set(outer.method) == set(METHODS)
+    assert set(outer.method) == set(PAPER_METHODS)
     planner, statistics = calibrated(steps)
-    assert {plan.method for plan in planner.plans(statistics)} == set(METHODS)
+    assert {plan.method for plan in planner.plans(statistics)} == set(PAPER_METHODS)
 
 
 def made_by_hand() -> pd.DataFrame:

@@ -7,7 +7,8 @@ are counted, and nothing else may differ.
 import pytest
 import torch
 
-from specquant.experiments.methods import METHODS, tiny_models
+from specquant.decoding.drafters import PAPER_METHODS
+from specquant.experiments.methods import tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, losslessness, read_prompts
 from specquant.files import project_root
@@ -73,7 +74,7 @@ def test_on_a_gpu_logits_are_as_near_as_a_cpu_s_in_fp16(scheme, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_on_a_gpu_only_near_ties_differ(scheme, tmp_path):
-    engine, rows = decode(scheme, tmp_path, METHODS, 48, "cuda", per_task=2)
+    engine, rows = decode(scheme, tmp_path, PAPER_METHODS, 48, "cuda", per_task=2)
     assert isinstance(engine.target, GraphedLlama)
     assert_only_near_ties_differ(scheme, rows)
 
@@ -82,5 +83,5 @@ def test_on_a_gpu_only_near_ties_differ(scheme, tmp_path):
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "w4a16-g128-asym"])
 def test_row_invariant_methods_write_the_same_tokens(scheme, tmp_path):
     """As decoding one by one on the same GPU, with no exception."""
-    _, rows = decode(scheme, tmp_path, METHODS, 48, "cuda", per_task=2, exact=False, row_invariant=True)
+    _, rows = decode(scheme, tmp_path, PAPER_METHODS, 48, "cuda", per_task=2, exact=False, row_invariant=True)
     assert (losslessness(rows).differing_prompts == 0).all(), rows[rows.first_difference >= 0].to_string()

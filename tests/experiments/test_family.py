@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
 from specquant.experiments import family as module
 from specquant.experiments.compatibility import prepare_passes
 from specquant.experiments.family import Family
-from specquant.experiments.methods import METHODS
 from specquant.experiments.throughput import decode_prompts, read_prompts
 from specquant.files import project_root
 from specquant.models import loading
@@ -72,7 +72,7 @@ def test_schemes_begin_with_what_the_others_are_compared_with(paths):
 
 
 def test_methods_are_those_whose_models_are_named(paths, capsys):
-    assert Family(**paths).methods() == list(METHODS)
+    assert Family(**paths).methods() == list(PAPER_METHODS)
     assert capsys.readouterr().out == ""
     assert Family(**paths | {"intermediate": ""}).methods() == ["autoregressive", "eagle2"]
     assert capsys.readouterr().out.splitlines() == [
@@ -130,7 +130,9 @@ def test_a_family_is_studied_on_a_gpu(tmp_path):
     for scheme in family.schemes("w8a8,w4a16-g128,w4a8-qoq"):
         passes = prepare_passes(family.models(scheme).target, [1, 8], context_length=64)
         assert all(run().isfinite().all() for run in passes.values())
-        rows = decode_prompts(family.models(scheme), family.tokenizer, prompts, METHODS, "tiny", max_new_tokens=24)
+        rows = decode_prompts(
+            family.models(scheme), family.tokenizer, prompts, PAPER_METHODS, "tiny", max_new_tokens=24
+        )
         lengths = rows.groupby("method").accepted_length.mean()
         assert (lengths.drop("autoregressive") > 2).all()
 

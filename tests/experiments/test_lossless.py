@@ -6,7 +6,8 @@ In float64, where rounding never decides about a token: what is tested is the de
 import pytest
 import torch
 
-from specquant.experiments.methods import METHODS, tiny_models
+from specquant.decoding.drafters import PAPER_METHODS
+from specquant.experiments.methods import tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import decode_prompts, losslessness, read_prompts
 from specquant.files import project_root
@@ -24,7 +25,7 @@ def keep_in(tmp_path_factory):
 def decode(scheme, keep_in, quantizer, prompts, max_new_tokens):
     target = quantized_target(TINY / "target", scheme, keep_in, quantizer)
     models = tiny_models(TINY, target, dtype=torch.float64)
-    return decode_prompts(models, load_tokenizer(target), prompts, METHODS, "tiny", max_new_tokens=max_new_tokens)
+    return decode_prompts(models, load_tokenizer(target), prompts, PAPER_METHODS, "tiny", max_new_tokens=max_new_tokens)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -33,7 +34,7 @@ def test_a_sample(scheme, keep_in):
     prompts = read_prompts("data/prompts/prompts.jsonl", per_task=1)[::2]
     rows = decode(scheme, keep_in, "round-to-nearest", prompts, 24)
     table = losslessness(rows)
-    assert list(table.method) == list(METHODS)
+    assert list(table.method) == list(PAPER_METHODS)
     assert (table.prompts == 4).all()
     assert (table.differing_prompts == 0).all(), rows[rows.first_difference >= 0].to_string()
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
+from specquant.decoding.drafters import METHODS, PAPER_METHODS
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import METHODS, DraftSettings, Models, Plan, tiny_models
+from specquant.experiments.methods import DraftSettings, Models, Plan, tiny_models
 from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
@@ -41,14 +42,14 @@ def test_every_method_decodes_the_targets_own_tokens(small_models, tmp_path, sch
     prompt = load_tokenizer(target)("7 plus 5 makes")["input_ids"]
     expected, lengths = decode(models.speculator("autoregressive"), prompt)
     assert lengths == [1] * 15
-    for method in METHODS[1:]:
+    for method in METHODS:
         assert decode(models.speculator(method), prompt)[0] == expected, method
 
 
 def test_the_methods_are_built_as_the_settings_say(small_models):
     settings = DraftSettings(12, 4, 5, inner_draft_size=9, inner_iterations=2, min_draft_length=3)
     models = tiny_models(small_models)
-    autoregressive, vanilla, eagle2, hierarchical = (models.speculator(method, settings) for method in METHODS)
+    autoregressive, vanilla, eagle2, hierarchical = (models.speculator(method, settings) for method in PAPER_METHODS)
     assert autoregressive.drafter is None
     assert all(method.model is models.target for method in (autoregressive, vanilla, eagle2, hierarchical))
 
@@ -84,7 +85,7 @@ def test_plans_say_what_they_are():
 
 def test_methods_that_were_given_their_companions(small_models):
     target, intermediate = small_models / "target", small_models / "intermediate"
-    assert tiny_models(small_models).given_methods() == list(METHODS)
+    assert tiny_models(small_models).given_methods() == list(PAPER_METHODS)
     assert Models(target, intermediate=intermediate).given_methods() == ["autoregressive", "vanilla"]
     assert Models(target, eagle_target=small_models / "eagle-target").given_methods() == ["autoregressive", "eagle2"]
 
@@ -213,7 +214,7 @@ def test_vocabularies_that_differ_in_padding_fit_and_decode_the_same(small_model
     for options in ({}, {"head_vocabulary": 270, "head_text": text}):
         models = tiny_models(root, dtype=torch.float64, **options)
         expected, _ = decode(models.speculator("autoregressive"), prompt)
-        for method in METHODS[1:]:
+        for method in METHODS:
             assert decode(models.speculator(method), prompt)[0] == expected, method
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from specquant.decoding import EagleDrafter, Speculator
-from specquant.decoding.replay import Replay, ReplayedTrees
+from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes
 from specquant.experiments.methods import Plan

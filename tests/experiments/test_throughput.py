@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from specquant.decoding import DraftTree, Generation, Step, generate
+from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import METHODS, DraftSettings, tiny_models
+from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.throughput import (
     by_task,
     decode_prompts,
@@ -52,11 +53,11 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def rows(models, tokenizer, prompts):
-    return decode_prompts(models, tokenizer, prompts, METHODS, "tiny", max_new_tokens=NEW_TOKENS)
+    return decode_prompts(models, tokenizer, prompts, PAPER_METHODS, "tiny", max_new_tokens=NEW_TOKENS)
 
 
 def test_one_row_for_each_prompt_and_method(rows, prompts):
-    expected = [(prompt["id"], prompt["task"], method) for prompt in prompts for method in METHODS]
+    expected = [(prompt["id"], prompt["task"], method) for prompt in prompts for method in PAPER_METHODS]
     assert list(zip(rows.id, rows.task, rows.method, strict=True)) == expected
     for column, value in {"model": "tiny", "scheme": "w8a8", "weights": "trained", "acceptance": "measured"}.items():
         assert set(rows[column]) == {value}
@@ -78,7 +79,7 @@ def test_drafts_are_accepted(rows):
 
 
 def test_a_row_is_what_generate_measures(models, tokenizer, prompts, rows):
-    for method in METHODS:
+    for method in PAPER_METHODS:
         row = rows[(rows.method == method) & (rows.id == prompts[0]["id"])].iloc[0]
         generation = generate(models.speculator(method), tokenizer, prompts[0]["prompt"], NEW_TOKENS)
         lengths = generation.accepted_lengths

@@ -2,9 +2,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.study import figures
-from specquant.tables.style import COLUMN_WIDTH_IN, METHODS, SCHEMES, legend_above, mark, new_figure, save_figure
+from specquant.tables.style import COLUMN_WIDTH_IN, SCHEMES, legend_above, mark, new_figure, save_figure
 
 SOME_SCHEMES = ["w4a16-g128", "fp16"]
 TIMES_MS = {"autoregressive": 10.0, "eagle2": 5.0}
@@ -105,7 +106,7 @@ def test_fonts_are_embedded_and_the_width_is_one_column(tmp_path):
 
 
 def test_marks_differ_in_colour_and_shape():
-    for marks in (SCHEMES, METHODS):
+    for marks in (SCHEMES, MARKS):
         assert len({look.color for look in marks.values()}) == len(marks)
         assert len({look.marker for look in marks.values()}) == len(marks)
     assert mark("my-scheme", SCHEMES).label == "my-scheme"

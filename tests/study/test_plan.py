@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from specquant.cli import main
+from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
 from specquant.experiments import calibration
-from specquant.experiments.methods import METHODS, PAPER_PLANS, Plan, tiny_models
+from specquant.experiments.methods import PAPER_PLANS, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
 from specquant.study import plan, read_results
 from specquant.study.plan import (

@@ -59,7 +59,7 @@ def test_a_phase_for_each_point():
         [["eagle2", "autoregressive"], ["hierarchical", "eagle2"]], index=[0.5, 0.9], columns=[0.4, 0.8]
     )
     figure = true_size.phase_diagram({"a": grid, "b": grid, "c": grid}, marked=(0.8, 0.9))
-    names = list(true_size.METHODS)
+    names = list(true_size.MARKS)
     assert [names[int(code)] for code in figure.axes[0].collections[0].get_array().ravel()] == list(
         grid.to_numpy().ravel()
     )

@@ -2,9 +2,10 @@
 
 from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy, Sampling, Verdict
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.eagle import EagleDrafter
+from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.generation import Generation, acceptance_rule, checked_prompt, generate, tokens_of
-from specquant.decoding.speculator import Speculator, Step
+from specquant.decoding.speculator import Speculator
+from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree
 
 __all__ = [

@@ -1,10 +1,12 @@
 """What a drafter is: anything that follows a model's confirmed tokens and proposes what comes next."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree
 
 
@@ -14,16 +16,27 @@ class Drafter(Protocol):
     A drafter's state is positional: how many confirmed positions it has run. `commit` truncates that to the tokens
     which stay and queues the new ones, so the first step, a rejection, full acceptance (the last draft and the added
     token are both new) and a rollback across several rounds are one rule.
+
+    The defaults are those of a drafter that proposes sequences and runs no model.
+
+    vocab_size: of the tokens that it takes and gives. context_length: positions that it can follow.
+    draft_size: the nodes of its largest tree, the root counted, for which the enclosing model keeps room behind its
+    context; 0 where it proposes sequences, which end within the context.
+    needs_features: whether it reads the enclosing model's features; to others None is handed.
+    rounds: the steps of its own model in the latest `propose`, where it has one.
     """
 
     vocab_size: int
     context_length: int
+    draft_size: int = 0
+    needs_features: bool = False
+    rounds: Sequence[Step] = ()
 
-    def start(self, tokens: list[int], features: torch.Tensor, rule: AcceptanceRule) -> None:
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         """Forget everything and follow `tokens`: the prompt and the first token behind it.
 
-        features: [len(tokens) - 1, hidden], the enclosing model's at the prompt's positions; a drafter that does not
-        need them ignores them. rule: how the outermost level chooses tokens (greedy, or its random state).
+        features: [len(tokens) - 1, hidden], the enclosing model's at the prompt's positions, if it needs them. rule:
+        how the outermost level chooses tokens (greedy, or its random state).
         """
         ...
 
@@ -31,10 +44,10 @@ class Drafter(Protocol):
         """A draft at most `limit` tokens deep, under the last confirmed token; just the root where there is none."""
         ...
 
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor) -> None:
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         """The first `length` confirmed tokens stay, whatever came after them is `tokens` now.
 
-        features: [n, hidden], the enclosing model's at the n positions that follow those already known; the last of
-        `tokens` has none yet.
+        features: [n, hidden], the enclosing model's at the n positions that follow those already known, if it needs
+        them; the last of `tokens` has none yet.
         """
         ...

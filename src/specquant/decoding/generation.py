@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding.acceptance import AcceptanceRule, Greedy, Sampling
-from specquant.decoding.speculator import Speculator, Step
+from specquant.decoding.speculator import Speculator
+from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
 
 # How tokens that stand for one byte are written in vocabularies like Llama 2's.

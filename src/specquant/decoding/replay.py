@@ -6,14 +6,12 @@ keep their cost, take the shape of trees that a trained head grew, and are accep
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Verdict, padded_rows
-from specquant.decoding.drafter import Drafter
+from specquant.decoding.acceptance import Acceptance, Verdict, padded_rows
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.kernels.acceptance import accept_greedily
@@ -90,39 +88,3 @@ class Replay:
             if next(self.draws[depth]) >= chances[min(depth, len(chances) - 1)]:
                 return path[:depth]
         return path
-
-
-class SizedDrafter(Drafter, Protocol):
-    """A drafter that knows how large its drafts are."""
-
-    draft_size: int
-
-
-class ReplayedTrees:
-    """A drafter whose trees take recorded shapes, in turn. It drafts as ever, tokens included."""
-
-    def __init__(self, drafter: SizedDrafter, shapes: Sequence[Sequence[int]], device: torch.device | str):
-        """shapes: the parents of every tree's nodes, as many as `drafter` drafts."""
-        self.drafter = drafter
-        self.shapes = [ShapedTree.of(parents, device) for parents in shapes]
-        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
-        self.draft_size = drafter.draft_size
-        if {len(shape) for shape in self.shapes} != {self.draft_size}:
-            raise SpecquantError(f"a drafter of {self.draft_size} nodes needs recorded trees of that size")
-        self.turn = 0
-
-    def start(self, tokens: list[int], features: torch.Tensor, rule: AcceptanceRule) -> None:
-        self.turn = 0
-        self.drafter.start(tokens, features, rule)
-
-    def propose(self, limit: int) -> DraftTree:
-        """A tree in the next shape; just the root where the draft is smaller or `limit` too low."""
-        tree = self.drafter.propose(limit)
-        shape = self.shapes[self.turn % len(self.shapes)]
-        if len(tree) < len(shape) or limit < len(shape.longest):
-            return DraftTree.sequence(tree.tokens[:1])
-        self.turn += 1
-        return replace(shape, tokens=tree.tokens)
-
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor) -> None:
-        self.drafter.commit(length, tokens, features)

@@ -6,7 +6,6 @@ EAGLE-2          Speculator(target, EagleDrafter(head))
 hierarchical     Speculator(target, Speculator(intermediate, EagleDrafter(head), min_draft_length=6))
 """
 
-from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
@@ -14,36 +13,13 @@ import torch.nn.functional as F
 
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
+from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.models.llama import Llama
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of a level: what it added to its confirmed tokens, and where the time went.
-
-    tokens: the accepted drafts and the token that the model added: their number is the accepted length. tree: what was
-    verified, and path: its accepted rows. inner_accepted_lengths: one for each step (round) of the level below.
-    draft_ms: until the draft is there; verify_ms: until the host knows what is accepted; other_ms: the rest.
-    q: None under greedy decoding, else [len(tokens), vocab_size], the distribution that each token follows.
-    """
-
-    tokens: list[int]
-    tree: DraftTree = field(repr=False)
-    path: list[int]
-    inner_accepted_lengths: list[int]
-    draft_ms: float
-    verify_ms: float
-    other_ms: float
-    q: torch.Tensor | None = field(default=None, repr=False)
-
-    @property
-    def accepted_length(self) -> int:
-        return len(self.tokens)
-
-
-class Speculator:
+class Speculator(Drafter):
     """A model that verifies what a drafter proposes; without a drafter it decodes token by token.
 
     It is also a `Drafter`: what it has accepted is a sequence draft for a larger model. As a drafter it takes steps
@@ -71,11 +47,12 @@ class Speculator:
             )
         self.model = model
         self.drafter = drafter
+        self._reads_features = drafter is not None and drafter.needs_features
         self.min_draft_length = min_draft_length
         self.vocab_size = vocab_size
         self.context_length = min(model.context_length, drafter.context_length) if drafter else model.context_length
         # Behind the context: room for a draft (a tree, or the sequence that a level below hands up).
-        self.cache = model.new_cache(self.context_length + getattr(drafter, "draft_size", 0) + 2)
+        self.cache = model.new_cache(self.context_length + (drafter.draft_size if drafter else 0) + 2)
         self.tokens: list[int] = []
         self.rounds: list[Step] = []  # the steps of the latest `propose`
 
@@ -102,7 +79,7 @@ class Speculator:
     def _start_drafter(self, first_token: int, features: torch.Tensor) -> None:
         self.tokens.append(first_token)
         if self.drafter:
-            self.drafter.start(self.tokens, features, self.rule)
+            self.drafter.start(self.tokens, features if self._reads_features else None, self.rule)
 
     @torch.inference_mode()
     def step(self, limit: int) -> Step:
@@ -122,7 +99,8 @@ class Speculator:
         verdict = self.rule.judge(tree, logits)
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)
-        features = features[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
+        if self._reads_features:
+            features = features[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
         accepted = verdict.read()
         verified = perf_counter()
 
@@ -131,8 +109,8 @@ class Speculator:
         tokens, length = accepted.tokens, len(self.tokens)
         self.tokens += tokens
         if self.drafter:
-            self.drafter.commit(length, tokens, features[:kept])
-        inner = [] if len(tree) == 1 else [step.accepted_length for step in getattr(self.drafter, "rounds", [])]
+            self.drafter.commit(length, tokens, features[:kept] if self._reads_features else None)
+        inner = [] if len(tree) == 1 else [step.accepted_length for step in self.drafter.rounds]
         draft_ms = _milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)
@@ -174,7 +152,7 @@ class Speculator:
             shared += 1
         self.cache.truncate(shared)
         if self.drafter:
-            self.drafter.commit(shared, confirmed[shared:], self._no_features)
+            self.drafter.commit(shared, confirmed[shared:], self._no_features if self._reads_features else None)
         self.tokens = confirmed
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
+from specquant.decoding.drafters import get_method
 from specquant.decoding.replay import ShapedTree
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import PAPER_PLANS, Plan
@@ -50,7 +51,7 @@ class AcceptanceStatistics:
     def of_tree(self, plan: Plan) -> np.ndarray:
         """The probabilities of 0, 1, 2, ... accepted drafts of a plan's trees. Raises SpecquantError where they are not
         known."""
-        trees = self.trees if plan.method == "eagle2" else self.inner_trees
+        trees = self.trees if get_method(plan.method).trees_of == "target" else self.inner_trees
         if plan.tree not in trees:
             raise SpecquantError(
                 f"no trees of {plan.draft_size} nodes and {plan.iterations} iterations were recorded, only of "
@@ -59,18 +60,17 @@ class AcceptanceStatistics:
         return trees[plan.tree]
 
     def accepted_length(self, plan: Plan) -> float:
-        """The mean number of tokens that a step of the target adds. Raises SpecquantError for an unknown method."""
-        if plan.method == "autoregressive":
-            return 1.0
-        if plan.method == "eagle2":
-            return _accepted_length(self.of_tree(plan))
-        return self.inner_steps(plan).accepted_length
+        """The mean number of tokens that a step of the target adds. Raises SpecquantError for an unknown method, and
+        for one of which that is not known."""
+        return get_method(plan.method).accepted_length(plan, self)
+
+    def tree_length(self, plan: Plan) -> float:
+        """The mean number of tokens that a pass over one of a plan's trees adds."""
+        return _accepted_length(self.of_tree(plan))
 
     def inner_steps(self, plan: Plan) -> InnerSteps:
-        """Of vanilla and hierarchical decoding."""
-        if plan.method not in ("vanilla", "hierarchical"):
-            raise SpecquantError(f"unknown method {plan.method!r}")
-        accepted = np.ones(1) if plan.method == "vanilla" else self.of_tree(plan)
+        """Of a plan whose drafts are an intermediate model's."""
+        accepted = self.of_tree(plan) if get_method(plan.method).trees_of else np.ones(1)
         starts = [_rounds(accepted, plan.min_draft_length, drafted) for drafted in (0, 1)]
         by_place = _by_depth(self.agreement, plan.min_draft_length + len(accepted))
         agreed = np.append(1.0, by_place.cumprod())

@@ -7,10 +7,11 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
 from specquant.experiments.cards import PassWork, read_cards
-from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.experiments.planner import Planner, against_fixed, measured_costs, phases
 from specquant.models.synthetic import synthetic_config
 
@@ -228,7 +229,7 @@ def replayed_against_fixed(
 
 def _worlds(replayed: pd.DataFrame) -> Iterator[tuple[Chances, pd.DataFrame]]:
     """Chances under which a target was decoded by several plans, with the rows of these; 0 where no plan needs one."""
-    of = {method: replayed[replayed.method == method] for method in METHODS}
+    of = {method: replayed[replayed.method == method] for method in PAPER_METHODS}
     heads = of["eagle2"].head_chance.unique() if len(of["eagle2"]) else [0.0]
     inner = of["hierarchical"][["head_chance", "agreement"]].drop_duplicates().itertuples(index=False, name=None)
     pairs = list(inner) or [(0.0, agreement) for agreement in of["vanilla"].agreement.unique()] or [(0.0, 0.0)]

@@ -11,19 +11,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import Speculator, Step, acceptance_rule
+from specquant.decoding.drafters import METHODS, methods_with, methods_with_trees
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import AcceptanceStatistics, Tree
-from specquant.experiments.methods import PLAN_FIELDS, Models, Plan
+from specquant.experiments.methods import PLAN_FIELDS, Models
 from specquant.experiments.planner import LevelCosts, Planner
 from specquant.experiments.throughput import prompt_ids
 
 # What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
-PROBES = (
-    Plan("autoregressive"),
-    *(Plan("vanilla", min_draft_length=length) for length in (2, 12)),
-    *(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6))),
-    *(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3))),
-)
+PROBES = tuple(plan for method in METHODS.values() for plan in method.probes)
 NUMBERS = (*PLAN_FIELDS[1:], "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
 COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "method", "level", *NUMBERS)
 LEVELS = ("target", "intermediate")
@@ -98,7 +94,7 @@ def _decode(
         decoded, whole = 0, False
         while decoded < min(most_of_one, left) and room - decoded >= LONGEST_DRAFT and not ends & set(latest):
             step = speculator.step(room - decoded)
-            rounds = getattr(speculator.drafter, "rounds", [])
+            rounds = speculator.drafter.rounds if speculator.drafter else ()
             for turn, inner in enumerate(rounds):
                 # After a draft of which everything was accepted, the first round also runs its last token.
                 yield _row("intermediate", inner, len(inner.tree) + (whole and turn == 0))
@@ -116,14 +112,15 @@ def _row(level: str, step: Step, rows: int) -> dict:
 def calibrated(steps: pd.DataFrame) -> tuple[Planner, AcceptanceStatistics]:
     """A planner with the costs, and the statistics of acceptance, that steps (`calibrate`) had."""
     outer, inner = (steps[steps.level == level] for level in LEVELS)
-    planner = Planner(_costs(outer, "eagle2"), _costs(inner, "hierarchical") if len(inner) else None)
-    drafted = outer[outer.method.isin(["vanilla", "hierarchical"])]
+    methods = [methods_with_trees((level,)) for level in LEVELS]
+    planner = Planner(_costs(outer, methods[0]), _costs(inner, methods[1]) if len(inner) else None)
+    drafted = outer[outer.method.isin(methods_with("intermediate"))]
     return planner, AcceptanceStatistics(
-        _accepted(outer, "eagle2"), _accepted(inner, "hierarchical"), _agreement(drafted.drafts, drafted.accepted)
+        _accepted(outer, methods[0]), _accepted(inner, methods[1]), _agreement(drafted.drafts, drafted.accepted)
     )
 
 
-def _costs(steps: pd.DataFrame, drafting: str) -> LevelCosts:
+def _costs(steps: pd.DataFrame, drafting: list[str]) -> LevelCosts:
     """Medians: of passes by their rows, of drafts by their iterations."""
     passes = _medians(steps.groupby("rows").verify_ms)
     drafts = _medians(_full(steps, drafting).groupby("iterations").draft_ms)
@@ -134,14 +131,14 @@ def _medians(times_ms: SeriesGroupBy) -> pd.Series:
     return times_ms.median()[times_ms.size() >= FEWEST]
 
 
-def _full(steps: pd.DataFrame, method: str) -> pd.DataFrame:
+def _full(steps: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     """The steps that verified a whole tree."""
-    return steps[(steps.method == method) & (steps.drafts == steps.draft_size - 1)]
+    return steps[steps.method.isin(methods) & (steps.drafts == steps.draft_size - 1)]
 
 
-def _accepted(steps: pd.DataFrame, method: str) -> dict[Tree, np.ndarray]:
+def _accepted(steps: pd.DataFrame, methods: list[str]) -> dict[Tree, np.ndarray]:
     """For each tree, how often 0, 1, 2, ... of its drafts were accepted."""
-    groups = _full(steps, method).groupby(["draft_size", "iterations"]).accepted
+    groups = _full(steps, methods).groupby(["draft_size", "iterations"]).accepted
     return {tree: np.bincount(accepted) / len(accepted) for tree, accepted in groups if len(accepted) >= FEWEST}
 
 

@@ -8,7 +8,9 @@ import pandas as pd
 import torch
 
 from specquant.decoding import DraftTree, EagleDrafter, Speculator
-from specquant.decoding.replay import Replay, ReplayedTrees
+from specquant.decoding.drafters import get_method, methods_with_trees
+from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
 from specquant.experiments.timing import spread
 from specquant.models.eagle import EagleHead
@@ -22,7 +24,7 @@ HEADS = ((None, None), ("w4a16-g128", None), ("w4a16-g128", 32768))
 # The same of the tiny models, whose vocabulary has 4096 entries: 1024 are as many as 32768 of 128256.
 TINY_HEADS = ((None, None), ("w4a16-g128", None), (None, 2048), (None, 1024), ("w4a16-g128", 1024))
 # What decodes with each of them: the first gives the tokens that the others must decode as well.
-HEAD_METHODS = ("autoregressive", "eagle2", "hierarchical")
+HEAD_METHODS = ("autoregressive", *methods_with_trees())
 # The tree, and the acceptance, of the inner loop: of a head's tokens, one after the other.
 INNER_TREE = (30, 3)
 INNER_ACCEPTANCE = 0.8
@@ -98,7 +100,7 @@ def head_costs(decoded: pd.DataFrame) -> list[dict]:
             continue
         accepted_length = (group.new_tokens - 1).sum() / group.steps.sum()
         head_accepted_length = accepted_length
-        if method == "hierarchical":
+        if get_method(method).trees_of == "intermediate":
             rounds = group.inner_rounds * group.steps
             head_accepted_length = (group.inner_accepted_length * rounds).sum() / rounds.sum()
         row = {"method": method, "prompts": len(group), "new_tokens": group.new_tokens.sum()}

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from specquant.decoding.drafters import METHODS, PAPER_METHODS, get_method
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import COMPANIONS, METHODS, Models
+from specquant.experiments.methods import Models
 from specquant.experiments.targets import possible_schemes, quantized_target
 from specquant.files import resolve
+from specquant.models.companions import COMPANIONS
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
 from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
@@ -49,9 +51,9 @@ class Family:
             raise SpecquantError(f"unknown dtype {self.dtype!r}: choose float16, bfloat16, float32 or float64")
         load_config(locate(resolve_model(self.target), SMALL_FILES))
         models = self._models(self.target)
-        for method, companions in COMPANIONS.items():
-            if all(models.paths[which] for which in companions):
-                models.check_companions(method)
+        for name, method in METHODS.items():
+            if all(models.paths[which] for which in method.companions):
+                models.check_companions(name)
 
     @property
     def shipped(self) -> bool:
@@ -89,11 +91,11 @@ class Family:
             raise SpecquantError(f"{self.target} does not fit {self.device} in any scheme of {names}")
         return fitting
 
-    def methods(self, names: Sequence[str] = METHODS) -> list[str]:
+    def methods(self, names: Sequence[str] = PAPER_METHODS) -> list[str]:
         """Those of `names` whose models are named; of each other one, what is missing is printed."""
         given = []
         for method in names:
-            missing = [which for which in COMPANIONS[method] if not getattr(self, which)]
+            missing = [which for which in get_method(method).companions if not getattr(self, which)]
             if missing:
                 print(f"{method} is left out: no {' and no '.join(missing)} is named")
             else:
@@ -110,10 +112,10 @@ class Family:
         return self._models(self.directory(scheme, method))
 
     def _models(self, target: str | Path) -> Models:
-        companions = (self.eagle_target, self.intermediate, self.eagle_intermediate)
+        companions = {which: getattr(self, which) for which in COMPANIONS}
         return Models(
             resolve_model(target),
-            *(resolve_model(path) if path else None for path in companions),
+            **{which: resolve_model(path) if path else None for which, path in companions.items()},
             dtype=getattr(torch, self.dtype),
             device=self.device,
             context_length=self._context_length,

@@ -1,16 +1,18 @@
-"""The paper's four methods: what they need, how they draft, and how they are put together from model directories."""
+"""The methods put together from model directories, and the plans of the paper."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from specquant.decoding import Drafter, EagleDrafter, Speculator
+from specquant.decoding.drafters import METHODS, get_method
+from specquant.decoding.method import PLAN_FIELDS as PLAN_FIELDS
+from specquant.decoding.method import DraftSettings, Plan, TwoModels
 from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
+from specquant.models.companions import COMPANIONS
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
@@ -27,66 +29,6 @@ from specquant.models.loading import (
 )
 from specquant.quant import get_scheme
 
-# What each method needs besides the target, in the order of loading.
-COMPANIONS = {
-    "autoregressive": (),
-    "vanilla": ("intermediate",),
-    "eagle2": ("eagle_target",),
-    "hierarchical": ("intermediate", "eagle_intermediate"),
-}
-METHODS = tuple(COMPANIONS)
-
-
-@dataclass(frozen=True)
-class DraftSettings:
-    """How the methods draft; the defaults are the paper's (sections 3 and 5).
-
-    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that
-    the intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
-    """
-
-    draft_size: int = 60
-    iterations: int = 6
-    top_k: int = 10
-    inner_draft_size: int = 30
-    inner_iterations: int = 3
-    min_draft_length: int = 6
-
-    def plan(self, method: str) -> "Plan":
-        """The part of them that a method uses. Raises SpecquantError for one that is not of METHODS."""
-        plans = {
-            "autoregressive": Plan("autoregressive"),
-            "vanilla": Plan("vanilla", min_draft_length=self.min_draft_length),
-            "eagle2": Plan("eagle2", self.draft_size, self.iterations),
-            "hierarchical": Plan("hierarchical", self.inner_draft_size, self.inner_iterations, self.min_draft_length),
-        }
-        if method not in plans:
-            raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        return plans[method]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A method and how it drafts. draft_size, iterations: of EAGLE-2's tree, on the intermediate model in a hierarchy;
-    min_draft_length: tokens that an intermediate model hands up at least."""
-
-    method: str
-    draft_size: int = 0
-    iterations: int = 0
-    min_draft_length: int = 0
-
-    def __str__(self) -> str:
-        tree = [f"{self.draft_size} nodes", f"{self.iterations} iterations"] if self.draft_size else []
-        drafts = [*tree, *([f"{self.min_draft_length} tokens or more"] if self.min_draft_length else [])]
-        return f"{self.method} ({', '.join(drafts)})" if drafts else self.method
-
-    @property
-    def tree(self) -> tuple[int, int]:
-        """Its nodes and iterations."""
-        return self.draft_size, self.iterations
-
-
-PLAN_FIELDS = tuple(field.name for field in fields(Plan))
 # The fixed choices of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
 PAPER_PLANS = (
     Plan("autoregressive"),
@@ -98,22 +40,12 @@ PAPER_PLANS = (
 )
 
 
-class TwoModels(Protocol):
-    """A target and the intermediate model, which is made when it is first asked for."""
+def assemble(plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
+    """The decoder of a plan. trees: gives what drafts trees for the "target" or for the "intermediate" model.
 
-    target: Llama | GraphedLlama
-    intermediate: Llama | GraphedLlama
-
-
-def assemble(plan: Plan, models: TwoModels, drafter: Callable[[str], Drafter]) -> Speculator:
-    """The decoder of a plan. drafter: gives what drafts trees for the "target" or for the "intermediate" model."""
-    if plan.method == "autoregressive":
-        return Speculator(models.target)
-    vocab_size = models.target.config.vocab_size
-    if plan.method == "eagle2":
-        return Speculator(models.target, drafter("target"))
-    inner = drafter("intermediate") if plan.method == "hierarchical" else None
-    return Speculator(models.target, Speculator(models.intermediate, inner, plan.min_draft_length, vocab_size))
+    Raises SpecquantError for an unknown method.
+    """
+    return Speculator(models.target, get_method(plan.method).drafter(plan, models, trees))
 
 
 class Models:
@@ -146,21 +78,21 @@ class Models:
         head_vocabulary: int | None = None,
         head_text: str | Path | None = None,
     ):
-        self.paths = {
-            "target": target,
-            "eagle_target": eagle_target,
-            "intermediate": intermediate,
-            "eagle_intermediate": eagle_intermediate,
-        }
+        companions = eagle_target, intermediate, eagle_intermediate
+        self.paths = {"target": target} | dict(zip(COMPANIONS, companions, strict=True))
         self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
 
     def given_methods(self) -> list[str]:
-        """The methods whose companions were given. Raises SpecquantError, before anything is loaded, where one of them
-        or the target is no model, or does not fit."""
+        """The methods that the planner knows whose companions were given. Raises SpecquantError, before anything is
+        loaded, where one of them or the target is no model, or does not fit."""
         load_config(locate(self.paths["target"], SMALL_FILES))
-        given = [method for method in METHODS if all(self.paths[which] for which in COMPANIONS[method])]
+        given = [
+            name
+            for name, method in METHODS.items()
+            if method.probes and all(self.paths[which] for which in method.companions)
+        ]
         for method in given:
             self.check_companions(method)
         return given
@@ -190,20 +122,20 @@ class Models:
         return self._load_head("eagle_intermediate", self.intermediate)
 
     def speculator(self, method: str | Plan, settings: DraftSettings | None = None) -> Speculator:
-        """The decoder of a plan, or of one of METHODS under settings, the paper's by default.
+        """The decoder of a plan, or of a method under settings, the paper's by default.
 
-        Raises SpecquantError for another method, and, before anything is loaded, where a companion was not given or
+        Raises SpecquantError for an unknown method, and, before anything is loaded, where a companion was not given or
         does not fit.
         """
         settings = settings or DraftSettings()
-        plan = method if isinstance(method, Plan) else settings.plan(method)
+        plan = method if isinstance(method, Plan) else get_method(method).plan(settings)
         self.check_companions(plan.method)
 
-        def drafter(which: str) -> EagleDrafter:
+        def trees(which: str) -> EagleDrafter:
             head = self.eagle_target if which == "target" else self.eagle_intermediate
             return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
 
-        return assemble(plan, self, drafter)
+        return assemble(plan, self, trees)
 
     def _load(self, which: str, dtype: torch.dtype | None, scheme: str | None = None) -> Llama | GraphedLlama:
         return graphed(load_model(self.paths[which], scheme, dtype, self.device, self.context_length))
@@ -223,7 +155,7 @@ class Models:
 
     def check_companions(self, method: str) -> None:
         """Raises SpecquantError where a companion that the method needs was not given, is none, or does not fit."""
-        for which in COMPANIONS[method]:
+        for which in get_method(method).companions:
             if self.paths[which] is None:
                 raise SpecquantError(f"the method {method} needs the directory of the {which.replace('_', ' ')} model")
             self._check_companion(which)

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
+from specquant.decoding.drafters import METHODS, get_method
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import AcceptanceStatistics, Chances, Shapes, Tree
+from specquant.experiments.acceptance import AcceptanceStatistics, Chances, Shapes
 from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Plan
 
 MIN_DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
@@ -73,19 +74,8 @@ class Planner:
     ) -> list[Plan]:
         """Every plan that can be predicted: all trees of known acceptance, where all passes were measured."""
 
-        def trees(known: Iterable[Tree], costs: LevelCosts) -> list[Tree]:
-            return [tree for tree in known if len(costs.draft_ms) and tree[0] <= costs.verify_ms.index.max()]
-
-        plans = [Plan("autoregressive")]
-        plans += [Plan("eagle2", *tree) for tree in trees(statistics.trees, self.target)]
-        if self.intermediate is None or not statistics.agreement:
-            return plans
-        lengths, longest = list(min_draft_lengths), self.target.verify_ms.index.max() - 1
-        plans += [Plan("vanilla", min_draft_length=length) for length in lengths if length <= longest]
-        for tree in trees(statistics.inner_trees, self.intermediate):
-            most = len(statistics.inner_trees[tree])  # tokens that a round adds
-            plans += [Plan("hierarchical", *tree, length) for length in lengths if length - 1 + most <= longest]
-        return plans
+        lengths = list(min_draft_lengths)
+        return [plan for method in METHODS.values() for plan in method.plans(self, statistics, lengths)]
 
     def best(self, statistics: AcceptanceStatistics, plans: Iterable[Plan] | None = None) -> Plan:
         """The plan with the most tokens per second, of `plans` or of all that can be predicted."""
@@ -103,25 +93,17 @@ class Planner:
         Raises SpecquantError for an unknown method, a model or tree that was not given, and a size that was not
         measured.
         """
-        target, inner = self.target, self.intermediate
-        if plan.method in ("autoregressive", "eagle2"):
-            drafts = plan.method == "eagle2"
-            size = plan.draft_size if drafts else 1
-            draft_ms = target.draft(plan.iterations) if drafts else 0.0
-            return _row(statistics.accepted_length(plan), size, 0.0, draft_ms, target.verify(size), target.other_ms)
-        if inner is None and plan.method in ("vanilla", "hierarchical"):
-            raise SpecquantError(f"{plan.method} needs the costs of an intermediate model")
-        steps = statistics.inner_steps(plan)
-        sizes = np.arange(len(steps.lengths)) + 1
-        verify_ms = sum(
-            chance * target.verify(size) for size, chance in zip(sizes, steps.lengths, strict=True) if chance
-        )
-        round_ms = inner.verify(1)
-        if plan.method == "hierarchical":
-            round_ms = inner.draft(plan.iterations) + inner.verify(plan.draft_size)
-        draft_ms = steps.rounds * (round_ms + inner.other_ms) + steps.catch_ups * (inner.verify(2) + inner.other_ms)
-        rounds = steps.rounds + steps.catch_ups
-        return _row(steps.accepted_length, float(steps.lengths @ sizes), rounds, draft_ms, verify_ms, target.other_ms)
+        predicted = get_method(plan.method).predict(plan, self, statistics)
+        step_ms = predicted.draft_ms + predicted.verify_ms + self.target.other_ms
+        return {
+            "accepted_length": predicted.accepted_length,
+            "mean_draft_size": predicted.draft_size,
+            "inner_rounds": predicted.inner_rounds,
+            "draft_ms": predicted.draft_ms,
+            "verify_ms": predicted.verify_ms,
+            "other_ms": self.target.other_ms,
+            "tokens_per_s": 1e3 * predicted.accepted_length / step_ms,
+        }
 
 
 def phases(
@@ -186,18 +168,4 @@ def against_fixed(plans: pd.DataFrame) -> dict:
         "fixed": fixed.idxmax(),
         "fixed_tokens_per_s": fixed.max(),
         "ratio": speeds.tokens_per_s[picked] / fixed.max(),
-    }
-
-
-def _row(
-    accepted_length: float, draft_size: float, inner_rounds: float, draft_ms: float, verify_ms: float, other_ms: float
-) -> dict[str, float]:
-    return {
-        "accepted_length": accepted_length,
-        "mean_draft_size": draft_size,
-        "inner_rounds": inner_rounds,
-        "draft_ms": draft_ms,
-        "verify_ms": verify_ms,
-        "other_ms": other_ms,
-        "tokens_per_s": 1e3 * accepted_length / (draft_ms + verify_ms + other_ms),
     }

@@ -9,7 +9,9 @@ import pandas as pd
 import torch
 
 from specquant.decoding import Drafter, EagleDrafter, Generation, Speculator
-from specquant.decoding.replay import Replay, ReplayedTrees
+from specquant.decoding.drafters import get_method
+from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Chances, Shapes
 from specquant.experiments.methods import PLAN_FIELDS, Plan, assemble
@@ -61,13 +63,13 @@ class SyntheticModels:
     def speculator(self, plan: Plan, trees: pd.DataFrame) -> Speculator:
         """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`)."""
 
-        def drafter(which: str) -> Drafter:
+        def trees_for(which: str) -> Drafter:
             head = self.head if which == "target" else self.inner_head
             shapes = tree_shapes(trees_of(trees, which), *plan.tree)
             drafter = EagleDrafter(head, *plan.tree, vocab_size=self.target.config.vocab_size)
             return ReplayedTrees(drafter, shapes, self.device)
 
-        return assemble(plan, self, drafter)
+        return assemble(plan, self, trees_for)
 
     def _head(self, model: Llama | GraphedLlama) -> EagleHead:
         return synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
@@ -96,8 +98,9 @@ def replay_plans(
     prompt = torch.randint(0, vocabulary, (prompt_length,), generator=generator).tolist()
     speculators = {}
     for plan, chances in points:
-        head = {"eagle2": chances.head, "hierarchical": chances.inner_head}.get(plan.method, [0.0])
-        agreement = chances.agreement if plan.method in ("vanilla", "hierarchical") else 0.0
+        method = get_method(plan.method)
+        head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of, [0.0])
+        agreement = chances.agreement if "intermediate" in method.companions else 0.0
         if plan not in speculators:
             speculators[plan] = models.speculator(plan, trees)
             first = 16 if plan.method == "autoregressive" else new_tokens

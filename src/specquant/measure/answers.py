@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from specquant.benchmarks.benchmark import Question
+from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import METHODS
 from specquant.quant import SCHEMES
 
 # Measurements that an answer which ended at its first token does not have.

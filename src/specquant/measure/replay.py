@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from specquant.decoding.drafters import methods_with
 from specquant.errors import SpecquantError
 from specquant.experiments import acceptance
 from specquant.experiments.acceptance import Chances, Shapes
@@ -104,10 +105,9 @@ class Parameters:
         shapes = Shapes.of(read_results(self.trees))
         length = self.hierarchical_length
         fitted = shapes.fitted_chances(self.tree, self.accepted_length, hierarchical_length=length)
-        alone = ("autoregressive", "eagle2")
+        without = [] if self.intermediate is not None else methods_with("intermediate")
         paper, more = (
-            [plan for plan in plans if self.intermediate is not None or plan.method in alone]
-            for plans in (acceptance.PAPER_PLANS, MORE_PLANS)
+            [plan for plan in plans if plan.method not in without] for plans in (acceptance.PAPER_PLANS, MORE_PLANS)
         )
         if chances == "fitted":
             return [(plan, fitted) for plan in paper]

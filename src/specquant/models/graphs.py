@@ -1,7 +1,7 @@
 """Passes of a few rows as CUDA graphs: a pass is hundreds of launches, and one by one they take longer than they run.
 
 What a graph reads stays at its place in device memory: tokens, positions, mask, and the length of the cache. So nothing
-waits for the host, and a graph serves every position. An EAGLE-2 draft is such a graph, too (`decoding.eagle`).
+waits for the host, and a graph serves every position. An EAGLE-2 draft is such a graph, too (`drafters.eagle2`).
 """
 
 from collections.abc import Callable

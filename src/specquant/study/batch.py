@@ -29,13 +29,13 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.experiments.family import Family
 from specquant.files import project_root, resolve, write_file
+from specquant.models.companions import COMPANIONS
 from specquant.study.report import write_report
 from specquant.tables.provenance import without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
 # Parameters that name the models, and where they run.
-COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate")
 MODELS = ("target", *COMPANIONS, "dtype", "device")
 STUDY_NOTEBOOK = re.compile(r"\d\d_\w+")
 

@@ -5,8 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
-from specquant.tables.style import METHODS, SCHEMES, Mark, in_house_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, Mark, in_house_order, legend_above, mark, new_figure
 
 
 def published_speedups(frame: pd.DataFrame) -> Figure:
@@ -67,7 +68,7 @@ def step_times(frame: pd.DataFrame) -> Figure:
     order = [
         (scheme, method)
         for scheme in in_house_order(frame["scheme"], SCHEMES)
-        for method in in_house_order(frame["method"], METHODS)
+        for method in in_house_order(frame["method"], MARKS)
         if (scheme, method) in means.index
     ]
     figure, (axis,) = new_figure(height_in=0.8 + 0.19 * len(order))
@@ -77,7 +78,7 @@ def step_times(frame: pd.DataFrame) -> Figure:
         widths = means.loc[order, column].to_numpy()
         axis.barh(range(len(order)), widths, left=left, color=color, label=column.removesuffix("_ms"), height=0.7)
         left += np.nan_to_num(widths)
-    labels = [f"{mark(scheme, SCHEMES).label}, {mark(method, METHODS).label}" for scheme, method in order]
+    labels = [f"{mark(scheme, SCHEMES).label}, {mark(method, MARKS).label}" for scheme, method in order]
     axis.set_yticks(range(len(order)), labels)
     axis.invert_yaxis()
     axis.set_xlabel("time of a step (ms)")
@@ -189,11 +190,11 @@ def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
 def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
     """A row per first index level, a mark per method."""
     rows = in_house_order(values.index.get_level_values(0).to_series(), marks)
-    methods = in_house_order(values.index.get_level_values("method").to_series(), METHODS)
+    methods = in_house_order(values.index.get_level_values("method").to_series(), MARKS)
     figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(rows))
     for method in methods:
         line = values.xs(method, level="method")
-        look = mark(method, METHODS)
+        look = mark(method, MARKS)
         axis.plot(line, [rows.index(name) for name in line.index], look.marker, color=look.color, label=look.label)
     axis.axvline(1, color="0.4", linewidth=0.6)
     axis.set_yticks(range(len(rows)), [mark(name, marks).label for name in rows])

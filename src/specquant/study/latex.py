@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from specquant.decoding.drafters import MARKS
 from specquant.experiments.acceptance import Shapes
 from specquant.experiments.methods import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import at_fitted_chances
-from specquant.tables.style import METHODS, SCHEMES, caption, in_house_order, mark
+from specquant.tables.style import SCHEMES, caption, in_house_order, mark
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class RecordedTable:
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
     """Schemes by methods, the mean over tasks. `frame`: throughput.csv."""
-    return _named(frame.pivot_table(index="scheme", columns="method", values="accepted_length"), METHODS)
+    return _named(frame.pivot_table(index="scheme", columns="method", values="accepted_length"), MARKS)
 
 
 def differing_prompts(frame: pd.DataFrame) -> pd.DataFrame:
     """Schemes by methods. `frame`: losslessness.csv."""
-    return _named(frame.pivot_table(index="scheme", columns="method", values="differing_prompts"), METHODS)
+    return _named(frame.pivot_table(index="scheme", columns="method", values="differing_prompts"), MARKS)
 
 
 def perplexities(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,10 +8,11 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from specquant.decoding.drafters import METHODS, methods_with_trees
 from specquant.errors import SpecquantError
 from specquant.experiments.acceptance import Shapes
 from specquant.experiments.calibration import COLUMNS, FEWEST, LEVELS, NUMBERS, calibrate, calibrated, described
-from specquant.experiments.methods import METHODS, PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
+from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, read_prompts
@@ -106,7 +107,7 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
 
 def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
     """Raises SpecquantError, with the line, where a step is none that `calibrate` could have written."""
-    trees = steps.method.isin(["eagle2", "hierarchical"])
+    trees = steps.method.isin(methods_with_trees())
     wrong = {
         "a number that is too large": (steps[list(NUMBERS)] > LARGEST).any(axis=1),
         "an unknown method or level": ~(steps.method.isin(METHODS) & steps.level.isin(LEVELS)),

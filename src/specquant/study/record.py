@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.attention_cost import attention_cost, neighbour_cost
 from specquant.experiments.compatibility import profile_pass
-from specquant.experiments.methods import METHODS, DraftSettings, Models, tiny_models
+from specquant.experiments.methods import DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, losslessness, read_prompts
 from specquant.experiments.trees import drafted_trees
@@ -77,7 +78,7 @@ def record_throughput(
         )
         exact = tiny_models(models_dir, target, dtype=getattr(torch, against), device=device) if against else None
         tokenizer = load_tokenizer(target)
-        rows = decode_prompts(models, tokenizer, chosen, METHODS, name, settings, max_new_tokens, reference=exact)
+        rows = decode_prompts(models, tokenizer, chosen, PAPER_METHODS, name, settings, max_new_tokens, reference=exact)
         for path, table in zip(paths, (by_task(rows), losslessness(rows)), strict=True):
             before = recorded[path]
             recorded[path] = pd.concat([before[before.scheme != scheme], table]) if len(before) else table

@@ -8,10 +8,11 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.experiments.methods import PLAN_FIELDS
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
-from specquant.tables.style import METHODS, SCHEMES, in_house_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, in_house_order, legend_above, mark, new_figure
 
 
 def verify_costs_beside(tables: Mapping[str, pd.DataFrame]) -> Figure:
@@ -93,8 +94,8 @@ def phase_diagram(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | N
 
     grids: tables of method names, a panel for each. marked: a point (chance, agreement) to show.
     """
-    methods = list(METHODS)
-    colors = ListedColormap([METHODS[method].color for method in methods])
+    methods = list(MARKS)
+    colors = ListedColormap([MARKS[method].color for method in methods])
     rows = -(-len(grids) // 2)
     figure, axes = new_figure(rows, 2, height_in=0.8 + 1.45 * rows, sharex=True, sharey=True)
     for axis, (title, grid) in zip(axes, grids.items(), strict=False):
@@ -109,7 +110,7 @@ def phase_diagram(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | N
         axis.set_axis_off()
     present = {name for grid in grids.values() for name in np.unique(grid)}
     handles = [
-        axes[0].plot([], [], "s", color=METHODS[method].color, label=METHODS[method].label)[0]
+        axes[0].plot([], [], "s", color=MARKS[method].color, label=MARKS[method].label)[0]
         for method in methods
         if method in present
     ]
@@ -122,9 +123,9 @@ def phase_diagram(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | N
 def predicted_against_measured(table: pd.DataFrame) -> Figure:
     """Predicted against measured tokens per second. `table`: method, tokens_per_s and predicted_tokens_per_s."""
     figure, (axis,) = new_figure(height_in=2.8)
-    for method in in_house_order(table["method"], METHODS):
+    for method in in_house_order(table["method"], MARKS):
         rows = table[table["method"] == method]
-        look = mark(method, METHODS)
+        look = mark(method, MARKS)
         axis.plot(rows["tokens_per_s"], rows["predicted_tokens_per_s"], look.marker, color=look.color, label=look.label)
     low, high = table["tokens_per_s"].min() * 0.9, table["tokens_per_s"].max() * 1.1
     axis.plot([low, high], [low, high], color="0.4", linewidth=0.6)
@@ -155,7 +156,7 @@ def speeds_over_acceptance(table: pd.DataFrame) -> Figure:
                 line = line[line["head_chance"] == line["head_chance"].mode()[0]]
             if len(line) < 2:
                 continue
-            line, look = line.sort_values(column), mark(method, METHODS)
+            line, look = line.sort_values(column), mark(method, MARKS)
             label = f"{look.label}, at least {length}" if length else f"{look.label}, {draft_size} nodes"
             drawn = sum(other.get_color() == look.color for other in axis.lines)
             style = ("-", "--", ":")[drawn % 3]

@@ -2,7 +2,6 @@
 
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specquant.files import resolve, write_file
+from specquant.tables.marks import Mark
 
 COLUMN_WIDTH_IN = 3.3
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How one scheme or method looks in every figure."""
-
-    label: str
-    color: str
-    marker: str
 
 
 # Colours are seaborn's "colorblind" palette; shapes differ too, so that print in grey still tells them apart.
@@ -39,13 +30,6 @@ SCHEMES = {
     "w4a8-qoq-g128": Mark("W4A8-QoQ-g128", "#cc78bc", "p"),
     "fp8": Mark("FP8", "#ca9161", "<"),
     "w4a8-fp8-g128": Mark("W4A8-FP8-g128", "#fbafe4", ">"),
-}
-METHODS = {
-    "autoregressive": Mark("autoregressive", "#949494", "o"),
-    "vanilla": Mark("vanilla", "#de8f05", "s"),
-    "eagle2": Mark("EAGLE-2", "#0173b2", "^"),
-    "hierarchical": Mark("hierarchical", "#029e73", "D"),
-    "eagle3": Mark("EAGLE-3", "#cc78bc", "v"),
 }
 
 RC: dict[Any, Any] = {

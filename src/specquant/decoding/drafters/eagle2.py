@@ -1,8 +1,21 @@
 """EAGLE-2 drafting: a dynamic tree from a one-layer head (arXiv 2406.16858)."""
 
+from collections.abc import Callable
+
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.drafter import Drafter
+from specquant.decoding.method import (
+    DraftSettings,
+    Method,
+    ModelCosts,
+    Plan,
+    Prediction,
+    Statistics,
+    TwoModels,
+    known_trees,
+)
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
@@ -11,9 +24,10 @@ from specquant.models import graphs
 from specquant.models.cache import KVCache
 from specquant.models.eagle import EagleHead
 from specquant.models.llama import PREFILL_CHUNK, causal_mask
+from specquant.tables.marks import Mark
 
 
-class EagleDrafter:
+class EagleDrafter(Drafter):
     """Grows a tree by cumulative confidence, then keeps its best nodes.
 
     Every iteration runs the head once. The first runs the newly confirmed tokens on their true features and takes the
@@ -30,6 +44,8 @@ class EagleDrafter:
     On a GPU, with a head that computes in 16 bits, a draft is one CUDA graph for each number of confirmed tokens that
     it begins with, captured when it is first needed, and the host waits for nothing.
     """
+
+    needs_features = True
 
     def __init__(
         self,
@@ -152,3 +168,31 @@ class CapturedDraft:
         self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
         self.replay()
         return DraftTree(*(part.clone() for part in self.tree))  # the next draft writes to the same place
+
+
+class Eagle2(Method):
+    """The target verifies the trees of its own head."""
+
+    name = "eagle2"
+    mark = Mark("EAGLE-2", "#0173b2", "^")
+    place = 2
+    companions = ("eagle_target",)
+    trees_of = "target"
+    probes = tuple(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6)))
+
+    def plan(self, settings: DraftSettings) -> Plan:
+        return Plan(self.name, settings.draft_size, settings.iterations)
+
+    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Drafter:
+        return trees(self.trees_of)
+
+    def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
+        return [Plan(self.name, *tree) for tree in known_trees(statistics.trees, costs.target)]
+
+    def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
+        return statistics.tree_length(plan)
+
+    def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
+        accepted_length, target = self.accepted_length(plan, statistics), costs.target
+        times_ms = target.draft(plan.iterations), target.verify(plan.draft_size)
+        return Prediction(accepted_length, plan.draft_size, 0.0, *times_ms)

@@ -1,0 +1,50 @@
+"""The drafters: one file each, and every list of methods follows from the methods that these files define.
+
+A file defines what drafts (`decoding.drafter.Drafter`) and the methods that use it (subclasses of
+`decoding.method.Method`). A new one is found by being here.
+"""
+
+import math
+from importlib import import_module
+from pkgutil import iter_modules
+
+from specquant.decoding.method import Method
+from specquant.errors import SpecquantError
+from specquant.tables.marks import Mark
+
+
+def _found() -> dict[str, Method]:
+    """The methods of all files, by name: the paper's in its order, then the others by name."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    methods = [
+        defined()
+        for module in modules
+        for defined in vars(module).values()
+        if isinstance(defined, type) and issubclass(defined, Method) and defined.__module__ == module.__name__
+    ]
+    order = sorted(methods, key=lambda method: (math.inf if method.place is None else method.place, method.name))
+    return {method.name: method for method in order}
+
+
+METHODS = _found()
+# The methods that the paper compares, and that tables, notebooks and figures compare here.
+PAPER_METHODS = tuple(name for name, method in METHODS.items() if method.place is not None)
+# How methods are drawn: ours, and those of which only others have published numbers.
+MARKS = {name: method.mark for name, method in METHODS.items()} | {"eagle3": Mark("EAGLE-3", "#cc78bc", "v")}
+
+
+def get_method(name: str) -> Method:
+    """The method of this name. Raises SpecquantError where there is none."""
+    if name not in METHODS:
+        raise SpecquantError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def methods_with_trees(of: tuple[str, ...] = ("target", "intermediate")) -> list[str]:
+    """The methods whose EAGLE-2 trees one of these models verifies."""
+    return [name for name, method in METHODS.items() if method.trees_of in of]
+
+
+def methods_with(companion: str) -> list[str]:
+    """The methods that need a companion."""
+    return [name for name, method in METHODS.items() if companion in method.companions]

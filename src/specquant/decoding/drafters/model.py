@@ -1,0 +1,95 @@
+"""A small model as the drafter: a `Speculator`, alone (vanilla), or itself drafted for by a head (the hierarchy)."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from specquant.decoding.drafter import Drafter
+from specquant.decoding.method import (
+    DraftSettings,
+    Method,
+    ModelCosts,
+    Plan,
+    Prediction,
+    Statistics,
+    TwoModels,
+    known_trees,
+)
+from specquant.decoding.speculator import Speculator
+from specquant.errors import SpecquantError
+from specquant.tables.marks import Mark
+
+
+class Vanilla(Method):
+    """The intermediate model decodes token by token, and hands up what it decoded."""
+
+    name = "vanilla"
+    mark = Mark("vanilla", "#de8f05", "s")
+    place = 1
+    companions = ("intermediate",)
+    probes = tuple(Plan("vanilla", min_draft_length=length) for length in (2, 12))
+
+    def plan(self, settings: DraftSettings) -> Plan:
+        return Plan(self.name, min_draft_length=settings.min_draft_length)
+
+    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
+        below = trees(self.trees_of) if self.trees_of else None
+        return Speculator(models.intermediate, below, plan.min_draft_length, models.target.config.vocab_size)
+
+    def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
+        if costs.intermediate is None or not statistics.agreement:
+            return []
+        return self._plans(costs, statistics, min_draft_lengths, costs.target.verify_ms.index.max() - 1)
+
+    def _plans(
+        self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int], longest: int
+    ) -> list[Plan]:
+        """Those that hand up at most `longest` tokens."""
+        return [Plan(self.name, min_draft_length=length) for length in min_draft_lengths if length <= longest]
+
+    def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
+        return statistics.inner_steps(plan).accepted_length
+
+    def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
+        target, inner = costs.target, costs.intermediate
+        if inner is None:
+            raise SpecquantError(f"{self.name} needs the costs of an intermediate model")
+        steps = statistics.inner_steps(plan)
+        sizes = np.arange(len(steps.lengths)) + 1
+        verify_ms = sum(
+            chance * target.verify(size) for size, chance in zip(sizes, steps.lengths, strict=True) if chance
+        )
+        draft_ms = steps.rounds * (self._round_ms(plan, costs) + inner.other_ms)
+        draft_ms += steps.catch_ups * (inner.verify(2) + inner.other_ms)
+        rounds = steps.rounds + steps.catch_ups
+        return Prediction(steps.accepted_length, float(steps.lengths @ sizes), rounds, draft_ms, verify_ms)
+
+    def _round_ms(self, plan: Plan, costs: ModelCosts) -> float:
+        return costs.intermediate.verify(1)
+
+
+class Hierarchical(Vanilla):
+    """The intermediate model verifies EAGLE-2's trees, and hands up the sequence that it accepted."""
+
+    name = "hierarchical"
+    mark = Mark("hierarchical", "#029e73", "D")
+    place = 3
+    companions = ("intermediate", "eagle_intermediate")
+    trees_of = "intermediate"
+    probes = tuple(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3)))
+
+    def plan(self, settings: DraftSettings) -> Plan:
+        return Plan(self.name, settings.inner_draft_size, settings.inner_iterations, settings.min_draft_length)
+
+    def _plans(
+        self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int], longest: int
+    ) -> list[Plan]:
+        return [
+            Plan(self.name, *tree, length)
+            for tree in known_trees(statistics.inner_trees, costs.intermediate)
+            for length in min_draft_lengths
+            if length - 1 + len(statistics.inner_trees[tree]) <= longest  # tokens that a round adds at most
+        ]
+
+    def _round_ms(self, plan: Plan, costs: ModelCosts) -> float:
+        return costs.intermediate.draft(plan.iterations) + costs.intermediate.verify(plan.draft_size)

@@ -1,0 +1,42 @@
+"""Recorded trees as drafts, for random weights (`decoding.replay`): a drafter's work in the shapes that others grew."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.drafter import Drafter
+from specquant.decoding.replay import ShapedTree
+from specquant.decoding.tree import DraftTree
+from specquant.errors import SpecquantError
+
+
+class ReplayedTrees(Drafter):
+    """A drafter whose trees take recorded shapes, in turn. It drafts as ever, tokens included."""
+
+    def __init__(self, drafter: Drafter, shapes: Sequence[Sequence[int]], device: torch.device | str):
+        """shapes: the parents of every tree's nodes, as many as `drafter` drafts."""
+        self.drafter = drafter
+        self.shapes = [ShapedTree.of(parents, device) for parents in shapes]
+        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
+        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
+        if {len(shape) for shape in self.shapes} != {self.draft_size}:
+            raise SpecquantError(f"a drafter of {self.draft_size} nodes needs recorded trees of that size")
+        self.turn = 0
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        self.turn = 0
+        self.drafter.start(tokens, features, rule)
+
+    def propose(self, limit: int) -> DraftTree:
+        """A tree in the next shape; just the root where the draft is smaller or `limit` too low."""
+        tree = self.drafter.propose(limit)
+        shape = self.shapes[self.turn % len(self.shapes)]
+        if len(tree) < len(shape) or limit < len(shape.longest):
+            return DraftTree.sequence(tree.tokens[:1])
+        self.turn += 1
+        return replace(shape, tokens=tree.tokens)
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        self.drafter.commit(length, tokens, features)

@@ -1,0 +1,167 @@
+"""What a method is: a name, a drafter for the target, and all that commands, planner and figures ask of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+
+from specquant.decoding.drafter import Drafter
+from specquant.errors import SpecquantError
+from specquant.models.graphs import GraphedLlama
+from specquant.models.llama import Llama
+from specquant.tables.marks import Mark
+
+
+@dataclass(frozen=True)
+class DraftSettings:
+    """How the methods draft; the defaults are the paper's (sections 3 and 5).
+
+    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that
+    the intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
+    """
+
+    draft_size: int = 60
+    iterations: int = 6
+    top_k: int = 10
+    inner_draft_size: int = 30
+    inner_iterations: int = 3
+    min_draft_length: int = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method and how it drafts. draft_size, iterations: of EAGLE-2's tree, on the intermediate model in a hierarchy;
+    min_draft_length: tokens that an intermediate model hands up at least."""
+
+    method: str
+    draft_size: int = 0
+    iterations: int = 0
+    min_draft_length: int = 0
+
+    def __str__(self) -> str:
+        tree = [f"{self.draft_size} nodes", f"{self.iterations} iterations"] if self.draft_size else []
+        drafts = [*tree, *([f"{self.min_draft_length} tokens or more"] if self.min_draft_length else [])]
+        return f"{self.method} ({', '.join(drafts)})" if drafts else self.method
+
+    @property
+    def tree(self) -> tuple[int, int]:
+        """Its nodes and iterations."""
+        return self.draft_size, self.iterations
+
+
+PLAN_FIELDS = tuple(field.name for field in fields(Plan))
+
+
+class TwoModels(Protocol):
+    """A target and the intermediate model, which is made when it is first asked for."""
+
+    target: Llama | GraphedLlama
+    intermediate: Llama | GraphedLlama
+
+
+class Costs(Protocol):
+    """What a step of one model costs, in milliseconds."""
+
+    verify_ms: pd.Series
+    draft_ms: pd.Series
+    other_ms: float
+
+    def verify(self, draft_size: float) -> float: ...
+
+    def draft(self, iterations: int) -> float: ...
+
+
+class ModelCosts(Protocol):
+    """The costs of a target and, where there is one, of an intermediate model."""
+
+    target: Costs
+    intermediate: Costs | None
+
+
+class InnerSteps(Protocol):
+    """What an intermediate model does in a step of the target."""
+
+    lengths: np.ndarray
+    rounds: float
+    catch_ups: float
+    accepted_length: float
+
+
+class Statistics(Protocol):
+    """How often drafts are accepted: of trees (nodes and iterations), and of a small model's tokens."""
+
+    trees: dict[tuple[int, int], np.ndarray]
+    inner_trees: dict[tuple[int, int], np.ndarray]
+    agreement: list[float]
+
+    def tree_length(self, plan: Plan) -> float: ...
+
+    def inner_steps(self, plan: Plan) -> InnerSteps: ...
+
+
+class Prediction(NamedTuple):
+    """Means over a plan's steps: tokens that a step adds, tokens in its pass, rounds of the intermediate model, and the
+    times of draft and pass in milliseconds."""
+
+    accepted_length: float
+    draft_size: float
+    inner_rounds: float
+    draft_ms: float
+    verify_ms: float
+
+
+class Method:
+    """One way to decode. Each stands beside its drafter in `decoding/drafters/`, and says of itself:
+
+    name: what `--method` calls it. mark: how it is drawn. place: among the methods that the paper compares, in its
+    order; None for one that it does not have. companions: the models that it needs besides the target, keys of
+    `models.companions.COMPANIONS` in the order of loading. trees_of: the model that verifies its EAGLE-2 trees,
+    "target" or "intermediate"; None where it has none. probes: the plans that a calibration decodes by, so that it can
+    be predicted; without them the planner leaves it out.
+
+    The planner's questions below need answers only where there are probes.
+    """
+
+    name: str
+    mark: Mark
+    place: int | None = None
+    companions: tuple[str, ...] = ()
+    trees_of: str | None = None
+    probes: tuple[Plan, ...] = ()
+
+    def plan(self, settings: DraftSettings) -> Plan:
+        """How it drafts under settings."""
+        return Plan(self.name)
+
+    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Drafter | None:
+        """What drafts for the target; None where nothing does.
+
+        Args:
+            plan: one of this method.
+            models: the target, and the intermediate model if this method needs it.
+            trees: gives what drafts the plan's trees for the "target" or for the "intermediate" model.
+        """
+        raise NotImplementedError
+
+    def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> Iterable[Plan]:
+        """Every plan whose acceptance is known and whose passes were measured."""
+        return ()
+
+    def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
+        """The mean number of tokens that a step of the target adds. Raises SpecquantError where it is not known."""
+        raise self._unpredictable
+
+    def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
+        """What a step does. Raises SpecquantError where that is not known."""
+        raise self._unpredictable
+
+    @property
+    def _unpredictable(self) -> SpecquantError:
+        return SpecquantError(f"the speed of {self.name} cannot be predicted: measure it (specquant bench tasks)")
+
+
+def known_trees(known: Iterable[tuple[int, int]], costs: Costs) -> list[tuple[int, int]]:
+    """Those of EAGLE-2's trees whose draft and pass were measured."""
+    return [tree for tree in known if len(costs.draft_ms) and tree[0] <= costs.verify_ms.index.max()]
