@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from specquant.cli import _parser
 from specquant.experiments.tasks import BENCHMARKS
 from specquant.files import project_root
 from specquant.models.export import export_model
 from specquant.models.quantize import quantize_model
-from tests.family import TEXT, write_family
+from tests.family import TEXT, write_family, write_random
 from tests.models.test_damaged_configs import NUMBERS, ROPES, UNWRITTEN, places
 from tests.questions import write_questions
 
@@ -33,13 +34,61 @@ PROMPT = "1 plus 1 makes 2, and 3 times"
 METHODS = ("autoregressive", "vanilla", "eagle2", "hierarchical")
 SCHEMES = ("w4a16-g128", "w8a8")
 QUANTIZED = (*SCHEMES, *(f"compressed-{scheme}" for scheme in SCHEMES), "gptq")
-TEXTS = ["", "x", "0", "-1", "true", "float16", "a\nb", "\ud800", "\u00e9" * 3, "x" * 5000, "../x", "<|end|>", "é\u202e"]
+TEXTS = [
+    "",
+    "x",
+    "0",
+    "-1",
+    "true",
+    "float16",
+    "a\nb",
+    "\ud800",
+    "\u00e9" * 3,
+    "x" * 5000,
+    "../x",
+    "<|end|>",
+    "é\u202e",
+]
 VALUES = [None, True, False, *NUMBERS, *TEXTS, [], {}, [[]], [None], {"": None}, {"a": {"b": [1]}}, [1] * 40, ["x", 1]]
 VALUES += ROPES
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+WITH_HEAD_DIM = ("llama", "mistral", "qwen3")
 # What a person or a script may give an option by mistake. No process can be given a zero byte.
-WORDS = ["", " ", ",", "-1", "0", "1", "2", "0.5", "nan", "inf", "1e400", "1_0", "\u0663", "x", "x" * 300, ".", "..", "/"]
-WORDS += ["/dev/null", "/dev/full", "~", "caf\udce9", "\u00e9\n", "fp16", "fp16,fp16", "w8a8,", "cpu", "cpu:0", "cuda:9"]
-WORDS += ["meta", "nowhere", "no/where", "a/b@c", "1,1", "1,x", "24,3", "autoregressive,", str(2**63), "9" * 5000, "--"]
+WORDS = [
+    "",
+    " ",
+    ",",
+    "-1",
+    "0",
+    "1",
+    "2",
+    "0.5",
+    "nan",
+    "inf",
+    "1e400",
+    "1_0",
+    "\u0663",
+    "x",
+    "x" * 300,
+    ".",
+    "..",
+    "/proc",
+]
+WORDS += [
+    "/dev/null",
+    "/dev/full",
+    "~",
+    "caf\udce9",
+    "\u00e9\n",
+    "fp16",
+    "fp16,fp16",
+    "w8a8,",
+    "cpu",
+    "cpu:0",
+    "cuda:9",
+]
+WORDS += ["meta", "nowhere", "no/where", "a/b@c", "1,1", "1,x", "24,3", "autoregressive,", str(2**63), "9" * 5000]
+WORDS += ["--"]
 
 
 @dataclass
@@ -80,7 +129,16 @@ class Place:
     def generate(self, model: str = "target", *options: str) -> list[str]:
         method = [] if "--method" in options else ["--method", self.pick(METHODS) if model == "target" else METHODS[0]]
         prompt = [] if "--prompt" in options else ["--prompt", PROMPT]
-        return ["generate", "--model", str(self.root / model), *method, *prompt, "--max-new-tokens=6", *options, "--json"]
+        return [
+            "generate",
+            "--model",
+            str(self.root / model),
+            *method,
+            *prompt,
+            "--max-new-tokens=6",
+            *options,
+            "--json",
+        ]
 
 
 def write_intact(root: Path) -> Path:
@@ -138,7 +196,9 @@ def damaged_bytes(place: Place, content: bytes) -> bytes:
         if changed:
             changed[random.randrange(len(changed))] = random.randrange(256)
     other = [b"", b"null", b"[]", b"{}", b"\xff\xfe\x00", b"[" * 100_000, b"\xef\xbb\xbf" + content, content + content]
-    return random.choice([content[:at], bytes(changed), content[:at] + b"\x00" * 8 + content[at:], random.choice(other)])
+    return random.choice(
+        [content[:at], bytes(changed), content[:at] + b"\x00" * 8 + content[at:], random.choice(other)]
+    )
 
 
 def json_file(place: Place, file: Path, unwritten=(), section: str | None = None) -> None:
@@ -149,7 +209,10 @@ def json_file(place: Place, file: Path, unwritten=(), section: str | None = None
         return
     fields = json.loads(content)
     part = {section: fields[section]} if section else fields
-    place.write(file, json.dumps(fields | damaged_json(place, part, unwritten) if section else damaged_json(place, part, unwritten)))
+    place.write(
+        file,
+        json.dumps(fields | damaged_json(place, part, unwritten) if section else damaged_json(place, part, unwritten)),
+    )
 
 
 def config(place: Place) -> Case:
@@ -200,7 +263,9 @@ def header(place: Place) -> Case:
     if kind == "dtype":
         tensor["dtype"] = place.pick(["F32", "BF16", "I16", "I8", "U8", "BOOL", "F8_E4M3", "I64", "X", None, 3])
     elif kind == "shape":
-        tensor["shape"] = place.pick([[], [0], [-1], tensor["shape"][::-1], [2**62, 4], [1, *tensor["shape"]], None, "x"])
+        tensor["shape"] = place.pick(
+            [[], [0], [-1], tensor["shape"][::-1], [2**62, 4], [1, *tensor["shape"]], None, "x"]
+        )
     elif kind == "offsets":
         begin, end = tensor["data_offsets"]
         tensor["data_offsets"] = place.pick([[end, begin], [begin + 2, end + 2], [0, end - begin], [-1, 2], [0, 2**63]])
@@ -277,7 +342,9 @@ def pickles(place: Place) -> Case:
     file = target / "pytorch_model.bin"
     key = place.pick(stored)
     expect, protocol = "same", {}
-    kind = place.pick(["sound", "old", "torn", "sparse", "meta", "code", "nested", "none", "number", "parameter", "views"])
+    kind = place.pick(
+        ["sound", "old", "torn", "sparse", "meta", "code", "nested", "none", "number", "parameter", "views"]
+    )
     if kind == "old":
         protocol = {"_use_new_zipfile_serialization": False}
     elif kind == "parameter":
@@ -304,6 +371,41 @@ def pickles(place: Place) -> Case:
     return Case([place.generate()], expect, target, marker)
 
 
+def sound(place: Place) -> Case:
+    """A random model as transformers writes it: of any family, widths, rotary embedding, biases, ties and dtype."""
+    random, heads = place.random, place.pick([1, 2, 3, 4, 6])
+    family, head_dim = place.pick(FAMILIES), place.pick([8, 16, 64])
+    fields = {
+        "vocab_size": 270,
+        "hidden_size": place.pick([48, 128, 192]) if family in WITH_HEAD_DIM else heads * head_dim,
+        "intermediate_size": place.pick([16, 100, 256]),
+        "num_hidden_layers": place.pick([1, 2, 3]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": place.pick(count for count in (1, 2, 3, heads) if heads % count == 0),
+        "max_position_embeddings": place.pick([48, 128, 1000]),
+        "tie_word_embeddings": place.pick([True, False]),
+        "rms_norm_eps": place.pick([1e-5, 1e-6, 1e-3]),
+        "bos_token_id": 0,
+        "eos_token_id": place.pick([1, [1, 2], None]),
+    }
+    fields |= {"head_dim": head_dim} if family in WITH_HEAD_DIM else {}
+    if family == "llama":
+        fields |= {"attention_bias": random.random() < 0.3, "mlp_bias": random.random() < 0.2}
+    rope = json.loads(json.dumps(place.pick([{"rope_type": "default", "rope_theta": 1e4}, *ROPES])))
+    for name in ("short_factor", "long_factor"):
+        if name in rope:
+            rope[name] = [random.uniform(1, 3) for _ in range(head_dim // 2)]
+    if "original_max_position_embeddings" in rope or rope["rope_type"] == "llama3":
+        rope["original_max_position_embeddings"] = 24
+    fields["rope_parameters"] = rope | {"rope_theta": place.pick([1e4, 5e5, 100.0])}
+    model, out = AutoConfig.for_model(family, **fields), place.root / "sound"
+    write_random(model, out, place.pick([torch.float16, torch.bfloat16, torch.float32]), seed=random.randrange(10**6))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        os.link(place.root / "target" / file, out / file)
+    prompt = place.pick([PROMPT, TEXT[: random.randrange(1, 40)]])
+    return Case([place.generate("sound", "--prompt", prompt)], "done", out)
+
+
 def harmless(place: Place) -> Case:
     """What must not matter: fields and files that say nothing, the same tensors otherwise laid out."""
     target = place.root / "target"
@@ -312,7 +414,9 @@ def harmless(place: Place) -> Case:
     kind = place.pick(["fields", "order", "files", "shards", "link", "space", "dtype", "bom", "metadata", "wider"])
     stored = load_file(target / "model.safetensors")
     if kind == "fields":
-        place.write(file, json.dumps(fields | {place.pick(["x", "_name_or_path", "torch_dtype"]): place.pick(["x", "y z"])}))
+        place.write(
+            file, json.dumps(fields | {place.pick(["x", "_name_or_path", "torch_dtype"]): place.pick(["x", "y z"])})
+        )
     elif kind == "order":
         place.write(file, json.dumps(dict(reversed(fields.items()))))
     elif kind == "space":
@@ -320,7 +424,9 @@ def harmless(place: Place) -> Case:
     elif kind == "dtype":
         place.write(file, json.dumps(fields | {"dtype": place.pick(["bfloat16", "float32", None])}))
     elif kind == "files":
-        (target / place.pick(["README.md", ".gitattributes", "training_args.bin", "adapter.txt"])).write_bytes(b"\xff\x00")
+        (target / place.pick(["README.md", ".gitattributes", "training_args.bin", "adapter.txt"])).write_bytes(
+            b"\xff\x00"
+        )
     elif kind == "link":
         (place.root / "models").mkdir()
         (place.root / "target").rename(place.root / "models/elsewhere")
@@ -346,7 +452,20 @@ def harmless(place: Place) -> Case:
 
 def prompts(place: Place) -> Case:
     """Prompts, stop strings and sampling."""
-    parts = ["1 plus 1", " makes", "<|begin|>", "<|end|>", "\n\n", "\t", "é", "日本", "\U0001f600", "\x00", "\u200b", "e\u0301"]
+    parts = [
+        "1 plus 1",
+        " makes",
+        "<|begin|>",
+        "<|end|>",
+        "\n\n",
+        "\t",
+        "é",
+        "日本",
+        "\U0001f600",
+        "\x00",
+        "\u200b",
+        "e\u0301",
+    ]
     parts += ["\r", " " * 40, "<|begin", "\ud83d", "caf\udce9", "\ufeff", "a" * 200, "1" * 90]
     prompt = "".join(place.pick(parts) for _ in range(place.pick([0, 1, 1, 2, 3, 5])))
     if place.random.random() < 0.3:
@@ -377,7 +496,11 @@ def paths(place: Place) -> Case:
     empty = place.root / "empty"
     empty.mkdir()
     (place.root / "target/dangling").symlink_to("nowhere")
-    path = str(place.pick([loop, long, file, empty, loop / "x", place.root / "nowhere", "nowhere", "no/where", "~", "/dev/null"]))
+    path = str(
+        place.pick(
+            [loop, long, file, empty, loop / "x", place.root / "nowhere", "nowhere", "no/where", "~", "/dev/null"]
+        )
+    )
     command = place.pick(
         [
             ["generate", "--model", path, "--prompt", "x"],
@@ -399,17 +522,21 @@ def paths(place: Place) -> Case:
 # --------------------------------------------------------------------------------------------------------- tables
 
 
-def damaged_table(place: Place, file: Path, numbers: bool = True) -> str:
+def damaged_table(place: Place, file: Path) -> str:
     """Damage a CSV; returns what is right then."""
     text = file.read_text()
     lines = text.splitlines()
     row = place.random.randrange(1, len(lines))
     cells, names = lines[row].split(","), lines[0].split(",")
     column = place.random.randrange(min(len(names), len(cells)))
-    kind = place.pick(["cell", "cell", "cell", "order", "extra", "no column", "torn", "twice", "bytes", "empty", "columns"])
+    kind = place.pick(
+        ["cell", "cell", "cell", "order", "extra", "no column", "torn", "twice", "bytes", "empty", "columns"]
+    )
     expect = "any"
     if kind == "cell":
-        cells[column] = place.pick(["", "nan", "inf", "-1", "0", "x", "1e400", "1e-320", "True", '"', "99999999", "1,2", "é"])
+        cells[column] = place.pick(
+            ["", "nan", "inf", "-1", "0", "x", "1e400", "1e-320", "True", '"', "99999999", "1,2", "é"]
+        )
         lines[row] = ",".join(cells)
     elif kind == "order":
         rest = lines[1:]
@@ -437,7 +564,9 @@ def damaged_table(place: Place, file: Path, numbers: bool = True) -> str:
 
 def recorded_tables(place: Place) -> Case:
     folder = place.clone / "data/recorded/h200"
-    file = place.pick([folder / "verify_cost.csv", folder / "drafting.csv", place.clone / "data/recorded/cpu/trees.csv"])
+    file = place.pick(
+        [folder / "verify_cost.csv", folder / "drafting.csv", place.clone / "data/recorded/cpu/trees.csv"]
+    )
     expect = damaged_table(place, file)
     options = place.pick([[], ["--intermediate", "llama-3-8b"], ["--head", "0.7", "--agreement", "0.9"]])
     trees = ["--trees", str(place.clone / "data/recorded/cpu/trees.csv")]
@@ -514,7 +643,18 @@ def profiles(place: Place) -> Case:
     file = place.clone / "notebooks/profiles/tiny.yaml"
     names = ["results_dir", "target", "intermediate", "draft_size", "schemes", "max_new_tokens", "device", "dtype", "x"]
     names += ["prompts_per_task", "eagle_target", "models", "contexts", "figures_dir"]
-    values = [*VALUES, "1e3", "0x10", "1_000", "yes", "~", "2026-11-29", "12:30:45", ".inf", "!!python/object:os.system x"]
+    values = [
+        *VALUES,
+        "1e3",
+        "0x10",
+        "1_000",
+        "yes",
+        "~",
+        "2026-11-29",
+        "12:30:45",
+        ".inf",
+        "!!python/object:os.system x",
+    ]
     values += ["*a", "&a [*a]", "{a: 1", "'", "!!binary x", "!!timestamp x", "2026-99-99", "!!int x", "<<: 3"]
     lines = []
     for _ in range(place.pick([0, 1, 1, 2])):
@@ -607,7 +747,8 @@ def options(place: Place) -> Case:
 
 
 ROTATION: list[Callable[[Place], Case]] = [
-    config, options, tensors, prompts, recorded_tables, config, quantization_config, header, options, tokenizer,
-    task_lines, config, profiles, pickles, options, generation_config, calibrations, quantization_config, harmless,
-    options, tokenizer_config, tensors, conversions, paths, header, prompts, recorded_tables, published_tables,
+    config, options, sound, tensors, prompts, recorded_tables, config, quantization_config, header, options, tokenizer,
+    task_lines, sound, config, profiles, pickles, options, generation_config, calibrations, quantization_config,
+    harmless, options, tokenizer_config, tensors, conversions, paths, sound, header, prompts, recorded_tables,
+    published_tables, sound,
 ]  # fmt: skip
