@@ -33,8 +33,9 @@ TEXT_COLUMNS = {
     "plans": ("scheme", "task", "method", "weights", "acceptance"),
     "calibration": ("model", "scheme", "head_scheme", "method", "level", "weights"),
     "speedups": ("source", "where", "model", "gpu", "scheme", "method"),
-    "specmquant_verify_cost": ("model", "scheme", "weights"),
-    "specmquant_steps": ("model", "scheme", "what", "weights"),
+    "specmquant_verify_cost": ("gpu", "model", "scheme", "weights"),
+    "specmquant_steps": ("gpu", "model", "scheme", "method", "what", "weights"),
+    "assumptions": ("name", "source"),
 }
 # Numbers, none of them below 0. Those that the tables below name are more than that.
 NUMBER_COLUMNS = {
@@ -60,6 +61,7 @@ NUMBER_COLUMNS = {
     "speedups": ("value",),
     "specmquant_verify_cost": ("draft_size", "context_length", "time_ms"),
     "specmquant_steps": ("draft_size", "iterations", "time_ms"),
+    "assumptions": ("value", "low", "high"),
 }
 # What is divided by, or cannot be nothing.
 POSITIVE_COLUMNS = {
@@ -79,6 +81,7 @@ POSITIVE_COLUMNS = {
     "speedups": ("value",),
     "specmquant_verify_cost": ("draft_size", "context_length", "time_ms"),
     "specmquant_steps": ("draft_size", "time_ms"),
+    "assumptions": ("value", "low", "high"),
 }
 WHOLE_COLUMNS = {
     "verify_cost": ("draft_size", "context_length", "repeats"),
@@ -105,7 +108,16 @@ OPTIONAL_COLUMNS = {
     "plans": ("predicted_tokens_per_s",),
 }
 # Rows that a table must have, by the column that names them.
-ROWS = {"ceilings": ("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)"))}
+ROWS = {
+    "ceilings": ("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)")),
+    "assumptions": ("name", ("eagle2_length_70b", "eagle2_length_8b", "hierarchical_length")),
+}
+# What names a row, which then is there once. Of what `TABLES` describes, this stands there.
+UNIQUE = {
+    "assumptions": ("name",),
+    "specmquant_verify_cost": ("gpu", "model", "scheme", "weights", "draft_size", "context_length"),
+    "specmquant_steps": ("gpu", "model", "scheme", "method", "what", "draft_size", "iterations"),
+}
 REMEDY = "measure it again, or take it from the repository"
 
 
@@ -169,6 +181,7 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     for row in rows:
         if not (frame[of] == row).any():
             raise SpecquantError(f"{path} has no row whose {of} is {row}: {REMEDY}")
+    _require_no_row_twice(frame, UNIQUE.get(table, ()), path)
     return TABLES[table].check(frame, path) if table in TABLES and "process" in frame else frame
 
 
@@ -215,6 +228,12 @@ def _require_numbers(found: pd.Series, table: str, path: Path) -> None:
         kind = "a whole number" if whole else "a probability" if most == 1 else "a number"
         kind += " above 0" if positive and pd.notna(values.loc[wrong.index[0]]) else ""
         raise SpecquantError(f"{path}, line {line}: {value} in column {column} where {kind} belongs: {REMEDY}")
+
+
+def _require_no_row_twice(frame: pd.DataFrame, names: tuple[str, ...], path: Path) -> None:
+    if names and (twice := frame.duplicated(list(names))).any():
+        row = ", ".join(f"{name} {frame.loc[twice.idxmax(), name]}" for name in names)
+        raise SpecquantError(f"{path}, line {int(twice.idxmax()) + 2}: a second row of {row}: {REMEDY}")
 
 
 def _require_whole_rows(text: str, path: Path) -> None:
