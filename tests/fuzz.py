@@ -229,8 +229,7 @@ class _Runner:
         kinds.write_intact(made)
         os.replace(made, intact)
         self.clone = intact / "clone"
-        calibrate = ["calibrate", "--model", str(intact / "target"), "--out", str(intact / "calibration.csv")]
-        for command in (calibrate, *(kinds.tasks_command(intact, name) for name in ("gsm8k", "mt-bench"))):
+        for command in (kinds.tasks_command(intact, name) for name in ("gsm8k", "mt-bench")):
             ran = self._command(command)
             if ran.status:
                 raise RuntimeError(ran.errors)
@@ -249,6 +248,8 @@ class _Runner:
             outcome.result, outcome.judged = self._judged(case, place)
         except _Wrong as wrong:
             outcome.why = str(wrong)
+        except Exception as error:
+            outcome.why = f"the case itself: {type(error).__name__}: {_short(str(error))}"
         os.chdir(ROOT)
         self.clone = self.intact / "clone"
         if outcome.result != "failed":
@@ -377,7 +378,10 @@ def _by_transformers(directory: Path, command: list[str], out: str) -> bool:
             return False
         ids = plain if ids[1:] == plain and plain[:1] == ids[:1] else ids  # one begin token is enough
         most = int(re.search(r"--max-new-tokens=(\d+)", " ".join(command)).group(1))
-        most = min(most, model.config.max_position_embeddings - len(ids))
+        longest, rope = model.config.max_position_embeddings, model.config.rope_parameters
+        if rope["rope_type"] == "longrope":  # behind that length its factors change, and with them all positions
+            longest = min(longest, rope["original_max_position_embeddings"])
+        most = min(most, longest - len(ids))
         ends = model.generation_config.eos_token_id
         greedy = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=ends, pad_token_id=0)
         theirs = model.generate(torch.tensor([ids]), generation_config=greedy)[0, len(ids) :].tolist()

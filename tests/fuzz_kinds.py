@@ -22,10 +22,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from specquant.cli import _parser
+from specquant.experiments.calibration import calibrate
+from specquant.experiments.methods import Models
 from specquant.experiments.tasks import BENCHMARKS
 from specquant.files import project_root
+from specquant.models.device import dtype_name
 from specquant.models.export import export_model
+from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
+from specquant.tables.results import write_results
 from tests.family import TEXT, write_family, write_random
 from tests.models.test_damaged_configs import NUMBERS, ROPES, UNWRITTEN, places
 from tests.questions import write_questions
@@ -160,11 +165,22 @@ def write_intact(root: Path) -> Path:
     for file in ("README.md", "pyproject.toml"):
         shutil.copyfile(project / file, clone / file)
     shutil.copytree(project / "data/text", clone / "data/text")
-    questions = map(json.loads, (project / "data/prompts/prompts.jsonl").read_text().splitlines())
-    short = [json.dumps(question | {"prompt": question["prompt"][-30:]}) for question in questions]
+    prompts = map(json.loads, (project / "data/prompts/prompts.jsonl").read_text().splitlines())
+    short = [json.dumps(prompt | {"prompt": prompt["prompt"][-30:]}) for prompt in prompts]
     (clone / "data/prompts").mkdir()
     (clone / "data/prompts/prompts.jsonl").write_text("\n".join(short) + "\n")
+    _write_calibration(root)
     return root
+
+
+def _write_calibration(root: Path) -> None:
+    """As `specquant calibrate` does, with fewer tokens."""
+    companions = {
+        name: root / name.replace("_", "-") for name in ("eagle_target", "intermediate", "eagle_intermediate")
+    }
+    models = Models(root / "target", device="cpu", **companions)
+    steps = calibrate(models, load_tokenizer(root / "target"), ["1 plus", "3 times 4 makes", "7"], 16)
+    write_results(steps, root / "calibration.csv", {"dtype": dtype_name(models.dtype)})
 
 
 # ---------------------------------------------------------------------------------------------------- JSON and text
@@ -377,7 +393,7 @@ def sound(place: Place) -> Case:
     family, head_dim = place.pick(FAMILIES), place.pick([8, 16, 64])
     fields = {
         "vocab_size": 270,
-        "hidden_size": place.pick([48, 128, 192]) if family in WITH_HEAD_DIM else heads * head_dim,
+        "hidden_size": heads * (place.pick([16, 32, 50]) if family in WITH_HEAD_DIM else head_dim),
         "intermediate_size": place.pick([16, 100, 256]),
         "num_hidden_layers": place.pick([1, 2, 3]),
         "num_attention_heads": heads,
