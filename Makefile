@@ -1,12 +1,14 @@
 # `make study` and `make test` are all that a newcomer needs; each sets up .venv first. `make help` lists the rest.
 BIN := .venv/bin
 PROFILE ?= tiny
+CASES ?= 2000
+SEED ?= 0
 # One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output. Two processes, each
 # of which takes whole files: a notebook's cells belong together.
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-bits test-full test-gpu coverage figures notebooks lab lint types lock clean
+.PHONY: help study test test-bits test-full fuzz test-gpu coverage figures notebooks lab lint types lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -27,6 +29,9 @@ test-bits: .venv/.ready  ## run the tests that compare bits as a processor witho
 
 test-full: .venv/.ready  ## run the long tests as well
 	$(PYTEST) -m "not gpu"
+
+fuzz: .venv/.ready  ## run 2,000 cases of damaged input over all commands (CASES=2000, SEED=0)
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 test-gpu: .venv/.ready  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest tests -m gpu

@@ -36,9 +36,11 @@ def write_family(root: Path) -> Path:
     return root
 
 
-def write_random(config: PreTrainedConfig, path: Path, dtype: torch.dtype = torch.float16, **options) -> Path:
+def write_random(
+    config: PreTrainedConfig, path: Path, dtype: torch.dtype = torch.float16, seed: int = 1, **options
+) -> Path:
     """Let transformers write a model whose norms and biases are random, too. options: of `save_pretrained`."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -662,6 +663,21 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
 )
 def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, says):
     assert says in refused(*command, *([] if command[0] == "plan" else ["--out", tmp_path / "out"]))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "plans", "--out=--"],
+        ["quantize", "x", "--scheme", "w8a8", "--out", "x", "--calibration=--"],
+        ["study", "--only=--"],
+        ["generate", "--model", "x", "--prompt", "x", "--stop=--"],
+        ["generate", "--model", "x", "--prompt", "x", "--seed=--"],
+    ],
+)
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse takes it as a value")
+def test_a_value_that_argparse_makes_an_empty_list_of(refused, command):
+    assert f"{command[-1].removesuffix('=--')} has the value --" in refused(*command)
 
 
 def test_train_tiny_on_a_device_that_is_not_there(refused, tmp_path):

@@ -33,6 +33,7 @@ COUNTS = {
     "iterations": "the number of iterations",
     "rows": "the number of plans to show",
 }
+LISTS = ("only", "stop", "names")  # options and names that may repeat
 MOST = 10**9  # of anything that is counted
 SECONDS = 86_400  # of looking for configurations
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parser().parse_args(argv)
+        _check_values(arguments)
         _check_numbers(arguments)
         _check_output(arguments)
         return arguments.command(arguments)
@@ -88,6 +90,14 @@ def _after(error: OSError) -> int:
     if error.filename is None:
         raise error
     return _complain(f"cannot use {os.fsdecode(error.filename)} ({error.strerror}): choose another path", 2)
+
+
+def _check_values(arguments: argparse.Namespace) -> None:
+    """Raises SpecquantError where argparse, before Python 3.13, made an empty list of the value in `--option=--`."""
+    for name, value in vars(arguments).items():
+        if [] in value if name in LISTS else value == []:
+            option = f"--{name.replace('_', '-')}"
+            raise SpecquantError(f"{option} has the value --, which is read as none: give another one")
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,9 @@
 # What torch says of memory on a CPU and on a GPU, and the loader of its libraries.
 MEMORY_PHRASES = ("allocate memory", "out of memory", "failed to map segment")
 
+# Characters of a sentence: what is longer, as a value of a damaged file may be, loses its middle.
+LONGEST = 1400
+
 
 class SpecquantError(Exception):
     """Bad input or an unusable environment. The message is one line: what is wrong, where, and what to do.
@@ -12,7 +15,10 @@ class SpecquantError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__("".join(map(_printable, message)))
+        sentence = "".join(map(_printable, message))
+        if len(sentence) > LONGEST:  # its beginning says where, its end what to do
+            sentence = f"{sentence[: LONGEST - 405]} ... {sentence[-400:]}"
+        super().__init__(sentence)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -186,12 +186,24 @@ def test_no_number_of_a_recorded_table_may_be_missing_or_another_kind(table, tmp
         ("drafting", "floor_ms", "0", r'line 2: "0\.0" in column floor_ms where a number above 0 belongs'),
         ("replayed", "agreement", "1.5", 'line 2: "1.5" in column agreement where a probability belongs'),
         ("plans", "predicted_tokens_per_s", "-1", "in column predicted_tokens_per_s where a number above 0 belongs"),
+        ("assumptions", "low", "0", "in column low where a number above 0 belongs"),
+        ("assumptions", "name", "eagle2", "has no row whose name is eagle2_length_70b"),
         ("ceilings", "what", "read-only streams", "has no row whose what is read-only stream"),
     ],
 )
 def test_a_damaged_number_is_named_with_what_belongs_there(table, column, value, sentence, tmp_path):
     with pytest.raises(SpecquantError, match=sentence):
         read_results(damaged(table, column, value, tmp_path))
+
+
+@pytest.mark.parametrize("table", [name for name, table in TABLES.items() if table.row])
+def test_a_row_that_is_there_twice_is_refused(table, tmp_path):
+    names = [*TABLES[table].unit, *TABLES[table].row]
+    lines = RECORDED[table].read_text().splitlines()
+    path = tmp_path / f"{table}.csv"
+    path.write_text("\n".join([*lines, lines[2]]) + "\n")
+    with pytest.raises(SpecquantError, match=rf"line {len(lines) + 1}: a second row of {names[0]} "):
+        read_results(path)
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path):

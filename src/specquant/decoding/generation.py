@@ -10,6 +10,7 @@ from specquant.decoding.acceptance import AcceptanceRule, Greedy, Sampling
 from specquant.decoding.speculator import Speculator
 from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
+from specquant.models.texts import require_text, tokens_of
 
 # How tokens that stand for one byte are written in vocabularies like Llama 2's.
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -105,7 +106,7 @@ def checked_prompt(
     if "" in stop_strings:
         raise SpecquantError("a stop string is empty: it would stop before the first token")
     for string in stop_strings:
-        _require_text("a stop string", string)
+        require_text("a stop string", string)
     room = speculator.context_length - len(prompt)
     if room < 1:
         raise SpecquantError(
@@ -118,34 +119,6 @@ def checked_prompt(
             "entries: use the tokenizer that the model was trained with"
         )
     return prompt
-
-
-def tokens_of(prompt: str, tokenizer: PreTrainedTokenizerBase, special: bool = True) -> list[int]:
-    """The tokens of a prompt, with those that the tokenizer begins and ends a text with if `special`; what it begins
-    with is not added to a prompt that has it already, as one from a chat template does.
-
-    Raises SpecquantError where the prompt has half a surrogate pair, which is what bytes that are not UTF-8 become.
-    """
-    _require_text("the prompt", prompt)
-    # Not verbose: a prompt that is too long gets our sentence, not a warning of the tokenizer's.
-    plain = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    if not special:
-        return plain
-    tokens = tokenizer(prompt, verbose=False)["input_ids"]
-    for added in range(len(tokens) - len(plain), 0, -1):
-        if tokens[added : added + len(plain)] == plain:
-            return tokens[added:] if plain[:added] == tokens[:added] else tokens
-    return tokens
-
-
-def _require_text(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SpecquantError(
-            f"{what} is not valid text: its character {error.start + 1} is {text[error.start]!a}, a byte that is not "
-            "UTF-8 or half a character; give it in UTF-8"
-        ) from None
 
 
 class _Output:

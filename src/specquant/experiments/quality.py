@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.llama import Llama
+from specquant.models.texts import tokens_of
 
 Documents = list[list[int]]
 
@@ -40,7 +41,7 @@ def read_documents(
     for text in texts:
         if most_tokens is not None and count >= most_tokens:
             break
-        tokens = tokenizer(text, verbose=False)["input_ids"]
+        tokens = tokens_of(text, tokenizer)
         documents += [tokens[start : start + longest] for start in range(0, len(tokens) - 1, longest)]
         count += len(tokens)
     if not documents:

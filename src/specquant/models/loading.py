@@ -22,6 +22,7 @@ from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
 from specquant.models.llama import Llama, check_widths, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.panics import panics_as_errors
+from specquant.models.texts import tokens_of
 from specquant.models.transforms import original_ends
 from specquant.models.weights import (
     EAGLE_3_REFUSED,
@@ -234,7 +235,7 @@ def frequent_tokens(text: str | Path, tokenizer: PreTrainedTokenizerBase, count:
         content = Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot count tokens in {text} ({error}): give a UTF-8 text file") from None
-    return most_frequent(tokenizer(content, verbose=False)["input_ids"], count, vocab_size)
+    return most_frequent(tokens_of(content, tokenizer), count, vocab_size)
 
 
 def load_head_config(path: str | Path) -> PreTrainedConfig:

@@ -24,6 +24,7 @@ from specquant.models.hub import locate
 from specquant.models.llama import Llama, LlamaLayer, causal_mask, check_widths, set_compute_dtype
 from specquant.models.loading import load_tokenizer, open_model, stored_scheme
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
+from specquant.models.texts import tokens_of
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
 from specquant.models.weights import Weights, check, read_into
 from specquant.quant import Scheme, get_scheme, quantize_linear
@@ -153,7 +154,9 @@ def calibration_sequences(model_dir: Path, text_file: Path, length: int, most: i
     begin = torch.tensor([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], dtype=torch.long)
     sequences, count = [], 0
     for document in documents:
-        tokens = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = tokens_of(document, tokenizer, special=False)
+        if tokens[:1] == begin.tolist():
+            tokens = tokens[1:]  # it has it already
         for part in torch.tensor(tokens, dtype=torch.long).split(length - len(begin)):
             if count >= most:
                 return sequences

@@ -145,7 +145,9 @@ CALIBRATION |= {"drafts": count(0), "accepted": count(0), "rows": count(), **_ST
 SPEEDUPS = dict.fromkeys(("source", "where", "model", "gpu", "scheme", "method"), text()) | {"value": positive()}
 SPECMQUANT = {**_TARGET, "gpu": text()}
 THEIR_PASSES = SPECMQUANT | {"draft_size": count(), "context_length": count(), "time_ms": positive()}
-THEIR_STEPS = SPECMQUANT | {"what": text(), "draft_size": count(), "iterations": count(0), "time_ms": positive()}
+THEIR_STEPS = SPECMQUANT | {"method": text(), "what": text()}
+THEIR_STEPS |= {"draft_size": count(), "iterations": count(0), "time_ms": positive()}
+ASSUMPTIONS = {"name": text(), "source": text(), "value": positive(), "low": positive(), "high": positive()}
 
 TABLES = {
     table.name: table
@@ -169,8 +171,22 @@ TABLES = {
         Table("plans", pa.DataFrameSchema(PLANS)),
         Table("calibration", pa.DataFrameSchema(CALIBRATION)),
         Table("speedups", pa.DataFrameSchema(SPEEDUPS)),
-        Table("specmquant_verify_cost", pa.DataFrameSchema(THEIR_PASSES)),
-        Table("specmquant_steps", pa.DataFrameSchema(THEIR_STEPS)),
+        Table(
+            "specmquant_verify_cost",
+            pa.DataFrameSchema(THEIR_PASSES),
+            row=("gpu", "model", "scheme", "weights", "draft_size", "context_length"),
+        ),
+        Table(
+            "specmquant_steps",
+            pa.DataFrameSchema(THEIR_STEPS),
+            row=("gpu", "model", "scheme", "weights", "method", "what", "draft_size", "iterations"),
+        ),
+        Table(
+            "assumptions",
+            pa.DataFrameSchema(ASSUMPTIONS),
+            row=("name",),
+            needs=("name", ("eagle2_length_70b", "eagle2_length_8b", "hierarchical_length")),
+        ),
     )
 }
 

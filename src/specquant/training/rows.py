@@ -21,9 +21,9 @@ def pack(documents: list[np.ndarray], row_length: int) -> np.ndarray:
 
 
 def encode(tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text as a document: beginning, text, end."""
+    """Token ids of each text as a document: beginning, text, end. A text that begins with the beginning has it once."""
     return [
-        np.array([*ids, END_ID], dtype=np.int64)
+        np.array([*ids[ids[:2] == [BEGIN_ID, BEGIN_ID] :], END_ID], dtype=np.int64)
         for ids in tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]
     ]
 
