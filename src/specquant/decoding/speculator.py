@@ -16,6 +16,7 @@ from specquant.decoding.drafter import Drafter
 from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
+from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 
 
@@ -35,7 +36,11 @@ class Speculator(Drafter):
     """
 
     def __init__(
-        self, model: Llama, drafter: Drafter | None = None, min_draft_length: int = 1, vocab_size: int | None = None
+        self,
+        model: Llama | GraphedLlama,
+        drafter: Drafter | None = None,
+        min_draft_length: int = 1,
+        vocab_size: int | None = None,
     ):
         if min_draft_length < 1:
             raise SpecquantError(f"the minimum draft length is {min_draft_length}; it must be at least 1")
@@ -110,7 +115,8 @@ class Speculator(Drafter):
         self.tokens += tokens
         if self.drafter:
             self.drafter.commit(length, tokens, features[:kept] if self._reads_features else None)
-        inner = [] if len(tree) == 1 else [step.accepted_length for step in self.drafter.rounds]
+        rounds = self.drafter.rounds if self.drafter and len(tree) > 1 else ()
+        inner = [step.accepted_length for step in rounds]
         draft_ms = _milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)

@@ -85,7 +85,7 @@ class EagleDrafter(Drafter):
         if graphs.capturable(head):
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
 
-    def start(self, tokens: list[int], features: torch.Tensor, rule: AcceptanceRule) -> None:
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
         self.commit(0, tokens, features)
@@ -94,7 +94,8 @@ class EagleDrafter(Drafter):
             chunk = self.tokens[first : min(first + PREFILL_CHUNK, self.known)]
             self._run_confirmed(on_device(chunk, self.head.device), self.cache)
 
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor) -> None:
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        assert features is not None  # `needs_features`
         self.tokens[length:] = tokens
         self.known = min(self.known, length)
         if self.feature_map is not None:

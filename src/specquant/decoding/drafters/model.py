@@ -6,6 +6,7 @@ import numpy as np
 
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.method import (
+    Costs,
     DraftSettings,
     Method,
     ModelCosts,
@@ -26,7 +27,7 @@ class Vanilla(Method):
     name = "vanilla"
     mark = Mark("vanilla", "#de8f05", "s")
     place = 1
-    companions = ("intermediate",)
+    companions: tuple[str, ...] = ("intermediate",)
     probes = tuple(Plan("vanilla", min_draft_length=length) for length in (2, 12))
 
     def plan(self, settings: DraftSettings) -> Plan:
@@ -51,13 +52,11 @@ class Vanilla(Method):
         return statistics.inner_steps(plan).accepted_length
 
     def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
-        target, inner = costs.target, costs.intermediate
-        if inner is None:
-            raise SpecquantError(f"{self.name} needs the costs of an intermediate model")
+        target, inner = costs.target, self._inner(costs)
         steps = statistics.inner_steps(plan)
         sizes = np.arange(len(steps.lengths)) + 1
         verify_ms = sum(
-            chance * target.verify(size) for size, chance in zip(sizes, steps.lengths, strict=True) if chance
+            chance * target.verify(float(size)) for size, chance in zip(sizes, steps.lengths, strict=True) if chance
         )
         draft_ms = steps.rounds * (self._round_ms(plan, costs) + inner.other_ms)
         draft_ms += steps.catch_ups * (inner.verify(2) + inner.other_ms)
@@ -65,7 +64,12 @@ class Vanilla(Method):
         return Prediction(steps.accepted_length, float(steps.lengths @ sizes), rounds, draft_ms, verify_ms)
 
     def _round_ms(self, plan: Plan, costs: ModelCosts) -> float:
-        return costs.intermediate.verify(1)
+        return self._inner(costs).verify(1)
+
+    def _inner(self, costs: ModelCosts) -> Costs:
+        if costs.intermediate is None:
+            raise SpecquantError(f"{self.name} needs the costs of an intermediate model")
+        return costs.intermediate
 
 
 class Hierarchical(Vanilla):
@@ -86,10 +90,11 @@ class Hierarchical(Vanilla):
     ) -> list[Plan]:
         return [
             Plan(self.name, *tree, length)
-            for tree in known_trees(statistics.inner_trees, costs.intermediate)
+            for tree in known_trees(statistics.inner_trees, self._inner(costs))
             for length in min_draft_lengths
             if length - 1 + len(statistics.inner_trees[tree]) <= longest  # tokens that a round adds at most
         ]
 
     def _round_ms(self, plan: Plan, costs: ModelCosts) -> float:
-        return costs.intermediate.draft(plan.iterations) + costs.intermediate.verify(plan.draft_size)
+        inner = self._inner(costs)
+        return inner.draft(plan.iterations) + inner.verify(plan.draft_size)
