@@ -64,6 +64,14 @@ def test_another_model_gets_another_copy(small_models, tmp_path, quantized):
     assert len(set(copies)) == len(quantized) == 2
 
 
+def test_a_later_format_gets_another_copy(small_models, tmp_path, quantized, monkeypatch):
+    """And nothing else of the code does: a copy of 70B takes hours to make."""
+    for version in (1, 1, 2):
+        monkeypatch.setattr(targets, "FORMAT_VERSION", version)
+        quantized_target(small_models / "target", "w8a8", tmp_path, "round-to-nearest")
+    assert len(quantized) == 2
+
+
 def test_what_cannot_be_quantized_leaves_nothing(small_models, tmp_path):
     with pytest.raises(SpecquantError, match="is incomplete"):
         quantized_target(small_models / "eagle-target", "w8a8", tmp_path / "kept", "round-to-nearest")

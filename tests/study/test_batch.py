@@ -61,6 +61,25 @@ def test_inputs_decide(clone, run, change):
     assert len(clone.runs()) == 2
 
 
+@pytest.mark.parametrize(
+    ("after", "runs"),
+    [
+        ('"""Other words."""\n\n\ndef size():\n    """Of what?"""\n    # of this\n    return (\n        4\n    )\n', 1),
+        ('"""Words."""\n\n\ndef size():\n    return 5\n', 2),
+        ('"""Words."""\n\n\ndef size():\n    x = """Of what?"""\n    return 4\n', 2),
+        ('"""Words."""\n\n\ndef size(:\n    return 4\n', 2),
+    ],
+    ids=["words", "code", "text that is no docstring", "no code at all"],
+)
+def test_comments_and_docstrings_are_no_input(clone, run, after, runs):
+    (clone.root / "src/sizes.py").write_text('"""Words."""\n\n\ndef size():\n    return 4\n')
+    clone.notebook("00_first", "print(draft_size)")
+    run()
+    (clone.root / "src/sizes.py").write_text(after)
+    run()
+    assert len(clone.runs()) == runs
+
+
 def test_outputs_in_the_source_notebook_are_no_input(clone, run):
     clone.notebook("00_first", "print(draft_size)")
     run()

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from torch import nn
 from tqdm import tqdm
 
-from specquant import __version__
 from specquant.errors import SpecquantError
 from specquant.files import require_new, resolve, written_in_parts
 from specquant.models.cache import KVCache
@@ -30,6 +29,9 @@ from specquant.models.weights import Weights, check, read_into
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 
+# Of what `quantize_model` writes. Raise it with every change after which the same model, scheme, method and text give
+# other numbers or other bytes: copies that were kept are then made again. Other changes of the code leave them be.
+FORMAT_VERSION = 1
 CALIBRATION_TEXT = "data/tiny/calibration.txt"
 CALIBRATION_TOKENS_PER_INPUT = 4  # of the widest matrix: well above 1, where a Hessian has full rank
 FEWEST_TOKENS = 32
@@ -95,7 +97,7 @@ def quantize_model(
         sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
         digest = hashlib.sha256(text.read_bytes()).hexdigest()
         record["calibration"] = {"text": text.name, "sha256": digest, "tokens": sum(map(len, sequences))}
-    identity = record | {"model": _stamp(model_dir), "device": device, "version": __version__}
+    identity = record | {"model": _stamp(model_dir), "device": device, "format": FORMAT_VERSION}
     with written_in_parts(out_dir, identity) as unfinished:
         _write_layers(model, weights, scheme, sequences, device, progress, unfinished)
         write_index(unfinished)

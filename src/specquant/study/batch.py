@@ -410,11 +410,30 @@ def _digest_of_files(root: Path) -> str:
             if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
                 digest.update(_digest(path.relative_to(root).as_posix()).encode())
                 try:
-                    with path.open("rb") as file:
-                        digest.update(hashlib.file_digest(file, "sha256").digest())
+                    digest.update(_digest_of_content(path))
                 except OSError as error:
                     raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
     return digest.hexdigest()
+
+
+def _digest_of_content(path: Path) -> bytes:
+    """Of a file; of a module only what it does, which comments, docstrings and line breaks do not change."""
+    with path.open("rb") as file:
+        if path.suffix == ".py":
+            with suppress(SyntaxError, ValueError, RecursionError):  # as it stands, then
+                return hashlib.sha256(_without_docstrings(file.read()).encode()).digest()
+            file.seek(0)
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _without_docstrings(source: bytes) -> str:
+    """The syntax tree of a module, as text."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
 
 
 def _digest(*texts: str) -> str:
