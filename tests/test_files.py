@@ -1,5 +1,6 @@
 """Files and folders are written whole or not at all, and what goes wrong first is what is told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,13 @@ def test_parts_that_do_not_say_what_they_are_of_are_named(tmp_path, damage):
         written_in_parts(tmp_path / "model", {"a": 1}),
     ):
         pass
+
+
+def test_a_directory_is_for_whom_the_user_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "model") as unfinished:
+            (unfinished / "config.json").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750

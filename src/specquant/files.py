@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from specquant.errors import SpecquantError
 
@@ -97,7 +98,8 @@ def written_whole(directory: Path) -> Iterator[Path]:
     new_folders = [folder for folder in directory.parents if not folder.exists()]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        unfinished = directory.with_name(f".{directory.name}.{uuid4().hex[:8]}")
+        unfinished.mkdir()  # for all whom the user lets read it; mkdtemp's are for the user alone
     except OSError as error:
         reason = f"cannot write to {directory.parent} ({error.strerror})"
         raise SpecquantError(f"{reason}: choose another directory") from None

@@ -1,11 +1,13 @@
 """The model card of data/tiny, written from training.json alone: no number in it is typed by hand."""
 
+import io
 import json
 import math
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from specquant.files import write_file
 
 MODELS = ("target", "intermediate")
 LICENCES = {
@@ -19,11 +21,10 @@ def write_card(directory: Path) -> None:
     """Write README.md and training.png beside the training.json in `directory`."""
     directory = Path(directory)
     log = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    figure = draw_curves(log["training"])
-    figure.savefig(directory / ".training.tmp.png", dpi=110)
-    os.replace(directory / ".training.tmp.png", directory / "training.png")
-    (directory / ".README.tmp").write_text(card_text(log), encoding="utf-8")
-    os.replace(directory / ".README.tmp", directory / "README.md")
+    picture = io.BytesIO()
+    draw_curves(log["training"]).savefig(picture, format="png", dpi=110)
+    write_file(directory / "training.png", picture.getvalue())
+    write_file(directory / "README.md", card_text(log))
 
 
 def draw_curves(training: dict) -> Figure:
