@@ -274,7 +274,7 @@ def _attend_kernel(
             prefetch(keys + begin * HEAD_DIM, count * (HEAD_DIM * 2))
             prefetch(values + begin * HEAD_DIM, count * (HEAD_DIM * 2))
     # Many rows: blocks of the join that wait beside these, two on each multiprocessor, cost more than their start does.
-    wait_for_previous(OVERLAPPING, few=DRAFT_APART or ROW_INVARIANT)
+    wait_for_previous(OVERLAPPING, next_at_once=DRAFT_APART or ROW_INVARIANT)
     prefix_length = tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix
     row = tl.arange(0, BLOCK_ROWS)
     queries, member = tile * BLOCK_QUERIES + row // PADDED_GROUP, row % PADDED_GROUP
@@ -363,7 +363,7 @@ def _join_kernel(
     ROWS: tl.constexpr,  # of a block, of [rows, HEADS]
     GROUP: tl.constexpr,  # parts that are loaded at once
 ):
-    wait_for_previous(OVERLAPPING, few=rows * HEADS <= 128)
+    wait_for_previous(OVERLAPPING, next_at_once=rows * HEADS <= 128)
     parts = PARTS
     if ROW_INVARIANT:
         parts = (tl.load(prefix).to(tl.int32) if PREFIX_ON_DEVICE else prefix) // CHUNK + tail_parts

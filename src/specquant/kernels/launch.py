@@ -71,16 +71,16 @@ def overlapping(device: torch.device) -> dict[str, bool]:
 
 
 @jit
-def wait_for_previous(OVERLAPPING: tl.constexpr, few=True):
-    """Wait until the previous kernel has ended, and what it wrote can be read; then, if this one has `few` blocks, let
-    the next one be launched. Else it is launched when this one has ended.
+def wait_for_previous(OVERLAPPING: tl.constexpr, next_at_once=True):
+    """Wait until the previous kernel has ended, so that what it wrote can be read.
 
-    Blocks that are launched sooner take whatever room there is, and when their turn comes they are not spread evenly:
-    that costs a linear product more than the launch does.
+    next_at_once: let the next kernel be launched then; else it is launched when this one has ended. Kernels of few
+    blocks ask for it. Beside many blocks, those of the next kernel take whatever room there is and are not spread
+    evenly over the card: that costs a linear product more than the launch does.
     """
     if OVERLAPPING:
         tl.extra.cuda.gdc_wait()
-        if few:
+        if next_at_once:
             tl.extra.cuda.gdc_launch_dependents()
 
 

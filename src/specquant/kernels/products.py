@@ -144,7 +144,7 @@ def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl
         for ahead in tl.static_range(4 if BYTES > 0 else 0):
             step = tl.minimum(ahead, tl.maximum(count - 1, 0))
             prefetch(weights + step * stride, BYTES)
-    wait_for_previous(OVERLAPPING, few=False)
+    wait_for_previous(OVERLAPPING, next_at_once=False)
 
 
 @jit

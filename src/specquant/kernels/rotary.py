@@ -111,7 +111,7 @@ def _rotate_and_cache_kernel(
     BLOCK_HEADS: tl.constexpr,
     OVERLAPPING: tl.constexpr,
 ):
-    wait_for_previous(OVERLAPPING, few=tl.num_programs(0) * tl.num_programs(1) <= 128)
+    wait_for_previous(OVERLAPPING, next_at_once=tl.num_programs(0) * tl.num_programs(1) <= 128)
     row = tl.program_id(0)
     slot = row + (tl.load(first_slot).to(tl.int32) if SLOT_ON_DEVICE else first_slot)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]

@@ -63,7 +63,7 @@ def swiglu_triton(gate_up: torch.Tensor, quantized: bool = False, code_dtype: to
 
 @jit
 def _swiglu_kernel(gate_up, output, largest, size, PARTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPPING: tl.constexpr):
-    wait_for_previous(OVERLAPPING, few=False)
+    wait_for_previous(OVERLAPPING, next_at_once=False)
     row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
@@ -90,7 +90,7 @@ def _quantize_kernel(
     BLOCK: tl.constexpr,
     OVERLAPPING: tl.constexpr,
 ):
-    wait_for_previous(OVERLAPPING, few=False)
+    wait_for_previous(OVERLAPPING, next_at_once=False)
     row, part = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, PADDED_PARTS)
     peaks = tl.load(largest + row * PARTS + each, mask=each < PARTS, other=0.0)
