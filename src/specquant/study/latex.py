@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from specquant.decoding.drafters import MARKS
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.methods import PLAN_FIELDS, Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import at_fitted_chances
+from specquant.planning.acceptance import Shapes
 from specquant.tables.style import SCHEMES, caption, in_house_order, mark
 
 

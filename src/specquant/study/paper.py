@@ -11,8 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.at_true_size import (
+from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
+from specquant.files import resolve, write_file
+from specquant.measure.verify_cost import draw as draw_verify_cost
+from specquant.planning.acceptance import Shapes
+from specquant.planning.at_true_size import (
     ACCEPTED_LENGTHS,
     RecordedCosts,
     beside_published,
@@ -24,12 +27,9 @@ from specquant.experiments.at_true_size import (
     specmquant_planner,
     speeds_over_chances,
 )
-from specquant.experiments.cards import read_cards
-from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
-from specquant.experiments.roofline import decoder_layer, rooflines
-from specquant.experiments.trees import trees_of
-from specquant.files import resolve, write_file
-from specquant.measure.verify_cost import draw as draw_verify_cost
+from specquant.planning.cards import read_cards
+from specquant.planning.roofline import decoder_layer, rooflines
+from specquant.planning.trees import trees_of
 from specquant.study import figures, true_size
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_provenance, read_results

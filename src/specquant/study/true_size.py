@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.decoding.drafters import MARKS
+from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import PLAN_FIELDS
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 from specquant.tables.style import SCHEMES, in_house_order, legend_above, mark, new_figure
 

@@ -1,9 +1,10 @@
 import pandas as pd
 import pytest
 
+from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
-from specquant.experiments.at_true_size import (
+from specquant.planning.acceptance import Chances, Shapes, TreeShapes
+from specquant.planning.at_true_size import (
     OVER_THE_SAME_SCHEME,
     RecordedCosts,
     beside_published,
@@ -16,7 +17,6 @@ from specquant.experiments.at_true_size import (
     specmquant_planner,
     speeds_over_chances,
 )
-from specquant.experiments.methods import Plan
 from specquant.study import read_results
 from specquant.tables.results import read_medians
 

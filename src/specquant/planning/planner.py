@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from specquant.decoding.drafters import METHODS, get_method
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import AcceptanceStatistics, Chances, Shapes
-from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.planning.acceptance import AcceptanceStatistics, Chances, Shapes
 
 MIN_DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
 

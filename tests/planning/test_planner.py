@@ -8,11 +8,11 @@ import pytest
 
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.method import Plan
 from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Chances, Shapes
-from specquant.experiments.methods import Plan
-from specquant.experiments.planner import LevelCosts, Planner, against_fixed, against_measured, measured_costs, phases
+from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.planner import LevelCosts, Planner, against_fixed, against_measured, measured_costs, phases
 from tests.decoding.conftest import random_head, random_model
 
 SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes

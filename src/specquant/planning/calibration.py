@@ -10,13 +10,14 @@ from pandas.api.typing import SeriesGroupBy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from specquant.benchmarks.prompts import prompt_ids
 from specquant.decoding import Speculator, Step, acceptance_rule
 from specquant.decoding.drafters import METHODS, methods_with, methods_with_trees
+from specquant.decoding.method import PLAN_FIELDS
+from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import AcceptanceStatistics, Tree
-from specquant.experiments.methods import PLAN_FIELDS, Models
-from specquant.experiments.planner import LevelCosts, Planner
-from specquant.experiments.throughput import prompt_ids
+from specquant.planning.acceptance import AcceptanceStatistics, Tree
+from specquant.planning.planner import LevelCosts, Planner
 
 # What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
 PROBES = tuple(plan for method in METHODS.values() for plan in method.probes)
@@ -31,7 +32,7 @@ FEWEST_JUDGED = 10  # tokens of which a chance is taken
 def calibrate(
     models: Models,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[str | Sequence[int]],
     new_tokens: int = 64,
     most_of_one: int = 64,
     temperature: float = 0.0,
@@ -65,7 +66,7 @@ def calibrate(
 def described(models: Models) -> dict[str, str | int]:
     """The columns that say what was calibrated; head_vocabulary: 0 for all tokens."""
     return {
-        "model": Path(models.paths["target"]).name,
+        "model": Path(models.target_path).name,
         "scheme": models.target.scheme.name,
         "head_scheme": models.head_scheme or "fp16",
         "head_vocabulary": models.head_vocabulary or 0,
@@ -75,7 +76,7 @@ def described(models: Models) -> dict[str, str | int]:
 def _decode(
     speculator: Speculator,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[str | Sequence[int]],
     new_tokens: int,
     most_of_one: int,
     temperature: float,
@@ -86,7 +87,7 @@ def _decode(
     ends = set(ends if isinstance(ends, list) else [ends])
     left = new_tokens
     for prompt in prompts:
-        tokens = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else prompt
+        tokens = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else list(prompt)
         room = speculator.context_length - len(tokens) - 1
         if left <= 0 or room < LONGEST_DRAFT:
             continue

@@ -7,12 +7,11 @@ import torch
 
 from specquant.cli import main
 from specquant.decoding.drafters import METHODS
+from specquant.decoding.method import PAPER_PLANS, Plan
+from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments import calibration
-from specquant.experiments.methods import PAPER_PLANS, Plan, tiny_models
-from specquant.models.loading import load_tokenizer
-from specquant.study import plan, read_results
-from specquant.study.plan import (
+from specquant.measure import plans as plan
+from specquant.measure.plans import (
     fastest,
     plan_table,
     plans_against_fixed,
@@ -21,6 +20,9 @@ from specquant.study.plan import (
     record_plans,
     write_calibration,
 )
+from specquant.models.loading import load_tokenizer
+from specquant.planning import calibration
+from specquant.study import read_results
 from specquant.tables.results import read_medians
 
 RECORDED = "data/recorded/h200"

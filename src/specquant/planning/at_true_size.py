@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from specquant.decoding.drafters import PAPER_METHODS
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Chances, Shapes, TreeShapes
-from specquant.experiments.cards import PassWork, read_cards
-from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Plan
-from specquant.experiments.planner import Planner, against_fixed, measured_costs, phases
 from specquant.models.synthetic import synthetic_config
+from specquant.planning.acceptance import Chances, Shapes, TreeShapes
+from specquant.planning.cards import PassWork, read_cards
+from specquant.planning.planner import Planner, against_fixed, measured_costs, phases
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
 # leaderboard (data/published/accepted_lengths.csv). 70B: assumed.
@@ -176,7 +176,7 @@ def planners_beside(
 
 def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
     """For each planner the fastest of the paper's methods (`phases`), over chances and agreements from 0.3 to 0.98."""
-    chances = np.linspace(0.3, 0.98, 18)
+    chances = list(np.linspace(0.3, 0.98, 18))
     return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
 
 

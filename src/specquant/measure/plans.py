@@ -3,26 +3,28 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import METHODS, methods_with_trees
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.calibration import COLUMNS, FEWEST, LEVELS, NUMBERS, calibrate, calibrated, described
-from specquant.experiments.methods import PAPER_PLANS, PLAN_FIELDS, Models, Plan, tiny_models
-from specquant.experiments.planner import Planner, against_fixed, measured_costs
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, read_prompts
-from specquant.experiments.trees import RECORDED_TREES
+from specquant.experiments.throughput import CLOCK, by_task, decode_prompts
 from specquant.files import resolve
 from specquant.models.device import dtype_name, dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.study.record import recorded_rows
+from specquant.planning.acceptance import Shapes
+from specquant.planning.calibration import COLUMNS, FEWEST, LEVELS, NUMBERS, calibrate, calibrated, described
+from specquant.planning.planner import LevelCosts, Planner, against_fixed, measured_costs
+from specquant.planning.trees import RECORDED_TREES
 from specquant.tables.provenance import device_name
-from specquant.tables.results import read_medians, read_provenance, read_results, write_results
+from specquant.tables.results import read_medians, read_provenance, read_results, recorded_rows, write_results
 
 PROMPTS = "data/prompts/prompts.jsonl"
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
@@ -51,8 +53,9 @@ def plan_table(
     (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
     probability, a table is missing, or a model was not measured in the scheme.
     """
-    chances = dict(chances or {})
-    for name, chance in chances.items():
+    given: dict[str, Any] = {}
+    for name, chance in (chances or {}).items():
+        given[name] = chance if name == "agreement" else [chance]
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
     passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
@@ -61,13 +64,12 @@ def plan_table(
         raise SpecquantError(
             f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
         )
-    costs = [
-        measured_costs(passes, drafting, model, scheme, head_scheme) if model else None
-        for model in (target, intermediate)
-    ]
-    heads = {name: [chances.pop(name)] for name in ("head", "inner_head") if name in chances}
-    assumed = replace(shapes.fitted_chances(), **heads, **chances)
-    return Planner(*costs).table(shapes.statistics(assumed, fitted_at=(24, 30)))
+
+    def costs(model: str) -> LevelCosts:
+        return measured_costs(passes, drafting, model, scheme, head_scheme)
+
+    planner = Planner(costs(target), costs(intermediate) if intermediate else None)
+    return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))
 
 
 def write_calibration(
@@ -145,7 +147,7 @@ def choose_plan(
     if calibration is not None:
         steps = read_calibration(calibration, models)
     else:
-        prompts = [list(prompt), *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
+        prompts: list[str | Sequence[int]] = [prompt, *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
         steps = calibrate(models, tokenizer, prompts, temperature=temperature, top_p=top_p)
     table = plans_of(models, steps)
     best = table.drop_duplicates("method")
@@ -171,7 +173,7 @@ def record_plans(
     holds is not measured again. Models compute in the target's default dtype. Returns its path. Raises SpecquantError
     where it holds rows of other parameters.
     """
-    parameters = {"models_dir": models_dir, "prompts": PROMPTS, "prompts_per_task": prompts_per_task}
+    parameters: dict[str, Any] = {"models_dir": models_dir, "prompts": PROMPTS, "prompts_per_task": prompts_per_task}
     parameters |= {"max_new_tokens": max_new_tokens, "plans": [str(plan) for plan in plans]}
     parameters |= dtype_parameters(device)
     path = resolve(out_dir) / "plans.csv"
