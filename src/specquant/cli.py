@@ -514,7 +514,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if method != "auto":
         get_method(method)  # refuses what is none
     if method == "auto":
-        from specquant.measure.plans import choose_plan
+        from specquant.planning.calibration import choose_plan
 
         models.given_methods()  # refuses what does not fit before anything is loaded
         one_by_one, tokenizer = models.speculator("autoregressive"), load_tokenizer(arguments.model)
@@ -563,8 +563,8 @@ def _models(arguments: argparse.Namespace):
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from specquant.measure.plans import plans_of, write_calibration
     from specquant.models.loading import load_tokenizer
+    from specquant.planning.calibration import plans_of, write_calibration
     from specquant.tables.results import read_results
 
     models = _models(arguments)
@@ -908,7 +908,7 @@ def _bench_attention(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from specquant.measure.plans import plan_table
+    from specquant.planning.recorded import plan_table
 
     chances = {name: getattr(arguments, name) for name in ("head", "inner_head", "agreement")}
     table = plan_table(

@@ -10,7 +10,7 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.measure.replay import Parameters
 from specquant.planning.acceptance import Shapes
-from specquant.planning.at_true_size import ACCEPTED_LENGTHS
+from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS
 from specquant.study import claims, read_results
 from specquant.study.claims import MEASURED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, TIMES_ASSUMED, verdict
 from specquant.tables.verify_cost import pass_growth

@@ -13,6 +13,7 @@ from specquant.files import read_text, resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PROMPTS = "data/prompts/prompts.jsonl"
 FIELDS = ("id", "task", "prompt")  # of a line of their file
 
 
@@ -70,7 +71,7 @@ def prompt_ids(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 BENCHMARK = Benchmark(
     name="prompts",
-    file="data/prompts/prompts.jsonl",
+    file=PROMPTS,
     url=None,
     sha256="e2cd270df8284acde1d5a72c30688498f43b485e3dbd0d2dcf211052232f2ed2",
     max_new_tokens=64,

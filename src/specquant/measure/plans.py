@@ -1,32 +1,24 @@
-"""The planner on recorded tables, as `specquant plan` prints it, and on models at hand: `--method auto`."""
+"""How fast is each of a grid of plans on trained models, and what does the planner predict of it?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.prompts import read_prompts
-from specquant.decoding.drafters import METHODS, methods_with_trees
+from specquant.benchmarks.prompts import PROMPTS, read_prompts
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
-from specquant.decoding.models import Models, tiny_models
-from specquant.errors import SpecquantError
+from specquant.decoding.models import tiny_models
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.throughput import CLOCK, by_task, decode_prompts
 from specquant.files import resolve
-from specquant.models.device import dtype_name, dtype_parameters
+from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.planning.acceptance import Shapes
-from specquant.planning.calibration import COLUMNS, FEWEST, LEVELS, NUMBERS, calibrate, calibrated, described
-from specquant.planning.planner import LevelCosts, Planner, against_fixed, measured_costs
-from specquant.planning.trees import RECORDED_TREES
-from specquant.tables.provenance import device_name
-from specquant.tables.results import read_medians, read_provenance, read_results, recorded_rows, write_results
+from specquant.planning.calibration import NUMBERS, calibrate, calibrated
+from specquant.tables.results import recorded_rows, write_results
 
-PROMPTS = "data/prompts/prompts.jsonl"
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
 GRID = (
     *PAPER_PLANS,
@@ -34,125 +26,7 @@ GRID = (
     *(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3))),
     *(Plan("hierarchical", *tree, length) for tree in ((8, 2), (16, 3)) for length in (2, 4, 6)),
 )
-LARGEST = 10**7  # tokens, or milliseconds, of a step of decoding
 REPEATS = 3  # of the grid's measurements, of which the fastest counts: others may use the machine
-
-
-def plan_table(
-    recorded: str | Path,
-    target: str,
-    intermediate: str | None = None,
-    scheme: str = "w4a16-g128",
-    head_scheme: str = "fp16",
-    chances: Mapping[str, float] | None = None,
-    trees: str | Path = RECORDED_TREES,
-) -> pd.DataFrame:
-    """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
-
-    chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
-    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
-    probability, a table is missing, or a model was not measured in the scheme.
-    """
-    given: dict[str, Any] = {}
-    for name, chance in (chances or {}).items():
-        given[name] = chance if name == "agreement" else [chance]
-        if not 0 <= chance <= 1:
-            raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
-    passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
-    shapes = Shapes.of(read_results(trees, table="trees"))
-    if head_scheme not in set(drafting.head_scheme):
-        raise SpecquantError(
-            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
-        )
-
-    def costs(model: str) -> LevelCosts:
-        return measured_costs(passes, drafting, model, scheme, head_scheme)
-
-    planner = Planner(costs(target), costs(intermediate) if intermediate else None)
-    return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))
-
-
-def write_calibration(
-    models: Models, tokenizer: PreTrainedTokenizerBase, path: str | Path, prompts_per_task: int = 1
-) -> Path:
-    """Decode shipped prompts greedily by every method whose models were given (`calibrate`), and keep the steps at
-    `path`, a CSV file, for `choose_plan`."""
-    prompts = [prompt["prompt"] for prompt in read_prompts(PROMPTS, prompts_per_task)]
-    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task, "dtype": dtype_name(models.dtype)}
-    steps = calibrate(models, tokenizer, prompts, new_tokens=64 * len(prompts))
-    return write_results(steps, path, parameters, device=str(models.device))
-
-
-def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
-    """The steps in a file that `write_calibration` made of these models on such a device.
-
-    Raises SpecquantError where there is none, a damaged one, or one of others.
-    """
-    if not resolve(path).is_file():
-        raise SpecquantError(f"there is no calibration at {path}: make one with specquant calibrate --out {path}")
-    steps = read_results(path, COLUMNS, table="calibration")
-    _check_steps(steps, path)
-    for what, ours in described(models).items():
-        if (theirs := str(steps[what].iloc[0])) != str(ours):
-            raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
-    provenance = read_provenance(path)
-    theirs, ours = provenance["device"], device_name(str(models.device))
-    if theirs != ours:
-        raise SpecquantError(f"{path} was measured on {theirs}, not on {ours}: calibrate again")
-    theirs, ours = provenance["parameters"].get("dtype"), dtype_name(models.dtype)
-    if theirs != ours:
-        raise SpecquantError(
-            f"{path} was measured in {theirs or 'a dtype that it does not name'}, not in {ours}: calibrate again"
-        )
-    return steps
-
-
-def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
-    """Raises SpecquantError, with the line, where a step is none that `calibrate` could have written."""
-    trees = steps.method.isin(methods_with_trees())
-    wrong = {
-        "a number that is too large": (steps[list(NUMBERS)] > LARGEST).any(axis=1),
-        "an unknown method or level": ~(steps.method.isin(METHODS) & steps.level.isin(LEVELS)),
-        "a tree of no nodes or no iterations": trees & (steps[["draft_size", "iterations"]] < 1).any(axis=1),
-        "more accepted tokens than drafts": steps.accepted > steps.drafts,
-    }
-    for what, where in wrong.items():
-        if where.any():
-            raise SpecquantError(f"{path} holds {what} in line {int(where.idxmax()) + 2}: calibrate again")
-    if (steps.method == "autoregressive").sum() < FEWEST:
-        raise SpecquantError(f"{path} holds fewer than {FEWEST} steps of decoding one by one: calibrate again")
-
-
-def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:
-    """What every plan whose models were given would reach, the fastest first: as `plan_table`, from a calibration."""
-    planner, statistics = calibrated(steps)
-    given = models.given_methods()
-    plans = [plan for plan in planner.plans(statistics) if plan.method in given]
-    return planner.table(statistics, plans)
-
-
-def choose_plan(
-    models: Models,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[int],
-    calibration: str | Path | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-) -> tuple[Plan, dict[str, float]]:
-    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called.
-
-    By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
-    the context, behind shipped ones, too.
-    """
-    if calibration is not None:
-        steps = read_calibration(calibration, models)
-    else:
-        prompts: list[str | Sequence[int]] = [prompt, *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
-        steps = calibrate(models, tokenizer, prompts, temperature=temperature, top_p=top_p)
-    table = plans_of(models, steps)
-    best = table.drop_duplicates("method")
-    plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
-    return plans[0], {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
 
 
 def record_plans(
@@ -216,12 +90,3 @@ def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
     table = by_task(fastest).rename(columns={"draft_size": "mean_draft_size"})
     plans = pd.DataFrame([asdict(plan) for plan in table.method])
     return table.drop(columns=["method", "speedup"]).join(plans)
-
-
-def plans_against_fixed(plans: pd.DataFrame) -> pd.DataFrame:
-    """What the planner picks for each scheme, over all tasks ("overall") and for each task, beside the paper's fixed
-    choices (`against_fixed`), from the table of `record_plans`. A speed over all tasks is for as much text of each."""
-    speeds = plans.groupby(["scheme", *PLAN_FIELDS], sort=False)[["tokens_per_s", "predicted_tokens_per_s"]]
-    overall = speeds.agg(lambda of_tasks: len(of_tasks) / (1 / of_tasks).sum(skipna=False)).reset_index()
-    groups = pd.concat([overall.assign(task="overall"), plans]).groupby(["scheme", "task"], sort=False)
-    return pd.DataFrame([{"scheme": scheme, "task": task} | against_fixed(rows) for (scheme, task), rows in groups])

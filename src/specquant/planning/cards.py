@@ -15,7 +15,7 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.llama import Llama
 from specquant.models.synthetic import bytes_read
-from specquant.planning.planner import LevelCosts
+from specquant.planning.costs import LevelCosts
 from specquant.planning.roofline import Roofline
 from specquant.quant import PackedLinear, Scheme, get_scheme
 

@@ -1,0 +1,111 @@
+"""A calibration kept in a file: for which models and machine it is, and what damage to it is told."""
+
+from random import Random
+
+import pandas as pd
+import pytest
+import torch
+
+from specquant.decoding.drafters import METHODS
+from specquant.decoding.models import tiny_models
+from specquant.errors import SpecquantError
+from specquant.models.loading import load_tokenizer
+from specquant.planning import calibration
+from specquant.planning.calibration import plans_of, read_calibration, write_calibration
+from specquant.tables.results import write_results
+from tests.planning.conftest import PROBES, plan_few
+
+
+def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(small_models, tmp_path, monkeypatch):
+    plan_few(monkeypatch, tmp_path)
+    models, tokenizer = tiny_models(small_models), load_tokenizer(small_models / "target")
+    path = write_calibration(models, tokenizer, tmp_path / "made.csv")
+    assert set(read_calibration(path, models).method) == {probe.method for probe in PROBES}
+    with pytest.raises(SpecquantError, match=r"made.csv was measured with scheme fp16, not w8a8: calibrate again"):
+        read_calibration(path, tiny_models(small_models, scheme="w8a8"))
+    with pytest.raises(SpecquantError, match=r"made.csv was measured with head_scheme fp16, not w8a8"):
+        read_calibration(path, tiny_models(small_models, head_scheme="w8a8"))
+    with pytest.raises(SpecquantError, match=r"made.csv was measured in float32, not in float64: calibrate again"):
+        read_calibration(path, tiny_models(small_models, dtype=torch.float64))
+    monkeypatch.setattr(calibration, "device_name", lambda _: "another GPU")
+    with pytest.raises(SpecquantError, match=r"made.csv was measured on .*, not on another GPU: calibrate again"):
+        read_calibration(path, models)
+    damaged = path.with_name("damaged.csv")
+    damaged.write_text(path.read_text().replace("autoregressive,0", "autoregressive,zero"))
+    with pytest.raises(
+        SpecquantError, match=r"damaged.csv, line \d+: \"zero\" in column draft_size where a whole number"
+    ):
+        read_calibration(damaged, models)
+    with pytest.raises(SpecquantError, match="lacks the columns"):
+        read_calibration("data/recorded/cpu/heads.csv", models)
+    whole = pd.read_csv(path, dtype=str)
+    for column, value, says in (
+        ("iterations", "1.5", '"1.5" in column iterations where a whole number belongs'),
+        ("iterations", "inf", '"inf" in column iterations where a whole number belongs'),
+        ("verify_ms", "0", "in column verify_ms where a number above 0 belongs"),
+        ("rows", "0", "in column rows where a whole number above 0 belongs"),
+        ("draft_ms", "NaN", "nothing in column draft_ms where a number belongs"),
+        ("accepted", "99", "holds more accepted tokens than drafts in line 2"),
+        ("method", "medusa", "holds an unknown method or level in line 2"),
+        ("level", "outer", "holds an unknown method or level in line 2"),
+    ):
+        whole.assign(**{column: [value, *whole[column][1:]]}).to_csv(damaged, index=False)
+        with pytest.raises(SpecquantError, match=rf"damaged.csv.* {says}"):
+            read_calibration(damaged, models)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("iterations", 1.5, 'LINE: "1.5" in column iterations where a whole number'),
+        ("iterations", float("inf"), 'LINE: "inf" in column iterations where a whole number'),
+        ("iterations", 0, "holds a tree of no nodes or no iterations in LINE: calibrate again"),
+        ("draft_size", -1, 'LINE: "-1" in column draft_size where a whole number'),
+        ("draft_size", 10**9, "holds a number that is too large in LINE: calibrate again"),
+        ("verify_ms", float("inf"), 'LINE: "inf" in column verify_ms where a number above 0'),
+        ("verify_ms", float("nan"), "LINE: nothing in column verify_ms where a number"),
+        ("accepted", 99, "holds more accepted tokens than drafts in LINE: calibrate again"),
+        ("rows", 0, 'LINE: "0" in column rows where a whole number above 0'),
+        ("method", "medusa", "holds an unknown method or level in LINE: calibrate again"),
+        ("level", "inner", "holds an unknown method or level in LINE: calibrate again"),
+    ],
+)
+def test_a_step_that_was_never_decoded_is_refused_with_its_line(calibrated_models, column, value, says):
+    models, path = calibrated_models
+    steps, damaged = pd.read_csv(path), path.with_name("damaged.csv")
+    line = int((steps.method == "eagle2").idxmax())
+    steps[column] = steps[column].astype(object)
+    steps.loc[line, column] = value
+    steps.to_csv(damaged, index=False)
+    with pytest.raises(SpecquantError, match=f"damaged.csv.* {says}".replace("LINE", f"line {line + 2}")):
+        read_calibration(damaged, models)
+
+
+@pytest.fixture(scope="module")
+def calibrated_models(small_models, tmp_path_factory):
+    models, path = tiny_models(small_models), tmp_path_factory.mktemp("calibration") / "made.csv"
+    prompts = [[0, 5, 6, 7], [0, 8, 9]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "PROBES", PROBES)
+        steps = calibration.calibrate(models, load_tokenizer(small_models / "target"), prompts)
+    return models, write_results(steps, path, {})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_calibration_with_damage_is_refused_or_gives_plans(calibrated_models, seed):
+    """Lines and values are lost, doubled or changed at random."""
+    models, path = calibrated_models
+    rng, steps = Random(seed), pd.read_csv(path).astype(object)
+    kept = sorted(rng.choices(range(len(steps)), k=rng.choice([1, 3, 10, len(steps)])))
+    steps = steps.iloc[kept].reset_index(drop=True)
+    for _ in range(rng.randrange(4)):
+        values = (0, 1, 2.5, -1, 7, 10**7, float("inf"), "x", "target", "intermediate", *METHODS)
+        steps.iat[rng.randrange(len(steps)), rng.randrange(len(steps.columns))] = rng.choice(values)
+    damaged = path.with_name(f"damaged-{seed}.csv")
+    steps.to_csv(damaged, index=False)
+    damaged.with_suffix(".json").write_text(path.with_suffix(".json").read_text())
+    try:
+        table = plans_of(models, read_calibration(damaged, models))
+    except SpecquantError:
+        return
+    assert table.tokens_per_s.gt(0).all()
