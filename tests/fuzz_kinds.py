@@ -23,13 +23,13 @@ from transformers import AutoConfig
 
 from specquant.benchmarks.registry import BENCHMARKS
 from specquant.cli import _parser
-from specquant.experiments.calibration import calibrate
-from specquant.experiments.methods import Models
+from specquant.decoding.models import Models
 from specquant.files import project_root
 from specquant.models.device import dtype_name
 from specquant.models.export import export_model
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
+from specquant.planning.calibration import calibrate
 from specquant.tables.results import write_results
 from tests.family import TEXT, write_family, write_random
 from tests.models.test_damaged_configs import NUMBERS, ROPES, UNWRITTEN, places

@@ -47,12 +47,12 @@ def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_mode
     (models / "target/config.json").write_text(json.dumps(config))
     measured = []
     for module, function in (
-        ("record", "record_throughput"),
-        ("plan", "record_plans"),
-        ("drafting", "record_heads"),
+        ("study.record", "record_throughput"),
+        ("measure.plans", "record_plans"),
+        ("study.drafting", "record_heads"),
     ):
         monkeypatch.setattr(
-            f"specquant.study.{module}.{function}", lambda _, schemes, *rest, **more: measured.append(schemes) or []
+            f"specquant.{module}.{function}", lambda _, schemes, *rest, **more: measured.append(schemes) or []
         )
     monkeypatch.setattr(
         "specquant.measure.measure.record", lambda _, parameters, out: measured.append(list(parameters.schemes))

@@ -6,7 +6,7 @@ import pytest
 from tqdm import tqdm
 
 from specquant.cli import main
-from specquant.experiments.methods import Plan
+from specquant.decoding.method import Plan
 from specquant.files import project_root
 
 TARGET = str(project_root() / "data/tiny/target")
@@ -45,7 +45,7 @@ def test_without_json_the_text_is_streamed(capsys, expected):
 
 def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monkeypatch):
     """By a calibration on the spot, and by a file that `calibrate` wrote."""
-    monkeypatch.setattr("specquant.experiments.calibration.PROBES", PROBES)
+    monkeypatch.setattr("specquant.planning.calibration.PROBES", PROBES)
     assert generate(capsys, "--method", "auto") == expected["text"] + "\n"
     result = json.loads(generate(capsys, "--method", "auto", "--json"))
     assert result["token_ids"] == expected["token_ids"]
@@ -57,7 +57,7 @@ def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monk
     assert main(["calibrate", "--model", TARGET, "--rows", "3", "--out", str(file)]) == 0
     header, first, *_, path = capsys.readouterr().out.splitlines()
     assert (header.split()[0], path) == ("method", str(file))
-    monkeypatch.setattr("specquant.study.plan.calibrate", None)
+    monkeypatch.setattr("specquant.measure.plans.calibrate", None)
     result = json.loads(generate(capsys, "--method", "auto", "--json", "--calibration", str(file)))
     assert result["token_ids"] == expected["token_ids"]
     assert result["plan"]["method"] == first.split()[0]
@@ -66,10 +66,10 @@ def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monk
 @pytest.mark.parametrize("slow", [False, True])
 def test_auto_tells_its_choice_in_one_line(capsys, monkeypatch, slow):
     """Behind the progress bar, too, which a slow machine shows."""
-    monkeypatch.setattr("specquant.experiments.calibration.PROBES", PROBES)
+    monkeypatch.setattr("specquant.planning.calibration.PROBES", PROBES)
     if slow:
         at_once = lambda *arguments, **options: tqdm(*arguments, **options | {"delay": 0})  # noqa: E731
-        monkeypatch.setattr("specquant.experiments.calibration.tqdm", at_once)
+        monkeypatch.setattr("specquant.planning.calibration.tqdm", at_once)
     assert main(["generate", "--model", TARGET, "--prompt", PROMPT, "--max-new-tokens", "4", "--method", "auto"]) == 0
     error = capsys.readouterr().err
     if slow:

@@ -514,7 +514,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if method != "auto":
         get_method(method)  # refuses what is none
     if method == "auto":
-        from specquant.study.plan import choose_plan
+        from specquant.planning.calibration import choose_plan
 
         models.given_methods()  # refuses what does not fit before anything is loaded
         one_by_one, tokenizer = models.speculator("autoregressive"), load_tokenizer(arguments.model)
@@ -546,7 +546,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _models(arguments: argparse.Namespace):
     """The models that options name, on the device."""
-    from specquant.experiments.methods import Models
+    from specquant.decoding.models import Models
     from specquant.models.device import choose_device, named_dtype
 
     models = Models(
@@ -564,7 +564,7 @@ def _models(arguments: argparse.Namespace):
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from specquant.models.loading import load_tokenizer
-    from specquant.study.plan import plans_of, write_calibration
+    from specquant.planning.calibration import plans_of, write_calibration
     from specquant.tables.results import read_results
 
     models = _models(arguments)
@@ -727,7 +727,8 @@ def _bench_trees(arguments: argparse.Namespace) -> int:
 
 def _bench_tasks(arguments: argparse.Namespace) -> int:
     from specquant.decoding.drafters import get_method
-    from specquant.experiments.methods import DraftSettings, Models
+    from specquant.decoding.method import DraftSettings
+    from specquant.decoding.models import Models
     from specquant.measure.tasks import Parameters, paper_form, record_benchmark
     from specquant.tables.results import read_results
 
@@ -772,8 +773,8 @@ def _bench_drafting(arguments: argparse.Namespace) -> int:
 
 
 def _bench_plans(arguments: argparse.Namespace) -> int:
+    from specquant.measure.plans import record_plans
     from specquant.models.device import choose_device
-    from specquant.study.plan import record_plans
 
     path = record_plans(
         arguments.models_dir,
@@ -907,7 +908,7 @@ def _bench_attention(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from specquant.study.plan import plan_table
+    from specquant.planning.recorded import plan_table
 
     chances = {name: getattr(arguments, name) for name in ("head", "inner_head", "agreement")}
     table = plan_table(

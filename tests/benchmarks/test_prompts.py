@@ -1,9 +1,8 @@
 """Our own prompts are a benchmark that needs no network."""
 
 from specquant.benchmarks.benchmark import read_questions
-from specquant.benchmarks.prompts import BENCHMARK
+from specquant.benchmarks.prompts import BENCHMARK, prompt_ids, read_prompts
 from specquant.cli import main
-from specquant.experiments.throughput import prompt_ids, read_prompts
 from specquant.tables.results import read_provenance, read_results
 
 

@@ -7,10 +7,11 @@ are counted, and nothing else may differ.
 import pytest
 import torch
 
+from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import PAPER_METHODS
-from specquant.experiments.methods import tiny_models
+from specquant.decoding.models import tiny_models
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import decode_prompts, losslessness, read_prompts
+from specquant.experiments.throughput import decode_prompts, losslessness
 from specquant.files import project_root
 from specquant.models.graphs import GraphedLlama
 from specquant.models.loading import load_tokenizer

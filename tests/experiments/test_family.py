@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
 from specquant.experiments import family as module
 from specquant.experiments.compatibility import prepare_passes
 from specquant.experiments.family import Family
-from specquant.experiments.throughput import decode_prompts, read_prompts
+from specquant.experiments.throughput import decode_prompts
 from specquant.files import project_root
 from specquant.models import loading
 from specquant.models.cache import KVCache
@@ -39,7 +40,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("loaded before the family was checked")
 
     for name in ("load_model", "load_eagle_head"):
-        monkeypatch.setattr(f"specquant.experiments.methods.{name}", load)
+        monkeypatch.setattr(f"specquant.decoding.models.{name}", load)
 
 
 @pytest.mark.parametrize("name", ["target", "eagle_target", "intermediate", "eagle_intermediate"])

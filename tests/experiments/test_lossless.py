@@ -6,10 +6,11 @@ In float64, where rounding never decides about a token: what is tested is the de
 import pytest
 import torch
 
+from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import PAPER_METHODS
-from specquant.experiments.methods import tiny_models
+from specquant.decoding.models import tiny_models
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import decode_prompts, losslessness, read_prompts
+from specquant.experiments.throughput import decode_prompts, losslessness
 from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
 from specquant.quant import SCHEMES

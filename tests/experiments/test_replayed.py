@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from specquant.experiments.acceptance import Shapes, TreeShapes
-from specquant.experiments.methods import PLAN_FIELDS
+from specquant.decoding.method import PLAN_FIELDS
 from specquant.experiments.replayed import at_fitted_chances
+from specquant.planning.acceptance import Shapes, TreeShapes
 
 
 def test_each_plan_is_compared_at_its_first_chances_with_the_same_head():

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from specquant.benchmarks.prompts import prompt_ids, read_prompts
 from specquant.decoding import DraftTree, Generation, Step, generate
 from specquant.decoding.drafters import PAPER_METHODS
+from specquant.decoding.method import DraftSettings
+from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.throughput import (
     by_task,
     decode_prompts,
@@ -19,8 +21,6 @@ from specquant.experiments.throughput import (
     margin,
     mean_by,
     measurements,
-    prompt_ids,
-    read_prompts,
 )
 from specquant.files import project_root
 from specquant.models.loading import load_tokenizer

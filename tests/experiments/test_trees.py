@@ -3,10 +3,12 @@ import pytest
 import torch
 
 from specquant.decoding import DraftTree
+from specquant.decoding.method import DraftSettings
+from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import DraftSettings, tiny_models
-from specquant.experiments.trees import acceptance_by_depth, drafted_trees, tree_shapes
+from specquant.experiments.trees import acceptance_by_depth, drafted_trees
 from specquant.models.loading import load_tokenizer
+from specquant.planning.trees import tree_shapes
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
+from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.experiments import acceptance
-from specquant.experiments.acceptance import Shapes, TreeShapes
-from specquant.experiments.methods import Plan
 from specquant.measure import replay
 from specquant.measure.measure import record
+from specquant.planning import acceptance
+from specquant.planning.acceptance import Shapes, TreeShapes
 from specquant.study import read_results, write_results
 
 PLANS = (

@@ -10,8 +10,8 @@ from specquant.benchmarks.benchmark import read_questions
 from specquant.benchmarks.registry import BENCHMARKS
 from specquant.benchmarks.sandbox import wall
 from specquant.decoding import generate
+from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import tiny_models
 from specquant.measure.tasks import answer_question, benchmark_table, longest_prompt, paper_form
 from specquant.models.loading import load_tokenizer
 from tests.questions import write_questions

@@ -10,7 +10,7 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.measure import verify_cost
 from specquant.measure.measure import record
-from specquant.measure.verify_cost import MEASURE, Parameters, draw, time_passes
+from specquant.measure.verify_cost import MEASURE, Parameters, draw, draw_growths, time_passes
 from specquant.models import synthetic
 from specquant.models.loading import load_model
 from specquant.study import read_results
@@ -210,3 +210,21 @@ def test_models_in_half_precision_on_a_gpu_and_single_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(verify_cost, "device_name", lambda _: "GPU")
     assert Parameters("llama-3-8b", ("fp16",)).same()["dtype"] == "float16"
+
+
+def test_passes_beside_each_other():
+    ours = pd.DataFrame({"scheme": ["fp16"] * 2 + ["w8a8"] * 2, "draft_size": [1, 60] * 2, "time_ms": [2, 3, 1, 4]})
+    theirs = ours[ours.scheme == "w8a8"].assign(time_ms=[5, 5])
+    left, right = draw_growths({"ours": ours, "theirs": theirs}).axes
+    assert [list(line.get_ydata()) for line in left.lines] == [[1, 1.5], [1, 4]]
+    assert [list(line.get_ydata()) for line in right.lines] == [[1, 1]]
+    assert (left.get_title(), right.get_title()) == ("ours", "theirs")
+    low, high = left.get_ylim()
+    assert low == 0.9
+    assert high > 4  # whichever panel has the highest line
+
+
+def test_the_second_panel_is_not_cut_off():
+    flat, steep = (pd.DataFrame({"scheme": "fp16", "draft_size": [1, 60], "time_ms": [1, high]}) for high in (1.1, 9))
+    figure = draw_growths({"ours": flat, "theirs": steep})
+    assert all(axis.get_ylim()[1] > 9 for axis in figure.axes)

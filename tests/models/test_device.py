@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant.cli import main
-from specquant.experiments.methods import tiny_models
+from specquant.decoding.models import tiny_models
 from specquant.measure import replay, verify_cost
 from specquant.models.device import default_dtype, dtype_name, dtype_parameters
 from specquant.models.llama import causal_mask

@@ -7,10 +7,10 @@ import pytest
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.at_true_size import ACCEPTED_LENGTHS
 from specquant.files import project_root
 from specquant.measure.replay import Parameters
+from specquant.planning.acceptance import Shapes
+from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS
 from specquant.study import claims, read_results
 from specquant.study.claims import MEASURED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, TIMES_ASSUMED, verdict
 from specquant.tables.verify_cost import pass_growth

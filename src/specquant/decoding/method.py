@@ -1,6 +1,6 @@
 """What a method is: a name, a drafter for the target, and all that commands, planner and figures ask of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
@@ -52,21 +52,38 @@ class Plan:
 
 
 PLAN_FIELDS = tuple(field.name for field in fields(Plan))
+# The fixed choices of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
+PAPER_PLANS = (
+    Plan("autoregressive"),
+    Plan("vanilla", min_draft_length=6),
+    Plan("eagle2", 24, 3),
+    Plan("eagle2", 48, 6),
+    Plan("eagle2", 60, 6),
+    Plan("hierarchical", 30, 3, 6),
+)
 
 
 class TwoModels(Protocol):
     """A target and the intermediate model, which is made when it is first asked for."""
 
-    target: Llama | GraphedLlama
-    intermediate: Llama | GraphedLlama
+    @property
+    def target(self) -> Llama | GraphedLlama: ...
+
+    @property
+    def intermediate(self) -> Llama | GraphedLlama: ...
 
 
 class Costs(Protocol):
     """What a step of one model costs, in milliseconds."""
 
-    verify_ms: pd.Series
-    draft_ms: pd.Series
-    other_ms: float
+    @property
+    def verify_ms(self) -> pd.Series: ...
+
+    @property
+    def draft_ms(self) -> pd.Series: ...
+
+    @property
+    def other_ms(self) -> float: ...
 
     def verify(self, draft_size: float) -> float: ...
 
@@ -76,12 +93,21 @@ class Costs(Protocol):
 class ModelCosts(Protocol):
     """The costs of a target and, where there is one, of an intermediate model."""
 
-    target: Costs
-    intermediate: Costs | None
+    @property
+    def target(self) -> Costs: ...
+
+    @property
+    def intermediate(self) -> Costs | None: ...
 
 
-class InnerSteps(Protocol):
-    """What an intermediate model does in a step of the target."""
+@dataclass(frozen=True)
+class InnerSteps:
+    """What an intermediate model does in a step of the target.
+
+    lengths: the probabilities that it hands up 0, 1, 2, ... tokens. rounds: how many of its rounds have a draft.
+    catch_ups: how often it first runs the last token of a draft of which everything was accepted, with the new one and
+    without a draft. accepted_length: the target's.
+    """
 
     lengths: np.ndarray
     rounds: float
@@ -92,9 +118,14 @@ class InnerSteps(Protocol):
 class Statistics(Protocol):
     """How often drafts are accepted: of trees (nodes and iterations), and of a small model's tokens."""
 
-    trees: dict[tuple[int, int], np.ndarray]
-    inner_trees: dict[tuple[int, int], np.ndarray]
-    agreement: list[float]
+    @property
+    def trees(self) -> Mapping[tuple[int, int], np.ndarray]: ...
+
+    @property
+    def inner_trees(self) -> Mapping[tuple[int, int], np.ndarray]: ...
+
+    @property
+    def agreement(self) -> Sequence[float]: ...
 
     def tree_length(self, plan: Plan) -> float: ...
 

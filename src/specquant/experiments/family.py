@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding.drafters import METHODS, PAPER_METHODS, get_method
+from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import Models
 from specquant.experiments.targets import possible_schemes, quantized_target
 from specquant.files import resolve
 from specquant.models.companions import COMPANIONS

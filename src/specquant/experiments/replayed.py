@@ -11,16 +11,17 @@ import torch
 from specquant.decoding import Drafter, EagleDrafter, Generation, Speculator
 from specquant.decoding.drafters import get_method
 from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Chances, Shapes
-from specquant.experiments.methods import PLAN_FIELDS, Plan, assemble
 from specquant.experiments.throughput import measurements
-from specquant.experiments.trees import tree_shapes, trees_of
 from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.trees import tree_shapes, trees_of
 
 
 @dataclass

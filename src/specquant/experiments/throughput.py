@@ -1,8 +1,6 @@
 """What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
@@ -10,63 +8,20 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.benchmark import is_text
-from specquant.benchmarks.chat import message_prompt
-from specquant.decoding import Generation, acceptance_rule, generate, tokens_of
-from specquant.errors import SpecquantError
-from specquant.experiments.methods import DraftSettings, Models
-from specquant.files import read_text, resolve
+from specquant.benchmarks.prompts import prompt_ids
+from specquant.decoding import Generation, acceptance_rule, generate
+from specquant.decoding.method import DraftSettings, Plan
+from specquant.decoding.models import Models
 from specquant.models.llama import Llama
 
-FIELDS = ("id", "task", "prompt")
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
-
-
-def read_prompts(path: str | Path, per_task: int | None = None) -> list[dict[str, str]]:
-    """The prompts in a JSON-lines file, at most `per_task` of each task; a relative path is below the project root.
-
-    Raises SpecquantError where there is no file, no prompt in it, or a line that is none or has the id of another.
-    """
-    path = resolve(path)
-    if not path.is_file():
-        raise SpecquantError(f"there is no prompt file {path}")
-    if per_task is not None and per_task < 1:
-        raise SpecquantError(f"{per_task} prompts of each task were asked for: ask for at least 1")
-    chosen, counts, ids = [], {}, set()
-    for number, line in enumerate(read_text(path, "the prompts in").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)
-            values = {field: prompt[field] for field in FIELDS}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise SpecquantError(f"{path}, line {number}: not an object with {', '.join(FIELDS)}") from None
-        for field, value in values.items():
-            if not is_text(value):
-                raise SpecquantError(f"{path}, line {number}: {field} is no text: write it in quotes")
-        if values["id"] in ids:
-            raise SpecquantError(f"{path}, line {number}: prompt {values['id']} is there twice: give it another id")
-        ids.add(values["id"])
-        task = values["task"]
-        counts[task] = counts.get(task, 0) + 1
-        if per_task is None or counts[task] <= per_task:
-            chosen.append(prompt)
-    if not chosen:
-        raise SpecquantError(f"{path} holds no prompt")
-    return chosen
-
-
-def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A prompt's tokens: as a user's message where the tokenizer has a chat template, else as it is."""
-    text, special = message_prompt(prompt, tokenizer)
-    return tokens_of(text, tokenizer, special)
 
 
 def decode_prompts(
     models: Models,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[dict[str, str]],
-    methods: Sequence[str],
+    methods: Sequence[str | Plan],
     name: str,
     settings: DraftSettings | None = None,
     max_new_tokens: int = 64,

@@ -10,17 +10,17 @@ import pandas as pd
 import torch
 
 from specquant.decoding.drafters import methods_with
+from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
-from specquant.experiments import acceptance
-from specquant.experiments.acceptance import Chances, Shapes
-from specquant.experiments.methods import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import SyntheticModels, at_fitted_chances, replay_plans
-from specquant.experiments.trees import RECORDED_TREES
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config
+from specquant.planning import acceptance
+from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.trees import RECORDED_TREES
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
 from specquant.tables.provenance import device_name

@@ -8,12 +8,12 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.experiments.drafting import HEADS, INNER_ACCEPTANCE, INNER_TREE, describe_head, inner_rounds
-from specquant.experiments.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import ROUNDS

@@ -18,8 +18,9 @@ from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, r
 from specquant.benchmarks.registry import get_benchmark
 from specquant.benchmarks.sandbox import wall, why_no_wall
 from specquant.decoding import Generation, Speculator, generate
+from specquant.decoding.method import DraftSettings
+from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import DraftSettings, Models
 from specquant.experiments.throughput import CLOCK, measurements
 from specquant.files import resolve
 from specquant.measure.answers import Lines

@@ -34,9 +34,10 @@ from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
+from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 from specquant.tables.provenance import device_name
 from specquant.tables.schemas import VERIFY_COST
-from specquant.tables.style import SCHEMES, in_house_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 from specquant.tables.verify_cost import pass_growth
 
 
@@ -202,7 +203,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     groups = list(rows.groupby(["model", "context_length"]))
     figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
     for axis, ((model, context_length), of_panel) in zip(axes, groups, strict=True):
-        for scheme in in_house_order(of_panel["scheme"], SCHEMES):
+        for scheme in in_order(of_panel["scheme"], SCHEMES):
             if 1 not in set(of_panel[of_panel["scheme"] == scheme]["draft_size"]):
                 raise SpecquantError(f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with")
             line = told.xs((model, scheme, context_length), level=("model", "scheme", "context_length"))
@@ -216,6 +217,34 @@ def draw(rows: pd.DataFrame) -> Figure:
         axis.set_ylim(bottom=0.9)
     axes[-1].set_xlabel("draft size (tokens in one pass)")
     legend_above(figure, axes[0], columns=3)
+    return figure
+
+
+def draw_growths(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Time of a pass over that of one token, against draft size; a panel for each table, with its key as title.
+
+    Each table has the columns of verify_cost.csv and holds one model behind one context. Where it has processes, lines
+    are medians over them, and bars span the lowest to the highest.
+    """
+    figure, axes = new_figure(1, len(tables), height_in=2.6, sharey=True)
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        if PROCESS not in table:
+            table = table.assign(process=0)
+        grown = ratios(in_each_process(table, ["scheme", "draft_size"]), "draft_size", table["draft_size"].min())
+        for scheme in in_order(table["scheme"], SCHEMES):
+            line = over_processes(grown).xs(scheme, level="scheme").sort_index()
+            look, bars = mark(scheme, SCHEMES), (line["median"] - line["low"], line["high"] - line["median"])
+            about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label}
+            axis.plot(line.index, line["median"], **about)
+            if (line["processes"] > 1).any():
+                axis.errorbar(line.index, line["median"], yerr=bars, fmt="none", ecolor=look.color, elinewidth=0.5)
+        axis.set(title=title, xlabel="draft size")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    axes[0].set_ylabel("time of a pass\nover that of one token")
+    axes[0].set_ylim(bottom=0.9)  # of all panels, whose highest line is known now
+    longest = max(axes, key=lambda axis: len(axis.lines))
+    legend_above(figure, longest, columns=3)
     return figure
 
 

@@ -18,6 +18,7 @@ from specquant.models.eagle import EagleHead, most_frequent, shrink_head
 from specquant.models.fields import shown
 from specquant.models.formats import FormatWeights, find_format
 from specquant.models.formats.common import Format
+from specquant.models.graphs import GraphedLlama
 from specquant.models.hub import HEAD_FILES, SMALL_FILES, locate
 from specquant.models.llama import Llama, check_widths, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
@@ -181,7 +182,7 @@ def _table_bytes(model: Llama, dtype: torch.dtype) -> int:
 
 
 def load_eagle_head(
-    path: str | Path, model: Llama, scheme: str | None = None, vocabulary: torch.Tensor | None = None
+    path: str | Path, model: Llama | GraphedLlama, scheme: str | None = None, vocabulary: torch.Tensor | None = None
 ) -> EagleHead:
     """The EAGLE head of a directory or hub id, for a model, computing in the model's dtype on its device.
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.at_true_size import PAPER_TREES, eagle2_speedups, specmquant_planner
-from specquant.experiments.methods import Plan
-from specquant.experiments.trees import trees_of
 from specquant.files import resolve, write_file
 from specquant.measure.replay import fitted_speedups
+from specquant.planning.acceptance import Shapes
+from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
+from specquant.planning.recorded import specmquant_planner
+from specquant.planning.trees import trees_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results
 from specquant.tables.style import SCHEMES, mark

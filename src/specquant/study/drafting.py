@@ -7,6 +7,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from specquant.benchmarks.prompts import read_prompts
+from specquant.decoding.method import DraftSettings
+from specquant.decoding.models import tiny_models
 from specquant.experiments.drafting import (
     HEAD_METHODS,
     TINY_HEADS,
@@ -14,9 +17,8 @@ from specquant.experiments.drafting import (
     describe_head,
     head_costs,
 )
-from specquant.experiments.methods import DraftSettings, tiny_models
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import decode_prompts, read_prompts
+from specquant.experiments.throughput import decode_prompts
 from specquant.files import resolve
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
-from specquant.tables.style import SCHEMES, Mark, in_house_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, Mark, in_order, legend_above, mark, new_figure
 
 
 def published_speedups(frame: pd.DataFrame) -> Figure:
@@ -19,7 +19,7 @@ def published_speedups(frame: pd.DataFrame) -> Figure:
     totals = (frame["method"] == "eagle2") & (frame["quantity"] == "speedup over fp16 autoregressive")
     frame = frame[~totals]  # products of both panels
     figure, axes = new_figure(1, 2, height_in=2.5, sharey=True)
-    schemes = in_house_order(frame["scheme"], SCHEMES)
+    schemes = in_order(frame["scheme"], SCHEMES)
     settings = {
         ("Llama-3-8B", "A100"): ("#0173b2", "o"),
         ("Llama-3-8B", "RTX 3090"): ("#029e73", "s"),
@@ -67,8 +67,8 @@ def step_times(frame: pd.DataFrame) -> Figure:
     means = frame.groupby(["scheme", "method"])[["draft_ms", "verify_ms", "other_ms"]].mean()
     order = [
         (scheme, method)
-        for scheme in in_house_order(frame["scheme"], SCHEMES)
-        for method in in_house_order(frame["method"], MARKS)
+        for scheme in in_order(frame["scheme"], SCHEMES)
+        for method in in_order(frame["method"], MARKS)
         if (scheme, method) in means.index
     ]
     figure, (axis,) = new_figure(height_in=0.8 + 0.19 * len(order))
@@ -92,7 +92,7 @@ def quality(frame: pd.DataFrame) -> Figure:
     perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
     reference = "fp16" if "fp16" in perplexity.index else frame["scheme"].iloc[0]
     increase = (perplexity / perplexity.loc[reference] - 1) * 100
-    schemes = [scheme for scheme in in_house_order(frame["scheme"], SCHEMES) if scheme != reference]
+    schemes = [scheme for scheme in in_order(frame["scheme"], SCHEMES) if scheme != reference]
     figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
     looks = (("#0173b2", "o"), ("#de8f05", "s"), ("#029e73", "^"), ("#cc78bc", "D"))
     for (color, marker), domain in zip(looks, increase.columns, strict=False):
@@ -143,7 +143,7 @@ def roofline(rows: pd.DataFrame, ceilings: pd.DataFrame) -> Figure:
     for what, dashes in (("fp16 product (cuBLAS)", "--"), ("int8 product (cuBLASLt)", ":")):
         roof = np.minimum(best["read-only stream"] * intensities, best[what])
         axis.plot(intensities, roof, dashes, color="0.4", linewidth=0.8, label=what.replace(" product", ""))
-    for scheme in in_house_order(rows["scheme"], SCHEMES):
+    for scheme in in_order(rows["scheme"], SCHEMES):
         line = rows[rows["scheme"] == scheme].sort_values("intensity")
         look = mark(scheme, SCHEMES)
         axis.plot(line["intensity"], line["rate_top_s"], color=look.color, marker=look.marker, label=look.label)
@@ -158,7 +158,7 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
     `rows`: with predictions, of `experiments.roofline.rooflines`.
     """
     figure, (axis,) = new_figure(height_in=3.0)
-    for scheme in in_house_order(rows["scheme"], SCHEMES):
+    for scheme in in_order(rows["scheme"], SCHEMES):
         line = rows[rows["scheme"] == scheme].sort_values("draft_size")
         look = mark(scheme, SCHEMES)
         one = line["time_us"].iloc[0]
@@ -189,8 +189,8 @@ def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
 
 def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
     """A row per first index level, a mark per method."""
-    rows = in_house_order(values.index.get_level_values(0).to_series(), marks)
-    methods = in_house_order(values.index.get_level_values("method").to_series(), MARKS)
+    rows = in_order(values.index.get_level_values(0).to_series(), marks)
+    methods = in_order(values.index.get_level_values("method").to_series(), MARKS)
     figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(rows))
     for method in methods:
         line = values.xs(method, level="method")

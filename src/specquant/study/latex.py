@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from specquant.decoding.drafters import MARKS
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.methods import PLAN_FIELDS, Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.experiments.replayed import at_fitted_chances
-from specquant.tables.style import SCHEMES, caption, in_house_order, mark
+from specquant.planning.acceptance import Shapes
+from specquant.tables.style import SCHEMES, caption, in_order, mark
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RecordedTable:
     arrange: Callable[..., pd.DataFrame]
     text: str
     decimals: int = 2
-    beside: tuple[str, ...] = ()
+    other_tables: tuple[str, ...] = ()
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +85,7 @@ RECORDED_TABLES = (
         "replayed.csv",
         replayed_plans,
         "One step of each plan, and its speedup over decoding one by one; expected: at the mean accepted length.",
-        beside=("recorded/cpu/trees.csv",),
+        other_tables=("recorded/cpu/trees.csv",),
     ),
 )
 
@@ -106,9 +106,9 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
 
 def _named(pivoted: pd.DataFrame, columns: dict | None = None) -> pd.DataFrame:
     """Rows in the house's order, with the names that figures use."""
-    pivoted = pivoted.reindex(in_house_order(pd.Series(pivoted.index), SCHEMES))
+    pivoted = pivoted.reindex(in_order(pd.Series(pivoted.index), SCHEMES))
     pivoted.index = pd.Index([mark(scheme, SCHEMES).label for scheme in pivoted.index], name="scheme")
     if columns:
-        pivoted = pivoted[in_house_order(pd.Series(pivoted.columns), columns)]
+        pivoted = pivoted[in_order(pd.Series(pivoted.columns), columns)]
         pivoted.columns = [mark(name, columns).label for name in pivoted.columns]
     return pivoted

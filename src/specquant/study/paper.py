@@ -11,26 +11,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Shapes
-from specquant.experiments.at_true_size import (
-    ACCEPTED_LENGTHS,
-    RecordedCosts,
-    beside_published,
-    eagle2_speedups,
-    free_drafts,
-    phase_grids,
-    planners_beside,
-    shares_reached,
-    specmquant_planner,
-    speeds_over_chances,
-)
-from specquant.experiments.cards import read_cards
 from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
-from specquant.experiments.roofline import decoder_layer, rooflines
-from specquant.experiments.trees import trees_of
 from specquant.files import resolve, write_file
 from specquant.measure.verify_cost import draw as draw_verify_cost
-from specquant.study import figures, true_size
+from specquant.measure.verify_cost import draw_growths
+from specquant.planning.acceptance import Shapes
+from specquant.planning.cards import read_cards
+from specquant.planning.eagle2_speedups import (
+    ACCEPTED_LENGTHS,
+    draw_over_draft_size,
+    draw_speedups,
+    eagle2_speedups,
+    with_published,
+)
+from specquant.planning.free_drafts import draw_free_drafts, free_drafts, shares_reached
+from specquant.planning.phases import draw_phases, draw_speeds, phase_grids, speeds_over_chances
+from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
+from specquant.planning.roofline import decoder_layer, rooflines
+from specquant.planning.trees import trees_of
+from specquant.study import figures
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_provenance, read_results
 from specquant.tables.style import caption, save_figure
@@ -42,7 +41,7 @@ LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 class RecordedFigure:
     """A figure from `data/published/` or, per GPU, from `data/recorded/GPU/`.
 
-    draw: takes the table, and those of `beside`, which are below `data/`, with GPU for the folder's name; None where
+    draw: takes the table, and `other_tables`, which are below `data/`, with GPU for the folder's name; None where
     there is nothing in them to draw. A figure is left out where one of its tables is missing. Tables have one row for
     each quantity (`medians`); with every_process the first one as it was recorded.
     """
@@ -52,7 +51,7 @@ class RecordedFigure:
     draw: Callable[..., Figure | None]
     text: str
     published: bool = False
-    beside: tuple[str, ...] = ()
+    other_tables: tuple[str, ...] = ()
     every_process: bool = False
 
 
@@ -69,35 +68,35 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
     return figures.predicted_times(rooflines(decoder_layer(kernels, LARGEST), bandwidth)[1])
 
 
-def verify_costs_beside(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
+def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
     ours = _first_context(passes[passes.model == model])
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
     theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu)]
     tables = {f"ours, {gpu}": ours, f"SpecMQuant, {gpu}": theirs}
     tables = {title: table for title, table in tables.items() if len(table)}  # theirs, where it was measured there
-    return true_size.verify_costs_beside(tables) if len(ours) else None
+    return draw_growths(tables) if len(ours) else None
 
 
-def eagle2_speedups_beside(
+def eagle2_speedups_of_paper(
     passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame, published: pd.DataFrame
 ) -> Figure | None:
     predicted = _predicted_speedups(passes, drafting, trees)
     if predicted is None:
         return None
-    speedups = beside_published(predicted, published, passes.attrs["device"].removeprefix("NVIDIA "))
-    return true_size.speedups_beside(speedups, "speedup of EAGLE-2 over the same scheme")
+    speedups = with_published(predicted, published, passes.attrs["device"].removeprefix("NVIDIA "))
+    return draw_speedups(speedups, "speedup of EAGLE-2 over the same scheme")
 
 
 def speedup_over_draft_size(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> Figure | None:
     predicted = _predicted_speedups(passes[passes.model == LARGEST], drafting, trees)
-    return None if predicted is None else true_size.speedup_over_draft_size(predicted)
+    return None if predicted is None else draw_over_draft_size(predicted)
 
 
 def largest_free_drafts(ceilings: pd.DataFrame) -> Figure | None:
     card = ceilings.attrs["device"].removeprefix("NVIDIA ")
     if card not in read_cards():
         return None
-    return true_size.free_drafts(free_drafts(LARGEST, BENCH_SCHEMES + FP8_SCHEMES, *shares_reached(ceilings, card)))
+    return draw_free_drafts(free_drafts(LARGEST, BENCH_SCHEMES + FP8_SCHEMES, *shares_reached(ceilings, card)))
 
 
 def speeds_over_acceptance(
@@ -107,7 +106,7 @@ def speeds_over_acceptance(
         return None
     planner = RecordedCosts(passes, drafting, rounds, replayed).planner(LARGEST, SMALL, "w4a16-g128", "w4a16-g128")
     shapes = Shapes.of(trees)
-    return true_size.speeds_over_acceptance(speeds_over_chances(planner, shapes, shapes.fitted_chances()))
+    return draw_speeds(speeds_over_chances(planner, shapes, shapes.fitted_chances()))
 
 
 def phases(
@@ -124,9 +123,9 @@ def phases(
     shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
     costs = RecordedCosts(passes, drafting, rounds, replayed)
     their_planner = specmquant_planner(theirs, their_steps, gpu)
-    planners = planners_beside(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
+    planners = planners_by_card(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
     fitted = shapes.fitted_chances()
-    return true_size.phase_diagram(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
+    return draw_phases(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
@@ -185,23 +184,23 @@ RECORDED_FIGURES = (
         "kernels.csv",
         roofline,
         f"Rates of the products of one {LARGEST} decoder layer, 1 to 64 tokens, below this card's best.",
-        beside=("recorded/GPU/ceilings.csv",),
+        other_tables=("recorded/GPU/ceilings.csv",),
     ),
     RecordedFigure(
         "predicted_times",
         "kernels.csv",
         predicted_times,
         f"Time of the products of one {LARGEST} decoder layer over that of one token; dashed: fitted rooflines.",
-        beside=("recorded/GPU/ceilings.csv",),
+        other_tables=("recorded/GPU/ceilings.csv",),
     ),
     *(
         RecordedFigure(
             f"verify_cost_{model}",
             "verify_cost.csv",
-            partial(verify_costs_beside, model=model),
+            partial(verify_cost_growths, model=model),
             f"Time of a pass of {model} behind 512 tokens over that of one token: our kernels (median over processes; "
             "bars span the lowest to the highest), and the paper's CUDA code, measured by us on the same kind of card.",
-            beside=("published/specmquant_verify_cost.csv",),
+            other_tables=("published/specmquant_verify_cost.csv",),
             every_process=True,
         )
         for model in ACCEPTED_LENGTHS
@@ -209,10 +208,10 @@ RECORDED_FIGURES = (
     RecordedFigure(
         "eagle2_speedups",
         "verify_cost.csv",
-        eagle2_speedups_beside,
+        eagle2_speedups_of_paper,
         "EAGLE-2's speedup: the paper's, measured with trained weights; ours, predicted from measured passes and "
         "drafts with assumed acceptance.",
-        beside=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
+        other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
     ),
     RecordedFigure(
         "speedup_over_draft_size",
@@ -220,7 +219,7 @@ RECORDED_FIGURES = (
         speedup_over_draft_size,
         f"EAGLE-2's speedup over its tree's size on {LARGEST}, each with its best number of iterations, predicted from "
         "measured passes and drafts with assumed acceptance.",
-        beside=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
+        other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
     ),
     RecordedFigure(
         "free_drafts",
@@ -235,7 +234,7 @@ RECORDED_FIGURES = (
         speeds_over_acceptance,
         f"Tokens per second of {LARGEST} with {SMALL}, both and their heads in W4A16, predicted from measured passes, "
         "drafts and rounds over assumed acceptance; dashed: decoding one by one.",
-        beside=(
+        other_tables=(
             *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
             "recorded/cpu/trees.csv",
         ),
@@ -246,7 +245,7 @@ RECORDED_FIGURES = (
         phases,
         f"The fastest of the paper's methods for {LARGEST} with {SMALL}, predicted over assumed acceptance; cross: "
         "fitted acceptance. Ours with heads in W4A16, the others in FP16.",
-        beside=(
+        other_tables=(
             *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
             "recorded/cpu/trees.csv",
             *(f"published/specmquant_{table}.csv" for table in ("verify_cost", "steps")),
@@ -265,18 +264,18 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     """
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
     drawings = []
-    for folder, figure, (table, *beside) in _tables(data_dir):
+    for folder, figure, (table, *others) in _tables(data_dir):
         frame = read_results(table) if figure.every_process else read_medians(table)
         device = None if figure.published else _device(table)
         frame.attrs["device"] = device
-        drawing = figure.draw(frame, *map(read_medians, beside))
+        drawing = figure.draw(frame, *map(read_medians, others))
         if drawing is not None:
             drawings.append((folder, figure.name, drawing, caption(figure.text, frame, device)))
             plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
     for folder in _device_folders(data_dir):
         for table in RECORDED_TABLES:
-            paths = [folder / table.table, *(data_dir / path for path in table.beside)]
+            paths = [folder / table.table, *(data_dir / path for path in table.other_tables)]
             if all(path.is_file() for path in paths):
                 text = latex(table, *map(read_medians, paths), device=_device(paths[0]))
                 tables[folder / f"{table.name}.tex"] = text
@@ -301,8 +300,8 @@ def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, list[Path]]]:
         for figure in RECORDED_FIGURES:
             if figure.published != (folder == folders[0]):
                 continue
-            beside = (data_dir / path.replace("/GPU/", f"/{folder.name}/") for path in figure.beside)
-            tables = [folder / figure.table, *beside]
+            others = (data_dir / path.replace("/GPU/", f"/{folder.name}/") for path in figure.other_tables)
+            tables = [folder / figure.table, *others]
             if all(path.is_file() for path in tables):
                 yield "" if figure.published else folder.name, figure, tables
 

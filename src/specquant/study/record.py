@@ -10,22 +10,24 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import PAPER_METHODS
+from specquant.decoding.method import DraftSettings
+from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.attention_cost import attention_cost, neighbour_cost
 from specquant.experiments.compatibility import profile_pass
-from specquant.experiments.methods import DraftSettings, Models, tiny_models
 from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, losslessness, read_prompts
+from specquant.experiments.throughput import CLOCK, by_task, decode_prompts, losslessness
 from specquant.experiments.trees import drafted_trees
 from specquant.files import resolve, write_file
 from specquant.models.device import dtype_name
 from specquant.models.loading import load_tokenizer
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.tables.provenance import device_name, without_local_paths
-from specquant.tables.results import read_provenance, read_results, write_results
+from specquant.tables.provenance import device_name
+from specquant.tables.results import recorded_rows, write_results
 
 # Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
 # and 30 and 3 on the hierarchy's intermediate model.
@@ -208,18 +210,3 @@ def free(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def recorded_rows(path: Path, parameters: dict, unnamed: dict | None = None) -> pd.DataFrame:
-    """The rows that a table holds, none where it does not exist. unnamed: what parameters were in tables that do not
-    name them, since they could not be chosen then."""
-    if not path.is_file():
-        return pd.DataFrame({"scheme": []})
-    theirs, ours = (unnamed or {}) | read_provenance(path)["parameters"], without_local_paths(parameters)
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            raise SpecquantError(
-                f"{path} holds rows measured with {name} {theirs.get(name)}, not {value}: choose another folder, or "
-                "remove it"
-            )
-    return read_results(path)

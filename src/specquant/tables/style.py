@@ -64,7 +64,7 @@ def new_figure(rows: int = 1, columns: int = 1, height_in: float = 2.2, **subplo
     return figure, list(axes.flat)
 
 
-def in_house_order(values: pd.Series, marks: dict[str, Mark]) -> list[str]:
+def in_order(values: pd.Series, marks: dict[str, Mark]) -> list[str]:
     """The distinct values of a column in the order of `marks`, those that it does not know last."""
     present = list(pd.unique(values))
     return [name for name in marks if name in present] + sorted(name for name in present if name not in marks)

@@ -9,8 +9,8 @@ from specquant.decoding import Greedy, Sampling, Speculator
 from specquant.decoding.drafters import METHODS, PAPER_METHODS
 from specquant.decoding.drafters.prompt_lookup import PromptLookupDrafter
 from specquant.decoding.method import Plan
+from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import Models
 from specquant.files import project_root
 from tests.decoding.conftest import perturbed, random_model
 from tests.decoding.test_speculator import VOCABULARY, assert_targets_joint_distribution

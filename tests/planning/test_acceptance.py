@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.experiments import acceptance
-from specquant.experiments.acceptance import AcceptanceStatistics, Chances, Shapes, TreeShapes
-from specquant.experiments.methods import Plan
+from specquant.planning import acceptance
+from specquant.planning.acceptance import AcceptanceStatistics, Chances, Shapes, TreeShapes
 
 SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
 TREES = pd.DataFrame({"draft_size": 7, "iterations": 3, "parents": SHAPES, "accepted_length": 2.5})

@@ -10,13 +10,19 @@ from pandas.api.typing import SeriesGroupBy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Speculator, Step, acceptance_rule
 from specquant.decoding.drafters import METHODS, methods_with, methods_with_trees
+from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import AcceptanceStatistics, Tree
-from specquant.experiments.methods import PLAN_FIELDS, Models
-from specquant.experiments.planner import LevelCosts, Planner
-from specquant.experiments.throughput import prompt_ids
+from specquant.files import resolve
+from specquant.models.device import dtype_name
+from specquant.planning.acceptance import AcceptanceStatistics, Tree
+from specquant.planning.costs import LevelCosts
+from specquant.planning.planner import Planner
+from specquant.tables.provenance import device_name
+from specquant.tables.results import read_provenance, read_results, write_results
 
 # What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
 PROBES = tuple(plan for method in METHODS.values() for plan in method.probes)
@@ -25,13 +31,14 @@ COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "meth
 LEVELS = ("target", "intermediate")
 LONGEST_DRAFT = 20  # tokens: behind less room, drafts would be cut
 FEWEST = 3  # steps of which a median is taken
+LARGEST = 10**7  # tokens, or milliseconds, of a step of decoding
 FEWEST_JUDGED = 10  # tokens of which a chance is taken
 
 
 def calibrate(
     models: Models,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[str | Sequence[int]],
     new_tokens: int = 64,
     most_of_one: int = 64,
     temperature: float = 0.0,
@@ -40,7 +47,7 @@ def calibrate(
     """Decode prompts by each probe whose models were given, until it has added `new_tokens` tokens.
 
     most_of_one: tokens behind one prompt. Prompts that leave no room are left out. Returns a row for each step of the
-    target, and for each round of an intermediate model: what is `described`, weights, the plan (method, draft_size,
+    target, and for each round of an intermediate model: `model_columns`, weights, the plan (method, draft_size,
     iterations, min_draft_length), level, drafts (that were verified), accepted (of these), rows (of the pass) and the
     times in milliseconds. Raises SpecquantError where companions do not fit, or too few steps could be taken.
     """
@@ -51,7 +58,7 @@ def calibrate(
         # On a GPU a first decoding captures graphs.
         for _ in range(2 if models.target.device.type == "cuda" else 1):
             decoded = list(_decode(speculator, tokenizer, prompts, new_tokens, most_of_one, temperature, top_p))
-        rows += [described(models) | {"weights": "trained"} | asdict(plan) | row for row in decoded]
+        rows += [model_columns(models) | {"weights": "trained"} | asdict(plan) | row for row in decoded]
         del speculator
     steps = pd.DataFrame(rows)
     if steps.empty or not (steps.method == "autoregressive").sum() >= FEWEST:
@@ -62,10 +69,10 @@ def calibrate(
     return steps
 
 
-def described(models: Models) -> dict[str, str | int]:
+def model_columns(models: Models) -> dict[str, str | int]:
     """The columns that say what was calibrated; head_vocabulary: 0 for all tokens."""
     return {
-        "model": Path(models.paths["target"]).name,
+        "model": Path(models.target_path).name,
         "scheme": models.target.scheme.name,
         "head_scheme": models.head_scheme or "fp16",
         "head_vocabulary": models.head_vocabulary or 0,
@@ -75,7 +82,7 @@ def described(models: Models) -> dict[str, str | int]:
 def _decode(
     speculator: Speculator,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[str | Sequence[int]],
     new_tokens: int,
     most_of_one: int,
     temperature: float,
@@ -86,7 +93,7 @@ def _decode(
     ends = set(ends if isinstance(ends, list) else [ends])
     left = new_tokens
     for prompt in prompts:
-        tokens = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else prompt
+        tokens = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else list(prompt)
         room = speculator.context_length - len(tokens) - 1
         if left <= 0 or room < LONGEST_DRAFT:
             continue
@@ -151,3 +158,86 @@ def _agreement(drafts: pd.Series, accepted: pd.Series) -> list[float]:
             break
         chances.append(float((accepted > place)[judged].mean()))
     return chances
+
+
+def write_calibration(
+    models: Models, tokenizer: PreTrainedTokenizerBase, path: str | Path, prompts_per_task: int = 1
+) -> Path:
+    """Decode shipped prompts greedily by every method whose models were given (`calibrate`), and keep the steps at
+    `path`, a CSV file, for `choose_plan`."""
+    prompts = [prompt["prompt"] for prompt in read_prompts(PROMPTS, prompts_per_task)]
+    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task, "dtype": dtype_name(models.dtype)}
+    steps = calibrate(models, tokenizer, prompts, new_tokens=64 * len(prompts))
+    return write_results(steps, path, parameters, device=str(models.device))
+
+
+def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
+    """The steps in a file that `write_calibration` made of these models on such a device.
+
+    Raises SpecquantError where there is none, a damaged one, or one of others.
+    """
+    if not resolve(path).is_file():
+        raise SpecquantError(f"there is no calibration at {path}: make one with specquant calibrate --out {path}")
+    steps = read_results(path, COLUMNS, table="calibration")
+    _check_steps(steps, path)
+    for what, ours in model_columns(models).items():
+        if (theirs := str(steps[what].iloc[0])) != str(ours):
+            raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
+    provenance = read_provenance(path)
+    theirs, ours = provenance["device"], device_name(str(models.device))
+    if theirs != ours:
+        raise SpecquantError(f"{path} was measured on {theirs}, not on {ours}: calibrate again")
+    theirs, ours = provenance["parameters"].get("dtype"), dtype_name(models.dtype)
+    if theirs != ours:
+        raise SpecquantError(
+            f"{path} was measured in {theirs or 'a dtype that it does not name'}, not in {ours}: calibrate again"
+        )
+    return steps
+
+
+def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
+    """Raises SpecquantError, with the line, where a step is none that `calibrate` could have written."""
+    trees = steps.method.isin(methods_with_trees())
+    wrong = {
+        "a number that is too large": (steps[list(NUMBERS)] > LARGEST).any(axis=1),
+        "an unknown method or level": ~(steps.method.isin(METHODS) & steps.level.isin(LEVELS)),
+        "a tree of no nodes or no iterations": trees & (steps[["draft_size", "iterations"]] < 1).any(axis=1),
+        "more accepted tokens than drafts": steps.accepted > steps.drafts,
+    }
+    for what, where in wrong.items():
+        if where.any():
+            raise SpecquantError(f"{path} holds {what} in line {int(where.idxmax()) + 2}: calibrate again")
+    if (steps.method == "autoregressive").sum() < FEWEST:
+        raise SpecquantError(f"{path} holds fewer than {FEWEST} steps of decoding one by one: calibrate again")
+
+
+def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:
+    """What every plan whose models were given would reach, the fastest first: as `plan_table`, from a calibration."""
+    planner, statistics = calibrated(steps)
+    given = models.given_methods()
+    plans = [plan for plan in planner.plans(statistics) if plan.method in given]
+    return planner.table(statistics, plans)
+
+
+def choose_plan(
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    calibration: str | Path | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> tuple[Plan, dict[str, float]]:
+    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called.
+
+    By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
+    the context, behind shipped ones, too.
+    """
+    if calibration is not None:
+        steps = read_calibration(calibration, models)
+    else:
+        prompts: list[str | Sequence[int]] = [prompt, *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
+        steps = calibrate(models, tokenizer, prompts, temperature=temperature, top_p=top_p)
+    table = plans_of(models, steps)
+    best = table.drop_duplicates("method")
+    plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+    return plans[0], {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}

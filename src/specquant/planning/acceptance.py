@@ -12,27 +12,12 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from specquant.decoding.drafters import get_method
+from specquant.decoding.method import PAPER_PLANS, InnerSteps, Plan
 from specquant.decoding.replay import ShapedTree
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import PAPER_PLANS, Plan
-from specquant.experiments.trees import tree_shapes, trees_of
+from specquant.planning.trees import tree_shapes, trees_of
 
 Tree = tuple[int, int]  # nodes and iterations
-
-
-@dataclass(frozen=True)
-class InnerSteps:
-    """What an intermediate model does in a step of the target.
-
-    lengths: the probabilities that it hands up 0, 1, 2, ... tokens. rounds: how many of its rounds have a draft.
-    catch_ups: how often it first runs the last token of a draft of which everything was accepted, with the new one and
-    without a draft. accepted_length: the target's.
-    """
-
-    lengths: np.ndarray
-    rounds: float
-    catch_ups: float
-    accepted_length: float
 
 
 @dataclass(frozen=True)

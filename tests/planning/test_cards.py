@@ -1,9 +1,9 @@
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.experiments.cards import CARDS, Card, PassWork, multiplies, read_cards
 from specquant.files import project_root
 from specquant.models.synthetic import synthetic_config
+from specquant.planning.cards import CARDS, Card, PassWork, multiplies, read_cards
 from specquant.quant import get_scheme
 
 CARD = Card("a card", 2.0, {"fp16": 400.0, "int8": 800.0})

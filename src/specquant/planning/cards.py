@@ -3,7 +3,7 @@
 A lower bound: launches, attention and everything between the products are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
-from specquant.experiments.planner import LevelCosts
-from specquant.experiments.roofline import Roofline
 from specquant.files import resolve
 from specquant.models.llama import Llama
 from specquant.models.synthetic import bytes_read
+from specquant.planning.costs import LevelCosts
+from specquant.planning.roofline import Roofline
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
 CARDS = Path("data/published/cards.csv")
@@ -31,7 +31,7 @@ class Card:
     bandwidth_tb_s: float
     rates: dict[str, float]
 
-    def reached(self, bandwidth: float, rates: dict[str, float]) -> "Card":
+    def reached(self, bandwidth: float, rates: Mapping[str, float]) -> "Card":
         """The card with these fractions of its data sheet."""
         scaled = {kind: rate * rates[kind] for kind, rate in self.rates.items()}
         return replace(self, bandwidth_tb_s=self.bandwidth_tb_s * bandwidth, rates=scaled)

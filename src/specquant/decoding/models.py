@@ -1,4 +1,4 @@
-"""The methods put together from model directories, and the plans of the paper."""
+"""A target and the models that draft for it, from their directories, and each method put together from them."""
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -8,7 +8,6 @@ import torch
 
 from specquant.decoding import Drafter, EagleDrafter, Speculator
 from specquant.decoding.drafters import METHODS, get_method
-from specquant.decoding.method import PLAN_FIELDS as PLAN_FIELDS
 from specquant.decoding.method import DraftSettings, Plan, TwoModels
 from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
@@ -28,16 +27,6 @@ from specquant.models.loading import (
     load_tokenizer,
 )
 from specquant.quant import get_scheme
-
-# The fixed choices of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
-PAPER_PLANS = (
-    Plan("autoregressive"),
-    Plan("vanilla", min_draft_length=6),
-    Plan("eagle2", 24, 3),
-    Plan("eagle2", 48, 6),
-    Plan("eagle2", 60, 6),
-    Plan("hierarchical", 30, 3, 6),
-)
 
 
 def assemble(plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
@@ -79,7 +68,8 @@ class Models:
         head_text: str | Path | None = None,
     ):
         companions = eagle_target, intermediate, eagle_intermediate
-        self.paths = {"target": target} | dict(zip(COMPANIONS, companions, strict=True))
+        self.target_path = target
+        self.paths: dict[str, str | Path | None] = {"target": target, **dict(zip(COMPANIONS, companions, strict=True))}
         self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
@@ -87,7 +77,7 @@ class Models:
     def given_methods(self) -> list[str]:
         """The methods that the planner knows whose companions were given. Raises SpecquantError, before anything is
         loaded, where one of them or the target is no model, or does not fit."""
-        load_config(locate(self.paths["target"], SMALL_FILES))
+        load_config(locate(self.target_path, SMALL_FILES))
         given = [
             name
             for name, method in METHODS.items()
@@ -137,11 +127,17 @@ class Models:
 
         return assemble(plan, self, trees)
 
+    def _path(self, which: str) -> str | Path:
+        """Where a model that was given is (`check_companions`)."""
+        path = self.paths[which]
+        assert path is not None, which
+        return path
+
     def _load(self, which: str, dtype: torch.dtype | None, scheme: str | None = None) -> Llama | GraphedLlama:
-        return graphed(load_model(self.paths[which], scheme, dtype, self.device, self.context_length))
+        return graphed(load_model(self._path(which), scheme, dtype, self.device, self.context_length))
 
     def _load_head(self, which: str, model: Llama | GraphedLlama) -> EagleHead:
-        return load_eagle_head(self.paths[which], model, self.head_scheme, self._head_tokens)
+        return load_eagle_head(self._path(which), model, self.head_scheme, self._head_tokens)
 
     @cached_property
     def _head_tokens(self) -> torch.Tensor | None:
@@ -149,7 +145,7 @@ class Models:
             return None
         if self.head_text is None:
             raise SpecquantError("an EAGLE head of few tokens needs a text to count them in: give one (--head-text)")
-        target = locate(self.paths["target"], SMALL_FILES)
+        target = locate(self.target_path, SMALL_FILES)
         vocab_size = load_config(target).vocab_size
         return frequent_tokens(self.head_text, load_tokenizer(target), self.head_vocabulary, vocab_size)
 
@@ -173,12 +169,12 @@ class Models:
         if self.head_text is not None:
             read_text(self.head_text, "the text to count tokens in,")
         if self.head_vocabulary is not None:
-            require_count(self.head_vocabulary, load_config(locate(self.paths["target"], SMALL_FILES)).vocab_size)
+            require_count(self.head_vocabulary, load_config(locate(self.target_path, SMALL_FILES)).vocab_size)
         for which in named:
             self._check_companion(which)
 
     def _check_companion(self, which: str) -> None:
-        target, directory = (locate(self.paths[name], SMALL_FILES) for name in ("target", which))
+        target, directory = (locate(self._path(name), SMALL_FILES) for name in ("target", which))
         if which == "intermediate":
             check_drafting_model(target, directory)
             return

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from specquant.decoding.drafters import PAPER_METHODS
+from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments import calibration
-from specquant.experiments.calibration import COLUMNS, calibrate, calibrated
-from specquant.experiments.methods import PLAN_FIELDS, Models, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
+from specquant.planning import calibration
+from specquant.planning.calibration import COLUMNS, calibrate, calibrated
 
 PROBES = (
     Plan("autoregressive"),
@@ -57,7 +58,7 @@ def test_only_methods_whose_models_were_given_take_part(small_models, tokenizer,
 
 
 def test_companions_are_checked_before_anything_is_loaded(small_models, tokenizer, monkeypatch):
-    monkeypatch.setattr("specquant.experiments.methods.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("specquant.decoding.models.load_model", lambda *_: pytest.fail("loaded"))
     models = Models(small_models / "target", eagle_target=small_models / "eagle-intermediate")
     with pytest.raises(SpecquantError, match="has hidden_size 128, and its model 256"):
         calibrate(models, tokenizer, ["1 plus 1"])

@@ -1,93 +1,23 @@
-from dataclasses import asdict
+"""A calibration kept in a file: for which models and machine it is, and what damage to it is told."""
+
 from random import Random
 
 import pandas as pd
 import pytest
 import torch
 
-from specquant.cli import main
 from specquant.decoding.drafters import METHODS
+from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments import calibration
-from specquant.experiments.methods import PAPER_PLANS, Plan, tiny_models
 from specquant.models.loading import load_tokenizer
-from specquant.study import plan, read_results
-from specquant.study.plan import (
-    fastest,
-    plan_table,
-    plans_against_fixed,
-    plans_of,
-    read_calibration,
-    record_plans,
-    write_calibration,
-)
-from specquant.tables.results import read_medians
-
-RECORDED = "data/recorded/h200"
+from specquant.planning import calibration
+from specquant.planning.calibration import plans_of, read_calibration, write_calibration
+from specquant.tables.results import write_results
+from tests.planning.conftest import PROBES, plan_few
 
 
-def test_the_fastest_plan_comes_first():
-    table = plan_table(RECORDED, "llama-3-70b", "llama-3-8b")
-    assert table.tokens_per_s.is_monotonic_decreasing
-    assert set(table.method) == {"autoregressive", "vanilla", "eagle2", "hierarchical"}
-
-
-def test_speedups_compare_with_decoding_one_by_one():
-    table = plan_table(RECORDED, "llama-3-70b", "llama-3-8b").set_index("method")
-    passes = read_medians(f"{RECORDED}/verify_cost.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
-    one_ms = passes[(passes.draft_size == 1) & (passes.context_length == 512)].time_ms.iloc[0]
-    assert table.tokens_per_s["autoregressive"] == pytest.approx(1e3 / one_ms)
-    assert table.speedup["autoregressive"] == 1
-
-
-def test_chances_decide():
-    useless = plan_table(
-        RECORDED, "llama-3-70b", "llama-3-8b", chances={"head": 0.1, "inner_head": 0.1, "agreement": 0.1}
-    )
-    assert useless.iloc[0].method == "autoregressive"
-    good_head = plan_table(RECORDED, "llama-3-70b", "llama-3-8b", chances={"head": 0.95, "agreement": 0.3})
-    assert good_head.iloc[0].method == "eagle2"
-
-
-def test_without_an_intermediate_model(capsys):
-    assert main(["plan", "--target", "llama-3-8b", "--scheme", "w8a8", "--rows", "3"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert "eagle2" in lines[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"scheme": "w4a16-g128-asym"}, "no pass of llama-3-70b in w4a16-g128-asym"),
-        ({"head_scheme": "w8a8"}, "drafts of heads in w8a8 were not measured, only in fp16, w4a16-g128"),
-        ({"chances": {"agreement": 1.5}}, "agreement is 1.5: it is a probability"),
-        ({"recorded": "data/recorded/cpu"}, "there are no results at"),
-    ],
-)
-def test_what_was_not_measured_is_refused(arguments, sentence):
-    with pytest.raises(SpecquantError, match=sentence):
-        plan_table(**{"recorded": RECORDED, "target": "llama-3-70b"} | arguments)
-
-
-PROBES = (
-    Plan("autoregressive"),
-    Plan("vanilla", min_draft_length=6),
-    Plan("eagle2", 9, 2),
-    Plan("hierarchical", 7, 2, 3),
-)
-
-
-@pytest.fixture
-def few(monkeypatch, tmp_path):
-    """Few plans and prompts, which leave room in a short context."""
-    monkeypatch.setattr(calibration, "PROBES", PROBES)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(f'{{"id": "{n}", "task": "t{n % 2}", "prompt": "{n} plus 1"}}\n' for n in range(4)))
-    monkeypatch.setattr(plan, "PROMPTS", str(prompts))
-
-
-def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(small_models, tmp_path, few, monkeypatch):
+def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(small_models, tmp_path, monkeypatch):
+    plan_few(monkeypatch, tmp_path)
     models, tokenizer = tiny_models(small_models), load_tokenizer(small_models / "target")
     path = write_calibration(models, tokenizer, tmp_path / "made.csv")
     assert set(read_calibration(path, models).method) == {probe.method for probe in PROBES}
@@ -97,7 +27,7 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         read_calibration(path, tiny_models(small_models, head_scheme="w8a8"))
     with pytest.raises(SpecquantError, match=r"made.csv was measured in float32, not in float64: calibrate again"):
         read_calibration(path, tiny_models(small_models, dtype=torch.float64))
-    monkeypatch.setattr(plan, "device_name", lambda _: "another GPU")
+    monkeypatch.setattr(calibration, "device_name", lambda _: "another GPU")
     with pytest.raises(SpecquantError, match=r"made.csv was measured on .*, not on another GPU: calibrate again"):
         read_calibration(path, models)
     damaged = path.with_name("damaged.csv")
@@ -158,7 +88,7 @@ def calibrated_models(small_models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "PROBES", PROBES)
         steps = calibration.calibrate(models, load_tokenizer(small_models / "target"), prompts)
-    return models, plan.write_results(steps, path, {})
+    return models, write_results(steps, path, {})
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -179,42 +109,3 @@ def test_a_calibration_with_damage_is_refused_or_gives_plans(calibrated_models, 
     except SpecquantError:
         return
     assert table.tokens_per_s.gt(0).all()
-
-
-def test_of_a_repeated_calibration_the_least_times_count():
-    first = pd.DataFrame({"accepted": [1, 2], "draft_ms": [3.0, 1.0], "verify_ms": [9.0, 9.0], "other_ms": 0.5})
-    both = fastest([first, first.assign(draft_ms=[2.0, 4.0], other_ms=0.7)])
-    assert both.to_dict("list") == first.assign(draft_ms=[2.0, 1.0]).to_dict("list")
-
-
-def test_a_grid_of_plans_is_recorded_with_predictions(small_models, tmp_path, few):
-    plans = (*PAPER_PLANS[:2], Plan("eagle2", 9, 2), Plan("eagle2", 5, 2))
-    options = {"prompts_per_task": 1, "max_new_tokens": 60, "plans": plans}
-
-    def record(*schemes):
-        return read_results(record_plans(small_models, schemes, tmp_path / "out", tmp_path / "targets", **options))
-
-    grid = record("fp16")
-    assert len(grid) == 2 * len(plans)
-    assert (grid.prompts == 1).all()
-    predicted = grid.groupby(["method", "draft_size"]).predicted_tokens_per_s.count()
-    assert (predicted["autoregressive", 0], predicted["eagle2", 5]) == (2, 0)  # trees that the calibration did not grow
-    again = record("fp16", "w8a8")
-    assert list(again.scheme) == ["fp16"] * 8 + ["w8a8"] * 8
-    assert again.tokens_per_s[:8].tolist() == grid.tokens_per_s.tolist()  # not measured twice
-    table = plans_against_fixed(grid)
-    assert list(table.task) == ["overall", "t0", "t1"]
-    speeds = grid[grid.task == "t0"].tokens_per_s
-    assert set(table.iloc[1][["tokens_per_s", "fixed_tokens_per_s"]]) <= set(speeds)
-
-
-def test_a_pick_over_all_tasks_is_the_fastest_for_as_much_text_of_each():
-    """Alone the second plan is the fastest in one task by 3 s of 4; over both, decoding one by one takes 2 s, it 5."""
-    plans = [asdict(Plan("autoregressive")), asdict(Plan("eagle2", 24, 3)), asdict(Plan("eagle2", 8, 2))]
-    one = pd.DataFrame(plans).assign(task="one", tokens_per_s=[1.0, 4.0, 5.0], predicted_tokens_per_s=[1.0, 4.0, None])
-    two = pd.DataFrame(plans).assign(task="two", tokens_per_s=[1.0, 0.2, 5.0], predicted_tokens_per_s=[1.0, 0.2, 9.0])
-    table = plans_against_fixed(pd.concat([one, two]).assign(scheme="fp16")).set_index("task")
-    assert table.picked["one"] == "eagle2 (24 nodes, 3 iterations)"
-    assert table.picked["overall"] == "autoregressive"  # of the smallest tree one prediction is missing
-    assert table.tokens_per_s["overall"] == 1.0
-    assert table.ratio["overall"] == 1.0

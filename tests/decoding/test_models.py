@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.decoding.drafters import METHODS, PAPER_METHODS
+from specquant.decoding.method import DraftSettings, Plan
+from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.methods import DraftSettings, Models, Plan, tiny_models
 from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
@@ -159,7 +160,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("loaded before the companions were checked")
 
     for name in ("load_model", "load_eagle_head"):
-        monkeypatch.setattr(f"specquant.experiments.methods.{name}", load)
+        monkeypatch.setattr(f"specquant.decoding.models.{name}", load)
 
 
 def change(directory, file, **fields):

@@ -1,32 +1,20 @@
 """Predictions against what the decoder does when acceptance is replayed, and against sums done by hand."""
 
-from dataclasses import asdict
-
 import numpy as np
-import pandas as pd
 import pytest
 
 from specquant.decoding import EagleDrafter, Speculator
 from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.method import Plan
 from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
-from specquant.experiments.acceptance import Chances, Shapes
-from specquant.experiments.methods import Plan
-from specquant.experiments.planner import LevelCosts, Planner, against_fixed, against_measured, measured_costs, phases
+from specquant.planning.acceptance import Chances
+from specquant.planning.planner import Planner
 from tests.decoding.conftest import random_head, random_model
+from tests.planning.conftest import BOTH, SHAPES, TARGET
 
-SHAPES = ("-1 0 0 1 1 3 2", "-1 0 1 2 0 0 0", "-1 0 0 0 1 2 3")  # their longest paths have 3, 3 and 2 nodes
-TREES = pd.DataFrame({"draft_size": 7, "iterations": 3, "parents": SHAPES})
-BOTH = Shapes.of(TREES)
 CHANCES = Chances(head=[0.9, 0.6], inner_head=[0.8, 0.7, 0.5], agreement=0.85)
 STATISTICS = BOTH.statistics(CHANCES)
-TARGET = LevelCosts(pd.Series({1: 10.0, 7: 16.0, 16: 25.0}), pd.Series({3: 3.0, 6: 6.0}), 0.5)
-SMALL = LevelCosts(pd.Series({1: 2.0, 2: 2.5, 7: 3.0}), pd.Series({3: 1.0}), 0.25)
-
-
-@pytest.fixture
-def planner():
-    return Planner(TARGET, SMALL)
 
 
 def test_autoregressive_decoding_is_a_pass_a_token(planner):
@@ -90,18 +78,6 @@ def test_plans_whose_passes_were_not_measured_are_left_out(planner):
         planner.predict(plan, STATISTICS)
 
 
-def test_the_pick_is_compared_with_the_papers_choices():
-    plans = [Plan("autoregressive"), Plan("vanilla", min_draft_length=6), Plan("eagle2", 7, 3), Plan("eagle2", 8, 3)]
-    table = pd.DataFrame([asdict(plan) for plan in plans]).assign(tokens_per_s=[90.0, 200.0, 210.0, 300.0])
-    assert against_fixed(table.assign(predicted_tokens_per_s=[100.0, 190.0, 220.0, np.nan])) == {
-        "picked": "eagle2 (7 nodes, 3 iterations)",
-        "tokens_per_s": 210.0,
-        "fixed": "vanilla (6 tokens or more)",
-        "fixed_tokens_per_s": 200.0,
-        "ratio": 1.05,
-    }
-
-
 def test_what_was_not_measured_is_refused(planner):
     for plan, sentence in (
         (Plan("eagle2", 60, 6), "no trees of 60 nodes and 6 iterations"),
@@ -112,33 +88,3 @@ def test_what_was_not_measured_is_refused(planner):
             planner.predict(plan, STATISTICS)
     with pytest.raises(SpecquantError, match="needs the costs of an intermediate model"):
         Planner(TARGET).predict(Plan("vanilla", min_draft_length=4), STATISTICS)
-
-
-def test_costs_come_from_the_tables():
-    passes = {"model": "m", "scheme": "fp16", "context_length": 512, "draft_size": [8, 1], "time_ms": [3.0, 2.0]}
-    drafts = {"model": "m", "head_scheme": "fp16", "head_vocabulary": [100, 100, 100, 10], "iterations": [3, 3, 6, 3]}
-    drafts["time_ms"] = [1.0, 1.2, 2.2, 0.5]
-    tables = pd.DataFrame(passes), pd.DataFrame(drafts)
-    costs = measured_costs(*tables, "m", "fp16", other_ms=0.3)
-    assert (costs.verify(1), costs.verify(4.5), costs.other_ms) == (2.0, 2.5, 0.3)
-    assert (costs.draft(3), costs.draft(6)) == (pytest.approx(1.1), pytest.approx(2.2))
-    assert measured_costs(*tables, "m", "fp16", head_vocabulary=10).draft(6) == pytest.approx(1.0)
-    with pytest.raises(SpecquantError, match="no pass of m in w8a8 behind 512 tokens was measured"):
-        measured_costs(*tables, "m", "w8a8")
-
-
-def test_phases_name_the_fastest_method(planner):
-    grid = phases(planner, BOTH, [0.0, 0.9], [0.0, 1.0])
-    assert grid.loc[0.0, 0.0] == "autoregressive"
-    assert grid.loc[0.0, 0.9] == "eagle2"
-    assert grid.loc[1.0, 0.9] == planner.best(BOTH.statistics(Chances([0.9], [0.9], 1.0))).method
-
-
-def test_predictions_beside_measurements(planner):
-    measured = {"method": "eagle2", "draft_size": 7, "iterations": 3, "min_draft_length": 0, "head_chance": 0.5}
-    measured |= {"agreement": 0.0, "draft_ms": 3.0, "verify_ms": 16.0, "other_ms": 1.0, "tokens_per_s": 80.0}
-    (row,) = against_measured(planner, BOTH, pd.DataFrame([measured])).to_dict("records")
-    assert (row["step_ms"], row["predicted_step_ms"]) == (20.0, 19.5)
-    assert row["step_error"] == pytest.approx(-0.025)
-    predicted = planner.predict(Plan("eagle2", 7, 3), BOTH.statistics(Chances([0.5], [0.5], 0.0)))["tokens_per_s"]
-    assert row["error"] == pytest.approx(predicted / 80 - 1)

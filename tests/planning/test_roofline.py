@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.experiments.roofline import Roofline, decoder_layer, fit_roofline, rooflines
+from specquant.planning.roofline import Roofline, decoder_layer, fit_roofline, rooflines
 
 SIZES = [1, 2, 4, 8, 16, 32, 64]
 WEIGHT_BYTES, INPUTS, OUTPUTS = 2e6, 2000, 1000

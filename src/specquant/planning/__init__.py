@@ -1,0 +1,1 @@
+"""What each plan would gain: acceptance rates, recorded costs, the planner, calibration, cards."""

@@ -1,0 +1,69 @@
+"""What a step of one model costs: from the tables of one GPU."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from specquant.errors import SpecquantError
+
+
+@dataclass(frozen=True)
+class LevelCosts:
+    """What a step of one model costs in milliseconds.
+
+    verify_ms: a pass, by draft size, interpolated. draft_ms: an EAGLE-2 draft, by iterations; a line through them.
+    Empty where the model has no head. other_ms: accepting and keeping the books.
+    """
+
+    verify_ms: pd.Series
+    draft_ms: pd.Series
+    other_ms: float = 0.0
+
+    def verify(self, draft_size: float) -> float:
+        sizes = self.verify_ms.index
+        if not sizes.min() <= draft_size <= sizes.max():
+            raise SpecquantError(
+                f"a pass over {draft_size:g} tokens was not measured, only over {sizes.min()} to {sizes.max()}"
+            )
+        return float(np.interp(draft_size, sizes, self.verify_ms))
+
+    def draft(self, iterations: int) -> float:
+        if len(self.draft_ms) == 1:
+            return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
+        return float(np.polyval(np.polyfit(self.draft_ms.index, self.draft_ms, 1), iterations))
+
+
+def measured_costs(
+    verify_cost: pd.DataFrame,
+    drafting: pd.DataFrame,
+    model: str,
+    scheme: str,
+    head_scheme: str = "fp16",
+    head_vocabulary: int | None = None,
+    context_length: int = 512,
+    other_ms: float = 0.0,
+) -> LevelCosts:
+    """One model's costs from the tables verify_cost.csv and drafting.csv of one GPU; head_vocabulary: None for all.
+
+    Raises SpecquantError where the pass of one token was not measured; a head that was not measured cannot draft.
+    """
+    passes = verify_cost[(verify_cost.model == model) & (verify_cost.scheme == scheme)]
+    passes = passes[passes.context_length == context_length].set_index("draft_size").time_ms.sort_index()
+    if 1 not in passes.index:
+        raise SpecquantError(f"no pass of {model} in {scheme} behind {context_length} tokens was measured")
+    drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]
+    known = head_vocabulary or drafts.head_vocabulary.max()
+    return LevelCosts(passes, drafts[drafts.head_vocabulary == known].groupby("iterations").time_ms.mean(), other_ms)
+
+
+def bookkeeping_ms(table: pd.DataFrame, column: str, value: str) -> pd.Series:
+    """How long a step's bookkeeping took in the rows with this value, in milliseconds.
+
+    Raises SpecquantError where there are none.
+    """
+    rows = table[table[column] == value]
+    if rows.empty:
+        recorded = ", ".join(table[column].unique())
+        raise SpecquantError(f"nothing was recorded with {column} {value}, only with {recorded}: choose of these")
+    return rows.other_ms

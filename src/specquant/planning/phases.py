@@ -1,0 +1,126 @@
+"""Which method is fastest, and how fast, over the range of what is assumed about acceptance?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+
+from specquant.decoding.drafters import MARKS
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.errors import SpecquantError
+from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.planner import Planner
+from specquant.tables.style import mark, new_figure
+
+
+def phases(
+    planner: Planner,
+    shapes: Shapes,
+    head_chances: Sequence[float],
+    agreements: Sequence[float],
+    plans: Sequence[Plan] | None = None,
+) -> pd.DataFrame:
+    """The fastest plan's method for each agreement (rows) and each chance of both EAGLE heads (columns)."""
+    heads = {chance: shapes.statistics(Chances([chance], [chance], 0.0)) for chance in head_chances}
+
+    def fastest(agreement: float, chance: float) -> str:
+        return planner.best(replace(heads[chance], agreement=[agreement]), plans).method
+
+    return pd.DataFrame(
+        [[fastest(agreement, chance) for chance in head_chances] for agreement in agreements],
+        index=list(agreements),
+        columns=list(head_chances),
+    )
+
+
+def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
+    """For each planner the fastest of the paper's methods (`phases`), over chances and agreements from 0.3 to 0.98."""
+    chances = list(np.linspace(0.3, 0.98, 18))
+    return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
+
+
+def draw_phases(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | None = None) -> Figure:
+    """Which method is fastest, over the head's chances (columns) and the intermediate model's agreement (rows).
+
+    grids: tables of method names, a panel for each. marked: a point (chance, agreement) to show.
+    """
+    methods = list(MARKS)
+    colors = ListedColormap([MARKS[method].color for method in methods])
+    rows = -(-len(grids) // 2)
+    figure, axes = new_figure(rows, 2, height_in=0.8 + 1.45 * rows, sharex=True, sharey=True)
+    for axis, (title, grid) in zip(axes, grids.items(), strict=False):
+        codes = grid.map(methods.index).to_numpy()
+        norm = BoundaryNorm(np.arange(len(methods) + 1) - 0.5, len(methods))
+        axis.pcolormesh(grid.columns, grid.index, codes, cmap=colors, norm=norm, shading="nearest", rasterized=True)
+        if marked is not None:
+            axis.plot(*marked, "+", color="black", markersize=6)
+        axis.set_title(title)
+        axis.grid(False)
+    for axis in axes[len(grids) :]:
+        axis.set_axis_off()
+    present = {name for grid in grids.values() for name in np.unique(grid)}
+    handles = [
+        axes[0].plot([], [], "s", color=MARKS[method].color, label=MARKS[method].label)[0]
+        for method in methods
+        if method in present
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    figure.supxlabel("chance that a token of the EAGLE head is accepted", fontsize=7)
+    figure.supylabel("agreement of the intermediate model", fontsize=7)
+    return figure
+
+
+def speeds_over_chances(planner: Planner, shapes: Shapes, chances: Chances) -> pd.DataFrame:
+    """Predicted tokens per second of the paper's plans, over what decides about each, the rest as in `chances`.
+
+    EAGLE-2's over the chance of the target's head, the others' over the agreement of the intermediate model.
+    `draw_speeds` draws them.
+    """
+    rows = []
+    for chance in np.linspace(0.4, 0.95, 12).round(2):
+        of_head, of_agreement = replace(chances, head=[chance]), replace(chances, agreement=chance)
+        for plan in PAPER_PLANS:
+            head, agreement = (chance, 0.0) if plan.method == "eagle2" else (chances.inner_head[0], chance)
+            moved = of_head if plan.method == "eagle2" else of_agreement
+            told = planner.predict(plan, shapes.statistics(moved))
+            rows.append(asdict(plan) | told | {"head_chance": head, "agreement": agreement})
+    return pd.DataFrame(rows)
+
+
+def draw_speeds(table: pd.DataFrame) -> Figure:
+    """Tokens per second against the chances that decide about each method; dashed: decoding one by one.
+
+    `table`: of `speeds_over_chances`, or rows of replayed.csv of one target, in one scheme and
+    with one kind of head. Left EAGLE-2 with each of its
+    trees; right the methods with an intermediate model, at their most frequent head_chance.
+    """
+    one_by_one = table[table["method"] == "autoregressive"]["tokens_per_s"]
+    if one_by_one.empty:
+        raise SpecquantError("the replayed table has no autoregressive row to compare with: measure it again")
+    figure, axes = new_figure(1, 2, height_in=2.6, sharey=True)
+    panels = {
+        "head_chance": (["eagle2"], "chance of each token of\nthe target's EAGLE head"),
+        "agreement": (["vanilla", "hierarchical"], "agreement of the small\nmodel with the target"),
+    }
+    for axis, (column, (methods, xlabel)) in zip(axes, panels.items(), strict=True):
+        rows = table[table["method"].isin(methods)]
+        for (method, draft_size, _, length), line in rows.groupby([*PLAN_FIELDS], sort=False):
+            if column == "agreement":
+                line = line[line["head_chance"] == line["head_chance"].mode()[0]]
+            if len(line) < 2:
+                continue
+            line, look = line.sort_values(column), mark(method, MARKS)
+            label = f"{look.label}, at least {length}" if length else f"{look.label}, {draft_size} nodes"
+            drawn = sum(other.get_color() == look.color for other in axis.lines)
+            style = ("-", "--", ":")[drawn % 3]
+            axis.plot(line[column], line["tokens_per_s"], style, color=look.color, marker=look.marker, label=label)
+        axis.axhline(one_by_one.iloc[0], color="0.4", linestyle="--")
+        axis.set_xlabel(xlabel)
+    axes[0].set_ylabel("tokens per second")
+    axes[0].set_ylim(bottom=0)
+    handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure

@@ -1,0 +1,56 @@
+"""What each method gains, predicted: from the costs of passes and drafts, and from how often drafts are accepted."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import pandas as pd
+
+from specquant.decoding.drafters import METHODS, get_method
+from specquant.decoding.method import Plan
+from specquant.planning.acceptance import AcceptanceStatistics
+from specquant.planning.costs import LevelCosts
+
+MIN_DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
+
+
+class Planner:
+    """Predicts plans for a target and an optional intermediate model, from what their steps cost."""
+
+    def __init__(self, target: LevelCosts, intermediate: LevelCosts | None = None):
+        self.target, self.intermediate = target, intermediate
+
+    def plans(
+        self, statistics: AcceptanceStatistics, min_draft_lengths: Iterable[int] = MIN_DRAFT_LENGTHS
+    ) -> list[Plan]:
+        """Every plan that can be predicted: all trees of known acceptance, where all passes were measured."""
+
+        lengths = list(min_draft_lengths)
+        return [plan for method in METHODS.values() for plan in method.plans(self, statistics, lengths)]
+
+    def best(self, statistics: AcceptanceStatistics, plans: Iterable[Plan] | None = None) -> Plan:
+        """The plan with the most tokens per second, of `plans` or of all that can be predicted."""
+        return max(plans or self.plans(statistics), key=lambda plan: self.predict(plan, statistics)["tokens_per_s"])
+
+    def table(self, statistics: AcceptanceStatistics, plans: Iterable[Plan] | None = None) -> pd.DataFrame:
+        """The predictions, a row for each plan, the fastest first; speedup is that over autoregressive decoding."""
+        rows = pd.DataFrame(asdict(plan) | self.predict(plan, statistics) for plan in plans or self.plans(statistics))
+        plain = self.predict(Plan("autoregressive"), statistics)["tokens_per_s"]
+        return rows.assign(speedup=rows.tokens_per_s / plain).sort_values("tokens_per_s", ascending=False)
+
+    def predict(self, plan: Plan, statistics: AcceptanceStatistics) -> dict[str, float]:
+        """The columns of throughput.csv for one plan: means over steps, times in milliseconds a step.
+
+        Raises SpecquantError for an unknown method, a model or tree that was not given, and a size that was not
+        measured.
+        """
+        predicted = get_method(plan.method).predict(plan, self, statistics)
+        step_ms = predicted.draft_ms + predicted.verify_ms + self.target.other_ms
+        return {
+            "accepted_length": predicted.accepted_length,
+            "mean_draft_size": predicted.draft_size,
+            "inner_rounds": predicted.inner_rounds,
+            "draft_ms": predicted.draft_ms,
+            "verify_ms": predicted.verify_ms,
+            "other_ms": self.target.other_ms,
+            "tokens_per_s": 1e3 * predicted.accepted_length / step_ms,
+        }

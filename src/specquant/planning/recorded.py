@@ -1,0 +1,122 @@
+"""Planners from recorded tables: of one GPU's, of the paper's own code, of data sheets; and `specquant plan`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from specquant.errors import SpecquantError
+from specquant.files import resolve
+from specquant.models.synthetic import synthetic_config
+from specquant.planning.acceptance import Shapes
+from specquant.planning.cards import PassWork, read_cards
+from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs
+from specquant.planning.planner import Planner
+from specquant.planning.trees import RECORDED_TREES
+from specquant.tables.results import read_medians, read_results
+
+
+@dataclass(frozen=True)
+class RecordedCosts:
+    """What one GPU's tables say about costs: verify_cost.csv, drafting.csv, rounds.csv and replayed.csv.
+
+    The last two say how long bookkeeping takes.
+    """
+
+    passes: pd.DataFrame
+    drafting: pd.DataFrame
+    rounds: pd.DataFrame
+    replayed: pd.DataFrame
+
+    def planner(self, target: str, intermediate: str, scheme: str, head_scheme: str) -> Planner:
+        """Target and intermediate model in the same scheme, with heads in head_scheme.
+
+        Raises SpecquantError where one of these was not recorded.
+        """
+        outer_ms = bookkeeping_ms(self.replayed, "model", target).median()
+        inner_ms = bookkeeping_ms(self.rounds, "head_scheme", head_scheme).iloc[0]
+        return Planner(
+            measured_costs(self.passes, self.drafting, target, scheme, head_scheme, other_ms=outer_ms),
+            measured_costs(self.passes, self.drafting, intermediate, scheme, head_scheme, other_ms=inner_ms),
+        )
+
+
+def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame, gpu: str = "H200") -> Planner:
+    """The costs of the paper's own code on a card: Llama-3-70B and 8B in W4A16, with heads in fp16.
+
+    passes, steps: data/published/specmquant_verify_cost.csv and specmquant_steps.csv. Drafts count in every scheme of
+    the target, for they do not depend on it: on the H200 those of 70B were timed beside W8A8. What steps take beyond
+    draft and pass is bookkeeping.
+    """
+    passes, steps = passes[passes.gpu == gpu], steps[steps.gpu == gpu]
+    drafts = steps[steps.what == "draft"].assign(head_scheme="fp16", head_vocabulary=0)
+    return Planner(
+        *(
+            measured_costs(passes, drafts, model, "w4a16-g128", other_ms=_beyond_draft_and_pass(passes, steps, model))
+            for model in ("llama-3-70b", "llama-3-8b")
+        )
+    )
+
+
+def _beyond_draft_and_pass(passes: pd.DataFrame, steps: pd.DataFrame, model: str) -> float:
+    """Milliseconds that a model's whole steps of EAGLE-2 take beyond draft and pass, the median."""
+    kind = ["scheme", "draft_size", "iterations"]
+    of_model = steps[(steps.model == model) & (steps.method == "eagle2")]
+    whole, draft = (of_model[of_model.what == what].set_index(kind).time_ms for what in ("step", "draft"))
+    beside = pd.MultiIndex.from_frame(whole.reset_index()[kind[:2]])
+    verify = passes[passes.model == model].set_index(kind[:2]).time_ms.reindex(beside).to_numpy()
+    return max(0.0, float((whole - draft.reindex(whole.index) - verify).median()))
+
+
+def planners_by_card(
+    costs: RecordedCosts, target: str, intermediate: str, head_scheme: str, gpu: str, theirs: Planner
+) -> dict[str, Planner]:
+    """Ours in three schemes, SpecMQuant's on the same card (`specmquant_planner`), and the least that two cards' data
+    sheets allow."""
+    schemes = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}
+    planners = {
+        f"{label}, ours, {gpu}": costs.planner(target, intermediate, scheme, head_scheme)
+        for label, scheme in schemes.items()
+    }
+    planners[f"W4A16, SpecMQuant, {gpu}"] = theirs
+    works = [PassWork(synthetic_config(model), "w4a16-g128") for model in (target, intermediate)]
+    sizes = sorted(costs.passes.draft_size.unique())
+    for card in ("A100", "B200"):
+        planners[f"W4A16, {card}, predicted"] = Planner(*(work.costs(read_cards()[card], sizes) for work in works))
+    return planners
+
+
+def plan_table(
+    recorded: str | Path,
+    target: str,
+    intermediate: str | None = None,
+    scheme: str = "w4a16-g128",
+    head_scheme: str = "fp16",
+    chances: Mapping[str, float] | None = None,
+    trees: str | Path = RECORDED_TREES,
+) -> pd.DataFrame:
+    """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
+
+    chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
+    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
+    probability, a table is missing, or a model was not measured in the scheme.
+    """
+    given: dict[str, Any] = {}
+    for name, chance in (chances or {}).items():
+        given[name] = chance if name == "agreement" else [chance]
+        if not 0 <= chance <= 1:
+            raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
+    passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
+    shapes = Shapes.of(read_results(trees, table="trees"))
+    if head_scheme not in set(drafting.head_scheme):
+        raise SpecquantError(
+            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
+        )
+
+    def costs(model: str) -> LevelCosts:
+        return measured_costs(passes, drafting, model, scheme, head_scheme)
+
+    planner = Planner(costs(target), costs(intermediate) if intermediate else None)
+    return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))

@@ -1,0 +1,79 @@
+"""Planners from recorded tables, and what `specquant plan` prints of them."""
+
+import pytest
+
+from specquant.cli import main
+from specquant.decoding.method import Plan
+from specquant.errors import SpecquantError
+from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.recorded import RecordedCosts, plan_table, specmquant_planner
+from specquant.tables.results import read_medians, read_results
+
+RECORDED = "data/recorded/h200"
+
+
+@pytest.mark.parametrize("plan", [Plan("eagle2", 24, 3), Plan("eagle2", 48, 6)])
+def test_the_steps_of_the_paper_s_code_take_as_long_as_measured(plan):
+    passes, steps = (read_results(f"data/published/specmquant_{table}.csv") for table in ("verify_cost", "steps"))
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    row = specmquant_planner(passes, steps, "H100").predict(plan, shapes.statistics(Chances([0.8], [0.8], 0.8)))
+    measured = steps[(steps.what == "step") & (steps.model == "llama-3-70b") & (steps.draft_size == plan.draft_size)]
+    measured = measured[measured.gpu == "H100"]
+    assert row["draft_ms"] + row["verify_ms"] + row["other_ms"] == pytest.approx(measured.time_ms.iloc[0], rel=0.02)
+
+
+def test_costs_that_were_not_recorded_are_refused():
+    """Not a plan whose bookkeeping takes NaN milliseconds."""
+    tables = (
+        read_results(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
+    )
+    costs = RecordedCosts(*tables)
+    assert costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "fp16").target.other_ms > 0
+    with pytest.raises(SpecquantError, match="nothing was recorded with model mine, only with llama-3-70b"):
+        costs.planner("mine", "llama-3-8b", "w4a16-g128", "fp16")
+    with pytest.raises(SpecquantError, match="nothing was recorded with head_scheme w8a8, only with fp16"):
+        costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w8a8")
+
+
+def test_the_fastest_plan_comes_first():
+    table = plan_table(RECORDED, "llama-3-70b", "llama-3-8b")
+    assert table.tokens_per_s.is_monotonic_decreasing
+    assert set(table.method) == {"autoregressive", "vanilla", "eagle2", "hierarchical"}
+
+
+def test_speedups_compare_with_decoding_one_by_one():
+    table = plan_table(RECORDED, "llama-3-70b", "llama-3-8b").set_index("method")
+    passes = read_medians(f"{RECORDED}/verify_cost.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    one_ms = passes[(passes.draft_size == 1) & (passes.context_length == 512)].time_ms.iloc[0]
+    assert table.tokens_per_s["autoregressive"] == pytest.approx(1e3 / one_ms)
+    assert table.speedup["autoregressive"] == 1
+
+
+def test_chances_decide():
+    useless = plan_table(
+        RECORDED, "llama-3-70b", "llama-3-8b", chances={"head": 0.1, "inner_head": 0.1, "agreement": 0.1}
+    )
+    assert useless.iloc[0].method == "autoregressive"
+    good_head = plan_table(RECORDED, "llama-3-70b", "llama-3-8b", chances={"head": 0.95, "agreement": 0.3})
+    assert good_head.iloc[0].method == "eagle2"
+
+
+def test_without_an_intermediate_model(capsys):
+    assert main(["plan", "--target", "llama-3-8b", "--scheme", "w8a8", "--rows", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "eagle2" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"scheme": "w4a16-g128-asym"}, "no pass of llama-3-70b in w4a16-g128-asym"),
+        ({"head_scheme": "w8a8"}, "drafts of heads in w8a8 were not measured, only in fp16, w4a16-g128"),
+        ({"chances": {"agreement": 1.5}}, "agreement is 1.5: it is a probability"),
+        ({"recorded": "data/recorded/cpu"}, "there are no results at"),
+    ],
+)
+def test_what_was_not_measured_is_refused(arguments, sentence):
+    with pytest.raises(SpecquantError, match=sentence):
+        plan_table(**{"recorded": RECORDED, "target": "llama-3-70b"} | arguments)
