@@ -47,9 +47,9 @@ def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_mode
     (models / "target/config.json").write_text(json.dumps(config))
     measured = []
     for module, function in (
-        ("study.record", "record_throughput"),
+        ("measure.throughput", "record_throughput"),
         ("measure.plans", "record_plans"),
-        ("study.drafting", "record_heads"),
+        ("measure.heads", "record_heads"),
     ):
         monkeypatch.setattr(
             f"specquant.{module}.{function}", lambda _, schemes, *rest, **more: measured.append(schemes) or []
@@ -124,10 +124,10 @@ def test_verify_cost_of_a_directorys_shapes(small_models, tmp_path, capsys):
 
 
 def test_tables_go_below_the_folder_that_the_user_is_in(tmp_path, monkeypatch):
-    from specquant.study import record
+    from specquant.measure import trees
 
     written = []
-    monkeypatch.setattr(record, "record_trees", lambda models_dir, out_dir, **_: written.append((models_dir, out_dir)))
+    monkeypatch.setattr(trees, "record_trees", lambda models_dir, out_dir, **_: written.append((models_dir, out_dir)))
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "trees", "--models-dir", "models", "--out", "tables"]) == 0
     assert main(["bench", "trees"]) == 0

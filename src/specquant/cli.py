@@ -648,8 +648,8 @@ def _require_home() -> None:
 
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
+    from specquant.measure.throughput import record_throughput
     from specquant.models.device import choose_device
-    from specquant.study.record import record_throughput
 
     paths = record_throughput(
         arguments.models_dir,
@@ -670,8 +670,8 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
 
 def _schemes_of_the_target(arguments: argparse.Namespace) -> list[str]:
     """The schemes that an option names, of a family's target; of those that it cannot have, a line each."""
-    from specquant.experiments.targets import possible_schemes
     from specquant.files import resolve
+    from specquant.models.targets import possible_schemes
 
     return possible_schemes(arguments.schemes, resolve(arguments.models_dir) / "target", _tell)
 
@@ -712,7 +712,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _bench_trees(arguments: argparse.Namespace) -> int:
-    from specquant.study.record import record_trees
+    from specquant.measure.trees import record_trees
 
     print(
         record_trees(
@@ -790,7 +790,7 @@ def _bench_plans(arguments: argparse.Namespace) -> int:
 
 
 def _bench_heads(arguments: argparse.Namespace) -> int:
-    from specquant.study.drafting import record_heads
+    from specquant.measure.heads import record_heads
 
     path = record_heads(
         arguments.models_dir,
@@ -816,13 +816,13 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 
 
 def _bench_verify_cost(arguments: argparse.Namespace) -> int:
-    from specquant.experiments.compatibility import DRAFT_SIZES
-    from specquant.experiments.kernels import bench_schemes
-    from specquant.experiments.targets import possible_schemes, storable_schemes
+    from specquant.measure.kernels import bench_schemes
     from specquant.measure.measure import record
+    from specquant.measure.passes import DRAFT_SIZES
     from specquant.measure.verify_cost import MEASURE, Parameters
     from specquant.models.hub import SMALL_FILES, locate, resolve_model
     from specquant.models.synthetic import SHAPES, synthetic_config
+    from specquant.models.targets import possible_schemes, storable_schemes
     from specquant.quant import scheme_names
 
     more = bench_schemes() if arguments.schemes == "all" else ()
@@ -863,11 +863,11 @@ def _bench_settling(arguments: argparse.Namespace) -> int:
 
 
 def _bench_profile(arguments: argparse.Namespace) -> int:
-    from specquant.experiments.kernels import bench_schemes
-    from specquant.experiments.targets import storable_schemes
+    from specquant.measure.kernels import bench_schemes
+    from specquant.measure.profiles import record_profiles
     from specquant.models.synthetic import synthetic_config
+    from specquant.models.targets import storable_schemes
     from specquant.quant import get_scheme
-    from specquant.study.record import record_profiles
 
     if arguments.schemes == "all":
         schemes = storable_schemes(bench_schemes(), synthetic_config(arguments.model), _tell, rotated=False)
@@ -887,9 +887,8 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _bench_kernels(arguments: argparse.Namespace) -> int:
-    from specquant.experiments.kernels import LAYERS, bench_schemes
+    from specquant.measure.kernels import LAYERS, bench_schemes, record_kernels, record_row_invariance
     from specquant.quant import scheme_names
-    from specquant.study.record import record_kernels, record_row_invariance
 
     models = list(LAYERS) if arguments.models == "all" else [name.strip() for name in arguments.models.split(",")]
     schemes = bench_schemes() if arguments.schemes == "all" else scheme_names(arguments.schemes)
@@ -901,7 +900,7 @@ def _bench_kernels(arguments: argparse.Namespace) -> int:
 
 
 def _bench_attention(arguments: argparse.Namespace) -> int:
-    from specquant.study.record import record_attention
+    from specquant.measure.attention import record_attention
 
     print(record_attention(arguments.out))
     return 0

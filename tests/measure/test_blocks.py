@@ -4,7 +4,6 @@ import random
 
 import torch
 
-from specquant.experiments import timing
 from specquant.measure import blocks
 from specquant.measure.blocks import Blocks, in_blocks
 
@@ -13,7 +12,7 @@ CPU = torch.device("cpu")
 
 def test_a_block_holds_one_thing_alone_and_its_warm_up_is_not_timed(monkeypatch):
     ran, clock = [], iter(range(10_000))
-    monkeypatch.setattr(timing, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(blocks, "perf_counter", lambda: next(clock))
     runs = {name: lambda name=name: ran.append(name) for name in "abc"}
     rows = in_blocks(runs, CPU, Blocks(count=2, repeats=3, warm_ups=2, warm_up_ms=0), random.Random(0))
     assert len(ran) == 3 * 2 * (2 + 3)
@@ -26,7 +25,7 @@ def test_a_block_holds_one_thing_alone_and_its_warm_up_is_not_timed(monkeypatch)
 
 def test_warming_up_lasts_as_long_as_asked_for(monkeypatch):
     ran, clock = [], iter(range(10_000))
-    monkeypatch.setattr(timing, "perf_counter", lambda: next(clock))  # a second passes between two readings
+    monkeypatch.setattr(blocks, "perf_counter", lambda: next(clock))  # a second passes between two readings
     in_blocks({"a": lambda: ran.append("a")}, CPU, Blocks(1, 1, 2, warm_up_ms=10_000), random.Random(0))
     assert len(ran) - 1 >= 9
 

@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
-from specquant.experiments.compatibility import prepare_passes
 from specquant.kernels import attention, norm, rotary, swiglu
+from specquant.measure.passes import prepare_passes
 from specquant.models import graphs, llama
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import causal_mask

@@ -13,13 +13,13 @@ from huggingface_hub.utils import filter_repo_objects
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.experiments.targets import quantized_target
 from specquant.files import project_root
 from specquant.measure.verify_cost import Parameters, run
 from specquant.models import hub
 from specquant.models.hub import is_hub_id, locate, resolve_model
 from specquant.models.loading import load_eagle_head, load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
+from specquant.models.targets import quantized_target
 from specquant.tables import provenance as provenance_module
 from specquant.tables.provenance import provenance, used_revisions
 

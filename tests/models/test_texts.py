@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from specquant.decoding import tokens_of
-from specquant.experiments.quality import read_documents
+from specquant.measure.quality import read_documents
 from specquant.models.loading import frequent_tokens, load_tokenizer
 from specquant.models.quantize import calibration_sequences
 from specquant.training.rows import encode

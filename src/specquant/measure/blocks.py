@@ -4,14 +4,15 @@ What runs behind something larger finds the card in another state (`measure.sett
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from specquant.experiments.timing import now, spread
 from specquant.measure.card import CardState
 
 
@@ -52,3 +53,15 @@ def time_ms(run: Callable[[], object], device: torch.device) -> float:
     began = now(device)
     run()
     return 1e3 * (now(device) - began)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
+
+
+def spread(times_ms: Sequence[float]) -> dict[str, float]:
+    """The columns time_ms, the median, p10_ms and p90_ms."""
+    return {"time_ms": np.median(times_ms), "p10_ms": np.quantile(times_ms, 0.1), "p90_ms": np.quantile(times_ms, 0.9)}

@@ -1,16 +1,17 @@
 """How long does an EAGLE-2 draft take? From the confirmed tokens to the tree, on random weights of true sizes."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 
+from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
-from specquant.experiments import kernels
-from specquant.experiments.drafting import HEADS, TREES, describe_head, prepare_draft
+from specquant.measure import kernels
 from specquant.measure.blocks import Blocks, in_blocks
 from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.measure import Measure
@@ -19,6 +20,12 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_ends, synthetic_head
 from specquant.tables.provenance import device_name
 from specquant.tables.schemas import DRAFTING
+from specquant.training.eagle import EagleHead
+
+# EAGLE-2 trees of the paper: nodes and iterations.
+TREES = ((24, 3), (30, 3), (48, 6), (60, 6))
+# Of the EAGLE head: the scheme of its matrices and its LM head, and how many tokens this knows.
+HEADS = ((None, None), ("w4a16-g128", None), ("w4a16-g128", 32768))
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,37 @@ def drafts(model: str, parameters: Parameters, order: random.Random) -> Iterator
         about = {"draft_size": sizes, "iterations": iterations, "confirmed_rows": parameters.confirmed_rows}
         about |= describe_head(head_scheme, head_vocabulary, config)
         yield rows.assign(**about, bytes=[count * head.bytes_read for count in iterations])
+
+
+def describe_head(head_scheme: str | None, head_vocabulary: int | None, config) -> dict:
+    """The columns that say which head drafted."""
+    return {"head_scheme": head_scheme or "fp16", "head_vocabulary": head_vocabulary or config.vocab_size}
+
+
+@torch.inference_mode()
+def prepare_draft(
+    head: EagleHead, draft_size: int, iterations: int, confirmed_rows: int = 4, context_length: int = 512
+) -> Callable[[], DraftTree]:
+    """A call that drafts a tree from `confirmed_rows` new tokens behind a context of random features.
+
+    Raises SpecquantError where the context has fewer tokens than are new, or results are not finite: such a draft may
+    take another time.
+    """
+    if not 1 <= confirmed_rows < context_length:
+        raise SpecquantError(f"{confirmed_rows} new tokens do not fit a context of {context_length}: give at least 1")
+    drafter = EagleDrafter(head, draft_size, iterations)
+    generator = torch.Generator(head.device).manual_seed(0)
+    shape = (context_length, head.config.hidden_size)
+    features = torch.randn(shape, generator=generator, device=head.device).to(head.dtype)
+    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, None)
+
+    def draft() -> DraftTree:
+        drafter.cache.truncate(context_length - confirmed_rows)
+        return drafter.propose(iterations)
+
+    if len(draft()) != draft_size or not drafter.cache.keys[:, :, :context_length].isfinite().all():
+        raise SpecquantError("the EAGLE head computes numbers that are not finite")
+    return draft
 
 
 MEASURE = Measure(DRAFTING, Parameters, run, "time.perf_counter around a draft, median of a block")

@@ -1,5 +1,6 @@
 """How every question is measured: units that the table lacks, each process's in an interpreter of its own."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
@@ -128,3 +130,10 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
                 tell({"done": unit})
     except SpecquantError as error:
         tell({"error": str(error)})
+
+
+def free(device: str) -> None:
+    """Give back what the last model held."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()

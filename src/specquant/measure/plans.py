@@ -11,11 +11,11 @@ from tqdm import tqdm
 from specquant.benchmarks.prompts import PROMPTS, read_prompts
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.decoding.models import tiny_models
-from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import CLOCK, by_task, decode_prompts
 from specquant.files import resolve
+from specquant.measure.throughput import CLOCK, by_task, decode_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
+from specquant.models.targets import quantized_target
 from specquant.planning.calibration import NUMBERS, calibrate, calibrated
 from specquant.tables.results import recorded_rows, write_results
 

@@ -2,21 +2,35 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.replay import Replay
+from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
-from specquant.experiments.drafting import HEADS, INNER_ACCEPTANCE, INNER_TREE, describe_head, inner_rounds
+from specquant.measure.blocks import spread
 from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.drafting import HEADS, describe_head
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
+from specquant.models.graphs import graphed
+from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import ROUNDS
+from specquant.training.eagle import EagleHead
+
+# The tree, and the acceptance, of the inner loop: of a head's tokens, one after the other.
+INNER_TREE = (30, 3)
+INNER_ACCEPTANCE = 0.8
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,32 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
             yield unit, pd.DataFrame(rows)
         except NotEnoughMemory as error:
             yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+
+
+def inner_rounds(
+    model: Llama, head: EagleHead, shapes: Sequence[Sequence[int]], context_length: int = 512, repeats: int = 100
+) -> dict:
+    """Time rounds of the inner loop: an EAGLE-2 draft, the model's pass over it, acceptance and cache compaction.
+
+    Acceptance is replayed (`decoding.replay`): trees take `shapes`, parents of INNER_TREE's nodes, and each token of
+    the longest path counts with the probability INNER_ACCEPTANCE. Returns the medians of the parts, and of the whole
+    with p10 and p90, in milliseconds.
+    """
+    drafter = ReplayedTrees(EagleDrafter(head, *INNER_TREE), shapes, model.device)
+    speculator = Speculator(graphed(model), drafter)
+    prompt = [token % model.config.vocab_size for token in range(context_length)]
+    rule, warm_up = Replay([INNER_ACCEPTANCE], INNER_ACCEPTANCE), 30  # in which all graphs are captured
+    speculator.prefill(prompt, rule)
+    times_ms, steps = [], []
+    for _ in range(warm_up + repeats):
+        began = perf_counter()
+        steps.append(speculator.step(INNER_TREE[0]))
+        times_ms.append(1e3 * (perf_counter() - began))
+    steps, times_ms = steps[warm_up:], times_ms[warm_up:]
+    parts = {part: np.median([getattr(step, part) for step in steps]) for part in ("draft_ms", "verify_ms", "other_ms")}
+    about = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
+    about |= {"accepted_length": np.mean([step.accepted_length for step in steps])}
+    return about | parts | spread(times_ms) | {"repeats": repeats}
 
 
 MEASURE = Measure(ROUNDS, Parameters, run, "CUDA events for drafts, time.perf_counter for the rest, medians of steps")

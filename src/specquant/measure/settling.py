@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.experiments.compatibility import prepare_passes
-from specquant.experiments.drafting import prepare_draft
-from specquant.experiments.timing import now
+from specquant.measure.blocks import now
 from specquant.measure.card import CardState
 from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.drafting import prepare_draft
 from specquant.measure.measure import Measure
+from specquant.measure.passes import prepare_passes
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model

@@ -21,9 +21,9 @@ from specquant.decoding import Generation, Speculator, generate
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.throughput import CLOCK, measurements
 from specquant.files import resolve
 from specquant.measure.answers import Lines
+from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.tables.provenance import device_name, without_local_paths
@@ -44,7 +44,7 @@ class Parameters:
 
     Attributes:
         benchmark: Its name.
-        methods: Of `experiments.methods.METHODS`.
+        methods: Of `decoding.drafters.METHODS`.
         target, companions, scheme, context_length, head_options: As for `Models`; head_options are `head_scheme`,
             `head_vocabulary` and `head_text`.
         data_dir: Where the files of benchmarks are.

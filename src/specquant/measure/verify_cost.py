@@ -20,13 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
-from specquant.experiments import kernels
-from specquant.experiments.compatibility import DRAFT_SIZES, prepare_passes
-from specquant.experiments.targets import quantized_target
-from specquant.experiments.timing import spread
-from specquant.measure.blocks import Blocks, in_blocks, time_ms
+from specquant.measure import kernels
+from specquant.measure.blocks import Blocks, in_blocks, spread, time_ms
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure
+from specquant.measure.passes import DRAFT_SIZES, prepare_passes
 from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
@@ -34,6 +32,7 @@ from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
+from specquant.models.targets import quantized_target
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 from specquant.tables.provenance import device_name
 from specquant.tables.schemas import VERIFY_COST

@@ -27,8 +27,8 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.experiments.family import Family
 from specquant.files import project_root, resolve, write_file
+from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
 from specquant.study.report import write_report
 from specquant.tables.provenance import without_local_paths

@@ -7,7 +7,8 @@ from matplotlib.ticker import FuncFormatter
 
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
-from specquant.tables.style import SCHEMES, Mark, in_order, legend_above, mark, new_figure
+from specquant.tables.marks import Mark
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
 
 def published_speedups(frame: pd.DataFrame) -> Figure:
@@ -135,7 +136,7 @@ def kernels(frame: pd.DataFrame) -> Figure:
 def roofline(rows: pd.DataFrame, ceilings: pd.DataFrame) -> Figure:
     """Achieved rate against operations per byte, below what the card can do at best.
 
-    `rows`: of `experiments.roofline.decoder_layer`. `ceilings`: ceilings.csv, from the same run.
+    `rows`: of `planning.roofline.decoder_layer`. `ceilings`: ceilings.csv, from the same run.
     """
     best = ceilings.set_index("what")["value"]
     figure, (axis,) = new_figure(height_in=3.2)
@@ -155,7 +156,7 @@ def roofline(rows: pd.DataFrame, ceilings: pd.DataFrame) -> Figure:
 def predicted_times(rows: pd.DataFrame) -> Figure:
     """Measured time against draft size, over that of one token, and a dashed line as the roofline predicts it.
 
-    `rows`: with predictions, of `experiments.roofline.rooflines`.
+    `rows`: with predictions, of `planning.roofline.rooflines`.
     """
     figure, (axis,) = new_figure(height_in=3.0)
     for scheme in in_order(rows["scheme"], SCHEMES):

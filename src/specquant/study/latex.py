@@ -7,7 +7,7 @@ import pandas as pd
 
 from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PLAN_FIELDS, Plan
-from specquant.experiments.replayed import at_fitted_chances
+from specquant.measure.replay import at_fitted_chances
 from specquant.planning.acceptance import Shapes
 from specquant.tables.style import SCHEMES, caption, in_order, mark
 

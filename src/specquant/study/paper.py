@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
-from specquant.experiments.kernels import BENCH_SCHEMES, FP8_SCHEMES
 from specquant.files import resolve, write_file
+from specquant.measure.kernels import BENCH_SCHEMES, FP8_SCHEMES
 from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.measure.verify_cost import draw_growths
 from specquant.planning.acceptance import Shapes

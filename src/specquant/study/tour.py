@@ -1,13 +1,16 @@
 """What speculative decoding looks like: a draft tree drawn, and a text coloured by where its tokens came from."""
 
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import DraftTree, Generation
+from specquant.measure.throughput import measurements
 from specquant.tables.style import new_figure
 
 ACCEPTED, REJECTED = "#0173b2", "0.55"
@@ -88,3 +91,30 @@ def coloured_text(generation: Generation, tokenizer: PreTrainedTokenizerBase) ->
         f'<span style="background:{ADDED}">the target\'s own</span>'
     )
     return HTML(f'<p>{legend}</p><pre style="white-space:pre-wrap">{"".join(spans)}</pre>')
+
+
+def steps_table(generations: Mapping[str, Generation]) -> pd.DataFrame:
+    """A row per method: new tokens, target passes after the prompt's, mean draft size and mean accepted length."""
+    rows = {method: measurements(generation) for method, generation in generations.items()}
+    columns = {
+        "new_tokens": "new tokens",
+        "steps": "steps",
+        "draft_size": "draft size",
+        "accepted_length": "accepted length",
+    }
+    table = pd.DataFrame(rows).T[list(columns)].rename(columns=columns)
+    return table.astype({"new tokens": int, "steps": int}).round(2)
+
+
+def rounds_table(generation: Generation) -> pd.DataFrame:
+    """A row per step of a hierarchy: what each inner round accepted, what the target then verified and accepted."""
+    table = pd.DataFrame(
+        {
+            "accepted in each round": " + ".join(map(str, step.inner_accepted_lengths)),
+            "draft size": len(step.tree),
+            "accepted length": length,
+        }
+        for step, length in zip(generation.steps, generation.accepted_lengths, strict=True)
+    )
+    table.index = pd.RangeIndex(1, len(table) + 1, name="step")
+    return table

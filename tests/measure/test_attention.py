@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.experiments.attention_cost import attention_cost, neighbour_cost
+from specquant.measure.attention import attention_cost, neighbour_cost
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -6,9 +6,10 @@ from specquant.decoding import DraftTree
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.trees import acceptance_by_depth, drafted_trees
+from specquant.measure.trees import acceptance_by_depth, drafted_trees, record_trees
 from specquant.models.loading import load_tokenizer
 from specquant.planning.trees import tree_shapes
+from specquant.study import read_results
 
 
 @pytest.fixture
@@ -43,3 +44,17 @@ def test_parents_that_make_no_tree_are_refused(parents):
     trees = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", parents]})
     with pytest.raises(SpecquantError, match="the parents of a recorded tree of 3 nodes are"):
         tree_shapes(trees, 3, 2)
+
+
+def test_trees_on_both_models(small_models, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "task": "code", "prompt": "1 plus 1"}\n')
+    sizes = {"target_trees": [(60, 6), (24, 3)], "inner_trees": [(30, 3)]}
+    path = record_trees(small_models, tmp_path, "small", tmp_path / "prompts.jsonl", None, 12, **sizes)
+    trees = read_results(path)
+    recorded = trees[["model", "draft_size", "iterations"]].drop_duplicates()
+    assert list(recorded.itertuples(index=False, name=None)) == [
+        ("small target", 60, 6),
+        ("small target", 24, 3),
+        ("small intermediate", 30, 3),
+    ]
+    assert (trees.parents.str.split().str.len() == trees.draft_size).all()

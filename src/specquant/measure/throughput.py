@@ -1,6 +1,8 @@
 """What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
@@ -8,13 +10,19 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.prompts import prompt_ids
+from specquant.benchmarks.prompts import prompt_ids, read_prompts
 from specquant.decoding import Generation, acceptance_rule, generate
+from specquant.decoding.drafters import PAPER_METHODS
 from specquant.decoding.method import DraftSettings, Plan
-from specquant.decoding.models import Models
+from specquant.decoding.models import Models, tiny_models
+from specquant.files import resolve
 from specquant.models.llama import Llama
+from specquant.models.loading import load_tokenizer
+from specquant.models.targets import quantized_target
+from specquant.tables.results import recorded_rows, write_results
 
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
+TABLES = ("throughput", "losslessness")
 
 
 def decode_prompts(
@@ -137,3 +145,55 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
 def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.DataFrame | pd.Series:
     """The mean of some columns for each value of another, in the order in which these first appear."""
     return table.groupby(column, sort=False)[values].mean()
+
+
+def record_throughput(
+    models_dir: str | Path,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    keep_targets_in: str | Path,
+    name: str = "tiny",
+    prompts: str | Path = "data/prompts/prompts.jsonl",
+    prompts_per_task: int | None = None,
+    max_new_tokens: int = 64,
+    dtype: str = "float64",
+    device: str = "cpu",
+    row_invariant: bool = False,
+    against: str | None = None,
+) -> list[Path]:
+    """Decode the prompts greedily by every method on the target in each scheme; returns the tables' paths.
+
+    Writes throughput.csv (a row per scheme, method and task) and losslessness.csv (a row per scheme and method) below
+    `out_dir`, each with its provenance, after every scheme. Schemes that they hold already are not measured again.
+    row_invariant: of the target, see `Llama.make_row_invariant`. against: a dtype; then tokens are compared with those
+    that decoding one by one gives in it, else with those that it gives in `dtype`. Raises SpecquantError where the
+    tables hold rows of other parameters.
+    """
+    settings = DraftSettings()
+    parameters = {
+        "models_dir": models_dir,
+        "prompts": prompts,
+        "prompts_per_task": prompts_per_task,
+        "max_new_tokens": max_new_tokens,
+        "dtype": dtype,
+        "settings": asdict(settings),
+    }
+    unnamed = {"row_invariant": False, "against": dtype}
+    parameters |= {"row_invariant": row_invariant, "against": against or dtype}
+    paths = [resolve(out_dir) / f"{table}.csv" for table in TABLES]
+    recorded = {path: recorded_rows(path, parameters, unnamed) for path in paths}
+    chosen = read_prompts(prompts, prompts_per_task)
+    missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded.values())]
+    for scheme in tqdm(missing, desc="schemes", unit="scheme"):
+        target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
+        models = tiny_models(
+            models_dir, target, dtype=getattr(torch, dtype), device=device, row_invariant=row_invariant
+        )
+        exact = tiny_models(models_dir, target, dtype=getattr(torch, against), device=device) if against else None
+        tokenizer = load_tokenizer(target)
+        rows = decode_prompts(models, tokenizer, chosen, PAPER_METHODS, name, settings, max_new_tokens, reference=exact)
+        for path, table in zip(paths, (by_task(rows), losslessness(rows)), strict=True):
+            before = recorded[path]
+            recorded[path] = pd.concat([before[before.scheme != scheme], table]) if len(before) else table
+            write_results(recorded[path], path, parameters, device=device, repeats=1, clock=CLOCK)
+    return paths

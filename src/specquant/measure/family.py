@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from specquant.decoding.drafters import METHODS, PAPER_METHODS, get_method
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.experiments.targets import possible_schemes, quantized_target
 from specquant.files import resolve
 from specquant.models.companions import COMPANIONS
 from specquant.models.config import load_config, longest_context
@@ -22,6 +21,7 @@ from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer, require_memory, stored_scheme
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.quantize import CALIBRATION_TEXT
+from specquant.models.targets import possible_schemes, quantized_target
 
 MOST_POSITIONS = 4096  # of prompt and answer in notebooks: room for 128,000 would leave little for weights
 

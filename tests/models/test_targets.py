@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.experiments import targets
-from specquant.experiments.targets import quantized_target
+from specquant.models import targets
 from specquant.models.loading import load_model
+from specquant.models.targets import quantized_target
 
 
 @pytest.fixture

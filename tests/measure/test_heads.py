@@ -4,18 +4,17 @@ import shutil
 
 import pandas as pd
 
-from specquant.experiments import drafting
-from specquant.study import drafting as study
+from specquant.measure import heads
 from specquant.tables.results import read_provenance, read_results
 
 
 def test_what_cheaper_heads_lose_is_recorded(small_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "TINY_HEADS", [(None, None), ("w4a16-g128", 64)])
+    monkeypatch.setattr(heads, "TINY_HEADS", [(None, None), ("w4a16-g128", 64)])
     models = shutil.copytree(small_models, tmp_path / "models")
     (models / "calibration.txt").write_text("7 plus 5 makes 12.")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"id": "sum", "task": "sums", "prompt": "7 plus 5 makes"}\n')
-    path = study.record_heads(models, ["fp16"], tmp_path, tmp_path, prompts, max_new_tokens=6)
+    path = heads.record_heads(models, ["fp16"], tmp_path, tmp_path, prompts, max_new_tokens=6)
     table = read_results(path)
     assert table[["method", "head_scheme", "head_vocabulary"]].values.tolist() == [
         [method, *head] for head in (("fp16", 270), ("w4a16-g128", 64)) for method in ("eagle2", "hierarchical")
@@ -39,7 +38,7 @@ def test_accepted_lengths_are_tokens_a_step():
             "first_difference": [-1, -1, 3, -1, -1],
         }
     )
-    eagle2, hierarchical = drafting.head_costs(decoded)
+    eagle2, hierarchical = heads.head_costs(decoded)
     assert (eagle2["accepted_length"], eagle2["head_accepted_length"], eagle2["differing_prompts"]) == (3, 3, 1)
     assert hierarchical["accepted_length"] == 4
     assert hierarchical["head_accepted_length"] == (6 * 2 + 2 * 4) / 8

@@ -1,15 +1,33 @@
 """Passes over drafts of some sizes behind a context, and what a GPU does in them."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.models.graphs import graphed
-from specquant.models.llama import Llama, causal_mask
+from specquant.files import resolve
+from specquant.measure import kernels
+from specquant.measure.measure import free
+from specquant.measure.passes import prepare_passes
+from specquant.models.llama import Llama
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.synthetic import synthetic_config, synthetic_model
+from specquant.tables.provenance import device_name
+from specquant.tables.results import recorded_rows, write_results
 
-DRAFT_SIZES = (1, 2, 4, 8, 13, 16, 24, 30, 32, 48, 60, 64)
+# Parts of a pass, by what the names of their kernels contain; whatever is none of these is a matrix product.
+PARTS = {
+    "attention": "_attend|_join",
+    "norms": "norm",
+    "SwiGLU": "swiglu",
+    "rotation": "rotate",
+    "other": "at::native|Mem|quantize",
+    "idle": "^idle$",
+}
 
 
 @torch.inference_mode()
@@ -49,17 +67,6 @@ def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context
     return table.reset_index(names="kernel").assign(**about)[columns]
 
 
-# Parts of a pass, by what the names of their kernels contain; whatever is none of these is a matrix product.
-PARTS = {
-    "attention": "_attend|_join",
-    "norms": "norm",
-    "SwiGLU": "swiglu",
-    "rotation": "rotate",
-    "other": "at::native|Mem|quantize",
-    "idle": "^idle$",
-}
-
-
 def time_by_part(profiles: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds of each part of a pass, LM head among the products, and how many launches it has in all.
 
@@ -78,29 +85,38 @@ def time_by_part(profiles: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def prepare_passes(
-    model: Llama, draft_sizes: Sequence[int], context_length: int
-) -> dict[int, Callable[[], torch.Tensor]]:
-    """A call for each draft size that runs it behind `context_length` cached positions and gives the logits.
+def record_profiles(
+    model: str | Path,
+    schemes: Sequence[str],
+    out_dir: str | Path,
+    draft_sizes: Sequence[int] = (1, 60),
+    context: int = 512,
+    seed: int = 0,
+) -> Path:
+    """Profile passes of a model's shapes with random weights on the GPU, kernel by kernel; returns pass_profiles.csv.
 
-    Raises SpecquantError where context and draft do not fit the model, or a size is below 1.
+    model: a directory, or a name in `models.synthetic.SHAPES`. In a process of its own, for what a process times
+    after it has profiled may be slower. Written after every scheme, in place of what the table has of it. A
+    scheme that does not fit is named on stderr and left out. Raises SpecquantError where there is no GPU, or nothing
+    fits.
     """
-    longest = model.context_length
-    if not draft_sizes or min(draft_sizes) < 1 or context_length < 1 or context_length + max(draft_sizes) > longest:
-        raise SpecquantError(
-            f"draft sizes {list(draft_sizes)} behind a context of {context_length} do not fit: all must be at least 1 "
-            f"and context plus draft at most {longest}"
-        )
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (context_length + max(draft_sizes),), generator=generator)
-    tokens = tokens.to(model.device)
-    cache = model.new_cache(len(tokens))
-    model.prefill(tokens[:context_length], cache)
-    model = graphed(model)
-
-    def prepared(size: int) -> Callable[[], torch.Tensor]:
-        rows = torch.arange(context_length, context_length + size, device=model.device)
-        drafted, mask = tokens[rows], causal_mask(size, model.device)
-        return lambda: model.logits(model(drafted, rows, cache, mask))
-
-    return {size: prepared(size) for size in draft_sizes}
+    kernels.require_gpu("cuda")
+    config = synthetic_config(model)
+    parameters = {"device": device_name("cuda"), "context": context, "seed": seed}
+    path, name = resolve(out_dir) / "pass_profiles.csv", Path(model).name
+    table, profiled = recorded_rows(path, parameters), False
+    for scheme in tqdm(schemes, desc=name, unit="scheme"):
+        try:
+            loaded = synthetic_model(config, scheme, context + max(draft_sizes), seed=seed)
+        except NotEnoughMemory as error:
+            tqdm.write(f"{name} in {scheme} is left out: {error}", file=sys.stderr)
+            continue
+        rows = pd.concat(profile_pass(loaded, name, "synthetic", size, context) for size in draft_sizes)
+        others = table[(table.model != name) | (table.scheme != scheme)] if len(table) else table
+        table, profiled = pd.concat([others, rows]) if len(others) else rows, True
+        write_results(table, path, parameters, device="cuda", repeats=1, clock="torch.profiler, one pass")
+        del loaded
+        free("cuda")
+    if not profiled:
+        raise SpecquantError(f"nothing was profiled: no scheme of {name} fits this GPU")
+    return path

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.experiments.compatibility import profile_pass, time_by_part
+from specquant.measure.profiles import profile_pass, record_profiles, time_by_part
 from specquant.models.loading import load_model
+from specquant.study import read_results
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +41,18 @@ def test_a_profile_counts_the_launches_of_a_pass(small_models):
     assert (profile.alone_us >= 0).all()
     assert (profile.alone_us <= profile.time_us).all()
     assert profile.alone_us.sum() == pytest.approx(profile.span_us.iloc[0])
+
+
+def test_without_a_gpu_nothing_is_profiled(small_models, tmp_path):
+    with pytest.raises(SpecquantError, match="cuda"):
+        record_profiles(small_models / "target", ["fp16"], tmp_path)
+
+
+@pytest.mark.gpu
+def test_profiles_of_each_scheme_are_kept(small_models, tmp_path):
+    for schemes in (["fp16", "w4a16-g128"], ["w4a16-g128"]):
+        path = record_profiles(small_models / "target", schemes, tmp_path, [1, 5], 32)
+    profiles = read_results(path)
+    assert set(profiles.scheme) == {"fp16", "w4a16-g128"}
+    assert (profiles.groupby(["scheme", "draft_size"]).alone_us.sum() > 0).all()
+    assert not profiles.duplicated(["scheme", "draft_size", "kernel"]).any()

@@ -9,10 +9,10 @@ import torch
 from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import PAPER_METHODS
 from specquant.decoding.models import tiny_models
-from specquant.experiments.targets import quantized_target
-from specquant.experiments.throughput import decode_prompts, losslessness
 from specquant.files import project_root
+from specquant.measure.throughput import decode_prompts, losslessness
 from specquant.models.loading import load_tokenizer
+from specquant.models.targets import quantized_target
 from specquant.quant import SCHEMES
 
 TINY = project_root() / "data/tiny"

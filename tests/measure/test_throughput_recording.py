@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.study import read_provenance, read_results, record
-from specquant.study.record import record_throughput
+from specquant.measure import throughput as record
+from specquant.measure.throughput import record_throughput
+from specquant.study import read_provenance, read_results
 
 PROMPT = '{"id": "a", "task": "code", "prompt": "1 plus 1"}\n'
 
@@ -77,35 +78,6 @@ def test_measurements_of_other_parameters_are_not_mixed(call):
     with pytest.raises(SpecquantError, match=r"throughput.csv holds rows measured with max_new_tokens 6, not 7"):
         call("fp16", "w8a8", max_new_tokens=7)
     assert read_provenance(path)["parameters"]["max_new_tokens"] == 6
-
-
-def test_without_a_gpu_nothing_is_profiled(small_models, tmp_path):
-    with pytest.raises(SpecquantError, match="cuda"):
-        record.record_profiles(small_models / "target", ["fp16"], tmp_path)
-
-
-@pytest.mark.gpu
-def test_profiles_of_each_scheme_are_kept(small_models, tmp_path):
-    for schemes in (["fp16", "w4a16-g128"], ["w4a16-g128"]):
-        path = record.record_profiles(small_models / "target", schemes, tmp_path, [1, 5], 32)
-    profiles = read_results(path)
-    assert set(profiles.scheme) == {"fp16", "w4a16-g128"}
-    assert (profiles.groupby(["scheme", "draft_size"]).alone_us.sum() > 0).all()
-    assert not profiles.duplicated(["scheme", "draft_size", "kernel"]).any()
-
-
-def test_trees_on_both_models(small_models, tmp_path):
-    (tmp_path / "prompts.jsonl").write_text(PROMPT)
-    sizes = {"target_trees": [(60, 6), (24, 3)], "inner_trees": [(30, 3)]}
-    path = record.record_trees(small_models, tmp_path, "small", tmp_path / "prompts.jsonl", None, 12, **sizes)
-    trees = read_results(path)
-    recorded = trees[["model", "draft_size", "iterations"]].drop_duplicates()
-    assert list(recorded.itertuples(index=False, name=None)) == [
-        ("small target", 60, 6),
-        ("small target", 24, 3),
-        ("small intermediate", 30, 3),
-    ]
-    assert (trees.parents.str.split().str.len() == trees.draft_size).all()
 
 
 def test_tokens_may_be_compared_with_those_of_another_dtype(call, monkeypatch):

@@ -13,7 +13,8 @@ from specquant.decoding.drafters import PAPER_METHODS
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.experiments.throughput import (
+from specquant.files import project_root
+from specquant.measure.throughput import (
     by_task,
     decode_prompts,
     first_difference,
@@ -22,7 +23,6 @@ from specquant.experiments.throughput import (
     mean_by,
     measurements,
 )
-from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
 
 TINY = project_root() / "data/tiny"

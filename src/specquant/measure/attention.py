@@ -3,11 +3,12 @@ neighbours, and what drafting does on the device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 
-from specquant.experiments.kernels import DRAFT_SIZES, ROTATED_BYTES, WARM_UP_MS, replay_times_us, require_gpu
+from specquant.files import resolve
 from specquant.kernels.acceptance import accept_greedily
 from specquant.kernels.attention import tree_attention, tree_attention_reference
 from specquant.kernels.compaction import keep_path
@@ -16,10 +17,12 @@ from specquant.kernels.rotary import rotate_and_cache
 from specquant.kernels.swiglu import swiglu
 from specquant.kernels.top_k import log_softmax_top_k
 from specquant.kernels.tree import Frontier, Proposals, ancestors_of, expand, rerank
+from specquant.measure.kernels import ROTATED_BYTES, WARM_UP_MS, replay_times_us, require_gpu
+from specquant.measure.passes import DRAFT_SIZES
+from specquant.tables.results import write_results
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 80, 8192, 28672, 64, 8, 128, 128256
 CONTEXT_LENGTHS = (512, 4096, 32768)
-
 Case = tuple[str, str, int, int, int, int, list[Callable[[], object]]]
 
 
@@ -131,3 +134,16 @@ def _drafting() -> Iterator[tuple[str, int, Callable[[], object]]]:
     cache = torch.randn(2, LAYERS, KV_HEADS, 1024, HEAD_DIM, dtype=torch.float16, device="cuda")
     length, path = torch.tensor(900, device="cuda"), torch.tensor([0, 2, 9, 31, 50, -1, -1], device="cuda")
     yield "keep path", 4 * 2 * 4 * LAYERS * KV_HEADS * HEAD_DIM, lambda: keep_path(*cache, length, path)
+
+
+def record_attention(
+    out_dir: str | Path,
+    draft_sizes: Sequence[int] = (1, 8, 16, 32, 64),
+    context_lengths: Sequence[int] = (512, 2048, 4096, 8192, 32768),
+    repeats: int = 10,
+) -> Path:
+    """Measure attention and the other operations between the products at Llama-3-70B's shapes: attention.csv."""
+    parameters = {"draft_sizes": list(draft_sizes), "context_lengths": list(context_lengths)}
+    parts = attention_cost(draft_sizes, context_lengths, repeats), neighbour_cost(draft_sizes, repeats)
+    how = {"device": "cuda", "repeats": repeats, "clock": "replays of a CUDA graph, median"}
+    return write_results(pd.concat(parts), resolve(out_dir) / "attention.csv", parameters, **how)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specquant.errors import SpecquantError
-from specquant.experiments.quality import Prediction, by_scheme, predict, quality, read_documents
+from specquant.measure.quality import Prediction, by_scheme, predict, quality, read_documents
 from specquant.models.loading import load_model, load_tokenizer
 
 

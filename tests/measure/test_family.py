@@ -10,11 +10,11 @@ import torch
 from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import PAPER_METHODS
 from specquant.errors import SpecquantError
-from specquant.experiments import family as module
-from specquant.experiments.compatibility import prepare_passes
-from specquant.experiments.family import Family
-from specquant.experiments.throughput import decode_prompts
 from specquant.files import project_root
+from specquant.measure import family as module
+from specquant.measure.family import Family
+from specquant.measure.passes import prepare_passes
+from specquant.measure.throughput import decode_prompts
 from specquant.models import loading
 from specquant.models.cache import KVCache
 from specquant.models.config import load_config

@@ -1,1 +1,0 @@
-"""What the notebooks measure: functions that return tidy tables."""
