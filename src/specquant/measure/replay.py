@@ -36,6 +36,7 @@ from specquant.tables.intervals import over_processes
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
+from specquant.tables.speed import speed, speedups
 from specquant.training.eagle import EagleHead
 
 # Around the paper's choices, to compare predictions with.
@@ -318,9 +319,12 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
             for chance, agreement, *plan in rows[["head_chance", "agreement", *PLAN_FIELDS]].itertuples(index=False)
         ],
     )
-    one_by_one = rows[rows.method == "autoregressive"].set_index(same).step_ms
-    plain_ms = one_by_one.reindex(pd.MultiIndex.from_frame(rows[same])).to_numpy() / rows.step_ms
-    return rows.assign(speedup=rows.accepted_length * plain_ms, expected_speedup=rows.expected_length * plain_ms)
+    by_method = rows.set_index([*same, "method"])
+    measured, expected = (
+        speedups(speed(by_method[length], by_method.step_ms)).to_numpy()
+        for length in ("accepted_length", "expected_length")
+    )
+    return rows.assign(speedup=measured, expected_speedup=expected)
 
 
 MEASURE = Measure(REPLAYED, Parameters, run, "CUDA events and host clock, sum")

@@ -20,6 +20,7 @@ from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.targets import quantized_target
 from specquant.tables.results import recorded_rows, write_results
+from specquant.tables.speed import speed, speedups
 
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
 TABLES = ("throughput", "losslessness")
@@ -125,21 +126,16 @@ def losslessness(rows: pd.DataFrame) -> pd.DataFrame:
 def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     """The throughput table: for each scheme, method and task the mean over prompts, and the speedup.
 
-    tokens_per_s is all new tokens of the steps over all their time; speedup compares with the same scheme's
-    autoregressive decoding of the same prompts.
+    tokens_per_s and speedup are by the rules of `tables.speed`.
     """
     keys = ["model", "scheme", "method", "task", "weights", "acceptance"]
     lengths = ["accepted_length", "draft_size", "inner_rounds", "inner_accepted_length"]
     groups = rows.assign(decoded=rows.new_tokens - 1).groupby(keys, sort=False)
     table = groups[[*lengths, "draft_ms", "verify_ms", "other_ms"]].mean()
-    table["tokens_per_s"] = 1e3 * groups.decoded.sum() / groups.decode_ms.sum()
+    table["tokens_per_s"] = speed(groups.decoded.sum(), groups.decode_ms.sum())
     table["prompts"] = groups.size()
-    table = table.reset_index()
-    same = ["model", "scheme", "task"]
-    plain = table[table.method == "autoregressive"].set_index(same).tokens_per_s
-    keys = pd.MultiIndex.from_frame(table[same])
-    table["speedup"] = table.tokens_per_s / plain.reindex(keys).to_numpy()
-    return table
+    table["speedup"] = speedups(table.tokens_per_s.droplevel(["weights", "acceptance"])).to_numpy()
+    return table.reset_index()
 
 
 def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.DataFrame | pd.Series:

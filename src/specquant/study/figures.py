@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.tables.marks import Mark
+from specquant.tables.speed import over_equal_texts, speedups
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
 
@@ -172,20 +173,14 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
 
 
 def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
-    """Speedup over autoregressive decoding of the same model and scheme; index (`by`, method).
-
-    Tokens per second average as times per token do: by the harmonic mean.
-    """
-    keys = list(dict.fromkeys(["model", "scheme", by]))
-    time_per_token = (
-        (1 / frame["tokens_per_s"]).groupby([frame[key] for key in [*keys, "method"]]).mean().unstack("method")
-    )
-    if "autoregressive" not in time_per_token or time_per_token["autoregressive"].isna().any():
+    """Speedup over autoregressive decoding of the same model and scheme; index (`by`, method)."""
+    keys = list(dict.fromkeys(["model", "scheme", by, "method"]))
+    gained = speedups(over_equal_texts(frame, keys, "tokens_per_s"))
+    if gained.isna().any():
         raise SpecquantError(
             "the throughput table lacks autoregressive rows to compare with, for each model and scheme"
         )
-    speedups = time_per_token.rdiv(time_per_token["autoregressive"], axis=0).drop(columns="autoregressive")
-    return speedups.stack().groupby([by, "method"]).mean()
+    return gained.drop("autoregressive", level="method").groupby([by, "method"]).mean()
 
 
 def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
