@@ -15,7 +15,7 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.companions import COMPANIONS
 from specquant.models.config import load_config, longest_context
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, named_dtype
 from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer, require_memory, stored_scheme
@@ -47,8 +47,7 @@ class Family:
 
     def __post_init__(self):
         choose_device(self.device)
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise SpecquantError(f"unknown dtype {self.dtype!r}: choose float16, bfloat16, float32 or float64")
+        named_dtype(self.dtype)
         load_config(locate(resolve_model(self.target), SMALL_FILES))
         models = self._models(self.target)
         for name, method in METHODS.items():
@@ -116,7 +115,7 @@ class Family:
         return Models(
             resolve_model(target),
             **{which: resolve_model(path) if path else None for which, path in companions.items()},
-            dtype=getattr(torch, self.dtype),
+            dtype=named_dtype(self.dtype),
             device=self.device,
             context_length=self._context_length,
         )
@@ -131,4 +130,4 @@ class Family:
         config = load_config(locate(resolve_model(self.target), SMALL_FILES))
         with torch.device("meta"):
             model = Llama(config, scheme, self._context_length)
-        require_memory(model, getattr(torch, self.dtype), self.device, self.target)
+        require_memory(model, named_dtype(self.dtype), self.device, self.target)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.llama import Llama
 from specquant.models.texts import tokens_of
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
 Documents = list[list[int]]
 
@@ -119,3 +121,22 @@ def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
     """For each scheme the mean over domains of the increase in perplexity and of the agreement, in percent."""
     columns = ["increase_percent", "agreement_percent"]
     return rows.groupby("scheme")[columns].mean().reindex(list(schemes))
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Held-out perplexity of each scheme over that of FP16, or of the first one where FP16 was not measured, in
+    percent, by domain. `frame`: quality.csv."""
+    perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
+    reference = "fp16" if "fp16" in perplexity.index else frame["scheme"].iloc[0]
+    increase = (perplexity / perplexity.loc[reference] - 1) * 100
+    schemes = [scheme for scheme in in_order(frame["scheme"], SCHEMES) if scheme != reference]
+    figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
+    looks = (("#0173b2", "o"), ("#de8f05", "s"), ("#029e73", "^"), ("#cc78bc", "D"))
+    for (color, marker), domain in zip(looks, increase.columns, strict=False):
+        axis.plot(increase.loc[schemes, domain], range(len(schemes)), marker, color=color, label=domain)
+    axis.axvline(0, color="0.4", linewidth=0.6)
+    axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"perplexity above {mark(reference, SCHEMES).label} (%)")
+    legend_above(figure, axis, columns=3)
+    return figure

@@ -21,9 +21,10 @@ from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
 from specquant.measure.checks import require_at_least
-from specquant.measure.measure import Measure
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
-from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
+from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -33,7 +34,6 @@ from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
-from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
 from specquant.tables.speed import speed, speedups
@@ -51,7 +51,7 @@ AGREEMENTS = (0.5, 0.7, 0.8, 0.95)
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Common):
     """What to decode.
 
     model, intermediate: names in `models.synthetic.SHAPES` or model directories, whose shapes are taken; without an
@@ -62,8 +62,8 @@ class Parameters:
     (default: the target's, `models.device.default_dtype`).
     """
 
-    model: str
-    intermediate: str | None = None
+    model: str | Path
+    intermediate: str | Path | None = None
     schemes: tuple[str, ...] = ("w4a16-g128",)
     sweep: bool = False
     head_scheme: str = "fp16"
@@ -72,21 +72,18 @@ class Parameters:
     accepted_length: float = 3.0
     tree: tuple[int, int] = (24, 3)
     hierarchical_length: float = 5.1
-    trees: str = str(RECORDED_TREES)
+    trees: str | Path = str(RECORDED_TREES)
     new_tokens: int = 512
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
-    device: str = ""  # the GPU, if there is one
     dtype: str | None = None
 
-    repeats = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "device", choose_device(self.device))
+    shared = ("trees", "new_tokens", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
+        super().check()
         for scheme in (*self.schemes, self.head_scheme, self.intermediate_scheme):
             get_scheme(scheme)
         for name in (self.model, self.intermediate):
@@ -96,9 +93,7 @@ class Parameters:
         self.points("fitted")
 
     def same(self) -> dict[str, Any]:
-        names = ("trees", "new_tokens", "prompt_length", "seed")
-        same = {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
-        return same | dtype_parameters(self.device, self.dtype)
+        return super().same() | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -140,7 +135,7 @@ def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
     return [*agreements, *(replace(fitted, inner_head=[chance]) for chance in CHANCES[1::2])]
 
 
-def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode every plan of each unit in turn; each draft and pass is timed where it stands in decoding."""
     trees = read_results(parameters.trees)
     for unit in units:
@@ -162,7 +157,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
             rows = replay_plans(models, trees, points, parameters.prompt_length, parameters.new_tokens, seed)
             yield unit, pd.DataFrame(rows)
         except NotEnoughMemory as error:
-            yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+            yield unit, left_out(unit, error)
         del models
         gc.collect()
         if parameters.device == "cuda":
@@ -327,4 +322,4 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
     return rows.assign(speedup=measured, expected_speedup=expected)
 
 
-MEASURE = Measure(REPLAYED, Parameters, run, "CUDA events and host clock, sum")
+MEASURE = Measure((REPLAYED,), Parameters, run, "CUDA events and host clock, sum")

@@ -16,21 +16,13 @@ from specquant.files import write_file
 from specquant.kernels.launch import multiprocessors, triton
 from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
 from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, TABLE, WarpGroups
-from specquant.measure.kernels import (
-    REPEATS,
-    ROTATED_BYTES,
-    SETTLING_REPEATS,
-    kernel_name,
-    layers,
-    product_times_us,
-    replay_times_us,
-    require_gpu,
-    synthetic_matrices,
-)
+from specquant.measure.blocks import replay_times_us
+from specquant.measure.kernels import ROTATED_BYTES, kernel_name, layers, product, synthetic_matrices
+from specquant.measure.parameters import require_gpu
 from specquant.models.graphs import MOST_ROWS, CapturedCache
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.quant import get_scheme
+from specquant.quant import PackedLinear, get_scheme
 
 # Outputs of a program, stages, warps and registers (0: as many as the compiler likes), by rows of a tile.
 CANDIDATES = {
@@ -57,6 +49,8 @@ WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2, 
 SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
 SHORTLIST = 6  # candidates that are tried in a layer
 LAYER_NOISE = 1.005  # a layer's time often differs by so much from one capture to the next
+REPEATS = 20
+SETTLING_REPEATS = 100  # after matrices were made: until then the first times are up to 15% longer
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 
 
@@ -115,6 +109,13 @@ def tune(
                 text = json.dumps(table, indent=1)
                 write_file(path, re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
     return pd.DataFrame(rows)
+
+
+def product_times_us(
+    matrices: Sequence[PackedLinear], rows: int, repeats: int, chosen: Configuration | WarpGroups | None = None
+) -> torch.Tensor:
+    """Times in microseconds [repeats] of one product of `rows` random tokens, the matrices taken in turn."""
+    return replay_times_us(product(matrices, rows, chosen), len(matrices), repeats)
 
 
 def _fastest(in_layer: dict, alone: dict) -> Configuration | WarpGroups:
