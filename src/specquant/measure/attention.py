@@ -125,7 +125,7 @@ def _attention(draft_size: int, context_length: int, device: str) -> Iterator[Ca
         ("triton, row-invariant", tree_attention, length, {"row_invariant": True}),
         ("torch", tree_attention_reference, context_length, {}),
     ):
-        runs = [partial(attend, query, *cache, prefix, mask, **options) for cache in caches]
+        runs = [partial(attend, query, keys, values, prefix, mask, **options) for keys, values in caches]
         yield Case("attention", implementation, draft_size, context_length, moved, operations, runs)
 
 
@@ -150,7 +150,7 @@ def _neighbours(draft_size: int, device: str) -> Iterator[Case]:
     yield case(
         "rotate and cache",
         4 * qkv.numel(),
-        lambda: rotate_and_cache(qkv, *tables, positions, keys, values, first_slot),
+        lambda: rotate_and_cache(qkv, tables[0], tables[1], positions, keys, values, first_slot),
     )
     logits, (parents, ancestors) = numbers(n, VOCABULARY), _random_tree(n, device)
     tokens = torch.randint(VOCABULARY, (n,), device=device)
@@ -174,7 +174,7 @@ def _drafting(device: str) -> Iterator[tuple[str, int, Callable[[], object]]]:
     yield "rerank", 20 * len(proposals.tokens), lambda: rerank(proposals, 60)
     cache = torch.randn(2, LAYERS, KV_HEADS, 1024, HEAD_DIM, dtype=torch.float16, device=device)
     length, path = torch.tensor(900, device=device), torch.tensor([0, 2, 9, 31, 50, -1, -1], device=device)
-    yield "keep path", 4 * 2 * 4 * LAYERS * KV_HEADS * HEAD_DIM, lambda: keep_path(*cache, length, path)
+    yield "keep path", 4 * 2 * 4 * LAYERS * KV_HEADS * HEAD_DIM, lambda: keep_path(cache[0], cache[1], length, path)
 
 
 MEASURE = Measure((ATTENTION,), Parameters, run, "replays of a CUDA graph, median of a block")

@@ -17,10 +17,10 @@ from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
+from specquant.models.eagle import EagleHead
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_ends, synthetic_head
 from specquant.tables.schemas import DRAFTING
-from specquant.training.eagle import EagleHead
 
 # EAGLE-2 trees of the paper: nodes and iterations.
 TREES = ((24, 3), (30, 3), (48, 6), (60, 6))
@@ -59,7 +59,7 @@ class Parameters(Common):
             )
 
     @property
-    def dtype(self) -> torch.dtype:
+    def head_dtype(self) -> torch.dtype:
         return default_dtype(self.device, "fp16")  # of the model, whose ends a head shares
 
     def units(self) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 def drafts(model: str, parameters: Parameters, order: random.Random) -> Iterator[pd.DataFrame]:
     """The rows of each head. bytes: what the head's iterations must read of its matrices and LM head."""
     config = synthetic_config(model)
-    ends = synthetic_ends(config, parameters.context_length + 64, parameters.dtype, parameters.device)
+    ends = synthetic_ends(config, parameters.context_length + 64, parameters.head_dtype, parameters.device)
     blocks = Blocks(parameters.blocks, parameters.repeats, warm_up_ms=parameters.warm_up_ms)
     for head_scheme, head_vocabulary in order.sample(HEADS, len(HEADS)):
         head = synthetic_head(config, ends, head_scheme, head_vocabulary)

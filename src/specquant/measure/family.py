@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -111,11 +112,12 @@ class Family:
         return self._models(self.directory(scheme, method))
 
     def _models(self, target: str | Path) -> Models:
-        companions = {which: getattr(self, which) for which in COMPANIONS}
+        companions: dict[str, Any] = {which: getattr(self, which) for which in COMPANIONS}
+        companions = {which: resolve_model(path) if path else None for which, path in companions.items()}
         return Models(
             resolve_model(target),
-            **{which: resolve_model(path) if path else None for which, path in companions.items()},
-            dtype=named_dtype(self.dtype),
+            **companions,
+            dtype=getattr(torch, self.dtype),
             device=self.device,
             context_length=self._context_length,
         )
@@ -130,4 +132,4 @@ class Family:
         config = load_config(locate(resolve_model(self.target), SMALL_FILES))
         with torch.device("meta"):
             model = Llama(config, scheme, self._context_length)
-        require_memory(model, named_dtype(self.dtype), self.device, self.target)
+        require_memory(model, getattr(torch, self.dtype), self.device, self.target)

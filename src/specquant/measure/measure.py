@@ -24,8 +24,8 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.table import Table
 
-Rows = pd.DataFrame | tuple[pd.DataFrame, ...]
-Measured = Iterator[tuple[dict[str, Any], "Rows | SpecquantError"]]
+# The rows of each unit, a frame for each table, or why it has none.
+Measured = Iterator[tuple[dict[str, Any], pd.DataFrame | tuple[pd.DataFrame, ...] | SpecquantError]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
     with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
         for _, of_process in groupby(missing, key=lambda unit: unit.get("process", 0)):
-            for told in _fresh_process(measure, parameters, list(of_process), parts):
+            for told in _fresh_process(measure, _order(measure, parameters, list(of_process), parts)):
                 if "error" in told:
                     raise SpecquantError(told["error"])
                 if "left_out" in told:
@@ -86,19 +86,22 @@ def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unname
     return [Parts(table, path, same, unnamed) for table, path in zip(measure.tables, paths, strict=True)]
 
 
-def _fresh_process(
-    measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]
-) -> Iterator[dict[str, Any]]:
-    """What the process that measures these units tells, a line for each."""
-    order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units}
-    order |= {"paths": [str(each.path) for each in parts], "same": parts[0].same, "unnamed": parts[0].unnamed}
+def _order(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> str:
+    """What `serve` is to do, as JSON."""
+    order = {"module": measure.run.__module__, "measure": measure.name, "parameters": asdict(parameters)}
+    order |= {"units": units, "paths": [each.path for each in parts]}
+    return json.dumps(order | {"same": parts[0].same, "unnamed": parts[0].unnamed}, default=str)
+
+
+def _fresh_process(measure: Measure, order: str) -> Iterator[dict[str, Any]]:
+    """What the process that measures an order's units tells, a line for each."""
     command = [sys.executable, "-m", "specquant.measure"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             with suppress(BrokenPipeError):  # it has died already, which its status tells
-                process.stdin.write(json.dumps(order, default=str))
+                process.stdin.write(order)
                 process.stdin.close()
             yield from map(json.loads, process.stdout)
         except BaseException:
@@ -113,7 +116,8 @@ def _fresh_process(
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What a fresh process does: measure the units of an order, write each as a part, and tell of each."""
-    measure: Measure = import_module(order["measure"]).MEASURE
+    measures = (each for each in vars(import_module(order["module"])).values() if isinstance(each, Measure))
+    measure = next(each for each in measures if each.name == order["measure"])
     parameters = from_json(measure.parameters, order["parameters"])
     if parameters.threads:
         torch.set_num_threads(parameters.threads)

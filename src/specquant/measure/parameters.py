@@ -83,10 +83,12 @@ def require_types(parameters: Any) -> None:
         require_type(field.name, getattr(parameters, field.name), hints[field.name])
 
 
-def require_type(name: str, value: Any, kind: Any) -> None:
-    """Raises SpecquantError where a value is not of a type, as annotations write it."""
+def require_type(name: str, value: Any, kind: Any, least: float | None = None) -> None:
+    """Raises SpecquantError where a value is not of a type, as annotations write it, or is below `least`."""
     if not _is_of(value, kind):
         raise SpecquantError(f"{name} is {value!r}: give {_told(kind)}")
+    if least is not None and value < least:
+        raise SpecquantError(f"{name} is {value}: give at least {least}")
     if is_dataclass(value):
         require_types(value)
 

@@ -53,7 +53,7 @@ class Parameters(OnGpu):
         require_at_least(self, context=1)
 
     def units(self) -> list[dict[str, Any]]:
-        about = {"model": Path(self.model).name, "weights": "synthetic", "context_length": self.context}
+        about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic", "context_length": self.context}
         return [
             about | {"scheme": scheme, "draft_size": draft_size}
             for scheme in self.schemes

@@ -13,11 +13,44 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure.checks import require_at_least
+from specquant.measure.parameters import Common
 from specquant.models.llama import Llama
 from specquant.models.texts import tokens_of
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
+DOMAINS = ("mathematics", "code", "prose")
 Documents = list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Common):
+    """What to read, and how.
+
+    Attributes:
+        tokens_per_domain: Of held-out text, rounded up to whole documents.
+        longest: Tokens of a document that are read at once.
+        dtype: That models compute in.
+    """
+
+    tokens_per_domain: int = 3000
+    longest: int = 512
+    dtype: str = "float64"
+    device: str = "cpu"
+
+    shared = ("dtype", "tokens_per_domain", "longest")
+
+    def check(self) -> None:
+        """Raises SpecquantError for wrong types, and for numbers out of range."""
+        super().check()
+        require_at_least(self, tokens_per_domain=1, longest=2)
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Documents]:
+        """The documents of each domain in data/text."""
+        return {
+            domain: read_documents(f"data/text/{domain}.txt", tokenizer, self.longest, self.tokens_per_domain)
+            for domain in DOMAINS
+        }
 
 
 def read_documents(

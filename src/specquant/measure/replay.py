@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
+from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -37,7 +38,6 @@ from specquant.tables.intervals import over_processes
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
 from specquant.tables.speed import speed, speedups
-from specquant.training.eagle import EagleHead
 
 # Around the paper's choices, to compare predictions with.
 MORE_PLANS = (
@@ -232,7 +232,7 @@ class SyntheticModels:
         return assemble(plan, self, trees_for)
 
     def _head(self, model: Llama | GraphedLlama) -> EagleHead:
-        return synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
+        return synthetic_head(model.config, cast(Llama, model), self.head_scheme, self.head_vocabulary, seed=self.seed)
 
     def _make(self, name: str | Path, scheme: str) -> Llama | GraphedLlama:
         config = synthetic_config(name)
@@ -259,7 +259,7 @@ def replay_plans(
     speculators = {}
     for plan, chances in points:
         method = get_method(plan.method)
-        head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of, [0.0])
+        head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of or "", [0.0])
         agreement = chances.agreement if "intermediate" in method.companions else 0.0
         if plan not in speculators:
             speculators[plan] = models.speculator(plan, trees)

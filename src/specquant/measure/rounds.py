@@ -19,6 +19,7 @@ from specquant.measure.drafting import HEADS, describe_head
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
+from specquant.models.eagle import EagleHead
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -26,7 +27,6 @@ from specquant.models.synthetic import synthetic_config, synthetic_head, synthet
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.tables.results import read_results
 from specquant.tables.schemas import ROUNDS
-from specquant.training.eagle import EagleHead
 
 # The tree, and the acceptance, of the inner loop: of a head's tokens, one after the other.
 INNER_TREE = (30, 3)
@@ -105,7 +105,7 @@ def inner_rounds(
         times_ms.append(1e3 * (perf_counter() - began))
     steps, times_ms = steps[warm_up:], times_ms[warm_up:]
     parts = {part: np.median([getattr(step, part) for step in steps]) for part in ("draft_ms", "verify_ms", "other_ms")}
-    about = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
+    about: dict[str, Any] = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
     about |= {"accepted_length": np.mean([step.accepted_length for step in steps])}
     return about | parts | spread(times_ms) | {"repeats": repeats}
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.parameters import Common
 from specquant.models.device import named_dtype
+from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.targets import quantized_target
@@ -56,7 +57,7 @@ class Decoding(Common):
     keep_targets_in: str | Path = "results/targets"
     device: str = "cpu"
 
-    shared = ("models_dir", "prompts", "prompts_per_task", "max_new_tokens")
+    shared: ClassVar[tuple[str, ...]] = ("models_dir", "prompts", "prompts_per_task", "max_new_tokens")
 
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for prompts that are missing or damaged."""
@@ -91,7 +92,7 @@ class Parameters(Decoding):
     row_invariant: bool = False
     against: str | None = None
 
-    shared = (*Decoding.shared, "dtype", "row_invariant")
+    shared: ClassVar[tuple[str, ...]] = (*Decoding.shared, "dtype", "row_invariant")
 
     def check(self) -> None:
         """Raises SpecquantError as `Decoding.check`, and for an unknown dtype to compare with."""
@@ -133,7 +134,7 @@ def decode_prompts(
     rows = []
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
         prompt_tokens, expected = prompt_ids(prompt["prompt"], tokenizer), None
-        if reference:
+        if exact:
             expected = generate(exact, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature)).token_ids
         for method, speculator in speculators.items():
             generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature))
@@ -156,7 +157,7 @@ def measurements(generation: Generation) -> dict:
     steps = generation.steps
     rounds = [length for step in steps for length in step.inner_accepted_lengths]
 
-    def mean(values: list[float]) -> float:
+    def mean(values: Sequence[float]) -> float:
         return fmean(values) if values else float("nan")
 
     return {
@@ -184,7 +185,7 @@ def first_difference(expected: list[int], tokens: list[int]) -> int:
 
 
 @torch.inference_mode()
-def margin(model: Llama, tokens: list[int]) -> float:
+def margin(model: Llama | GraphedLlama, tokens: list[int]) -> float:
     """By how much the logit of the likeliest next token exceeds that of the second."""
     features = model.prefill(torch.tensor(tokens, device=model.device), model.new_cache(len(tokens)))
     first, second = model.logits(features[-1]).topk(2).values.tolist()

@@ -12,6 +12,7 @@ from specquant.decoding import generate
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
+from specquant.files import resolve
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.throughput import Decoding
 from specquant.models.device import default_dtype, dtype_name
@@ -88,9 +89,9 @@ def acceptance_by_depth(accepted_lengths: pd.Series) -> pd.Series:
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the prompts once for each size of tree, by EAGLE-2 on the target and on the intermediate model."""
-    family = tiny_models(parameters.models_dir)
-    inner = Models(family.paths["intermediate"], family.paths["eagle_intermediate"])
-    tokenizer, prompts = load_tokenizer(family.paths["target"]), parameters.chosen_prompts()
+    family, models_dir = tiny_models(parameters.models_dir), resolve(parameters.models_dir)
+    inner = Models(models_dir / "intermediate", models_dir / "eagle-intermediate")
+    tokenizer, prompts = load_tokenizer(models_dir / "target"), parameters.chosen_prompts()
     for unit in units:
         models = family if unit["model"].endswith("target") else inner
         settings = replace(parameters.settings, draft_size=unit["draft_size"], iterations=unit["iterations"])

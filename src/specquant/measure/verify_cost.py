@@ -24,7 +24,7 @@ from specquant.measure import ceilings
 from specquant.measure.blocks import Blocks, in_blocks, spread, time_ms
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, left_out
-from specquant.measure.parameters import Common
+from specquant.measure.parameters import Common, require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
@@ -78,6 +78,10 @@ class Parameters(Common):
     def check(self) -> None:
         """Raises SpecquantError for numbers out of range, and for a model that is not there or has no weights."""
         super().check()
+        if not self.draft_sizes:
+            raise SpecquantError("there is no draft size to time: give some of at least 1")
+        for context in self.contexts:
+            require_type("a context", context, int, 1)
         require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_passes=1, warm_up_ms=0)
         if self.weights == "trained" and str(self.model) in SHAPES:
             raise SpecquantError(
