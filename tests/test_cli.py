@@ -46,14 +46,6 @@ def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_mode
     config = json.loads((models / "target/config.json").read_text()) | {"intermediate_size": 192}
     (models / "target/config.json").write_text(json.dumps(config))
     measured = []
-    for module, function in (
-        ("measure.throughput", "record_throughput"),
-        ("measure.plans", "record_plans"),
-        ("measure.heads", "record_heads"),
-    ):
-        monkeypatch.setattr(
-            f"specquant.{module}.{function}", lambda _, schemes, *rest, **more: measured.append(schemes) or []
-        )
     monkeypatch.setattr(
         "specquant.measure.measure.record", lambda _, parameters, out: measured.append(list(parameters.schemes))
     )
@@ -124,10 +116,10 @@ def test_verify_cost_of_a_directorys_shapes(small_models, tmp_path, capsys):
 
 
 def test_tables_go_below_the_folder_that_the_user_is_in(tmp_path, monkeypatch):
-    from specquant.measure import trees
-
     written = []
-    monkeypatch.setattr(trees, "record_trees", lambda models_dir, out_dir, **_: written.append((models_dir, out_dir)))
+    monkeypatch.setattr(
+        "specquant.measure.measure.record", lambda _, parameters, out: written.append((parameters.models_dir, out))
+    )
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "trees", "--models-dir", "models", "--out", "tables"]) == 0
     assert main(["bench", "trees"]) == 0

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from specquant import __version__
 from specquant.errors import SpecquantError, lacks_memory
@@ -648,24 +649,26 @@ def _require_home() -> None:
 
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
-    from specquant.measure.throughput import record_throughput
-    from specquant.models.device import choose_device
+    from specquant.measure.measure import record
+    from specquant.measure.throughput import MEASURE, Parameters
 
-    paths = record_throughput(
-        arguments.models_dir,
-        _schemes_of_the_target(arguments),
-        arguments.out,
-        keep_targets_in="results/targets",
-        prompts_per_task=arguments.prompts_per_task,
-        max_new_tokens=arguments.max_new_tokens,
+    parameters = Parameters(
+        **_decoding(arguments),
         dtype=arguments.dtype,
-        device=choose_device(arguments.device),
+        device=arguments.device,
         row_invariant=arguments.row_invariant,
         against=arguments.against,
     )
-    for path in paths:
-        print(path)
+    record(MEASURE, parameters, arguments.out)
+    for table in MEASURE.tables:
+        print(arguments.out / f"{table.name}.csv")
     return 0
+
+
+def _decoding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of what decodes prompts on trained models, scheme by scheme."""
+    names = ("models_dir", "prompts_per_task", "max_new_tokens")
+    return {name: getattr(arguments, name) for name in names} | {"schemes": tuple(_schemes_of_the_target(arguments))}
 
 
 def _schemes_of_the_target(arguments: argparse.Namespace) -> list[str]:
@@ -712,16 +715,11 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _bench_trees(arguments: argparse.Namespace) -> int:
-    from specquant.measure.trees import record_trees
+    from specquant.measure.measure import record
+    from specquant.measure.trees import MEASURE, Parameters
 
-    print(
-        record_trees(
-            arguments.models_dir,
-            arguments.out,
-            prompts_per_task=arguments.prompts_per_task,
-            max_new_tokens=arguments.max_new_tokens,
-        )
-    )
+    names = ("models_dir", "prompts_per_task", "max_new_tokens")
+    print(record(MEASURE, Parameters(**{name: getattr(arguments, name) for name in names}), arguments.out))
     return 0
 
 
@@ -773,34 +771,18 @@ def _bench_drafting(arguments: argparse.Namespace) -> int:
 
 
 def _bench_plans(arguments: argparse.Namespace) -> int:
-    from specquant.measure.plans import record_plans
-    from specquant.models.device import choose_device
+    from specquant.measure.measure import record
+    from specquant.measure.plans import MEASURE, Parameters
 
-    path = record_plans(
-        arguments.models_dir,
-        _schemes_of_the_target(arguments),
-        arguments.out,
-        keep_targets_in="results/targets",
-        prompts_per_task=arguments.prompts_per_task,
-        max_new_tokens=arguments.max_new_tokens,
-        device=choose_device(arguments.device),
-    )
-    print(path)
+    print(record(MEASURE, Parameters(**_decoding(arguments), device=arguments.device), arguments.out))
     return 0
 
 
 def _bench_heads(arguments: argparse.Namespace) -> int:
-    from specquant.measure.heads import record_heads
+    from specquant.measure.heads import MEASURE, Parameters
+    from specquant.measure.measure import record
 
-    path = record_heads(
-        arguments.models_dir,
-        _schemes_of_the_target(arguments),
-        arguments.out,
-        keep_targets_in="results/targets",
-        prompts_per_task=arguments.prompts_per_task,
-        max_new_tokens=arguments.max_new_tokens,
-    )
-    print(path)
+    print(record(MEASURE, Parameters(**_decoding(arguments)), arguments.out))
     return 0
 
 
@@ -864,7 +846,8 @@ def _bench_settling(arguments: argparse.Namespace) -> int:
 
 def _bench_profile(arguments: argparse.Namespace) -> int:
     from specquant.measure.kernels import bench_schemes
-    from specquant.measure.profiles import record_profiles
+    from specquant.measure.measure import record
+    from specquant.measure.profiles import MEASURE, Parameters
     from specquant.models.synthetic import synthetic_config
     from specquant.models.targets import storable_schemes
     from specquant.quant import get_scheme
@@ -874,7 +857,8 @@ def _bench_profile(arguments: argparse.Namespace) -> int:
     else:
         schemes = [get_scheme(name.strip()).name for name in arguments.schemes.split(",")]
     sizes = _numbers("--draft-sizes", arguments.draft_sizes)
-    print(record_profiles(arguments.model, schemes, arguments.out, sizes, arguments.context))
+    parameters = Parameters(arguments.model, tuple(schemes), tuple(sizes), arguments.context)
+    print(record(MEASURE, parameters, arguments.out))
     return 0
 
 
@@ -887,22 +871,26 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _bench_kernels(arguments: argparse.Namespace) -> int:
-    from specquant.measure.kernels import LAYERS, bench_schemes, record_kernels, record_row_invariance
+    from specquant.measure.kernels import LAYERS, Parameters, bench_schemes, record_kernels
     from specquant.quant import scheme_names
 
-    models = list(LAYERS) if arguments.models == "all" else [name.strip() for name in arguments.models.split(",")]
+    models = tuple(LAYERS) if arguments.models == "all" else _names(arguments.models)
     schemes = bench_schemes() if arguments.schemes == "all" else scheme_names(arguments.schemes)
-    if arguments.row_invariant:
-        print(record_row_invariance(models, schemes, arguments.out))
-    else:
-        print(*record_kernels(models, schemes, arguments.out, arguments.tune), sep="\n")
+    parameters = Parameters(models, tuple(schemes), row_invariant=arguments.row_invariant)
+    parameters.check()
+    if arguments.tune and not arguments.row_invariant:
+        from specquant.measure.tuning import tune
+
+        tune(models, schemes, arguments.tune)
+    print(*record_kernels(parameters, arguments.out), sep="\n")
     return 0
 
 
 def _bench_attention(arguments: argparse.Namespace) -> int:
-    from specquant.measure.attention import record_attention
+    from specquant.measure.attention import MEASURE, Parameters
+    from specquant.measure.measure import record
 
-    print(record_attention(arguments.out))
+    print(record(MEASURE, Parameters(), arguments.out))
     return 0
 
 

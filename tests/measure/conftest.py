@@ -1,7 +1,6 @@
 """Measuring in this process: a fresh interpreter for each would take seconds. `test_measure` starts real ones."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 
@@ -13,12 +12,10 @@ def in_process(monkeypatch):
     """Gives the list of units that were ordered, as `measure._fresh_process` would be asked for them."""
     ordered = []
 
-    def fresh(question, parameters, units, parts):
-        order = {"measure": question.run.__module__, "parameters": asdict(parameters), "units": units}
-        order |= {"path": str(parts.path), "same": parts.same}
+    def fresh(question, order):
         told = []
-        ordered.extend(units)
-        measure.serve(json.loads(json.dumps(order, default=str)), told.append)
+        ordered.extend(json.loads(order)["units"])
+        measure.serve(json.loads(order), told.append)
         return iter(told)
 
     monkeypatch.setattr(measure, "_fresh_process", fresh)

@@ -5,16 +5,18 @@ import shutil
 import pandas as pd
 
 from specquant.measure import heads
+from specquant.measure.measure import record
 from specquant.tables.results import read_provenance, read_results
 
 
-def test_what_cheaper_heads_lose_is_recorded(small_models, tmp_path, monkeypatch):
+def test_what_cheaper_heads_lose_is_recorded(small_models, tmp_path, monkeypatch, in_process):
     monkeypatch.setattr(heads, "TINY_HEADS", [(None, None), ("w4a16-g128", 64)])
     models = shutil.copytree(small_models, tmp_path / "models")
     (models / "calibration.txt").write_text("7 plus 5 makes 12.")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"id": "sum", "task": "sums", "prompt": "7 plus 5 makes"}\n')
-    path = heads.record_heads(models, ["fp16"], tmp_path, tmp_path, prompts, max_new_tokens=6)
+    parameters = heads.Parameters(models_dir=models, schemes=("fp16",), prompts=prompts, max_new_tokens=6)
+    path = record(heads.MEASURE, parameters, tmp_path)
     table = read_results(path)
     assert table[["method", "head_scheme", "head_vocabulary"]].values.tolist() == [
         [method, *head] for head in (("fp16", 270), ("w4a16-g128", 64)) for method in ("eagle2", "hierarchical")

@@ -1,11 +1,18 @@
-import pandas as pd
+import shutil
+
 import pytest
 import torch
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.measure import kernels
+from specquant.measure.kernels import MEASURE, Parameters
+from specquant.measure.measure import record
+from specquant.tables.results import read_medians, read_results
 from specquant.tables.schemas import TABLES
+
+FEW = {"repeats": 2, "warm_up_ms": 0.0, "device": "cpu"}
 
 
 def test_synthetic_matrices_fill_more_than_is_rotated_and_share_no_memory(monkeypatch):
@@ -34,9 +41,59 @@ def test_without_a_gpu_the_bench_says_so(bench, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def small_layers(monkeypatch, in_process):
+    monkeypatch.setattr(kernels, "ROTATED_BYTES", 2e5)
+    monkeypatch.setattr(kernels, "LAYERS", {"small": {"qkv_proj": (128, 256), "o_proj": (256, 128)}})
+    return in_process
+
+
+def test_each_product_is_timed_in_blocks_in_every_process(small_layers, tmp_path):
+    parameters = Parameters(("small",), ("fp16", "w4a16-g128"), (1, 3), blocks=2, processes=2, **FEW)
+    path = record(MEASURE, parameters, tmp_path)
+    rows = read_results(path)
+    assert len(rows) == 2 * 2 * 2 * 2 * 2  # processes, layers, schemes, draft sizes, blocks
+    assert set(rows.implementation) == {"reference"}
+    assert (rows.p10_us <= rows.time_us).all()
+    assert (rows.time_us <= rows.p90_us).all()
+    assert (rows.groupby(["process", "layer", "scheme"]).place.nunique() == 4).all()
+    orders = [tuple(of.sort_values("place").draft_size) for _, of in rows.groupby(["process", "layer", "scheme"])]
+    assert len(set(orders)) > 1
+    told = read_medians(path)
+    assert len(told) == 2 * 2 * 2
+    assert not {"process", "block"} & set(told)
+    small_layers.clear()
+    record(MEASURE, parameters, tmp_path)
+    assert small_layers == []  # nothing is measured twice
+
+
+def test_a_recorded_table_of_before_blocks_is_read_as_it_is_and_not_gone_on_with(small_layers, tmp_path):
+    recorded = project_root() / "data/recorded/h200/kernels.csv"
+    assert len(read_medians(recorded)) == len(read_results(recorded)) > 100
+    for path in (recorded, recorded.with_suffix(".json")):
+        shutil.copyfile(path, tmp_path / path.name)
+    with pytest.raises(SpecquantError, match=r"kernels\.csv holds rows measured with blocks None, not 1"):
+        record(MEASURE, Parameters(("small",), ("fp16",), **FEW), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"models": ("llama-3-9b",)}, "unknown model 'llama-3-9b'"),
+        ({"schemes": ("w3",)}, "unknown scheme 'w3'"),
+        ({"draft_sizes": (1, -1)}, r"draft_sizes is \(1, -1\): give whole numbers of at least 1"),
+        ({"repeats": 0}, "repeats is 0: give at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, sentence, tmp_path):
+    with pytest.raises(SpecquantError, match=sentence):
+        record(MEASURE, Parameters(**({"device": "cpu"} | options)), tmp_path)
+
+
 @pytest.mark.gpu
-def test_rows_say_what_was_measured():
-    rows = pd.DataFrame(kernels.measure_kernels(["llama-3-8b"], ["fp16", "w4a8-qqq"], [1, 30], repeats=3))
+def test_rows_say_what_was_measured(tmp_path):
+    parameters = Parameters(("llama-3-8b",), ("fp16", "w4a8-qqq"), (1, 30), processes=1, repeats=3)
+    rows = read_results(record(MEASURE, parameters, tmp_path))
     assert set(TABLES["kernels"].schema.columns) <= set(rows.columns)
     assert len(rows) == 4 * 2 * 2
     assert (rows.p10_us <= rows.time_us).all()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.measure.profiles import profile_pass, record_profiles, time_by_part
+from specquant.measure.measure import record
+from specquant.measure.profiles import MEASURE, Parameters, profile_pass, time_by_part
 from specquant.models.loading import load_model
 from specquant.study import read_results
 
@@ -45,13 +46,13 @@ def test_a_profile_counts_the_launches_of_a_pass(small_models):
 
 def test_without_a_gpu_nothing_is_profiled(small_models, tmp_path):
     with pytest.raises(SpecquantError, match="cuda"):
-        record_profiles(small_models / "target", ["fp16"], tmp_path)
+        record(MEASURE, Parameters(small_models / "target", ("fp16",)), tmp_path)
 
 
 @pytest.mark.gpu
 def test_profiles_of_each_scheme_are_kept(small_models, tmp_path):
-    for schemes in (["fp16", "w4a16-g128"], ["w4a16-g128"]):
-        path = record_profiles(small_models / "target", schemes, tmp_path, [1, 5], 32)
+    for schemes in (("fp16", "w4a16-g128"), ("w4a16-g128",)):
+        path = record(MEASURE, Parameters(small_models / "target", schemes, (1, 5), 32), tmp_path)
     profiles = read_results(path)
     assert set(profiles.scheme) == {"fp16", "w4a16-g128"}
     assert (profiles.groupby(["scheme", "draft_size"]).alone_us.sum() > 0).all()

@@ -6,7 +6,8 @@ from specquant.decoding import DraftTree
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.measure.trees import acceptance_by_depth, drafted_trees, record_trees
+from specquant.measure.measure import record
+from specquant.measure.trees import MEASURE, Parameters, acceptance_by_depth, drafted_trees
 from specquant.models.loading import load_tokenizer
 from specquant.planning.trees import tree_shapes
 from specquant.study import read_results
@@ -46,15 +47,15 @@ def test_parents_that_make_no_tree_are_refused(parents):
         tree_shapes(trees, 3, 2)
 
 
-def test_trees_on_both_models(small_models, tmp_path):
+def test_trees_on_both_models(small_models, tmp_path, in_process):
     (tmp_path / "prompts.jsonl").write_text('{"id": "a", "task": "code", "prompt": "1 plus 1"}\n')
-    sizes = {"target_trees": [(60, 6), (24, 3)], "inner_trees": [(30, 3)]}
-    path = record_trees(small_models, tmp_path, "small", tmp_path / "prompts.jsonl", None, 12, **sizes)
-    trees = read_results(path)
+    options = {"models_dir": small_models, "name": "small", "prompts": tmp_path / "prompts.jsonl", "max_new_tokens": 12}
+    parameters = Parameters(**options, target_trees=((60, 6), (24, 3)), inner_trees=((30, 3),))
+    trees = read_results(record(MEASURE, parameters, tmp_path))
     recorded = trees[["model", "draft_size", "iterations"]].drop_duplicates()
     assert list(recorded.itertuples(index=False, name=None)) == [
-        ("small target", 60, 6),
-        ("small target", 24, 3),
         ("small intermediate", 30, 3),
+        ("small target", 24, 3),
+        ("small target", 60, 6),
     ]
     assert (trees.parents.str.split().str.len() == trees.draft_size).all()

@@ -4,6 +4,7 @@ import pytest
 
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
+from specquant.measure import quality, throughput
 from specquant.study import figures
 from specquant.tables.style import COLUMN_WIDTH_IN, SCHEMES, legend_above, mark, new_figure, save_figure
 
@@ -116,20 +117,20 @@ def test_speedups_are_ratios_of_mean_times_per_token():
     frame = tables()["throughput"]
     slower = (frame["method"] == "eagle2") & (frame["task"] == "code") & (frame["scheme"] == "fp16")
     frame.loc[slower, "tokens_per_s"] = 1000 / 15  # 15 and 5 ms are 10 ms a token on average: no speedup
-    assert points(figures.speedups_by_scheme(frame), "EAGLE-2") == [(1.0, 0.0), (2.0, 1.0)]
+    assert points(throughput.speedups_by_scheme(frame), "EAGLE-2") == [(1.0, 0.0), (2.0, 1.0)]
 
 
 def test_quality_is_relative_to_fp16():
     table = tables()["quality"]
-    assert points(figures.quality(table), "prose") == [(pytest.approx(10.0), 0.0)]
-    alone = figures.quality(table.query("scheme != 'fp16'"))  # then to the first there is
+    assert points(quality.draw(table), "prose") == [(pytest.approx(10.0), 0.0)]
+    alone = quality.draw(table.query("scheme != 'fp16'"))  # then to the first there is
     assert points(alone, "prose") == []
     assert alone.axes[0].get_xlabel() == f"perplexity above {mark('w4a16-g128', SCHEMES).label} (%)"
 
 
 def test_a_table_without_its_baseline_is_refused():
     with pytest.raises(SpecquantError, match="lacks autoregressive rows"):
-        figures.speedups_by_scheme(tables()["throughput"].query("method != 'autoregressive'"))
+        throughput.speedups_by_scheme(tables()["throughput"].query("method != 'autoregressive'"))
 
 
 def test_an_unwritable_folder_is_named(tmp_path):

@@ -8,6 +8,7 @@ import papermill
 import pytest
 
 from specquant.cli import main
+from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.models.export import export_model
 from specquant.models.quantize import quantize_model
@@ -160,3 +161,31 @@ def test_a_missing_model_is_refused_before_a_notebook_runs(models, tmp_path, cap
     assert error.startswith(f"specquant: {tmp_path / 'nowhere'} is not a model directory: it has no config.json")
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "sentence"),
+    [
+        ("00_tour", {"max_new_tokens": 0}, "max_new_tokens is 0: give at least 1"),
+        ("00_tour", {"step_shown": -1}, "step_shown is -1: give at least 0"),
+        ("01_compatibility", {"draft_size": -1}, "draft_size is -1: give at least 1"),
+        ("01_compatibility", {"threads": 0}, "threads is 0: give at least 1"),
+        ("01_compatibility", {"repeats": 0}, "repeats is 0: give at least 1"),
+        ("01_compatibility", {"max_draft_size": 0}, "there is no draft size to time"),
+        ("01_compatibility", {"context_length": 0}, "a context is 0: give at least 1"),
+        ("02_hierarchical", {"inner_iterations": 0}, "inner_iterations is 0: give at least 1"),
+        ("02_hierarchical", {"prompts_per_task": 1.5}, "prompts_per_task is 1.5: give a whole number or nothing"),
+        ("03_quality", {"tokens_per_domain": 0}, "tokens_per_domain is 0: give at least 1"),
+        ("03_quality", {"longest": "long"}, "longest is 'long': give a whole number"),
+        ("04_kernels", {"measure": "perhaps"}, "measure is 'perhaps': give true or false"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused_before_anything_runs(name, parameters, sentence):
+    """By the notebook's own first cell, so under plain papermill, too."""
+    cells = [cell for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells if cell.cell_type == "code"]
+    names: dict[str, object] = {}
+    exec(cells[0].source, names)
+    assert set(parameters) <= set(names)
+    names |= parameters
+    with pytest.raises(SpecquantError, match=sentence):
+        exec(cells[1].source, names)

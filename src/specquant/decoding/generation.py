@@ -11,6 +11,7 @@ from specquant.decoding.speculator import Speculator
 from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
 from specquant.models.texts import require_text, tokens_of
+from specquant.tables.speed import speed
 
 # How tokens that stand for one byte are written in vocabularies like Llama 2's.
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -40,7 +41,7 @@ class Generation:
     @property
     def tokens_per_s(self) -> float | None:
         """Decoding speed without the prefill, as the paper reports it; None where there was no step."""
-        return 1e3 * sum(self.accepted_lengths) / self.decode_ms if self.steps else None
+        return speed(sum(self.accepted_lengths), self.decode_ms) if self.steps else None
 
 
 def acceptance_rule(temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> AcceptanceRule:

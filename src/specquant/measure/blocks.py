@@ -15,6 +15,8 @@ import torch
 
 from specquant.measure.card import CardState
 
+GRAPH_US = 1500  # a run of launches takes about this long on a GPU
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -28,13 +30,19 @@ class Blocks:
 
 
 def in_blocks(
-    runs: Mapping[Any, Callable[[], object]], device: torch.device, blocks: Blocks, order: random.Random
+    runs: Mapping[Any, Callable[[], object]],
+    device: torch.device,
+    blocks: Blocks,
+    order: random.Random,
+    clock: Callable[[Callable[[], object], torch.device], float] | None = None,
 ) -> pd.DataFrame:
     """Time each of `runs` in blocks of its own, which come in random order.
 
     Returns a row for each block: `what`, the key of the run; block; place, its position in the order; median, p10 and
-    p90 in milliseconds; on a GPU its mean clock and power.
+    p90 in milliseconds; on a GPU its mean clock and power. clock: gives the milliseconds of one run; `time_ms` by
+    default.
     """
+    clock = clock or time_ms
     all_blocks, rows = [(what, block) for what in runs for block in range(blocks.count)], []
     for place, (what, block) in enumerate(order.sample(all_blocks, len(all_blocks))):
         began, warmed_up = now(device), 0
@@ -42,7 +50,7 @@ def in_blocks(
             runs[what]()
             warmed_up += 1
         with CardState(device) as card:
-            times_ms = [time_ms(runs[what], device) for _ in range(blocks.repeats)]
+            times_ms = [clock(runs[what], device) for _ in range(blocks.repeats)]
         row = {"what": what, "block": block, "place": place, "repeats": blocks.repeats}
         rows.append(row | spread(times_ms) | card.mean())
     return pd.DataFrame(rows)
@@ -65,3 +73,62 @@ def now(device: torch.device) -> float:
 def spread(times_ms: Sequence[float]) -> dict[str, float]:
     """The columns time_ms, the median, p10_ms and p90_ms."""
     return {"time_ms": np.median(times_ms), "p10_ms": np.quantile(times_ms, 0.1), "p90_ms": np.quantile(times_ms, 0.9)}
+
+
+def device_ms(run: Callable[[], object], device: torch.device) -> float:
+    """How long one run takes on the device; on a GPU without what the host does before."""
+    if device.type != "cuda":
+        return time_ms(run, device)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def repeated(launch: Callable[[int], object], turns: int, device: torch.device) -> tuple[Callable[[], object], int]:
+    """What is too short to be timed alone, as one run of many launches, and how many: a CUDA graph for about GRAPH_US.
+
+    launch: called with each of `turns` in order, so that it may take other memory each time. On a CPU a run is a plain
+    loop over the turns.
+    """
+
+    def in_turn() -> None:
+        for turn in range(turns):
+            launch(turn)
+
+    launch(0)
+    if device.type != "cuda":
+        return in_turn, turns
+    rounds = max(1, round(GRAPH_US / max(1e3 * device_ms(in_turn, device), 1)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            in_turn()
+    return graph.replay, rounds * turns
+
+
+def replay_times_us(
+    launch: Callable[[int], object], turns: int, repeats: int, device: torch.device | str = "cuda"
+) -> torch.Tensor:
+    """Times in microseconds [repeats] of one launch, from runs (`repeated`) behind one such run."""
+    device = torch.device(device)
+    run, count = repeated(launch, turns, device)
+    run()
+    return torch.tensor([1e3 * device_ms(run, device) for _ in range(repeats)]) / count
+
+
+def launches_in_blocks(
+    launches: Mapping[Any, tuple[Callable[[int], object], int]],
+    device: torch.device,
+    blocks: Blocks,
+    order: random.Random,
+) -> pd.DataFrame:
+    """As `in_blocks`, of launches (`repeated`), each with its number of turns: times are of one, in microseconds."""
+    runs = {what: repeated(launch, turns, device) for what, (launch, turns) in launches.items()}
+    rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, device_ms)
+    counts = [runs[what][1] for what in rows["what"]]
+    for name in ("time", "p10", "p90"):
+        rows[f"{name}_us"] = 1e3 * rows.pop(f"{name}_ms") / counts
+    return rows

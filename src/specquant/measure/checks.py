@@ -7,9 +7,9 @@ from specquant.models.synthetic import SHAPES
 
 
 def require_at_least(parameters: object, **lowest: float) -> None:
-    """Raises SpecquantError for a parameter that is below its lowest value, or no number."""
+    """Raises SpecquantError for a parameter that is below its lowest value, or no number; None is the default."""
     for name, least in lowest.items():
-        if not getattr(parameters, name) >= least:
+        if getattr(parameters, name) is not None and not getattr(parameters, name) >= least:
             raise SpecquantError(f"{name} is {getattr(parameters, name)}: give at least {least}")
 
 

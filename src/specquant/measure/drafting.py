@@ -11,16 +11,16 @@ import torch
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
-from specquant.measure import kernels
+from specquant.measure import ceilings
 from specquant.measure.blocks import Blocks, in_blocks
 from specquant.measure.checks import require_at_least, require_shapes
-from specquant.measure.measure import Measure
-from specquant.models.device import choose_device, default_dtype
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common
+from specquant.models.device import default_dtype
+from specquant.models.eagle import EagleHead
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_ends, synthetic_head
-from specquant.tables.provenance import device_name
 from specquant.tables.schemas import DRAFTING
-from specquant.training.eagle import EagleHead
 
 # EAGLE-2 trees of the paper: nodes and iterations.
 TREES = ((24, 3), (30, 3), (48, 6), (60, 6))
@@ -29,7 +29,7 @@ HEADS = ((None, None), ("w4a16-g128", None), ("w4a16-g128", 32768))
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Common):
     """What to time: every head of `HEADS` and tree of `TREES` for some models of `models.synthetic.SHAPES`.
 
     confirmed_rows: new tokens that a draft begins with. processes, blocks, repeats, warm_up_ms: as for verify_cost.
@@ -45,13 +45,12 @@ class Parameters:
     repeats: int = 50
     warm_up_ms: float = 200.0
     seed: int = 0
-    device: str = ""  # the GPU, if there is one
 
-    def __post_init__(self):
-        object.__setattr__(self, "device", choose_device(self.device))
+    shared = ("confirmed_rows", "blocks", "repeats", "warm_up_ms", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
+        super().check()
         require_shapes(self.models)
         require_at_least(self, processes=1, blocks=1, repeats=1)
         if not 1 <= self.confirmed_rows < self.context_length:
@@ -60,12 +59,8 @@ class Parameters:
             )
 
     @property
-    def dtype(self) -> torch.dtype:
+    def head_dtype(self) -> torch.dtype:
         return default_dtype(self.device, "fp16")  # of the model, whose ends a head shares
-
-    def same(self) -> dict[str, Any]:
-        names = ("confirmed_rows", "blocks", "repeats", "warm_up_ms", "seed")
-        return {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
 
     def units(self) -> list[dict[str, Any]]:
         return [
@@ -75,17 +70,17 @@ class Parameters:
         ]
 
 
-def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time the drafts for each model: heads one after another, trees in blocks in random order."""
     bandwidth_tb_s = None
     if parameters.device == "cuda":
-        bandwidth_tb_s = kernels.measure_ceilings().set_index("what").value["read-only stream"]
+        bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
     for unit in units:
         order = random.Random(f"{parameters.seed} {unit['process']} {unit['model']}")
         try:
             rows = pd.concat(drafts(unit["model"], parameters, order), ignore_index=True)
         except NotEnoughMemory as error:
-            yield unit, SpecquantError(f"{unit['model']} is left out: {error}")
+            yield unit, left_out(unit, error)
             continue
         if bandwidth_tb_s is not None:
             rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
@@ -95,7 +90,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
 def drafts(model: str, parameters: Parameters, order: random.Random) -> Iterator[pd.DataFrame]:
     """The rows of each head. bytes: what the head's iterations must read of its matrices and LM head."""
     config = synthetic_config(model)
-    ends = synthetic_ends(config, parameters.context_length + 64, parameters.dtype, parameters.device)
+    ends = synthetic_ends(config, parameters.context_length + 64, parameters.head_dtype, parameters.device)
     blocks = Blocks(parameters.blocks, parameters.repeats, warm_up_ms=parameters.warm_up_ms)
     for head_scheme, head_vocabulary in order.sample(HEADS, len(HEADS)):
         head = synthetic_head(config, ends, head_scheme, head_vocabulary)
@@ -141,4 +136,4 @@ def prepare_draft(
     return draft
 
 
-MEASURE = Measure(DRAFTING, Parameters, run, "time.perf_counter around a draft, median of a block")
+MEASURE = Measure((DRAFTING,), Parameters, run, "time.perf_counter around a draft, median of a block")

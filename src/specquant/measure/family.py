@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.companions import COMPANIONS
 from specquant.models.config import load_config, longest_context
-from specquant.models.device import choose_device
+from specquant.models.device import choose_device, named_dtype
 from specquant.models.hub import SMALL_FILES, is_hub_id, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer, require_memory, stored_scheme
@@ -47,8 +48,7 @@ class Family:
 
     def __post_init__(self):
         choose_device(self.device)
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise SpecquantError(f"unknown dtype {self.dtype!r}: choose float16, bfloat16, float32 or float64")
+        named_dtype(self.dtype)
         load_config(locate(resolve_model(self.target), SMALL_FILES))
         models = self._models(self.target)
         for name, method in METHODS.items():
@@ -112,10 +112,11 @@ class Family:
         return self._models(self.directory(scheme, method))
 
     def _models(self, target: str | Path) -> Models:
-        companions = {which: getattr(self, which) for which in COMPANIONS}
+        companions: dict[str, Any] = {which: getattr(self, which) for which in COMPANIONS}
+        companions = {which: resolve_model(path) if path else None for which, path in companions.items()}
         return Models(
             resolve_model(target),
-            **{which: resolve_model(path) if path else None for which, path in companions.items()},
+            **companions,
             dtype=getattr(torch, self.dtype),
             device=self.device,
             context_length=self._context_length,

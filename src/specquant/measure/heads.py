@@ -1,23 +1,20 @@
-"""Recording what cheaper heads lose."""
+"""What do EAGLE heads of fewer bits and tokens lose? The accepted length with each on trained models."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding.drafters import get_method, methods_with_trees
-from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
-from specquant.files import resolve
 from specquant.measure.drafting import describe_head
-from specquant.measure.throughput import decode_prompts
+from specquant.measure.measure import Measure, Measured
+from specquant.measure.throughput import Decoding, decode_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.models.targets import quantized_target
-from specquant.tables.results import write_results
+from specquant.tables.schemas import HEADS
 
 # The same of the tiny models, whose vocabulary has 4096 entries: 1024 are as many as 32768 of 128256.
 TINY_HEADS = ((None, None), ("w4a16-g128", None), (None, 2048), (None, 1024), ("w4a16-g128", 1024))
@@ -25,34 +22,33 @@ TINY_HEADS = ((None, None), ("w4a16-g128", None), (None, 2048), (None, 1024), ("
 HEAD_METHODS = ("autoregressive", *methods_with_trees())
 
 
-def record_heads(
-    models_dir: str | Path,
-    schemes: Sequence[str],
-    out_dir: str | Path,
-    keep_targets_in: str | Path,
-    prompts: str | Path = "data/prompts/prompts.jsonl",
-    prompts_per_task: int | None = None,
-    max_new_tokens: int = 64,
-) -> Path:
-    """Decode prompts on trained models with EAGLE heads of fewer bits and tokens; returns the path of heads.csv.
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Decoding):
+    """What to decode: with every head of `TINY_HEADS` on the target in each scheme, in the target's default dtype."""
 
-    A row for each of the target's schemes, head and method: see `head_costs`. Models compute in the target's
-    default dtype. Written after every head.
-    """
-    parameters = {"models_dir": models_dir, "prompts": prompts, "prompts_per_task": prompts_per_task}
-    parameters |= {"max_new_tokens": max_new_tokens, "settings": asdict(DraftSettings())}
-    parameters |= dtype_parameters("cpu") | {"tokens_counted_in": "calibration.txt"}
-    path, rows = resolve(out_dir) / "heads.csv", []
-    chosen = read_prompts(prompts, prompts_per_task)
-    for scheme in schemes:
-        target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
-        for head_scheme, head_vocabulary in tqdm(TINY_HEADS, desc=scheme, unit="head"):
-            models = tiny_models(models_dir, target, head_scheme=head_scheme, head_vocabulary=head_vocabulary)
-            decoded = decode_prompts(models, load_tokenizer(target), chosen, HEAD_METHODS, "tiny", None, max_new_tokens)
+    schemes: tuple[str, ...]
+
+    def same(self) -> dict[str, Any]:
+        settings = {"settings": asdict(self.settings), "tokens_counted_in": "calibration.txt"}
+        return super().same() | settings | dtype_parameters(self.device)
+
+    def units(self) -> list[dict[str, Any]]:
+        return [{"scheme": scheme, "weights": "trained"} for scheme in self.schemes]
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Decode the prompts with EAGLE heads of fewer bits and tokens: rows of `head_costs`."""
+    prompts = parameters.chosen_prompts()
+    for unit in units:
+        target, rows = parameters.target(unit["scheme"]), []
+        for head_scheme, head_vocabulary in tqdm(TINY_HEADS, desc=unit["scheme"], unit="head", leave=False):
+            head = {"head_scheme": head_scheme, "head_vocabulary": head_vocabulary}
+            models = tiny_models(parameters.models_dir, target, device=parameters.device, **head)
+            how = parameters.settings, parameters.max_new_tokens
+            decoded = decode_prompts(models, load_tokenizer(target), prompts, HEAD_METHODS, "tiny", *how)
             about = describe_head(head_scheme, head_vocabulary, models.target.config)
-            rows += [{"scheme": scheme, "weights": "trained"} | about | row for row in head_costs(decoded)]
-            write_results(compared_heads(pd.DataFrame(rows)), path, parameters)
-    return path
+            rows += [unit | about | row for row in head_costs(decoded)]
+        yield unit, compared_heads(pd.DataFrame(rows))
 
 
 def head_costs(decoded: pd.DataFrame) -> list[dict]:
@@ -81,3 +77,6 @@ def compared_heads(rows: pd.DataFrame) -> pd.DataFrame:
     """With `ratio`: of head_accepted_length to that of the first head on the same target by the same method."""
     first = rows.groupby(["scheme", "method"], sort=False).head_accepted_length.transform("first")
     return rows.assign(ratio=rows.head_accepted_length / first)
+
+
+MEASURE = Measure((HEADS,), Parameters, run, "none")

@@ -5,13 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,89 +19,89 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure.parameters import Common, from_json
+from specquant.models.memory import NotEnoughMemory
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.table import Table
 
-
-class Parameters(Protocol):
-    """What a measurement takes: a frozen dataclass of values that JSON can hold."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def repeats(self) -> int: ...
-
-    def check(self) -> None:
-        """Raises SpecquantError, before anything is measured, for what cannot be."""
-
-    def same(self) -> dict[str, Any]:
-        """What all rows of one table must share."""
-
-    def units(self) -> list[dict[str, Any]]:
-        """The units of work, those of one process after each other."""
+# The rows of each unit, a frame for each table, or why it has none.
+Measured = Iterator[tuple[dict[str, Any], pd.DataFrame | tuple[pd.DataFrame, ...] | SpecquantError]]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A question. run: measures units, which are all of one process, and gives the rows of each, or why it has none.
+    """A question.
 
-    device: of the parameters, where it is measured. repeats, clock: as for `provenance`.
+    Attributes:
+        tables: What is written; a question may fill several at once. The first gives the question its name.
+        parameters: Their class.
+        run: Measures units, which are all of one process, and gives the rows of each, or why it has none: a frame for
+            each table.
+        clock: As for `provenance`.
     """
 
-    table: Table
-    parameters: Callable[..., Parameters]
-    run: Callable[[Any, Sequence[dict]], Iterator[tuple[dict, "pd.DataFrame | SpecquantError"]]]
+    tables: tuple[Table, ...]
+    parameters: type[Common]
+    run: Callable[[Any, Sequence[dict[str, Any]]], Measured]
     clock: str
 
     @property
     def name(self) -> str:
-        return self.table.name
+        return self.tables[0].name
 
 
-def record(measure: Measure, parameters: Parameters, out_dir: str | Path, anew: bool = False) -> Path:
-    """Measure what the table in `out_dir` lacks, or with `anew` everything; returns the table's path.
+def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool = False) -> Path:
+    """Measure what the table in `out_dir` lacks, or with `anew` everything; returns the (first) table's path.
 
     Each process of the parameters is a fresh interpreter, so that what it finds is independent of the others. The table
     is joined after each unit. What cannot be measured, such as a scheme that does not fit, is named on stderr and left
     out. Raises SpecquantError where the table holds rows of other parameters, a process dies, or nothing was measured.
     """
     parameters.check()
-    path = resolve(out_dir) / f"{measure.name}.csv"
-    if anew:
+    paths = [resolve(out_dir) / f"{table.name}.csv" for table in measure.tables]
+    for path in paths if anew else ():
         shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
         for old in (path, path.with_suffix(".json")):
             old.unlink(missing_ok=True)
-    parts = Parts(measure.table, path, parameters.same())
-    missing = parts.missing(parameters.units())
+    parts = _parts(measure, paths, parameters.same(), parameters.unnamed())
+    units = parameters.units()
+    lacking = [each.missing(units) for each in parts]
+    missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
     with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
-        for _, units in groupby(missing, key=lambda unit: unit["process"]):
-            for told in _fresh_process(measure, parameters, list(units), parts):
+        for _, of_process in groupby(missing, key=lambda unit: unit.get("process", 0)):
+            for told in _fresh_process(measure, _order(measure, parameters, list(of_process), parts)):
                 if "error" in told:
                     raise SpecquantError(told["error"])
                 if "left_out" in told:
                     tqdm.write(told["left_out"], file=sys.stderr)
                 else:
-                    parts.join()
+                    for each in parts:
+                        each.join()
                 bar.update()
-    return parts.join()
+    joined = [each.join() for each in parts]
+    return joined[0]
 
 
-def _fresh_process(
-    measure: Measure, parameters: Parameters, units: Sequence[Unit], parts: Parts
-) -> Iterator[dict[str, Any]]:
-    """What the process that measures these units tells, a line for each."""
-    order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units}
-    order |= {"path": str(parts.path), "same": parts.same}
+def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unnamed: dict[str, Any]) -> list[Parts]:
+    return [Parts(table, path, same, unnamed) for table, path in zip(measure.tables, paths, strict=True)]
+
+
+def _order(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> str:
+    """What `serve` is to do, as JSON."""
+    order = {"module": measure.run.__module__, "measure": measure.name, "parameters": asdict(parameters)}
+    order |= {"units": units, "paths": [each.path for each in parts]}
+    return json.dumps(order | {"same": parts[0].same, "unnamed": parts[0].unnamed}, default=str)
+
+
+def _fresh_process(measure: Measure, order: str) -> Iterator[dict[str, Any]]:
+    """What the process that measures an order's units tells, a line for each."""
     command = [sys.executable, "-m", "specquant.measure"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             with suppress(BrokenPipeError):  # it has died already, which its status tells
-                process.stdin.write(json.dumps(order))
+                process.stdin.write(order)
                 process.stdin.close()
             yield from map(json.loads, process.stdout)
         except BaseException:
@@ -116,17 +116,20 @@ def _fresh_process(
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What a fresh process does: measure the units of an order, write each as a part, and tell of each."""
-    measure: Measure = import_module(order["measure"]).MEASURE
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in order["parameters"].items()}
-    parameters = measure.parameters(**values)
-    parts = Parts(measure.table, Path(order["path"]), order["same"])
+    measures = (each for each in vars(import_module(order["module"])).values() if isinstance(each, Measure))
+    measure = next(each for each in measures if each.name == order["measure"])
+    parameters = from_json(measure.parameters, order["parameters"])
+    if parameters.threads:
+        torch.set_num_threads(parameters.threads)
+    parts = _parts(measure, [Path(path) for path in order["paths"]], order["same"], order["unnamed"])
     how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
     try:
         for unit, rows in measure.run(parameters, order["units"]):
             if isinstance(rows, SpecquantError):
                 tell({"left_out": str(rows)})
             else:
-                parts.add(unit, rows, **how)
+                for each, frame in zip(parts, rows if isinstance(rows, tuple) else (rows,), strict=True):
+                    each.add(unit, frame, **how)
                 tell({"done": unit})
     except SpecquantError as error:
         tell({"error": str(error)})
@@ -137,3 +140,9 @@ def free(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+def left_out(unit: Mapping[str, Any], error: NotEnoughMemory) -> SpecquantError:
+    """Why a unit has no rows: its model does not fit."""
+    scheme = f" in {unit['scheme']}" if "scheme" in unit else ""
+    return SpecquantError(f"{unit['model']}{scheme} is left out: {error}")

@@ -29,11 +29,11 @@ def prepare_passes(
     tokens = tokens.to(model.device)
     cache = model.new_cache(len(tokens))
     model.prefill(tokens[:context_length], cache)
-    model = graphed(model)
+    runs = graphed(model)
 
     def prepared(size: int) -> Callable[[], torch.Tensor]:
         rows = torch.arange(context_length, context_length + size, device=model.device)
         drafted, mask = tokens[rows], causal_mask(size, model.device)
-        return lambda: model.logits(model(drafted, rows, cache, mask))
+        return lambda: runs.logits(runs(drafted, rows, cache, mask))
 
     return {size: prepared(size) for size in draft_sizes}

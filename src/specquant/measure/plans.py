@@ -1,23 +1,20 @@
 """How fast is each of a grid of plans on trained models, and what does the planner predict of it?"""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.prompts import PROMPTS, read_prompts
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
-from specquant.decoding.models import tiny_models
-from specquant.files import resolve
-from specquant.measure.throughput import CLOCK, by_task, decode_prompts
+from specquant.decoding.models import Models, tiny_models
+from specquant.measure.measure import Measure, Measured
+from specquant.measure.throughput import CLOCK, Decoding, by_task, decode_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.models.targets import quantized_target
 from specquant.planning.calibration import NUMBERS, calibrate, calibrated
-from specquant.tables.results import recorded_rows, write_results
+from specquant.tables.schemas import PLANS
 
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
 GRID = (
@@ -29,48 +26,49 @@ GRID = (
 REPEATS = 3  # of the grid's measurements, of which the fastest counts: others may use the machine
 
 
-def record_plans(
-    models_dir: str | Path,
-    schemes: Sequence[str],
-    out_dir: str | Path,
-    keep_targets_in: str | Path,
-    name: str = "tiny",
-    prompts_per_task: int = 2,
-    max_new_tokens: int = 64,
-    device: str = "cpu",
-    plans: Sequence[Plan] = GRID,
-) -> Path:
-    """Decode the prompts of each task by every plan, with the target in each scheme, and predict that by a calibration.
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Decoding):
+    """What to decode: the prompts of each task by every plan of `GRID`, with the target in each scheme.
 
-    Writes plans.csv below `out_dir` after each scheme: a row for each scheme, task and plan, with tokens_per_s and
-    predicted_tokens_per_s. The calibration decodes the same prompts as far, by fewer plans. A scheme that the table
-    holds is not measured again. Models compute in the target's default dtype. Returns its path. Raises SpecquantError
-    where it holds rows of other parameters.
+    Models compute in the target's default dtype.
     """
-    parameters: dict[str, Any] = {"models_dir": models_dir, "prompts": PROMPTS, "prompts_per_task": prompts_per_task}
-    parameters |= {"max_new_tokens": max_new_tokens, "plans": [str(plan) for plan in plans]}
-    parameters |= dtype_parameters(device)
-    path = resolve(out_dir) / "plans.csv"
-    table = recorded_rows(path, parameters)
-    tasks = pd.DataFrame(read_prompts(PROMPTS, prompts_per_task)).groupby("task", sort=False)
-    missing = [scheme for scheme in schemes if scheme not in set(table.scheme)]
-    for scheme in tqdm(missing, desc="schemes", unit="scheme"):
-        target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
-        models, tokenizer = tiny_models(models_dir, target, device=device), load_tokenizer(target)
-        parts = [table] if len(table) else []
-        for _, prompts in tasks:
-            texts, chosen = prompts.prompt.tolist(), prompts.to_dict("records")
-            steps, decoded = [], []
-            for _ in range(REPEATS):
-                steps.append(calibrate(models, tokenizer, texts, max_new_tokens * len(texts), max_new_tokens))
-                decoded.append(decode_prompts(models, tokenizer, chosen, plans, name, max_new_tokens=max_new_tokens))
-            planner, statistics = calibrated(fastest(steps))
-            predicted = planner.table(statistics).set_index(list(PLAN_FIELDS)).tokens_per_s
-            measured = by_plan(pd.concat(decoded, ignore_index=True))
-            parts.append(measured.join(predicted.rename("predicted_tokens_per_s"), on=list(PLAN_FIELDS)))
-        table = pd.concat(parts, ignore_index=True)
-        write_results(table, path, parameters, device=device, repeats=REPEATS, clock=CLOCK)
-    return path
+
+    schemes: tuple[str, ...]
+    name: str = "tiny"
+    prompts_per_task: int | None = 2
+
+    repeats = REPEATS
+
+    def same(self) -> dict[str, Any]:
+        return super().same() | {"plans": [str(plan) for plan in GRID]} | dtype_parameters(self.device)
+
+    def units(self) -> list[dict[str, Any]]:
+        return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Decode by every plan, and predict that by a calibration, which decodes the same prompts as far by fewer plans."""
+    tasks = pd.DataFrame(parameters.chosen_prompts()).groupby("task", sort=False)
+    for unit in units:
+        target = parameters.target(unit["scheme"])
+        models = tiny_models(parameters.models_dir, target, device=parameters.device)
+        rows = [_of_task(models, load_tokenizer(target), prompts, parameters) for _, prompts in tasks]
+        yield unit, pd.concat(rows, ignore_index=True)
+
+
+def _of_task(
+    models: Models, tokenizer: PreTrainedTokenizerBase, prompts: pd.DataFrame, parameters: Parameters
+) -> pd.DataFrame:
+    """A row for each plan, with tokens_per_s and predicted_tokens_per_s."""
+    texts, chosen = prompts["prompt"].tolist(), prompts.to_dict("records")
+    longest, steps, decoded = parameters.max_new_tokens, [], []
+    for _ in range(REPEATS):
+        steps.append(calibrate(models, tokenizer, texts, longest * len(texts), longest))
+        decoded.append(decode_prompts(models, tokenizer, chosen, GRID, parameters.name, max_new_tokens=longest))
+    planner, statistics = calibrated(fastest(steps))
+    predicted = planner.table(statistics).set_index(list(PLAN_FIELDS)).tokens_per_s
+    measured = by_plan(pd.concat(decoded, ignore_index=True))
+    return measured.join(predicted.rename("predicted_tokens_per_s"), on=list(PLAN_FIELDS))
 
 
 def fastest(repeats: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -90,3 +88,6 @@ def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
     table = by_task(fastest).rename(columns={"draft_size": "mean_draft_size"})
     plans = pd.DataFrame([asdict(plan) for plan in table.method])
     return table.drop(columns=["method", "speedup"]).join(plans)
+
+
+MEASURE = Measure((PLANS,), Parameters, run, CLOCK)

@@ -1,23 +1,23 @@
 """Passes over drafts of some sizes behind a context, and what a GPU does in them."""
 
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from specquant.errors import SpecquantError
-from specquant.files import resolve
-from specquant.measure import kernels
-from specquant.measure.measure import free
+from specquant.measure.checks import require_at_least
+from specquant.measure.measure import Measure, Measured, free, left_out
+from specquant.measure.parameters import OnGpu, require_gpu
 from specquant.measure.passes import prepare_passes
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.tables.provenance import device_name
-from specquant.tables.results import recorded_rows, write_results
+from specquant.tables.schemas import PASS_PROFILES
 
 # Parts of a pass, by what the names of their kernels contain; whatever is none of these is a matrix product.
 PARTS = {
@@ -28,6 +28,37 @@ PARTS = {
     "other": "at::native|Mem|quantize",
     "idle": "^idle$",
 }
+
+
+@dataclass(frozen=True)
+class Parameters(OnGpu):
+    """What to profile: passes of a model's shapes with random weights on a GPU, each behind one other.
+
+    model: a directory, or a name in `models.synthetic.SHAPES`. context: tokens in the cache.
+    """
+
+    model: str | Path
+    schemes: tuple[str, ...]
+    draft_sizes: tuple[int, ...] = (1, 60)
+    context: int = 512
+    seed: int = 0
+
+    shared = ("context", "seed")
+
+    def check(self) -> None:
+        """Raises SpecquantError where there is no GPU, for unknown shapes, and for numbers out of range."""
+        super().check()
+        require_gpu(self.device)
+        synthetic_config(self.model)
+        require_at_least(self, context=1)
+
+    def units(self) -> list[dict[str, Any]]:
+        about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic", "context_length": self.context}
+        return [
+            about | {"scheme": scheme, "draft_size": draft_size}
+            for scheme in self.schemes
+            for draft_size in self.draft_sizes
+        ]
 
 
 @torch.inference_mode()
@@ -85,38 +116,20 @@ def time_by_part(profiles: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def record_profiles(
-    model: str | Path,
-    schemes: Sequence[str],
-    out_dir: str | Path,
-    draft_sizes: Sequence[int] = (1, 60),
-    context: int = 512,
-    seed: int = 0,
-) -> Path:
-    """Profile passes of a model's shapes with random weights on the GPU, kernel by kernel; returns pass_profiles.csv.
-
-    model: a directory, or a name in `models.synthetic.SHAPES`. In a process of its own, for what a process times
-    after it has profiled may be slower. Written after every scheme, in place of what the table has of it. A
-    scheme that does not fit is named on stderr and left out. Raises SpecquantError where there is no GPU, or nothing
-    fits.
-    """
-    kernels.require_gpu("cuda")
-    config = synthetic_config(model)
-    parameters = {"device": device_name("cuda"), "context": context, "seed": seed}
-    path, name = resolve(out_dir) / "pass_profiles.csv", Path(model).name
-    table, profiled = recorded_rows(path, parameters), False
-    for scheme in tqdm(schemes, desc=name, unit="scheme"):
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Profile one pass of each draft size, scheme by scheme."""
+    config, context = synthetic_config(parameters.model), parameters.context
+    for scheme, group in groupby(units, key=lambda unit: unit["scheme"]):
+        of_scheme = list(group)
         try:
-            loaded = synthetic_model(config, scheme, context + max(draft_sizes), seed=seed)
+            model = synthetic_model(config, scheme, context + max(parameters.draft_sizes), seed=parameters.seed)
         except NotEnoughMemory as error:
-            tqdm.write(f"{name} in {scheme} is left out: {error}", file=sys.stderr)
+            yield from ((unit, left_out(unit, error)) for unit in of_scheme)
             continue
-        rows = pd.concat(profile_pass(loaded, name, "synthetic", size, context) for size in draft_sizes)
-        others = table[(table.model != name) | (table.scheme != scheme)] if len(table) else table
-        table, profiled = pd.concat([others, rows]) if len(others) else rows, True
-        write_results(table, path, parameters, device="cuda", repeats=1, clock="torch.profiler, one pass")
-        del loaded
+        for unit in of_scheme:
+            yield unit, profile_pass(model, unit["model"], "synthetic", unit["draft_size"], context)
+        del model
         free("cuda")
-    if not profiled:
-        raise SpecquantError(f"nothing was profiled: no scheme of {name} fits this GPU")
-    return path
+
+
+MEASURE = Measure((PASS_PROFILES,), Parameters, run, "torch.profiler, one pass")

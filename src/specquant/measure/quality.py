@@ -7,15 +7,50 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure.checks import require_at_least
+from specquant.measure.parameters import Common
 from specquant.models.llama import Llama
 from specquant.models.texts import tokens_of
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
+DOMAINS = ("mathematics", "code", "prose")
 Documents = list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Common):
+    """What to read, and how.
+
+    Attributes:
+        tokens_per_domain: Of held-out text, rounded up to whole documents.
+        longest: Tokens of a document that are read at once.
+        dtype: That models compute in.
+    """
+
+    tokens_per_domain: int = 3000
+    longest: int = 512
+    dtype: str = "float64"
+    device: str = "cpu"
+
+    shared = ("dtype", "tokens_per_domain", "longest")
+
+    def check(self) -> None:
+        """Raises SpecquantError for wrong types, and for numbers out of range."""
+        super().check()
+        require_at_least(self, tokens_per_domain=1, longest=2)
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Documents]:
+        """The documents of each domain in data/text."""
+        return {
+            domain: read_documents(f"data/text/{domain}.txt", tokenizer, self.longest, self.tokens_per_domain)
+            for domain in DOMAINS
+        }
 
 
 def read_documents(
@@ -119,3 +154,22 @@ def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
     """For each scheme the mean over domains of the increase in perplexity and of the agreement, in percent."""
     columns = ["increase_percent", "agreement_percent"]
     return rows.groupby("scheme")[columns].mean().reindex(list(schemes))
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Held-out perplexity of each scheme over that of FP16, or of the first one where FP16 was not measured, in
+    percent, by domain. `frame`: quality.csv."""
+    perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
+    reference = "fp16" if "fp16" in perplexity.index else frame["scheme"].iloc[0]
+    increase = (perplexity / perplexity.loc[reference] - 1) * 100
+    schemes = [scheme for scheme in in_order(frame["scheme"], SCHEMES) if scheme != reference]
+    figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
+    looks = (("#0173b2", "o"), ("#de8f05", "s"), ("#029e73", "^"), ("#cc78bc", "D"))
+    for (color, marker), domain in zip(looks, increase.columns, strict=False):
+        axis.plot(increase.loc[schemes, domain], range(len(schemes)), marker, color=color, label=domain)
+    axis.axvline(0, color="0.4", linewidth=0.6)
+    axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"perplexity above {mark(reference, SCHEMES).label} (%)")
+    legend_above(figure, axis, columns=3)
+    return figure

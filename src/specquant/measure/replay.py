@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -21,9 +21,11 @@ from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
 from specquant.measure.checks import require_at_least
-from specquant.measure.measure import Measure
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
-from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
+from specquant.models.device import default_dtype, dtype_parameters, named_dtype
+from specquant.models.eagle import EagleHead
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -33,10 +35,9 @@ from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
-from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
-from specquant.training.eagle import EagleHead
+from specquant.tables.speed import speed, speedups
 
 # Around the paper's choices, to compare predictions with.
 MORE_PLANS = (
@@ -50,7 +51,7 @@ AGREEMENTS = (0.5, 0.7, 0.8, 0.95)
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Common):
     """What to decode.
 
     model, intermediate: names in `models.synthetic.SHAPES` or model directories, whose shapes are taken; without an
@@ -61,8 +62,8 @@ class Parameters:
     (default: the target's, `models.device.default_dtype`).
     """
 
-    model: str
-    intermediate: str | None = None
+    model: str | Path
+    intermediate: str | Path | None = None
     schemes: tuple[str, ...] = ("w4a16-g128",)
     sweep: bool = False
     head_scheme: str = "fp16"
@@ -71,21 +72,18 @@ class Parameters:
     accepted_length: float = 3.0
     tree: tuple[int, int] = (24, 3)
     hierarchical_length: float = 5.1
-    trees: str = str(RECORDED_TREES)
+    trees: str | Path = str(RECORDED_TREES)
     new_tokens: int = 512
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
-    device: str = ""  # the GPU, if there is one
     dtype: str | None = None
 
-    repeats = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "device", choose_device(self.device))
+    shared = ("trees", "new_tokens", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
+        super().check()
         for scheme in (*self.schemes, self.head_scheme, self.intermediate_scheme):
             get_scheme(scheme)
         for name in (self.model, self.intermediate):
@@ -95,9 +93,7 @@ class Parameters:
         self.points("fitted")
 
     def same(self) -> dict[str, Any]:
-        names = ("trees", "new_tokens", "prompt_length", "seed")
-        same = {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
-        return same | dtype_parameters(self.device, self.dtype)
+        return super().same() | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -139,7 +135,7 @@ def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
     return [*agreements, *(replace(fitted, inner_head=[chance]) for chance in CHANCES[1::2])]
 
 
-def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode every plan of each unit in turn; each draft and pass is timed where it stands in decoding."""
     trees = read_results(parameters.trees)
     for unit in units:
@@ -161,7 +157,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
             rows = replay_plans(models, trees, points, parameters.prompt_length, parameters.new_tokens, seed)
             yield unit, pd.DataFrame(rows)
         except NotEnoughMemory as error:
-            yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+            yield unit, left_out(unit, error)
         del models
         gc.collect()
         if parameters.device == "cuda":
@@ -236,7 +232,7 @@ class SyntheticModels:
         return assemble(plan, self, trees_for)
 
     def _head(self, model: Llama | GraphedLlama) -> EagleHead:
-        return synthetic_head(model.config, model, self.head_scheme, self.head_vocabulary, seed=self.seed)
+        return synthetic_head(model.config, cast(Llama, model), self.head_scheme, self.head_vocabulary, seed=self.seed)
 
     def _make(self, name: str | Path, scheme: str) -> Llama | GraphedLlama:
         config = synthetic_config(name)
@@ -263,7 +259,7 @@ def replay_plans(
     speculators = {}
     for plan, chances in points:
         method = get_method(plan.method)
-        head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of, [0.0])
+        head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of or "", [0.0])
         agreement = chances.agreement if "intermediate" in method.companions else 0.0
         if plan not in speculators:
             speculators[plan] = models.speculator(plan, trees)
@@ -318,9 +314,12 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
             for chance, agreement, *plan in rows[["head_chance", "agreement", *PLAN_FIELDS]].itertuples(index=False)
         ],
     )
-    one_by_one = rows[rows.method == "autoregressive"].set_index(same).step_ms
-    plain_ms = one_by_one.reindex(pd.MultiIndex.from_frame(rows[same])).to_numpy() / rows.step_ms
-    return rows.assign(speedup=rows.accepted_length * plain_ms, expected_speedup=rows.expected_length * plain_ms)
+    by_method = rows.set_index([*same, "method"])
+    measured, expected = (
+        speedups(speed(by_method[length], by_method.step_ms)).to_numpy()
+        for length in ("accepted_length", "expected_length")
+    )
+    return rows.assign(speedup=measured, expected_speedup=expected)
 
 
-MEASURE = Measure(REPLAYED, Parameters, run, "CUDA events and host clock, sum")
+MEASURE = Measure((REPLAYED,), Parameters, run, "CUDA events and host clock, sum")

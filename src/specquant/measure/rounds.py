@@ -1,7 +1,8 @@
 """How long does a round of the hierarchy's inner loop take? A draft, the small model's pass over it, acceptance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -12,21 +13,20 @@ from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
-from specquant.errors import SpecquantError
 from specquant.measure.blocks import spread
 from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.drafting import HEADS, describe_head
-from specquant.measure.measure import Measure
-from specquant.models.device import choose_device, default_dtype
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common
+from specquant.models.device import default_dtype
+from specquant.models.eagle import EagleHead
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
-from specquant.tables.provenance import device_name
 from specquant.tables.results import read_results
 from specquant.tables.schemas import ROUNDS
-from specquant.training.eagle import EagleHead
 
 # The tree, and the acceptance, of the inner loop: of a head's tokens, one after the other.
 INNER_TREE = (30, 3)
@@ -34,7 +34,7 @@ INNER_ACCEPTANCE = 0.8
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Common):
     """What to time: rounds of a model of `models.synthetic.SHAPES` in a scheme, with each head of `HEADS`.
 
     Acceptance is replayed: trees take shapes recorded in `trees`. repeats: rounds that are timed, after those in which
@@ -46,20 +46,18 @@ class Parameters:
     context_length: int = 512
     processes: int = 3
     repeats: int = 100
-    trees: str = RECORDED_TREES
-    device: str = ""  # the GPU, if there is one
+    trees: str | Path = RECORDED_TREES
 
-    def __post_init__(self):
-        object.__setattr__(self, "device", choose_device(self.device))
+    shared = ("repeats", "trees")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
+        super().check()
         require_shapes([self.model])
         require_at_least(self, processes=1, repeats=1)
 
     def same(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"repeats": self.repeats, "acceptance": INNER_ACCEPTANCE, "trees": self.trees}
-        return about | {"device": device_name(self.device)}
+        return super().same() | {"acceptance": INNER_ACCEPTANCE}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": self.model, "scheme": self.scheme, "weights": "synthetic"}
@@ -68,7 +66,7 @@ class Parameters:
         ]
 
 
-def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time rounds with each head. A round is one block of its own: each follows another of its kind."""
     shapes = tree_shapes(trees_of(read_results(parameters.trees), "intermediate"), *INNER_TREE)
     config, context_length = synthetic_config(parameters.model), parameters.context_length
@@ -83,7 +81,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
                 rows.append(about | inner_rounds(model, head, shapes, context_length, parameters.repeats))
             yield unit, pd.DataFrame(rows)
         except NotEnoughMemory as error:
-            yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+            yield unit, left_out(unit, error)
 
 
 def inner_rounds(
@@ -107,9 +105,11 @@ def inner_rounds(
         times_ms.append(1e3 * (perf_counter() - began))
     steps, times_ms = steps[warm_up:], times_ms[warm_up:]
     parts = {part: np.median([getattr(step, part) for step in steps]) for part in ("draft_ms", "verify_ms", "other_ms")}
-    about = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
+    about: dict[str, Any] = {"draft_size": INNER_TREE[0], "iterations": INNER_TREE[1], "context_length": context_length}
     about |= {"accepted_length": np.mean([step.accepted_length for step in steps])}
     return about | parts | spread(times_ms) | {"repeats": repeats}
 
 
-MEASURE = Measure(ROUNDS, Parameters, run, "CUDA events for drafts, time.perf_counter for the rest, medians of steps")
+MEASURE = Measure(
+    (ROUNDS,), Parameters, run, "CUDA events for drafts, time.perf_counter for the rest, medians of steps"
+)

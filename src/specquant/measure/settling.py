@@ -6,7 +6,7 @@ EAGLE-2's step in the order in which decoding runs them: a draft, then a pass ov
 0 is drafts alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
 from typing import Any
@@ -15,19 +15,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from specquant.errors import SpecquantError
 from specquant.measure.blocks import now
 from specquant.measure.card import CardState
 from specquant.measure.checks import require_at_least, require_shapes
 from specquant.measure.drafting import prepare_draft
-from specquant.measure.measure import Measure
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common
 from specquant.measure.passes import prepare_passes
-from specquant.models.device import choose_device, default_dtype
+from specquant.models.device import default_dtype
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
-from specquant.tables.provenance import device_name
 from specquant.tables.schemas import SETTLING
 
 LEAD = 60  # passes that bring the card into the state that is asked about
@@ -37,7 +36,7 @@ ITERATIONS = 6
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Common):
     """What to time: models of `models.synthetic.SHAPES` with random weights.
 
     behind: draft sizes of the passes before, or of the tree. idle_ms: between them and the passes of one token.
@@ -53,23 +52,16 @@ class Parameters:
     context_length: int = 512
     processes: int = 3
     seed: int = 0
-    device: str = ""  # the GPU, if there is one
 
-    repeats = 1
-
-    def __post_init__(self):
-        object.__setattr__(self, "device", choose_device(self.device))
+    shared = ("behind", "idle_ms", "trees", "head_scheme", "context_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
+        super().check()
         require_shapes(self.models)
         for scheme in self.schemes:
             get_scheme(scheme)
         require_at_least(self, processes=1)
-
-    def same(self) -> dict[str, Any]:
-        names = ("behind", "idle_ms", "trees", "head_scheme", "context_length", "seed")
-        return {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
 
     def units(self) -> list[dict[str, Any]]:
         return [
@@ -80,13 +72,13 @@ class Parameters:
         ]
 
 
-def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time passes and steps of each model and scheme."""
     for unit in units:
         try:
             yield unit, settling(unit["model"], unit["scheme"], parameters)
         except NotEnoughMemory as error:
-            yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+            yield unit, left_out(unit, error)
 
 
 @torch.inference_mode()
@@ -169,4 +161,4 @@ def first_passes(rows: pd.DataFrame) -> pd.DataFrame:
     return over_processes(relative / alone.reindex(pd.MultiIndex.from_frame(passes[same])).to_numpy())
 
 
-MEASURE = Measure(SETTLING, Parameters, run, "time.perf_counter around each")
+MEASURE = Measure((SETTLING,), Parameters, run, "time.perf_counter around each")

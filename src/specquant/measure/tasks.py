@@ -28,6 +28,7 @@ from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.tables.provenance import device_name, without_local_paths
 from specquant.tables.results import write_results
+from specquant.tables.speed import over_questions
 
 WARM_UP_TOKENS = 16
 SHORTEST_PROMPT = 16
@@ -225,12 +226,12 @@ def answer_question(
 def benchmark_table(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """The paper's figures for each scheme, method and task, and over all tasks where there are several.
 
-    As Spec-Bench's own script computes them (arXiv 2401.07851, evaluation/speed.py): accepted_length is the mean over
-    all steps of all questions; tokens_per_s is the mean over questions of each question's own speed (all its turns,
-    without prefill, as the paper times them); speedup divides it by that of autoregressive decoding of the same
-    questions in the same scheme. correct_percent: of the answers that can be right. FIGURE_low and FIGURE_high: the 95%
-    bootstrap interval over questions (percentiles; both sides of a speedup are drawn together), seeded; it has no width
-    where all answers are right or all wrong. A question whose answer ended at its first token has no speed.
+    As Spec-Bench's own script computes them (`tables.speed`): accepted_length is the mean over all steps of all
+    questions; tokens_per_s is the mean over questions of each question's own speed (all its turns, without prefill);
+    speedup divides it by that of autoregressive decoding of the same questions in the same scheme. correct_percent: of
+    the answers that can be right. FIGURE_low and FIGURE_high: the 95% bootstrap interval over questions (percentiles;
+    both sides of a speedup are drawn together), seeded; it has no width where all answers are right or all wrong. A
+    question whose answer ended at its first token has no speed.
     """
     if rows.task.nunique() > 1:
         rows = pd.concat([rows, rows.assign(task="overall")])
@@ -264,7 +265,7 @@ def _figures(group: pd.DataFrame, draws: np.ndarray) -> dict[str, np.ndarray]:
         return np.nan_to_num(values.to_numpy(dtype=float))[draws].sum(axis=1)
 
     def mean(values: pd.Series) -> np.ndarray:
-        return total(values) / total(values.notna())
+        return over_questions(values.to_numpy(dtype=float)[draws])
 
     with np.errstate(invalid="ignore", divide="ignore"):
         both = group.tokens_per_s.where(group.plain.notna())

@@ -1,28 +1,112 @@
 """What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.prompts import prompt_ids, read_prompts
+from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Generation, acceptance_rule, generate
-from specquant.decoding.drafters import PAPER_METHODS
+from specquant.decoding.drafters import MARKS, PAPER_METHODS
 from specquant.decoding.method import DraftSettings, Plan
 from specquant.decoding.models import Models, tiny_models
+from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure.checks import require_at_least
+from specquant.measure.measure import Measure, Measured
+from specquant.measure.parameters import Common
+from specquant.models.device import named_dtype
+from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.targets import quantized_target
-from specquant.tables.results import recorded_rows, write_results
+from specquant.tables.marks import Mark
+from specquant.tables.schemas import LOSSLESSNESS, THROUGHPUT
+from specquant.tables.speed import over_equal_texts, speed, speedups
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
+PAPER_SETTINGS = DraftSettings()
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
-TABLES = ("throughput", "losslessness")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding(Common):
+    """How prompts are decoded greedily on trained models.
+
+    Attributes:
+        models_dir: A directory that is laid out as `data/tiny`.
+        prompts: A file like `data/prompts/prompts.jsonl`.
+        prompts_per_task: The most prompts of each task; None for all.
+        settings: How methods draft.
+        keep_targets_in: Where quantized copies of the target are kept.
+    """
+
+    models_dir: str | Path = "data/tiny"
+    prompts: str | Path = PROMPTS
+    prompts_per_task: int | None = None
+    max_new_tokens: int = 64
+    settings: DraftSettings = PAPER_SETTINGS
+    keep_targets_in: str | Path = "results/targets"
+    device: str = "cpu"
+
+    shared: ClassVar[tuple[str, ...]] = ("models_dir", "prompts", "prompts_per_task", "max_new_tokens")
+
+    def check(self) -> None:
+        """Raises SpecquantError as `Common.check`, and for prompts that are missing or damaged."""
+        super().check()
+        require_at_least(self, prompts_per_task=1, max_new_tokens=1)
+        require_at_least(self.settings, **{field.name: 1 for field in fields(self.settings)})
+        self.chosen_prompts()
+
+    def chosen_prompts(self) -> list[dict[str, str]]:
+        return read_prompts(self.prompts, self.prompts_per_task)
+
+    def target(self, scheme: str) -> Path:
+        """The directory of the target in a scheme."""
+        return quantized_target(resolve(self.models_dir) / "target", scheme, self.keep_targets_in)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Decoding):
+    """What to measure: every method of the paper on the target in each scheme.
+
+    Attributes:
+        name: What the tables call the target.
+        dtype: That models compute in.
+        row_invariant: Of the target, see `Llama.make_row_invariant`.
+        against: A dtype; then tokens are compared with those that decoding one by one gives in it, else with those that
+            it gives in `dtype`.
+    """
+
+    schemes: tuple[str, ...]
+    name: str = "tiny"
+    dtype: str = "float64"
+    row_invariant: bool = False
+    against: str | None = None
+
+    shared: ClassVar[tuple[str, ...]] = (*Decoding.shared, "dtype", "row_invariant")
+
+    def check(self) -> None:
+        """Raises SpecquantError as `Decoding.check`, and for an unknown dtype to compare with."""
+        super().check()
+        named_dtype(self.against)
+
+    def same(self) -> dict[str, Any]:
+        return super().same() | {"settings": asdict(self.settings), "against": self.against or self.dtype}
+
+    def unnamed(self) -> dict[str, Any]:
+        return {"row_invariant": False, "against": self.dtype}
+
+    def units(self) -> list[dict[str, Any]]:
+        return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
 
 
 def decode_prompts(
@@ -50,7 +134,7 @@ def decode_prompts(
     rows = []
     for prompt in tqdm(prompts, desc=models.target.scheme.name, unit="prompt", leave=False):
         prompt_tokens, expected = prompt_ids(prompt["prompt"], tokenizer), None
-        if reference:
+        if exact:
             expected = generate(exact, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature)).token_ids
         for method, speculator in speculators.items():
             generation = generate(speculator, tokenizer, prompt_tokens, max_new_tokens, acceptance_rule(temperature))
@@ -73,7 +157,7 @@ def measurements(generation: Generation) -> dict:
     steps = generation.steps
     rounds = [length for step in steps for length in step.inner_accepted_lengths]
 
-    def mean(values: list[float]) -> float:
+    def mean(values: Sequence[float]) -> float:
         return fmean(values) if values else float("nan")
 
     return {
@@ -101,7 +185,7 @@ def first_difference(expected: list[int], tokens: list[int]) -> int:
 
 
 @torch.inference_mode()
-def margin(model: Llama, tokens: list[int]) -> float:
+def margin(model: Llama | GraphedLlama, tokens: list[int]) -> float:
     """By how much the logit of the likeliest next token exceeds that of the second."""
     features = model.prefill(torch.tensor(tokens, device=model.device), model.new_cache(len(tokens)))
     first, second = model.logits(features[-1]).topk(2).values.tolist()
@@ -125,21 +209,16 @@ def losslessness(rows: pd.DataFrame) -> pd.DataFrame:
 def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     """The throughput table: for each scheme, method and task the mean over prompts, and the speedup.
 
-    tokens_per_s is all new tokens of the steps over all their time; speedup compares with the same scheme's
-    autoregressive decoding of the same prompts.
+    tokens_per_s and speedup are by the rules of `tables.speed`.
     """
     keys = ["model", "scheme", "method", "task", "weights", "acceptance"]
     lengths = ["accepted_length", "draft_size", "inner_rounds", "inner_accepted_length"]
     groups = rows.assign(decoded=rows.new_tokens - 1).groupby(keys, sort=False)
     table = groups[[*lengths, "draft_ms", "verify_ms", "other_ms"]].mean()
-    table["tokens_per_s"] = 1e3 * groups.decoded.sum() / groups.decode_ms.sum()
+    table["tokens_per_s"] = speed(groups.decoded.sum(), groups.decode_ms.sum())
     table["prompts"] = groups.size()
-    table = table.reset_index()
-    same = ["model", "scheme", "task"]
-    plain = table[table.method == "autoregressive"].set_index(same).tokens_per_s
-    keys = pd.MultiIndex.from_frame(table[same])
-    table["speedup"] = table.tokens_per_s / plain.reindex(keys).to_numpy()
-    return table
+    table["speedup"] = speedups(table.tokens_per_s.droplevel(["weights", "acceptance"])).to_numpy()
+    return table.reset_index()
 
 
 def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.DataFrame | pd.Series:
@@ -147,53 +226,99 @@ def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.Dat
     return table.groupby(column, sort=False)[values].mean()
 
 
-def record_throughput(
-    models_dir: str | Path,
-    schemes: Sequence[str],
-    out_dir: str | Path,
-    keep_targets_in: str | Path,
-    name: str = "tiny",
-    prompts: str | Path = "data/prompts/prompts.jsonl",
-    prompts_per_task: int | None = None,
-    max_new_tokens: int = 64,
-    dtype: str = "float64",
-    device: str = "cpu",
-    row_invariant: bool = False,
-    against: str | None = None,
-) -> list[Path]:
-    """Decode the prompts greedily by every method on the target in each scheme; returns the tables' paths.
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Decode the prompts by every method of the paper, scheme by scheme."""
+    prompts = parameters.chosen_prompts()
+    for unit in units:
+        target = parameters.target(unit["scheme"])
 
-    Writes throughput.csv (a row per scheme, method and task) and losslessness.csv (a row per scheme and method) below
-    `out_dir`, each with its provenance, after every scheme. Schemes that they hold already are not measured again.
-    row_invariant: of the target, see `Llama.make_row_invariant`. against: a dtype; then tokens are compared with those
-    that decoding one by one gives in it, else with those that it gives in `dtype`. Raises SpecquantError where the
-    tables hold rows of other parameters.
-    """
-    settings = DraftSettings()
-    parameters = {
-        "models_dir": models_dir,
-        "prompts": prompts,
-        "prompts_per_task": prompts_per_task,
-        "max_new_tokens": max_new_tokens,
-        "dtype": dtype,
-        "settings": asdict(settings),
-    }
-    unnamed = {"row_invariant": False, "against": dtype}
-    parameters |= {"row_invariant": row_invariant, "against": against or dtype}
-    paths = [resolve(out_dir) / f"{table}.csv" for table in TABLES]
-    recorded = {path: recorded_rows(path, parameters, unnamed) for path in paths}
-    chosen = read_prompts(prompts, prompts_per_task)
-    missing = [scheme for scheme in schemes if any(scheme not in set(table.scheme) for table in recorded.values())]
-    for scheme in tqdm(missing, desc="schemes", unit="scheme"):
-        target = quantized_target(resolve(models_dir) / "target", scheme, keep_targets_in)
-        models = tiny_models(
-            models_dir, target, dtype=getattr(torch, dtype), device=device, row_invariant=row_invariant
+        def models(dtype: str, directory: Path = target, **options: bool) -> Models:
+            chosen = {"dtype": named_dtype(dtype), "device": parameters.device}
+            return tiny_models(parameters.models_dir, directory, **chosen, **options)
+
+        decoded = decode_prompts(
+            models(parameters.dtype, row_invariant=parameters.row_invariant),
+            load_tokenizer(target),
+            prompts,
+            PAPER_METHODS,
+            parameters.name,
+            parameters.settings,
+            parameters.max_new_tokens,
+            reference=models(parameters.against) if parameters.against else None,
         )
-        exact = tiny_models(models_dir, target, dtype=getattr(torch, against), device=device) if against else None
-        tokenizer = load_tokenizer(target)
-        rows = decode_prompts(models, tokenizer, chosen, PAPER_METHODS, name, settings, max_new_tokens, reference=exact)
-        for path, table in zip(paths, (by_task(rows), losslessness(rows)), strict=True):
-            before = recorded[path]
-            recorded[path] = pd.concat([before[before.scheme != scheme], table]) if len(before) else table
-            write_results(recorded[path], path, parameters, device=device, repeats=1, clock=CLOCK)
-    return paths
+        yield unit, (by_task(decoded), losslessness(decoded))
+
+
+def accepted_lengths(frame: pd.DataFrame) -> Figure:
+    """Accepted length (tokens per target pass) of each method, by scheme. `frame`: throughput.csv."""
+    drafted = frame[frame["method"] != "autoregressive"]
+    means = drafted.groupby(["scheme", "method"])["accepted_length"].mean()
+    return _dots(means, SCHEMES, "accepted length (tokens per target pass)")
+
+
+def speedups_by_scheme(frame: pd.DataFrame) -> Figure:
+    """Speedup of each method over autoregressive decoding with the same scheme, by scheme. `frame`: throughput.csv."""
+    return _dots(_speedups(frame, "scheme"), SCHEMES, "speedup over the same scheme without drafts")
+
+
+def speedups_by_task(frame: pd.DataFrame) -> Figure:
+    """Speedup of each method over autoregressive decoding with the same scheme, by task. `frame`: throughput.csv."""
+    return _dots(_speedups(frame, "task"), {}, "speedup over autoregressive decoding")
+
+
+def step_times(frame: pd.DataFrame) -> Figure:
+    """Where the time of a step goes, in milliseconds: drafting, verifying, the rest. `frame`: throughput.csv.
+
+    A bar per scheme and method, a step being one pass of the target.
+    """
+    means = frame.groupby(["scheme", "method"])[["draft_ms", "verify_ms", "other_ms"]].mean()
+    order = [
+        (scheme, method)
+        for scheme in in_order(frame["scheme"], SCHEMES)
+        for method in in_order(frame["method"], MARKS)
+        if (scheme, method) in means.index
+    ]
+    figure, (axis,) = new_figure(height_in=0.8 + 0.19 * len(order))
+    left = np.zeros(len(order))
+    colors = {"draft_ms": "#0173b2", "verify_ms": "#de8f05", "other_ms": "#949494"}
+    for column, color in colors.items():
+        widths = means.loc[order, column].to_numpy()
+        axis.barh(range(len(order)), widths, left=left, color=color, label=column.removesuffix("_ms"), height=0.7)
+        left += np.nan_to_num(widths)
+    labels = [f"{mark(scheme, SCHEMES).label}, {mark(method, MARKS).label}" for scheme, method in order]
+    axis.set_yticks(range(len(order)), labels)
+    axis.invert_yaxis()
+    axis.set_xlabel("time of a step (ms)")
+    legend_above(figure, axis, columns=3)
+    return figure
+
+
+def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
+    """Speedup over autoregressive decoding of the same model and scheme; index (`by`, method)."""
+    keys = list(dict.fromkeys(["model", "scheme", by, "method"]))
+    gained = speedups(over_equal_texts(frame, keys, "tokens_per_s"))
+    if gained.isna().any():
+        raise SpecquantError(
+            "the throughput table lacks autoregressive rows to compare with, for each model and scheme"
+        )
+    return gained.drop("autoregressive", level="method").groupby([by, "method"]).mean()
+
+
+def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
+    """A row per first index level, a mark per method."""
+    rows = in_order(values.index.get_level_values(0).to_series(), marks)
+    methods = in_order(values.index.get_level_values("method").to_series(), MARKS)
+    figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(rows))
+    for method in methods:
+        line = values.xs(method, level="method")
+        look = mark(method, MARKS)
+        axis.plot(line, [rows.index(name) for name in line.index], look.marker, color=look.color, label=look.label)
+    axis.axvline(1, color="0.4", linewidth=0.6)
+    axis.set_yticks(range(len(rows)), [mark(name, marks).label for name in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    legend_above(figure, axis, columns=3)
+    return figure
+
+
+MEASURE = Measure((THROUGHPUT, LOSSLESSNESS), Parameters, run, CLOCK)

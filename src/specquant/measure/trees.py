@@ -1,26 +1,53 @@
 """The trees that trained EAGLE heads grow, and how far their models follow them: what replayed acceptance rests on."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.prompts import read_prompts
 from specquant.decoding import generate
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
-from specquant.models.device import dtype_name
+from specquant.measure.measure import Measure, Measured
+from specquant.measure.throughput import Decoding
+from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
-from specquant.tables.results import write_results
+from specquant.tables.schemas import TREES
 
 # Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
 # and 30 and 3 on the hierarchy's intermediate model.
 TARGET_TREES = tuple((size, depth) for depth in (2, 3, 4, 6, 8) for size in (8, 16, 24, 32, 48, 60))
 INNER_TREES = tuple((size, depth) for depth in (2, 3, 4) for size in (8, 16, 30))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Decoding):
+    """What to record.
+
+    Attributes:
+        name: What the table calls the models.
+        target_trees, inner_trees: Nodes and iterations of trees on the target and on the intermediate model.
+    """
+
+    name: str = "tiny"
+    target_trees: tuple[tuple[int, int], ...] = TARGET_TREES
+    inner_trees: tuple[tuple[int, int], ...] = INNER_TREES
+
+    def same(self) -> dict[str, Any]:
+        return super().same() | {"dtype": dtype_name(default_dtype(self.device, "fp16"))}
+
+    def units(self) -> list[dict[str, Any]]:
+        return [
+            {"model": f"{self.name} {which}", "scheme": "fp16", "weights": "trained"}
+            | {"draft_size": draft_size, "iterations": iterations}
+            for which, sizes in (("target", self.target_trees), ("intermediate", self.inner_trees))
+            for draft_size, iterations in sizes
+        ]
 
 
 def drafted_trees(
@@ -60,29 +87,15 @@ def acceptance_by_depth(accepted_lengths: pd.Series) -> pd.Series:
     return (reached / reached.shift()).iloc[1:]
 
 
-def record_trees(
-    models_dir: str | Path,
-    out_dir: str | Path,
-    name: str = "tiny",
-    prompts: str | Path = "data/prompts/prompts.jsonl",
-    prompts_per_task: int | None = None,
-    max_new_tokens: int = 64,
-    target_trees: Sequence[tuple[int, int]] = TARGET_TREES,
-    inner_trees: Sequence[tuple[int, int]] = INNER_TREES,
-) -> Path:
-    """Record shapes of EAGLE-2's trees on trained models, for replayed acceptance and predictions; returns their path.
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Decode the prompts once for each size of tree, by EAGLE-2 on the target and on the intermediate model."""
+    family, models_dir = tiny_models(parameters.models_dir), resolve(parameters.models_dir)
+    inner = Models(models_dir / "intermediate", models_dir / "eagle-intermediate")
+    tokenizer, prompts = load_tokenizer(models_dir / "target"), parameters.chosen_prompts()
+    for unit in units:
+        models = family if unit["model"].endswith("target") else inner
+        settings = replace(parameters.settings, draft_size=unit["draft_size"], iterations=unit["iterations"])
+        yield unit, drafted_trees(models, unit["model"], tokenizer, prompts, settings, parameters.max_new_tokens)
 
-    Writes trees.csv below `out_dir`. target_trees, inner_trees: nodes and iterations of trees on the target and on the
-    intermediate model. Raises SpecquantError as `drafted_trees`.
-    """
-    family, tokenizer = tiny_models(models_dir), load_tokenizer(resolve(models_dir) / "target")
-    inner = Models(family.paths["intermediate"], family.paths["eagle_intermediate"])
-    chosen = read_prompts(prompts, prompts_per_task)
-    trees = [
-        drafted_trees(models, f"{name} {which}", tokenizer, chosen, DraftSettings(*tree), max_new_tokens)
-        for models, which, sizes in ((family, "target", target_trees), (inner, "intermediate", inner_trees))
-        for tree in tqdm(sizes, desc=which, unit="tree", leave=False)
-    ]
-    parameters = {"models_dir": models_dir, "prompts": prompts, "prompts_per_task": prompts_per_task}
-    parameters |= {"max_new_tokens": max_new_tokens, "dtype": dtype_name(family.dtype)}
-    return write_results(pd.concat(trees), resolve(out_dir) / "trees.csv", parameters)
+
+MEASURE = Measure((TREES,), Parameters, run, "none")

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,21 +17,13 @@ from specquant.files import write_file
 from specquant.kernels.launch import multiprocessors, triton
 from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
 from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, TABLE, WarpGroups
-from specquant.measure.kernels import (
-    REPEATS,
-    ROTATED_BYTES,
-    SETTLING_REPEATS,
-    kernel_name,
-    layers,
-    product_times_us,
-    replay_times_us,
-    require_gpu,
-    synthetic_matrices,
-)
+from specquant.measure.blocks import replay_times_us
+from specquant.measure.kernels import ROTATED_BYTES, kernel_name, layers, product, synthetic_matrices
+from specquant.measure.parameters import require_gpu
 from specquant.models.graphs import MOST_ROWS, CapturedCache
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.quant import get_scheme
+from specquant.quant import PackedLinear, get_scheme
 
 # Outputs of a program, stages, warps and registers (0: as many as the compiler likes), by rows of a tile.
 CANDIDATES = {
@@ -57,6 +50,8 @@ WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2, 
 SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
 SHORTLIST = 6  # candidates that are tried in a layer
 LAYER_NOISE = 1.005  # a layer's time often differs by so much from one capture to the next
+REPEATS = 20
+SETTLING_REPEATS = 100  # after matrices were made: until then the first times are up to 15% longer
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
 
 
@@ -75,25 +70,25 @@ def tune(
     measured: alone_us of a product, and layer_us of a layer with it, NaN where it was not tried.
     """
     require_gpu(device)
-    device = torch.device(device)
-    table = winners()
-    rows, end = [], time.monotonic() + budget_s
+    gpu = torch.device(device)
+    table, rows = winners(), list[dict]()
+    end = time.monotonic() + budget_s
     for model in models:
         largest_first = sorted((shape for _, _, shape in layers([model])), key=math.prod, reverse=True)
         for scheme in schemes:
             if scheme == "fp16":
                 continue  # cuBLAS chooses by itself
             kernel = kernel_name(scheme)
-            tables = table.setdefault(gpu_kind(device), {})
-            passes = LayersAlone(model, scheme, device)
+            tables = table.setdefault(gpu_kind(gpu), {})
+            passes = LayersAlone(model, scheme, gpu)
             for (outputs, inputs), tile in itertools.product(largest_first, CANDIDATES):
                 matrices = synthetic_matrices(scheme, outputs, inputs, device)
                 product_times_us(matrices, tile, SETTLING_REPEATS)
                 alone: dict[Configuration | WarpGroups, float] = {}
-                now = configuration(kernel, outputs, inputs, tile, device)
-                tried = [now, *candidates(outputs, inputs, tile, device)]
-                if kernel == "w4a16" and gpu_kind(device) == "sm90" and tile in WARP_GROUP_TILES:
-                    tried += warp_group_candidates(outputs, inputs, tile, device)
+                now: Configuration | WarpGroups = configuration(kernel, outputs, inputs, tile, gpu)
+                tried = [now, *candidates(outputs, inputs, tile, gpu)]
+                if kernel == "w4a16" and gpu_kind(gpu) == "sm90" and tile in WARP_GROUP_TILES:
+                    tried += warp_group_candidates(outputs, inputs, tile, gpu)
                 for candidate in dict.fromkeys(tried):
                     if time.monotonic() > end:
                         return pd.DataFrame(rows)
@@ -101,14 +96,14 @@ def tune(
                         alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
                 del matrices
                 shape, in_layer = f"{outputs}x{inputs}", {}
-                for candidate in dict.fromkeys([now, *sorted(alone, key=alone.get)[:SHORTLIST]]):
+                for candidate in dict.fromkeys([now, *sorted(alone, key=alone.__getitem__)[:SHORTLIST]]):
                     _choose(tables, kernel, shape, tile, candidate)
                     in_layer[candidate] = passes.time_us(tile)
                 # Both kernels of W4A16 have their winner: row invariance and bf16 need the ordinary one.
                 ordinary = {each: time_us for each, time_us in in_layer.items() if isinstance(each, Configuration)}
                 for choice in (ordinary, in_layer):
                     _choose(tables, kernel, shape, tile, _fastest(choice, alone))
-                about = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
+                about: dict[str, Any] = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
                 for candidate in dict.fromkeys([*alone, *in_layer]):
                     times = {"alone_us": alone.get(candidate), "layer_us": in_layer.get(candidate)}
                     rows.append(about | _columns(candidate) | times)
@@ -117,10 +112,17 @@ def tune(
     return pd.DataFrame(rows)
 
 
+def product_times_us(
+    matrices: Sequence[PackedLinear], rows: int, repeats: int, chosen: Configuration | WarpGroups | None = None
+) -> torch.Tensor:
+    """Times in microseconds [repeats] of one product of `rows` random tokens, the matrices taken in turn."""
+    return replay_times_us(product(matrices, rows, chosen), len(matrices), repeats)
+
+
 def _fastest(in_layer: dict, alone: dict) -> Configuration | WarpGroups:
     """The fastest alone of those whose times in a layer cannot be told apart."""
     close = LAYER_NOISE * min(in_layer.values())
-    return min((each for each, time_us in in_layer.items() if time_us <= close), key=alone.get)
+    return min((each for each, time_us in in_layer.items() if time_us <= close), key=alone.__getitem__)
 
 
 def _choose(tables: dict, kernel: str, shape: str, tile: int, chosen: Configuration | WarpGroups) -> None:
@@ -149,8 +151,8 @@ class LayersAlone:
 
     def __init__(self, model: str, scheme: str, device: torch.device):
         config = synthetic_config(model)
-        layer_bytes = sum(outputs * inputs for _, _, (outputs, inputs) in layers([model]))
-        layer_bytes *= get_scheme(scheme).weight_bits / 8
+        numbers = sum(outputs * inputs for _, _, (outputs, inputs) in layers([model]))
+        layer_bytes = numbers * get_scheme(scheme).weight_bits / 8
         config.num_hidden_layers, config.vocab_size = math.ceil(ROTATED_BYTES / layer_bytes) + 1, 1024
         self.model = synthetic_model(config, scheme, CONTEXT_LENGTH + MOST_ROWS, device=device)
         cache = self.model.new_cache(CONTEXT_LENGTH + MOST_ROWS)

@@ -8,7 +8,7 @@ much.
 
 import gc
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
-from specquant.measure import kernels
+from specquant.measure import ceilings
 from specquant.measure.blocks import Blocks, in_blocks, spread, time_ms
 from specquant.measure.checks import require_at_least
-from specquant.measure.measure import Measure
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common, require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
-from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
+from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
@@ -34,14 +35,13 @@ from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
-from specquant.tables.provenance import device_name
 from specquant.tables.schemas import VERIFY_COST
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 from specquant.tables.verify_cost import pass_growth
 
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Common):
     """What to time.
 
     model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
@@ -52,7 +52,7 @@ class Parameters:
     processor (default: all).
     """
 
-    model: str
+    model: str | Path
     schemes: tuple[str, ...]
     weights: str | None = None
     draft_sizes: tuple[int, ...] = DRAFT_SIZES
@@ -64,24 +64,24 @@ class Parameters:
     warm_up_ms: float = 200.0
     turns: bool = False
     seed: int = 0
-    device: str = ""  # the GPU, if there is one
     dtype: str | None = None
-    threads: int | None = None
-    keep_targets_in: str = "results/targets"
-    calibration: str = CALIBRATION_TEXT
+    keep_targets_in: str | Path = "results/targets"
+    calibration: str | Path = CALIBRATION_TEXT
 
-    def __post_init__(self):
-        device = choose_device(self.device)
-        named = str(self.model) in SHAPES
-        chosen = {
-            "device": device,
-            "weights": self.weights or ("synthetic" if named else "trained"),
-        }
-        for name, value in chosen.items():
-            object.__setattr__(self, name, value)
+    shared = ("seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = self.weights or ("synthetic" if str(self.model) in SHAPES else "trained")
+        object.__setattr__(self, "weights", weights)
 
     def check(self) -> None:
         """Raises SpecquantError for numbers out of range, and for a model that is not there or has no weights."""
+        super().check()
+        if not self.draft_sizes:
+            raise SpecquantError("there is no draft size to time: give some of at least 1")
+        for context in self.contexts:
+            require_type("a context", context, int, 1)
         require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_passes=1, warm_up_ms=0)
         if self.weights == "trained" and str(self.model) in SHAPES:
             raise SpecquantError(
@@ -100,9 +100,7 @@ class Parameters:
         return source.name if isinstance(source, Path) and source.is_absolute() else str(source)
 
     def same(self) -> dict[str, Any]:
-        names = ("seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
-        same = {name: getattr(self, name) for name in names} | {"device": device_name(self.device)}
-        return same | dtype_parameters(self.device, self.dtype)
+        return super().same() | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
         protocols = ("blocks", "turns") if self.turns else ("blocks",)
@@ -132,13 +130,11 @@ class Parameters:
         return synthetic_model(config, scheme, longest, dtype, self.device, self.seed)
 
 
-def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, pd.DataFrame | SpecquantError]]:
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time the passes of some units, scheme by scheme, in an order drawn for this process."""
-    if parameters.threads:
-        torch.set_num_threads(parameters.threads)
     bandwidth_tb_s = None
     if parameters.device == "cuda":
-        bandwidth_tb_s = kernels.measure_ceilings().set_index("what").value["read-only stream"]
+        bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
     order = random.Random(f"{parameters.seed} {units[0]['process']}")
     by_scheme = [list(group) for _, group in groupby(units, key=lambda unit: unit["scheme"])]
     for of_scheme in order.sample(by_scheme, len(by_scheme)):
@@ -146,7 +142,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Iterator[tuple[dict, p
             model = parameters.load(of_scheme[0]["scheme"])
         except NotEnoughMemory as error:
             for unit in of_scheme:
-                yield unit, SpecquantError(f"{unit['model']} in {unit['scheme']} is left out: {error}")
+                yield unit, left_out(unit, error)
             continue
         for unit in of_scheme:
             rows = time_passes(model, parameters, unit["context_length"], unit["protocol"], order)
@@ -247,4 +243,4 @@ def draw_growths(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-MEASURE = Measure(VERIFY_COST, Parameters, run, "time.perf_counter around a pass, median of a block")
+MEASURE = Measure((VERIFY_COST,), Parameters, run, "time.perf_counter around a pass, median of a block")

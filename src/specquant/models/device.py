@@ -5,6 +5,8 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.quant import Scheme, get_scheme
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
 
 def choose_device(device: str | None) -> str:
     """A device by its name, the GPU if there is one by default. Raises SpecquantError for one that is not here."""
@@ -40,8 +42,12 @@ def default_dtype(device: torch.device | str, scheme: str | Scheme) -> torch.dty
 
 
 def named_dtype(name: str | None) -> torch.dtype | None:
-    """The dtype of a name, as options give it; None for the default."""
-    return getattr(torch, name) if name else None
+    """The dtype of a name, as options give it; None for the default. Raises SpecquantError for another name."""
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise SpecquantError(f"unknown dtype {name!r}: choose float16, bfloat16, float32 or float64")
+    return getattr(torch, name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -9,6 +9,7 @@ from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.method import Plan
 from specquant.planning.acceptance import AcceptanceStatistics
 from specquant.planning.costs import LevelCosts
+from specquant.tables.speed import speed
 
 MIN_DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
 
@@ -52,5 +53,5 @@ class Planner:
             "draft_ms": predicted.draft_ms,
             "verify_ms": predicted.verify_ms,
             "other_ms": self.target.other_ms,
-            "tokens_per_s": 1e3 * predicted.accepted_length / step_ms,
+            "tokens_per_s": speed(predicted.accepted_length, step_ms),
         }

@@ -11,6 +11,7 @@ from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.costs import bookkeeping_ms, measured_costs
 from specquant.planning.planner import Planner
+from specquant.tables.speed import over_equal_texts, speed
 from specquant.tables.style import in_order, legend_above, mark, new_figure
 
 
@@ -98,7 +99,7 @@ def replayed_against_fixed(
             predicted = pd.DataFrame([planner.predict(plan, statistics) for plan in plans], measured.index)
             both = measured.assign(predicted_tokens_per_s=predicted.tokens_per_s)
             step_ms = measured.draft_ms + measured.verify_ms + measured.other_ms
-            expected = both.assign(tokens_per_s=1e3 * predicted.accepted_length / step_ms)
+            expected = both.assign(tokens_per_s=speed(predicted.accepted_length, step_ms))
             rows.append(about | against_fixed(both) | {"expected_ratio": against_fixed(expected)["ratio"]})
     return pd.DataFrame(rows)
 
@@ -122,7 +123,7 @@ def _by_acceptance(replayed: pd.DataFrame) -> Iterator[tuple[Chances, pd.DataFra
 def plans_against_fixed(plans: pd.DataFrame) -> pd.DataFrame:
     """What the planner picks for each scheme, over all tasks ("overall") and for each task, beside the paper's fixed
     choices (`against_fixed`), from the table of `record_plans`. A speed over all tasks is for as much text of each."""
-    speeds = plans.groupby(["scheme", *PLAN_FIELDS], sort=False)[["tokens_per_s", "predicted_tokens_per_s"]]
-    overall = speeds.agg(lambda of_tasks: len(of_tasks) / (1 / of_tasks).sum(skipna=False)).reset_index()
+    speeds = ["tokens_per_s", "predicted_tokens_per_s"]
+    overall = over_equal_texts(plans, ["scheme", *PLAN_FIELDS], speeds).reset_index()
     groups = pd.concat([overall.assign(task="overall"), plans]).groupby(["scheme", "task"], sort=False)
     return pd.DataFrame([{"scheme": scheme, "task": task} | against_fixed(rows) for (scheme, task), rows in groups])

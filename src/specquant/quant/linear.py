@@ -9,6 +9,7 @@ from specquant.kernels.fp16 import fp16_product, fp16_triton
 from specquant.kernels.int4 import pack_int4, packed_shape, pair_outputs, unpack_int4, unpair_outputs
 from specquant.kernels.launch import on_gpu
 from specquant.kernels.products import Configuration
+from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
 from specquant.kernels.w4a8_fp8 import pack_codes, unpack_codes, w4a8_fp8_product, w4a8_fp8_triton, w4a8_fp8_weight
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
@@ -105,7 +106,7 @@ class PackedLinear(nn.Module):
         return (x,) if self.code_dtype is None else quantize_per_token_triton(x, self.code_dtype)
 
     def run_kernel(
-        self, inputs: tuple[torch.Tensor, ...], out_dtype: torch.dtype, chosen: Configuration | None = None
+        self, inputs: tuple[torch.Tensor, ...], out_dtype: torch.dtype, chosen: Configuration | WarpGroups | None = None
     ) -> torch.Tensor:
         """The product on a GPU -> [rows, out] in `out_dtype`. `chosen`: as in `products.launch_product`."""
         raise NotImplementedError

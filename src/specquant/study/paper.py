@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve, write_file
+from specquant.measure import kernels, quality, throughput
 from specquant.measure.kernels import BENCH_SCHEMES, FP8_SCHEMES
 from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.measure.verify_cost import draw_growths
@@ -157,27 +158,25 @@ RECORDED_FIGURES = (
     RecordedFigure(
         "accepted_lengths",
         "throughput.csv",
-        figures.accepted_lengths,
+        throughput.accepted_lengths,
         "Tokens per pass of the target, by scheme and method.",
     ),
     RecordedFigure(
         "speedups_by_scheme",
         "throughput.csv",
-        figures.speedups_by_scheme,
+        throughput.speedups_by_scheme,
         "Decoding speedup over the same scheme without drafts, prefill excluded.",
     ),
     RecordedFigure(
         "speedups_by_task",
         "throughput.csv",
-        figures.speedups_by_task,
+        throughput.speedups_by_task,
         "Decoding speedup over autoregressive decoding by task, prefill excluded.",
     ),
-    RecordedFigure("step_times", "throughput.csv", figures.step_times, "Where the time of one decoding step goes."),
+    RecordedFigure("step_times", "throughput.csv", throughput.step_times, "Where the time of one decoding step goes."),
+    RecordedFigure("quality", "quality.csv", quality.draw, "Held-out perplexity of each scheme above FP16, by domain."),
     RecordedFigure(
-        "quality", "quality.csv", figures.quality, "Held-out perplexity of each scheme above FP16, by domain."
-    ),
-    RecordedFigure(
-        "kernels", "kernels.csv", figures.kernels, "Time of one linear layer against the number of tokens in one pass."
+        "kernels", "kernels.csv", kernels.draw, "Time of one linear layer against the number of tokens in one pass."
     ),
     RecordedFigure(
         "roofline",

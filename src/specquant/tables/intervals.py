@@ -16,13 +16,18 @@ def in_each_process(rows: pd.DataFrame, keys: Sequence[str], value: str = "time_
     return rows.groupby([*keys, PROCESS], sort=False)[value].median()
 
 
+def over_base(values: pd.Series, level: str, base: object) -> pd.Series:
+    """Each value over the one at `base` on an index level and like it on all others; NaN where there is none."""
+    bases = values[values.index.get_level_values(level) == base].droplevel(level)
+    return values / bases.reindex(values.index.droplevel(level)).to_numpy()
+
+
 def ratios(values: pd.Series, level: str, base: object) -> pd.Series:
     """Each value over the one at `base` on an index level, of the same process.
 
     values: of `in_each_process`. What has no such value to compare with is left out.
     """
-    bases = values[values.index.get_level_values(level) == base].droplevel(level)
-    return (values / bases.reindex(values.index.droplevel(level)).to_numpy()).dropna()
+    return over_base(values, level, base).dropna()
 
 
 def over_processes(values: pd.Series) -> pd.DataFrame:

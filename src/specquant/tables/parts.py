@@ -26,14 +26,16 @@ class Parts:
     """The parts of one table.
 
     table: what kind of table. path: of its CSV; the parts are in the folder NAME.parts beside it. same: parameters that
-    all of its rows share. Raises SpecquantError where rows are there that were measured with others.
+    all of its rows share; unnamed: what they were in tables that do not name them. Raises SpecquantError where rows are
+    there that were measured with others.
     """
 
-    def __init__(self, table: Table, path: Path, same: Mapping[str, Any]):
+    def __init__(self, table: Table, path: Path, same: Mapping[str, Any], unnamed: Mapping[str, Any] | None = None):
         self.table, self.path, self.folder = table, path, path.with_suffix(".parts")
         self.same = json.loads(json.dumps(without_local_paths(dict(same)), default=str))
+        self.unnamed = dict(unnamed or {})
         if path.is_file():
-            self._require_same(read_provenance(path)["parameters"], path)
+            self._require_same(read_provenance(path), path)
 
     def missing(self, units: Iterable[Unit]) -> list[Unit]:
         """Those of `units` that the table does not hold yet."""
@@ -83,14 +85,15 @@ class Parts:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 part = json.loads(path.read_text(encoding="utf-8"))
-                rows, theirs = part["rows"], part["provenance"]["parameters"]
+                rows, theirs = part["rows"], part["provenance"]
                 self.table.check(pd.DataFrame(rows), path)
             except (OSError, ValueError, KeyError, TypeError):
                 raise SpecquantError(f"{path} is no part of {self.path.name}: remove it") from None
             self._require_same(theirs, path)
             yield part
 
-    def _require_same(self, theirs: Mapping[str, Any], path: Path) -> None:
+    def _require_same(self, provenance: Mapping[str, Any], path: Path) -> None:
+        theirs = {"device": provenance.get("device")} | self.unnamed | provenance["parameters"]
         for name, value in self.same.items():
             if theirs.get(name) != value:
                 raise SpecquantError(
@@ -110,7 +113,7 @@ def _slug(names: Sequence[Any]) -> str:
 
 def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One provenance of several: what they agree on once; where they differ all values, sorted, of dates the ends."""
-    joined = {}
+    joined: dict[str, Any] = {}
     for name in dict.fromkeys(name for record in records for name in record):
         values: list[Any] = []
         for record in records:
@@ -118,5 +121,7 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             values += [each for each in (value if isinstance(value, list) else [value]) if each not in values]
         if name == "date" and len(values) > 1:
             values = [min(values), max(values)]
+        if name == "parameters":  # they agree wherever both name one (`Parts`)
+            values = [{key: value for each in reversed(values) for key, value in each.items()}]
         joined[name] = values[0] if len(values) == 1 else values
     return joined

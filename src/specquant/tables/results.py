@@ -13,7 +13,7 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve, write_file
-from specquant.tables.provenance import provenance, without_local_paths
+from specquant.tables.provenance import provenance
 from specquant.tables.schemas import TABLES, medians
 from specquant.tables.table import REMEDY, require_columns
 
@@ -89,21 +89,6 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(record.setdefault("parameters", {}), dict):
         raise SpecquantError(f"{path}: parameters is no JSON object: measure its table again")
     return record
-
-
-def recorded_rows(path: Path, parameters: dict, unnamed: dict | None = None) -> pd.DataFrame:
-    """The rows that a table holds, none where it does not exist. unnamed: what parameters were in tables that do not
-    name them, since they could not be chosen then."""
-    if not path.is_file():
-        return pd.DataFrame({"scheme": []})
-    theirs, ours = (unnamed or {}) | read_provenance(path)["parameters"], without_local_paths(parameters)
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            raise SpecquantError(
-                f"{path} holds rows measured with {name} {theirs.get(name)}, not {value}: choose another folder, or "
-                "remove it"
-            )
-    return read_results(path)
 
 
 def _require_whole_rows(text: str, path: Path) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pandera.pandas as pa
 
-from specquant.tables.table import Table, count, number, positive, share, text
+from specquant.tables.table import Table, anything, count, number, positive, share, text
 
 _WEIGHTS = {"weights": text("trained", "synthetic")}
 _TARGET = {"model": text(), "scheme": text(), **_WEIGHTS}
@@ -12,6 +12,12 @@ _HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}
 _SPREAD = {"time_ms": positive(), "p10_ms": positive(), "p90_ms": positive(), "repeats": count()}
 _CARD = {"clock_mhz": positive(required=False), "power_w": positive(required=False)}
 _FLOOR = {"bytes": positive(required=False), "floor_ms": positive(required=False)}
+# In tables of before there were processes and blocks they are missing: each row is then the only one of its quantity.
+_PROCESS = {"process": count(0, required=False)}
+_BLOCK = {**_PROCESS, "block": count(0, required=False), "place": count(0, required=False)}
+_SPREAD_US = {"time_us": positive(), "p10_us": positive(required=False), "p90_us": positive(required=False)}
+_SPREAD_US |= {"repeats": count(required=False)}
+_MEANS = {"inner_rounds": number(required=False), "inner_accepted_length": positive(required=False)}
 _STEP = {"draft_ms": number(), "verify_ms": positive(), "other_ms": number()}
 
 VERIFY_COST = Table(
@@ -126,20 +132,170 @@ ROUNDS = Table(
     unit=("model", "scheme", "weights", "context_length", "process"),
     row=(*_HEAD,),
 )
-THROUGHPUT = {"method": text(), "task": text(), "acceptance": text(), "accepted_length": positive()}
-THROUGHPUT = {**_TARGET, **THROUGHPUT, **_STEP, "tokens_per_s": positive()}
-LOSSLESSNESS = {"scheme": text(), "method": text(), **_WEIGHTS}
-LOSSLESSNESS |= {"prompts": count(), "new_tokens": count(0), "differing_prompts": count(0)}
-QUALITY = {**_TARGET, "domain": text(), "perplexity": positive()}
-KERNELS = {"implementation": text(), "scheme": text(), "layer": text(), **_WEIGHTS}
-KERNELS |= {"in_features": count(), "out_features": count(), "draft_size": count(), "time_us": positive()}
-KERNELS |= {"bytes": positive(required=False), "operations": positive(required=False)}
-CEILINGS = {"what": text(), "unit": text(), **_WEIGHTS, "value": positive()}
-PASS_PROFILES = {**_TARGET, "kernel": text(), "draft_size": count(), "context_length": count(), "launches": count(0)}
-PASS_PROFILES |= {"time_us": number(), "alone_us": number(), "span_us": positive()}
-TREES = {**_TARGET, "parents": text(), "draft_size": count(), "iterations": count(), "accepted_length": positive()}
-PLANS = {"scheme": text(), "task": text(), **_WEIGHTS, "acceptance": text(), **_PLAN, "accepted_length": positive()}
-PLANS |= {"tokens_per_s": positive(), "predicted_tokens_per_s": positive(required=False)}
+THROUGHPUT = Table(
+    "throughput",
+    pa.DataFrameSchema(
+        {
+            **_TARGET,
+            "method": text(),
+            "task": text(),
+            "acceptance": text(),
+            "accepted_length": positive(),
+            **_MEANS,
+            "draft_size": positive(required=False),
+            **_STEP,
+            "tokens_per_s": positive(),
+            "prompts": count(required=False),
+            "speedup": positive(required=False),
+        }
+    ),
+    unit=("model", "scheme", "weights"),
+    row=("method", "task"),
+)
+LOSSLESSNESS = Table(
+    "losslessness",
+    pa.DataFrameSchema(
+        {
+            "scheme": text(),
+            "method": text(),
+            **_WEIGHTS,
+            "prompts": count(),
+            "new_tokens": count(0),
+            "differing_prompts": count(0),
+            "largest_margin": number(required=False),
+        }
+    ),
+    unit=("scheme", "weights"),
+    row=("method",),
+)
+HEADS = Table(
+    "heads",
+    pa.DataFrameSchema(
+        {
+            "scheme": text(),
+            **_WEIGHTS,
+            **_HEAD,
+            "method": text(),
+            "prompts": count(),
+            "new_tokens": count(),
+            "accepted_length": positive(),
+            "head_accepted_length": positive(),
+            "differing_prompts": count(0),
+            "ratio": positive(),
+        }
+    ),
+    unit=("scheme", "weights"),
+    row=(*_HEAD, "method"),
+)
+TREES = Table(
+    "trees",
+    pa.DataFrameSchema(
+        {**_TARGET, "draft_size": count(), "iterations": count(), "accepted_length": positive(), "parents": text()}
+    ),
+    unit=("model", "scheme", "weights", "draft_size", "iterations"),
+)
+PLANS = Table(
+    "plans",
+    pa.DataFrameSchema(
+        {
+            "model": text(),
+            "scheme": text(),
+            "task": text(),
+            **_WEIGHTS,
+            "acceptance": text(),
+            "accepted_length": positive(),
+            **_MEANS,
+            "mean_draft_size": positive(required=False),
+            **_STEP,
+            "tokens_per_s": positive(),
+            "prompts": count(required=False),
+            **_PLAN,
+            "predicted_tokens_per_s": positive(required=False),
+        }
+    ),
+    unit=("model", "scheme", "weights"),
+    row=("task", *_PLAN),
+)
+QUALITY = Table(
+    "quality",
+    pa.DataFrameSchema(
+        {
+            **_TARGET,
+            "domain": text(),
+            "tokens": count(required=False),
+            "perplexity": positive(),
+            "increase_percent": anything(),
+            "agreement_percent": number(required=False),
+        }
+    ),
+    unit=("model", "scheme", "weights"),
+    row=("domain",),
+)
+KERNELS = Table(
+    "kernels",
+    pa.DataFrameSchema(
+        {
+            "model": text(required=False),
+            "layer": text(),
+            "scheme": text(),
+            "implementation": text(),
+            **_WEIGHTS,
+            **_BLOCK,
+            "draft_size": count(),
+            "in_features": count(),
+            "out_features": count(),
+            **_SPREAD_US,
+            **_CARD,
+            "bytes": positive(required=False),
+            "operations": positive(required=False),
+        }
+    ),
+    unit=("model", "layer", "scheme", "implementation", "weights", "process"),
+    row=("in_features", "out_features", "draft_size", "block"),
+)
+ATTENTION = Table(
+    "attention",
+    pa.DataFrameSchema(
+        {
+            "operation": text(),
+            "implementation": text(),
+            **_WEIGHTS,
+            **_BLOCK,
+            "draft_size": count(),
+            "context_length": count(0),
+            **_SPREAD_US,
+            **_CARD,
+            "bytes": positive(),
+            "operations": number(),
+        }
+    ),
+    unit=("weights", "context_length", "process"),
+    row=("operation", "implementation", "draft_size", "block"),
+)
+CEILINGS = Table(
+    "ceilings",
+    pa.DataFrameSchema({"what": text(), "unit": text(), **_WEIGHTS, **_PROCESS, "value": positive()}),
+    unit=("weights", "process"),
+    row=("what",),
+    needs=("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)")),
+)
+PASS_PROFILES = Table(
+    "pass_profiles",
+    pa.DataFrameSchema(
+        {
+            **_TARGET,
+            "draft_size": count(),
+            "context_length": count(),
+            "kernel": text(),
+            "launches": count(0),
+            "time_us": number(),
+            "alone_us": number(),
+            "span_us": positive(),
+        }
+    ),
+    unit=("model", "scheme", "weights", "draft_size", "context_length"),
+    row=("kernel",),
+)
 CALIBRATION = {**_TARGET, **_HEAD, **_PLAN, "level": text()}
 CALIBRATION |= {"drafts": count(0), "accepted": count(0), "rows": count(), **_STEP}
 SPEEDUPS = dict.fromkeys(("source", "where", "model", "gpu", "scheme", "method"), text()) | {"value": positive()}
@@ -157,18 +313,16 @@ TABLES = {
         REPLAYED,
         DRAFTING,
         ROUNDS,
-        Table("throughput", pa.DataFrameSchema(THROUGHPUT)),
-        Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS)),
-        Table("quality", pa.DataFrameSchema(QUALITY)),
-        Table("kernels", pa.DataFrameSchema(KERNELS)),
-        Table(
-            "ceilings",
-            pa.DataFrameSchema(CEILINGS),
-            needs=("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)")),
-        ),
-        Table("pass_profiles", pa.DataFrameSchema(PASS_PROFILES)),
-        Table("trees", pa.DataFrameSchema(TREES)),
-        Table("plans", pa.DataFrameSchema(PLANS)),
+        THROUGHPUT,
+        LOSSLESSNESS,
+        HEADS,
+        TREES,
+        PLANS,
+        QUALITY,
+        KERNELS,
+        ATTENTION,
+        CEILINGS,
+        PASS_PROFILES,
         Table("calibration", pa.DataFrameSchema(CALIBRATION)),
         Table("speedups", pa.DataFrameSchema(SPEEDUPS)),
         Table(

@@ -42,9 +42,10 @@ class Table:
         except pa.errors.SchemaErrors as error:
             raise SpecquantError(self._first_failure(error.failure_cases, frame, where)) from None
         whole = [name for name in self._numbers(checked) if is_whole(self.schema.columns[name])]
+        whole = [name for name in whole if checked[name].notna().all()]
         checked = checked.astype(dict.fromkeys(whole, "int64"))
-        names = [*self.unit, *self.row]
-        twice = checked.duplicated(names) if names else pd.Series(False, checked.index)
+        names = [name for name in (*self.unit, *self.row) if name in checked]
+        twice = checked.duplicated(names) if self.row else pd.Series(False, checked.index)
         if twice.any():
             line = int(np.argmax(twice))
             told = ", ".join(f"{name} {checked[name].iloc[line]}" for name in names)
@@ -110,13 +111,18 @@ def require_columns(frame: pd.DataFrame, names: Iterable[str], where: Path) -> N
         raise SpecquantError(f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
 
 
-def text(*choices: str) -> pa.Column:
+def text(*choices: str, required: bool = True) -> pa.Column:
     """A column of names, of which none is empty; choices: the only ones."""
-    return pa.Column(None, pa.Check.isin(choices) if choices else None, nullable=False)
+    return pa.Column(None, pa.Check.isin(choices) if choices else None, nullable=False, required=required)
+
+
+def anything() -> pa.Column:
+    """A column of finite numbers, which may be missing, or empty in a row."""
+    return _number("a number", required=False)
 
 
 def number(required: bool = True) -> pa.Column:
-    """A column of finite numbers of at least 0."""
+    """A column of finite numbers of at least 0; where it is not required, it may be missing, or empty in a row."""
     return _number("a number", pa.Check.ge(0), required=required)
 
 
@@ -125,10 +131,10 @@ def positive(required: bool = True) -> pa.Column:
     return _number(f"a number{ABOVE_0}", pa.Check.gt(0), required=required)
 
 
-def count(lowest: int = 1) -> pa.Column:
-    """A column of whole numbers of at least `lowest`, which is 0 or 1."""
+def count(lowest: int = 1, required: bool = True) -> pa.Column:
+    """A column of whole numbers of at least `lowest`, which is 0 or 1; where it is not required, it may be missing."""
     whole = pa.Check(lambda values: values % 1 == 0)
-    return _number(f"a whole number{ABOVE_0 if lowest else ''}", pa.Check.ge(lowest), whole)
+    return _number(f"a whole number{ABOVE_0 if lowest else ''}", pa.Check.ge(lowest), whole, required=required)
 
 
 def share() -> pa.Column:

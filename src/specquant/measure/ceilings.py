@@ -1,0 +1,75 @@
+"""What does a card do at best? Read and copy bandwidth, and the rates of square products."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from specquant.kernels.stream import read_triton
+from specquant.measure.blocks import replay_times_us
+from specquant.measure.checks import require_at_least
+from specquant.measure.measure import Measure, Measured
+from specquant.measure.parameters import OnGpu, require_gpu
+from specquant.tables.schemas import CEILINGS
+
+REPEATS = 20
+
+
+@dataclass(frozen=True)
+class Parameters(OnGpu):
+    """processes: fresh interpreters, each of which measures everything. repeats: of each."""
+
+    processes: int = 3
+    repeats: int = REPEATS
+
+    shared = ("repeats",)
+
+    def check(self) -> None:
+        """Raises SpecquantError where there is no GPU, and for numbers out of range."""
+        super().check()
+        require_gpu(self.device)
+        require_at_least(self, processes=1, repeats=1)
+
+    def units(self) -> list[dict[str, Any]]:
+        return [{"weights": "synthetic", "process": process} for process in range(self.processes)]
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    for unit in units:
+        yield unit, measure_ceilings(parameters.repeats, parameters.device)
+
+
+def measure_ceilings(repeats: int = REPEATS, device: str = "cuda") -> pd.DataFrame:
+    """What the GPU reaches at best: read bandwidth, copy bandwidth and matrix rates (what, value, unit)."""
+    require_gpu(device)
+    rows = []
+
+    def record(what: str, amount: float, unit: str, launch: Callable[[int], object]) -> None:
+        rows.append(
+            {
+                "what": what,
+                "unit": unit,
+                "value": amount / replay_times_us(launch, 4, repeats, device).median().item() / 1e6,
+            }
+        )
+
+    numbers = torch.randint(0, 1 << 30, (1 << 30,), dtype=torch.int32, device=device)
+    first, second = numbers.chunk(2)
+    record("read-only stream", numbers.nbytes, "TB/s", lambda _: read_triton(numbers))
+    record("device-to-device copy (bytes read and written)", numbers.nbytes, "TB/s", lambda _: first.copy_(second))
+    size = 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.float16)
+    record("fp16 product (cuBLAS)", 2 * size**3, "TFLOP/s", lambda _: a @ b.t())
+    c, d = torch.randint(-127, 128, (2, size, size), device=device, dtype=torch.int8)
+    record("int8 product (cuBLASLt)", 2 * size**3, "TOP/s", lambda _: torch._int_mm(c, d.t()))
+    return pd.DataFrame(rows)
+
+
+def read_bandwidth_tb_s() -> float:
+    """How fast this GPU reads at best."""
+    return measure_ceilings().set_index("what").value["read-only stream"]
+
+
+MEASURE = Measure((CEILINGS,), Parameters, run, "replays of a CUDA graph, median")

@@ -1,0 +1,136 @@
+"""What the parameters of every question have in common, and are checked for before anything is measured."""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.kernels.launch import triton
+from specquant.measure.checks import require_at_least
+from specquant.models.device import choose_device, named_dtype
+from specquant.tables.provenance import device_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every measurement takes. A question's own parameters are a subclass, a frozen dataclass.
+
+    Attributes:
+        device: Where it is measured; by default on the GPU, if there is one.
+        threads: Of the processor; by default as many as torch takes.
+        repeats: How often a row is measured; a field of its own where it can be chosen.
+        shared: The names of the parameters that all rows of one table must share.
+    """
+
+    device: str = ""
+    threads: int | None = None
+
+    repeats = 1  # not annotated: a field of the same name in a subclass then has its own place
+    shared: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.device is None or isinstance(self.device, str):  # else `check` says so
+            object.__setattr__(self, "device", choose_device(self.device))
+
+    def check(self) -> None:
+        """Raises SpecquantError, before anything is measured, for a value of a wrong type or out of its range."""
+        require_types(self)
+        require_at_least(self, threads=1)
+        named_dtype(getattr(self, "dtype", None))
+
+    def same(self) -> dict[str, Any]:
+        """What all rows of one table must share."""
+        return {name: getattr(self, name) for name in self.shared} | {"device": device_name(self.device)}
+
+    def unnamed(self) -> dict[str, Any]:
+        """What parameters were in tables that do not name them, since they could not be chosen then."""
+        return {}
+
+    def units(self) -> list[dict[str, Any]]:
+        """The units of work, those of one process after each other."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGpu(Common):
+    """Parameters of what only a GPU's times say something about. On a "cpu", if that is asked for, references run."""
+
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        """Nothing is chosen: `check` refuses a GPU that is not there."""
+
+    def check(self) -> None:
+        """Raises SpecquantError as `Common.check`, and where there is no GPU."""
+        super().check()
+        if self.device != "cpu":
+            require_gpu(self.device)
+
+
+def require_gpu(device: str) -> None:
+    """Raises SpecquantError where kernels cannot run on `device`."""
+    if triton is None or not torch.cuda.is_available() or torch.device(device).type != "cuda":
+        raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
+
+
+def require_types(parameters: Any) -> None:
+    """Raises SpecquantError that names the first field of a dataclass whose value is not of the field's type."""
+    hints = get_type_hints(type(parameters))
+    for field in fields(parameters):
+        require_type(field.name, getattr(parameters, field.name), hints[field.name])
+
+
+def require_type(name: str, value: Any, kind: Any, least: float | None = None) -> None:
+    """Raises SpecquantError where a value is not of a type, as annotations write it, or is below `least`."""
+    if not _is_of(value, kind):
+        raise SpecquantError(f"{name} is {value!r}: give {_told(kind)}")
+    if least is not None and value < least:
+        raise SpecquantError(f"{name} is {value}: give at least {least}")
+    if is_dataclass(value):
+        require_types(value)
+
+
+def from_json(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass from what JSON made of its `asdict`: lists become tuples, and objects the dataclasses that they were.
+
+    Args:
+        kind: the dataclass.
+        values: its fields.
+    """
+    defaults = {field.name: field.default for field in fields(kind)}
+
+    def restored(name: str, value: Any) -> Any:
+        if isinstance(value, dict) and is_dataclass(defaults[name]):
+            return replace(defaults[name], **value)  # type: ignore[type-var]
+        return _tuples(value)
+
+    return kind(**{name: restored(name, value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        each = get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        kinds = each[:1] * len(value) if each[-1] is ... else each
+        return len(kinds) == len(value) and all(map(_is_of, value, kinds))
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _told(kind: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    words[NoneType] = "nothing"
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return " or ".join(words.get(each, "a list" if get_origin(each) is tuple else str(each)) for each in kinds)
