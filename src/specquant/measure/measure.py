@@ -1,6 +1,7 @@
 """How every question is measured: units that the table lacks, each process's in an interpreter of its own."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.tables.parts import Parts, Unit
+from specquant.tables.provenance import COMMAND, command_line
 from specquant.tables.table import Table
 
 
@@ -94,7 +96,10 @@ def _fresh_process(
     order = {"measure": measure.run.__module__, "parameters": asdict(parameters), "units": units}
     order |= {"path": str(parts.path), "same": parts.same}
     command = [sys.executable, "-m", "specquant.measure"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {COMMAND: command_line() or ""}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
