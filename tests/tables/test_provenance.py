@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from specquant.files import project_root
 from specquant.tables import provenance as module
 from specquant.tables.provenance import provenance, without_local_paths
@@ -40,3 +42,20 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     record = provenance({})
     assert (record["commit"], record["uncommitted_changes"]) == (None, None)
+
+
+@pytest.mark.parametrize("program", ["/a/bin/specquant", "specquant.exe", "/a/src/specquant/cli.py"])
+def test_it_names_the_command_without_local_paths(monkeypatch, program):
+    words = ["bench", "verify-cost", "--out=/home/somebody/results", "--model", "/home/somebody/my model"]
+    monkeypatch.setattr("sys.argv", [program, *words])
+    monkeypatch.delenv(module.COMMAND, raising=False)
+    assert provenance({})["command"] == "specquant bench verify-cost --out=results --model 'my model'"
+    monkeypatch.setenv(module.COMMAND, "specquant bench kernels")  # of the command that started this process
+    assert provenance({})["command"] == "specquant bench kernels"
+
+
+@pytest.mark.parametrize("program", ["/specquant/bin/pytest", "ipykernel_launcher.py", "specquant/measure/__main__.py"])
+def test_elsewhere_there_is_no_command(monkeypatch, program):
+    monkeypatch.setattr("sys.argv", [program, "tests"])
+    monkeypatch.delenv(module.COMMAND, raising=False)
+    assert provenance({})["command"] is None

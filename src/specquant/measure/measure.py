@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from specquant.files import resolve
 from specquant.measure.parameters import Common, from_json
 from specquant.models.memory import NotEnoughMemory
 from specquant.tables.parts import Parts, Unit
+from specquant.tables.provenance import COMMAND, command_line
 from specquant.tables.table import Table
 
 # The rows of each unit, a frame for each table, or why it has none.
@@ -96,7 +98,10 @@ def _order(measure: Measure, parameters: Common, units: Sequence[Unit], parts: S
 def _fresh_process(measure: Measure, order: str) -> Iterator[dict[str, Any]]:
     """What the process that measures an order's units tells, a line for each."""
     command = [sys.executable, "-m", "specquant.measure"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {COMMAND: command_line() or ""}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -263,14 +263,18 @@ def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
 
 
 def write_claims(path: str | Path = CLAIMS, readme: str | Path = README) -> list[Path]:
-    """Compute the answers anew and write them into claims.csv, and the short list into README.md; returns both paths.
+    """Compute the answers anew and write them into claims.csv, the short list into README.md, and every marked number
+    into the prose that has it; returns the paths of the first two, and of what else changed.
 
-    Raises SpecquantError where a table is missing, or README.md has lost its markers.
+    Raises SpecquantError where a table is missing, README.md has lost its markers, or a mark names no number.
     """
+    from specquant.study.numbers import write_numbers  # which reads what is written here
+
     answered = answer(read_claims(path), Evidence.read())
     table = write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
     text = resolve(readme).read_text(encoding="utf-8")
-    return [table, write_file(resolve(readme), with_list(text, shown(read_claims(path), "README")))]
+    page = write_file(resolve(readme), with_list(text, shown(read_claims(path), "README")))
+    return [table, page, *(changed for changed in write_numbers() if changed != page)]
 
 
 def with_list(text: str, table: pd.DataFrame) -> str:

@@ -269,7 +269,8 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         frame.attrs["device"] = device
         drawing = figure.draw(frame, *map(read_medians, others))
         if drawing is not None:
-            drawings.append((folder, figure.name, drawing, caption(figure.text, frame, device)))
+            text = caption(figure.text, frame, device) + _caveats(table, *beside)
+            drawings.append((folder, figure.name, drawing, text))
             plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
     for folder in _device_folders(data_dir):
@@ -307,6 +308,13 @@ def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, list[Path]]]:
 
 def _device_folders(data_dir: Path) -> list[Path]:
     return sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir())
+
+
+def _caveats(*tables: Path) -> str:
+    """What has to be said of tables that were not recorded as they are today, as their provenance says it."""
+    recorded = [table for table in tables if table.with_suffix(".json").is_file()]
+    told = [read_provenance(table).get("caveat") for table in recorded]
+    return "".join(f" Caveat: {text}." for text in dict.fromkeys(told) if text)
 
 
 def _device(table: Path) -> str:

@@ -2,7 +2,10 @@
 
 import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +15,7 @@ from typing import Any
 from specquant.files import project_root
 
 _revisions: dict[str, str] = {}  # of models taken from the hub by this process: name -> commit
+COMMAND = "SPECQUANT_COMMAND"  # how a process that a command starts knows which one
 LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "matplotlib", "seaborn")
 
 
@@ -32,10 +36,12 @@ def provenance(
 
     `device` is where the measurement ran, as torch names it ("cpu", "cuda", "cuda:1"). `repeats` is how often each row
     was measured and `clock` what measured it, such as "time.perf_counter, median"; None where a table holds no time.
-    `hub_revisions` is there if models were taken from the hub: name -> commit.
+    `command` is that of the command line; None in a notebook. `hub_revisions` is there if models were taken from the
+    hub: name -> commit.
     """
     commit, dirty = _commit()
     record = {
+        "command": command_line(),
         "commit": commit,
         "uncommitted_changes": dirty,
         "parameters": without_local_paths(dict(parameters)),
@@ -48,6 +54,19 @@ def provenance(
         "clock": clock,
     }
     return record | ({"hub_revisions": revisions} if (revisions := used_revisions()) else {})
+
+
+def command_line() -> str | None:
+    """The command of this project that runs, or that started this process, without local paths; None where none did."""
+    if handed_on := os.environ.get(COMMAND):
+        return handed_on
+    if not re.search(r"(^|[/\\])specquant(\.exe|[/\\](cli|__main__)\b.*)?$", sys.argv[0]):
+        return None
+    told = []
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        told.append(f"{option}{equals}{without_local_paths(value)}")
+    return shlex.join(["specquant", *told])
 
 
 def device_name(device: str = "cpu") -> str:

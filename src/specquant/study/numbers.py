@@ -1,0 +1,288 @@
+"""Numbers in prose that can be traced: each stands before a mark that names it, such as 1.31<!--growth 8b w8a8-->.
+
+`specquant claims` writes every marked number anew from the tables, and a test holds that nothing changes by that and
+that no result stands in prose without a mark. A number states no result, and needs no mark, where
+
+* it is part of a name (W4A16, EAGLE-2, 8B, H200) or stands in code, a heading, a link or a list's margin,
+* it counts what was chosen, and one of the words `COUNTED` follows (60 tokens, 4-bit),
+* one of the words `NAMED` stands before it (section 3, figure 1, Python 3.11),
+* or it is marked as <!--given-->: a setting or a limit that the sentence itself sets.
+
+Numbers in words ("a tenth") are bounds that a notebook asserts. What a notebook measures itself, its code tells.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from specquant.errors import SpecquantError
+from specquant.files import project_root, write_file
+from specquant.measure.settling import steady
+from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
+from specquant.study.plan import plans_against_fixed
+from specquant.tables.intervals import PROCESS, over_processes
+from specquant.tables.results import read_medians, read_results
+
+PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
+GIVEN = "given"
+COUNTED = r"bits?|tokens?|nodes?|inputs?|positions|plans|prompts|rows|iterations|processes|passes"
+NAMED = r"section|figure|arXiv|Python|Llama|Linux|transformers|temperature|status is"
+NUMBER = re.compile(r"(?<![\w.^-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w^])(?:<!--([^\s>][^>]*)-->)?")
+COUNTS = re.compile(rf"(?:,?\s(?:to|or|and|x)?\s?\d+)*(?:-bit\b|\s(?:new\s)?(?:{COUNTED})\b)")
+IN_NAME = re.compile(rf"\b(?:{NAMED})\s(?:[\d., and]*\s)?$")
+# What is no prose. The list that `specquant claims` writes has its own test, and so has what a comment names one for.
+NO_PROSE = (
+    r"<!-- claims: .*?<!-- end of claims -->",
+    r"<!-- held by tests/\S+ -->.*?(?=\n\n\S|\Z)",
+    r"<!-- .*?-->",
+    r"^```.*?^```",
+    r"`[^`]*`",
+    r"\]\([^)]*\)",
+    r"^#+ .*?$",
+    r"^\s*\d+\. ",
+    r"^ {4,}\S.*?$",
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number in a text, at text[start:end]. name: that of its mark, None where there is none."""
+
+    text: str
+    start: int
+    end: int
+    name: str | None
+
+
+def numbers_in(text: str) -> Iterator[Number]:
+    """Those numbers of a Markdown text that have a mark or need one."""
+    prose = text
+    for pattern in NO_PROSE:
+        prose = re.sub(pattern, lambda found: " " * len(found.group()), prose, flags=re.MULTILINE | re.DOTALL)
+    for found in NUMBER.finditer(prose):
+        end = found.start() + len(found[1] + (found[2] or ""))
+        name = found[3] and " ".join(found[3].split())  # a mark may run on in the next line
+        number = Number(prose[found.start() : end], found.start(), end, name)
+        before, after = prose[max(0, found.start() - 40) : found.start()], prose[end : end + 60]
+        if number.name or not (COUNTS.match(after) or IN_NAME.search(before)):
+            yield number
+
+
+def traced(text: str, known: dict[str, float]) -> str:
+    """The text with each marked number as the tables have it, with as many decimals as it has.
+
+    Raises SpecquantError for a mark that names nothing.
+    """
+    parts, last = [], 0
+    for number in numbers_in(text):
+        if number.name in (None, GIVEN):
+            continue
+        if number.name not in known:
+            raise SpecquantError(
+                f'no number is called "{number.name}" ({number.text} is marked so): add it to known_numbers'
+            )
+        decimals = len(number.text.partition(".")[2])
+        parts += [text[last : number.start], f"{known[number.name]:.{decimals}f}"]
+        last = number.end
+    return "".join([*parts, text[last:]])
+
+
+def pages(root: Path | None = None) -> list[Path]:
+    """The files whose prose is traced."""
+    root = root or project_root()
+    return [path for pattern in PAGES for path in sorted(root.glob(pattern))]
+
+
+def prose(path: Path) -> list[str]:
+    """The Markdown texts of a page: the file, or a notebook's cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return [text]
+    return ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+
+
+def with_traced(path: Path, known: dict[str, float]) -> str:
+    """What the file holds, with each marked number in its prose as the tables have it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return traced(text, known)
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = traced("".join(cell["source"]), known).splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_numbers(root: Path | None = None) -> list[Path]:
+    """Write every marked number anew; returns the pages that changed. Raises SpecquantError as `traced`."""
+    known, changed = known_numbers(), []
+    for path in pages(root):
+        text = with_traced(path, known)
+        if text != path.read_text(encoding="utf-8"):
+            changed.append(write_file(path, text))
+    return changed
+
+
+def known_numbers() -> dict[str, float]:
+    """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
+    evidence = Evidence.read()
+    sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
+    sources += [_of_tiny, _of_half_precision, _of_memory]
+    known: dict[str, float] = {}
+    for source in sources:
+        known |= source(evidence)
+    return known | {f"interval {n} %": 100 * (1 - 2.0 ** (1 - n)) for n in (2, 3)}
+
+
+QUANTITIES = {
+    "60 tokens over one": "growth",
+    "one by one, over FP16": "own",
+    "EAGLE-2, over the same scheme one by one": "eagle2",
+    "hierarchy, over one by one": "hierarchy",
+    "hierarchy, over EAGLE-2": "hierarchy over eagle2",
+}
+COLUMNS = {
+    "paper": "value",
+    "ours": "our_value",
+    "low": "low",
+    "high": "high",
+    "least": "over_assumption_low",
+    "most": "over_assumption_high",
+    "theirs": "theirs_on_our_card",
+}
+
+
+def _of_claims(_: Evidence) -> dict[str, float]:
+    """ "growth 8b w8a8 paper": of claims.csv, the claims about an A100."""
+    claims = read_claims()
+    claims = claims[(claims.card == "A100") & claims.quantity.isin(list(QUANTITIES))]
+    return {
+        f"{QUANTITIES[row.quantity]} {_short(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
+        for row in claims.itertuples()
+        for name, column in COLUMNS.items()
+    }
+
+
+def _of_passes(evidence: Evidence) -> dict[str, float]:
+    """ "16 over one 70b w4a16-g128": of verify_cost.csv. "theirs over ours 8b w8a8 1": the paper's code's time."""
+    times = evidence.times_ms.droplevel("context_length").unstack("draft_size")
+    known = {}
+    growth = over_processes(times.div(times[1], axis=0).stack().rename("growth"))
+    for (model, scheme, size), row in growth.iterrows():
+        name = f"{size} over one {_short(model)} {scheme}"
+        for suffix, column in {"": "median", " low": "low", " high": "high"}.items():
+            known[name + suffix] = row[column]
+            known[f"{name}{suffix} more %"] = 100 * (row[column] - 1)
+    ours = times.groupby(["model", "scheme"]).median().stack()
+    for place, time_ms in evidence.their_times_ms.items():
+        if place in ours.index:
+            model, scheme, size = place
+            known[f"theirs over ours {_short(model)} {scheme} {size}"] = time_ms / ours[place]
+    return known
+
+
+def _of_assumptions(evidence: Evidence) -> dict[str, float]:
+    """Those of assumptions.csv by their names, and the two factors of the hierarchy's gain over EAGLE-2."""
+    known = evidence.assumptions.value.to_dict()
+    known["lengths, hierarchy over eagle2"] = known["hierarchical_length"] / known["eagle2_length_70b"]
+    rows = evidence.replayed[evidence.replayed.model == "llama-3-70b"]
+    steps = rows.assign(step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms).set_index(PROCESS)
+    of_tree = steps[(steps.method == "eagle2") & (steps.draft_size == 24)].step_ms
+    known["step times, eagle2 over hierarchy"] = (of_tree / steps[steps.method == "hierarchical"].step_ms).median()
+    return known
+
+
+def _of_published(_: Evidence) -> dict[str, float]:
+    lengths = read_results("data/published/accepted_lengths.csv").query("method == 'eagle2'").value
+    return {"published eagle2 length, least": lengths.min(), "published eagle2 length, most": lengths.max()}
+
+
+def _of_drafts(evidence: Evidence) -> dict[str, float]:
+    """ "eagle2 48 nodes 70b w4a16-g128": the predicted speedup of the best number of iterations for each tree."""
+    passes, drafting = (read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting"))
+    trees = evidence.trees[evidence.trees.model == "tiny target"]
+    passes = passes[passes.context_length == passes.context_length.min()]
+    told = eagle2_speedups(passes, drafting, trees, evidence.eagle2_lengths)
+    best = told.groupby(["draft_size", "model", "scheme"]).speedup.max()
+    return {f"eagle2 {size} nodes {_short(model)} {scheme}": value for (size, model, scheme), value in best.items()}
+
+
+def _of_turns(_: Evidence) -> dict[str, float]:
+    """ "turns one 70b w4a16-g128": of specquant_blocks_and_turns.csv, in milliseconds; "turns 60 over one": a ratio."""
+    table = read_results("data/published/specquant_blocks_and_turns.csv").set_index(["model", "scheme", "draft_size"])
+    known = {}
+    for protocol in ("block", "turns"):
+        times = table[f"{protocol}_ms"].unstack("draft_size")
+        for (model, scheme), row in times.iterrows():
+            known[f"{protocol} one {_short(model)} {scheme}"] = row[1]
+            known[f"{protocol} 60 over one {_short(model)} {scheme}"] = row[60] / row[1]
+    one = table.xs(1, level="draft_size")
+    return known | {"turns over block, most more %": 100 * ((one.turns_ms / one.block_ms).max() - 1)}
+
+
+def _of_settling(_: Evidence) -> dict[str, float]:
+    """Of settling.csv: an EAGLE-2 draft of 70B, alone and behind a tree of 60 nodes, and what the step loses by it."""
+    settled = steady(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]["median"]
+    settled = settled.droplevel("idle_ms")
+    alone, behind, verify = settled["draft", 0], settled["draft", 60], settled["verify", 60]
+    lost = 100 * (behind - alone) / (behind + verify)
+    return {"draft alone": alone, "draft behind 60": behind, "draft behind 60, of the step %": lost}
+
+
+def _of_tiny(_: Evidence) -> dict[str, float]:
+    """What was recorded of the tiny models on a CPU, and how large they are."""
+    known = {}
+    picks = plans_against_fixed(read_results("data/recorded/cpu/plans.csv"))
+    overall, single = (picks[(picks.task == "overall") == whole].ratio for whole in (True, False))
+    known |= {"picks overall, least more %": 100 * (overall.min() - 1)}
+    known |= {"picks overall, most more %": 100 * (overall.max() - 1)}
+    known |= {"picks of a task": len(single), "picks of a task that lose": (single < 1).sum()}
+    known |= {"picks of a task, most more %": 100 * (single.max() - 1)}
+    known |= {"picks of a task, most less %": 100 * (1 - single.min())}
+    heads = read_results("data/recorded/cpu/heads.csv")
+    full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
+    known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
+    known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
+    quality = read_results("data/recorded/cpu/quality.csv").set_index(["scheme", "domain"])
+    known["perplexity fp16 code"] = quality.perplexity["fp16", "code"]
+    sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").draft_size.mean()
+    known |= {f"draft size, {method}": size for method, size in sizes.items()}
+    for name in ("target", "intermediate"):
+        known[f"parameters {name}, millions"] = _parameters(project_root() / f"data/tiny/{name}") / 1e6
+    return known
+
+
+def _of_half_precision(_: Evidence) -> dict[str, float]:
+    """Of the tiny models on a GPU: prompts with other tokens than in float64, by any method, ordinary kernels."""
+    table = read_results("data/recorded/h200/tiny/losslessness.csv")
+    most = table.groupby("scheme").differing_prompts.max()
+    known = {f"differing in half precision, {scheme}": count for scheme, count in most.items()}
+    return known | {"prompts in half precision": table.prompts.max()}
+
+
+def _parameters(directory: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(directory / "model.safetensors", "np") as tensors:
+        return sum(int(pd.Series(tensors.get_slice(name).get_shape()).prod()) for name in list(tensors.keys()))
+
+
+def _of_memory(_: Evidence) -> dict[str, float]:
+    """ "GB weights, fp16 70b": the table of docs/checkpoints.md, which tests/test_docs.py holds."""
+    page = (project_root() / "docs/checkpoints.md").read_text(encoding="utf-8")
+    known = {}
+    for what, small, large in re.findall(r"^\| ([\w ,-]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE):
+        known |= {f"GB {what} 8b": float(small), f"GB {what} 70b": float(large)}
+    if known:
+        cache = "GB cache of 4096 positions, for each method"
+        known["GB both EAGLE heads"] = known["GB EAGLE head 8b"] + known["GB EAGLE head 70b"]
+        known["GB caches of four methods"] = 4 * (known[f"{cache} 8b"] + known[f"{cache} 70b"])
+    return known
+
+
+def _short(model: str) -> str:
+    return model.removeprefix("llama-3-")

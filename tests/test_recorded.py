@@ -1,0 +1,111 @@
+"""data/recorded: a command wrote each table, on a card, at a commit; those that lack something are listed here."""
+
+import json
+import shlex
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+
+import pandas as pd
+import pytest
+
+from specquant.cli import main
+from specquant.files import project_root
+
+DATA = project_root() / "data"
+# Tables whose JSON has a caveat, and why they are kept all the same. A session on the card records them again.
+WITH_A_CAVEAT = {
+    "recorded/h100/ceilings.csv": "04_kernels and three figures rest on it",
+    "recorded/h100/kernels.csv": "04_kernels and three figures rest on it",
+    "recorded/h200/ceilings.csv": "three figures rest on it, and the largest free drafts in 01_compatibility",
+    "recorded/h200/kernels.csv": "three figures rest on it",
+    "recorded/h200/pass_profiles.csv": "01_compatibility shows by it where a pass of 8B spends its time",
+    "recorded/h200/tiny/losslessness.csv": "the only one that shows how often tokens differ in half precision",
+    "recorded/h200/tiny/throughput.csv": "of the same run",
+}
+# What no command of this project wrote, and why it is kept.
+WITHOUT_A_COMMAND = {
+    "published/specmquant_steps.csv": "the paper's own code wrote it",
+    "published/specmquant_verify_cost.csv": "the paper's own code wrote it",
+    "published/specquant_blocks_and_turns.csv": "01_compatibility shows by it what sizes in turn would have said",
+}
+
+
+def provenance_of(table):
+    path = table.with_suffix(".json")
+    assert path.is_file(), f"{table.name} has no JSON: record it by a command, or remove it with its sentences"
+    return json.loads(path.read_text())
+
+
+def refused(table) -> list[str]:
+    """What the JSON beside a recorded table lacks."""
+    record = provenance_of(table)
+    found = [name for name in ("command", "commit", "device", "date", "platform") if not record.get(name)]
+    commands = record.get("command") or []
+    for command in [commands] if isinstance(commands, str) else commands:
+        found += [] if known(shlex.split(command)) else [f"a command of this project: {command}"]
+    commits = record.get("commit") or []
+    for commit in [commits] if isinstance(commits, str) else commits:
+        found += [] if len(commit) == 40 and set(commit) <= set("0123456789abcdef") else [f"a commit: {commit}"]
+    return found
+
+
+def known(words: list[str]) -> bool:
+    """Whether the command line, or papermill, would take these words."""
+    if words[0] == "papermill":
+        return (project_root() / words[1]).is_file()
+    if words[0] != "specquant":
+        return False
+    options = [word for word in words if word.startswith("--")]
+    page = StringIO()
+    try:
+        with redirect_stdout(page), redirect_stderr(StringIO()):
+            status = main([*words[1:3], "--help"])
+    except SystemExit as error:
+        status = error.code
+    return not status and all(option.partition("=")[0] in page.getvalue() for option in options)
+
+
+RECORDED = sorted((DATA / "recorded").rglob("*.csv"))
+
+
+@pytest.mark.parametrize("table", RECORDED, ids=lambda path: path.relative_to(DATA).as_posix())
+def test_a_command_wrote_it(table):
+    assert not refused(table)
+
+
+def test_what_is_kept_in_spite_of_a_caveat_is_listed_here():
+    with_one = {table.relative_to(DATA).as_posix() for table in RECORDED if "caveat" in provenance_of(table)}
+    assert with_one == set(WITH_A_CAVEAT)
+    by_none = {path.relative_to(DATA).as_posix() for path in (DATA / "published").glob("spec*quant_*.csv")}
+    assert by_none == set(WITHOUT_A_COMMAND)
+
+
+@pytest.mark.parametrize("folder", ["recorded", "published"])
+def test_the_readme_names_each_table(folder):
+    page = (DATA / folder / "README.md").read_text()
+    for table in (DATA / folder).rglob("*.csv"):
+        assert f"`{table.relative_to(DATA / folder).as_posix()}`" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"command": None}, "command"),
+        ({"command": "python script.py"}, "a command of this project: python script.py"),
+        ({"command": "specquant bench speed"}, "a command of this project: specquant bench speed"),
+        ({"command": "specquant bench kernels --fast"}, "a command of this project: specquant bench kernels --fast"),
+        ({"commit": "by hand"}, "a commit: by hand"),
+        ({"device": ""}, "device"),
+        ({"date": None}, "date"),
+    ],
+)
+def test_a_table_that_lacks_something_is_refused(tmp_path, change, lacks):
+    table = tmp_path / "verify_cost.csv"
+    pd.DataFrame({"time_ms": [1.0]}).to_csv(table)
+    with pytest.raises(AssertionError, match="has no JSON"):
+        refused(table)
+    sound = json.loads((DATA / "recorded/h200/verify_cost.json").read_text())
+    table.with_suffix(".json").write_text(json.dumps(sound))
+    assert refused(table) == []
+    table.with_suffix(".json").write_text(json.dumps(sound | change))
+    assert lacks in refused(table)
