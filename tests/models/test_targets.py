@@ -1,14 +1,18 @@
 """Quantized copies are made once, and anew when what decides about them changed."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
+import torch
 
 from specquant.errors import SpecquantError
 from specquant.models import targets
 from specquant.models.loading import load_model
+from specquant.models.quantize import FORMAT
 from specquant.models.targets import quantized_target
+from specquant.quant import SCHEMES, get_scheme, quantize_linear
 
 
 @pytest.fixture
@@ -70,3 +74,23 @@ def test_what_cannot_be_quantized_leaves_nothing(small_models, tmp_path):
     with pytest.raises(SpecquantError, match="unknown scheme 'w3'"):
         quantized_target(small_models / "target", "w3", tmp_path / "kept")
     assert not list(tmp_path.iterdir())
+
+
+def test_another_format_gives_another_copy(small_models, tmp_path, quantized, monkeypatch):
+    copies = []
+    for number in (FORMAT, FORMAT + 1):
+        monkeypatch.setattr(targets, "FORMAT", number)
+        copies.append(quantized_target(small_models / "target", "w8a8", tmp_path / "kept", "round-to-nearest"))
+    assert len(set(copies)) == len(quantized) == 2
+
+
+def test_codes_of_a_format_stay_as_they_are():
+    """Where this fails and the codes were meant to change: raise `FORMAT`, for kept copies hold the old ones."""
+    weight = torch.arange(256 * 384, dtype=torch.int64).mul(7919).remainder(1009).sub(504).view(256, 384) / 8192
+    digest = hashlib.sha256()
+    for name in SCHEMES:
+        packed = quantize_linear(get_scheme(name), weight.clone())
+        for key, tensor in sorted(packed.state_dict().items()):
+            digest.update(f"{name} {key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    assert (FORMAT, digest.hexdigest()[:16]) == (1, "c9f6af8d2519a0b6")

@@ -61,6 +61,19 @@ def test_inputs_decide(clone, run, change):
     assert len(clone.runs()) == 2
 
 
+def test_comments_and_docstrings_are_no_input(clone, run):
+    code = clone.root / "src/code.py"
+    code.write_text('"""What it was."""\nx = 1\n')
+    clone.notebook("00_first", "print(draft_size)")
+    run()
+    code.write_text('"""What it is."""\n\n# one\nx = 1\n')
+    run()
+    assert len(clone.runs()) == 1
+    code.write_text('"""What it is."""\n\n# one\nx = 2\n')
+    run()
+    assert len(clone.runs()) == 2
+
+
 def test_outputs_in_the_source_notebook_are_no_input(clone, run):
     clone.notebook("00_first", "print(draft_size)")
     run()

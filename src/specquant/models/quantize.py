@@ -30,6 +30,9 @@ from specquant.models.weights import Weights, check, read_into
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 
+# To be raised when the same weights, scheme and text give other codes, or are stored otherwise: kept copies of targets
+# (`models.targets`) are then made again. An edit that changes neither leaves them, for a large one takes hours.
+FORMAT = 1
 CALIBRATION_TEXT = "data/tiny/calibration.txt"
 CALIBRATION_TOKENS_PER_INPUT = 4  # of the widest matrix: well above 1, where a Hessian has full rank
 FEWEST_TOKENS = 32

@@ -13,11 +13,8 @@ from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
 from specquant.models.llama import check_widths
 from specquant.models.loading import stored_scheme
-from specquant.models.quantize import CALIBRATION_TEXT, quantize_model
+from specquant.models.quantize import CALIBRATION_TEXT, FORMAT, quantize_model
 from specquant.quant import get_scheme, scheme_names
-
-# What decides about the codes: the weights, the text, and this package's code below `decoding`.
-CODE = ("kernels", "quant", "models")
 
 
 def quantized_target(
@@ -97,12 +94,9 @@ def require_storable(name: str, config: PreTrainedConfig, rotated: bool = True) 
 
 
 def _digest(model_dir: Path, text: Path) -> str:
-    package = Path(__file__).parents[1]
-    files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "config.json", text]
-    for folder in CODE:
-        files += sorted((package / folder).glob("*.py"))
-    digest = hashlib.sha256()
-    for path in files:
+    """Of what decides about the codes of a scheme and method: the weights, the text, and `FORMAT`."""
+    digest = hashlib.sha256(f"format {FORMAT}\0".encode())
+    for path in [*sorted(model_dir.glob("*.safetensors")), model_dir / "config.json", text]:
         if path.is_file():
             stamp = path.stat()
             digest.update(f"{path.name}\0".encode() + _digest_of_file(path, stamp.st_size, stamp.st_mtime_ns))

@@ -410,11 +410,30 @@ def _digest_of_files(root: Path) -> str:
             if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
                 digest.update(_digest(path.relative_to(root).as_posix()).encode())
                 try:
-                    with path.open("rb") as file:
-                        digest.update(hashlib.file_digest(file, "sha256").digest())
+                    digest.update(_digest_of_code(path) if path.suffix == ".py" else _digest_of_content(path))
                 except OSError as error:
                     raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
     return digest.hexdigest()
+
+
+def _digest_of_content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _digest_of_code(path: Path) -> bytes:
+    """Of what a Python file does: comments and docstrings do not count."""
+    content = path.read_bytes()
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return hashlib.sha256(content).digest()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).digest()
 
 
 def _digest(*texts: str) -> str:
