@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.generation import acceptance_rule
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
@@ -124,7 +125,7 @@ def prepare_draft(
     generator = torch.Generator(head.device).manual_seed(0)
     shape = (context_length, head.config.hidden_size)
     features = torch.randn(shape, generator=generator, device=head.device).to(head.dtype)
-    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, None)
+    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, acceptance_rule())
 
     def draft() -> DraftTree:
         drafter.cache.truncate(context_length - confirmed_rows)
