@@ -92,7 +92,7 @@ def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context
     table.loc["idle"] = {"launches": 0, "time_us": idle_us, "alone_us": idle_us}
     table["span_us"] = spans.end.max() - spans.start.min()
     table = table.astype({"launches": int})
-    about = {"model": name, "scheme": model.scheme.name, "weights": weights}
+    about: dict[str, Any] = {"model": name, "scheme": model.scheme.name, "weights": weights}
     about |= {"draft_size": draft_size, "context_length": context_length}
     columns = [*about, "kernel", "launches", "time_us", "alone_us", "span_us"]
     return table.reset_index(names="kernel").assign(**about)[columns]
