@@ -649,6 +649,7 @@ def _require_home() -> None:
 
 
 def _bench_throughput(arguments: argparse.Namespace) -> int:
+    from specquant.files import resolve
     from specquant.measure.measure import record
     from specquant.measure.throughput import MEASURE, Parameters
 
@@ -661,7 +662,7 @@ def _bench_throughput(arguments: argparse.Namespace) -> int:
     )
     record(MEASURE, parameters, arguments.out)
     for table in MEASURE.tables:
-        print(arguments.out / f"{table.name}.csv")
+        print(resolve(arguments.out) / f"{table.name}.csv")
     return 0
 
 

@@ -21,11 +21,11 @@ from specquant.kernels.swiglu import swiglu
 from specquant.kernels.top_k import log_softmax_top_k
 from specquant.kernels.tree import Frontier, Proposals, ancestors_of, expand, rerank
 from specquant.measure.blocks import Blocks, launches_in_blocks
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_draft_sizes
 from specquant.measure.kernels import ROTATED_BYTES
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.parameters import OnGpu
-from specquant.tables.schemas import ATTENTION
+from specquant.tables.schemas import TABLES
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 80, 8192, 28672, 64, 8, 128, 128256
 DRAFT_SIZE_WITH_DRAFTING = 64  # what is done once a draft is timed beside this one
@@ -68,7 +68,7 @@ class Parameters(OnGpu):
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, and for numbers out of range."""
         super().check()
-        require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_ms=0)
+        require_draft_sizes(self.draft_sizes)
 
     def units(self) -> list[dict[str, Any]]:
         return [
@@ -177,4 +177,4 @@ def _drafting(device: str) -> Iterator[tuple[str, int, Callable[[], object]]]:
     yield "keep path", 4 * 2 * 4 * LAYERS * KV_HEADS * HEAD_DIM, lambda: keep_path(cache[0], cache[1], length, path)
 
 
-MEASURE = Measure((ATTENTION,), Parameters, run, "replays of a CUDA graph, median of a block")
+MEASURE = Measure((TABLES["attention"],), Parameters, run, "replays of a CUDA graph, median of a block")

@@ -1,6 +1,6 @@
 """What parameters of every question are checked for, before anything is measured."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from specquant.errors import SpecquantError
 from specquant.models.synthetic import SHAPES
@@ -11,6 +11,12 @@ def require_at_least(parameters: object, **lowest: float) -> None:
     for name, least in lowest.items():
         if getattr(parameters, name) is not None and not getattr(parameters, name) >= least:
             raise SpecquantError(f"{name} is {getattr(parameters, name)}: give at least {least}")
+
+
+def require_draft_sizes(draft_sizes: Sequence[int]) -> None:
+    """Raises SpecquantError where there is none, or one is below 1."""
+    if not draft_sizes or min(draft_sizes) < 1:
+        raise SpecquantError(f"draft_sizes is {draft_sizes}: give whole numbers of at least 1")
 
 
 def require_shapes(models: Iterable[str]) -> None:

@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 
 from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.generation import acceptance_rule
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
 from specquant.measure.blocks import Blocks, in_blocks
-from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.checks import require_shapes
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
@@ -52,7 +53,6 @@ class Parameters(Common):
         """Raises SpecquantError for an unknown model and for numbers out of range."""
         super().check()
         require_shapes(self.models)
-        require_at_least(self, processes=1, blocks=1, repeats=1)
         if not 1 <= self.confirmed_rows < self.context_length:
             raise SpecquantError(
                 f"{self.confirmed_rows} new tokens do not fit a context of {self.context_length}: give at least 1"
@@ -125,7 +125,7 @@ def prepare_draft(
     generator = torch.Generator(head.device).manual_seed(0)
     shape = (context_length, head.config.hidden_size)
     features = torch.randn(shape, generator=generator, device=head.device).to(head.dtype)
-    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, None)
+    drafter.start([token % head.config.vocab_size for token in range(context_length + 1)], features, acceptance_rule())
 
     def draft() -> DraftTree:
         drafter.cache.truncate(context_length - confirmed_rows)

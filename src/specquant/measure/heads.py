@@ -1,7 +1,7 @@
 """What do EAGLE heads of fewer bits and tokens lose? The accepted length with each on trained models."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -11,10 +11,10 @@ from specquant.decoding.drafters import get_method, methods_with_trees
 from specquant.decoding.models import tiny_models
 from specquant.measure.drafting import describe_head
 from specquant.measure.measure import Measure, Measured
-from specquant.measure.throughput import Decoding, decode_prompts
+from specquant.measure.throughput import SchemeByScheme, decode_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
-from specquant.tables.schemas import HEADS
+from specquant.tables.schemas import TABLES
 
 # The same of the tiny models, whose vocabulary has 4096 entries: 1024 are as many as 32768 of 128256.
 TINY_HEADS = ((None, None), ("w4a16-g128", None), (None, 2048), (None, 1024), ("w4a16-g128", 1024))
@@ -23,17 +23,11 @@ HEAD_METHODS = ("autoregressive", *methods_with_trees())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(Decoding):
+class Parameters(SchemeByScheme):
     """What to decode: with every head of `TINY_HEADS` on the target in each scheme, in the target's default dtype."""
 
-    schemes: tuple[str, ...]
-
     def same(self) -> dict[str, Any]:
-        settings = {"settings": asdict(self.settings), "tokens_counted_in": "calibration.txt"}
-        return super().same() | settings | dtype_parameters(self.device)
-
-    def units(self) -> list[dict[str, Any]]:
-        return [{"scheme": scheme, "weights": "trained"} for scheme in self.schemes]
+        return super().same() | {"tokens_counted_in": "calibration.txt"} | dtype_parameters(self.device)
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
@@ -79,4 +73,4 @@ def compared_heads(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(ratio=rows.head_accepted_length / first)
 
 
-MEASURE = Measure((HEADS,), Parameters, run, "none")
+MEASURE = Measure((TABLES["heads"],), Parameters, run, "none")

@@ -19,12 +19,12 @@ from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.measure import ceilings
 from specquant.measure.blocks import Blocks, launches_in_blocks
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_draft_sizes
 from specquant.measure.measure import Measure, Measured, record
 from specquant.measure.parameters import OnGpu
 from specquant.measure.passes import DRAFT_SIZES
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
-from specquant.tables.schemas import KERNELS
+from specquant.tables.schemas import TABLES
 from specquant.tables.style import SCHEMES, legend_above, mark, new_figure
 
 # Outputs and inputs of the four linear layers, q, k, v and gate, up fused.
@@ -71,11 +71,7 @@ class Parameters(OnGpu):
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, for unknown models and schemes, and for numbers out of range."""
         super().check()
-        for scheme in self.schemes:
-            get_scheme(scheme)
-        require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_ms=0)
-        if not self.draft_sizes or min(self.draft_sizes) < 1:
-            raise SpecquantError(f"draft_sizes is {self.draft_sizes}: give whole numbers of at least 1")
+        require_draft_sizes(self.draft_sizes)
         self.units()
 
     def implementation(self, scheme: str) -> str:
@@ -203,5 +199,5 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-MEASURE = Measure((KERNELS,), Parameters, run, "replays of a CUDA graph, median of a block")
-MEASURE_ROW_INVARIANT = replace(MEASURE, tables=(replace(KERNELS, name="kernels_row_invariant"),))
+MEASURE = Measure((TABLES["kernels"],), Parameters, run, "replays of a CUDA graph, median of a block")
+MEASURE_ROW_INVARIANT = replace(MEASURE, tables=(replace(TABLES["kernels"], name="kernels_row_invariant"),))

@@ -90,8 +90,8 @@ def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unname
 
 def _order(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> str:
     """What `serve` is to do, as JSON."""
-    order = {"module": measure.run.__module__, "measure": measure.name, "parameters": asdict(parameters)}
-    order |= {"units": units, "paths": [each.path for each in parts]}
+    order: dict[str, Any] = {"module": measure.run.__module__, "measure": measure.name}
+    order |= {"parameters": asdict(parameters), "units": units, "paths": [each.path for each in parts]}
     return json.dumps(order | {"same": parts[0].same, "unnamed": parts[0].unnamed}, default=str)
 
 

@@ -11,7 +11,12 @@ from specquant.errors import SpecquantError
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least
 from specquant.models.device import choose_device, named_dtype
+from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
+
+# The lowest values of parameters that several questions have.
+LOWEST = {"processes": 1, "blocks": 1, "repeats": 1, "warm_up_passes": 1, "warm_up_ms": 0, "threads": 1}
+LOWEST |= {"context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_tokens": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +43,10 @@ class Common:
     def check(self) -> None:
         """Raises SpecquantError, before anything is measured, for a value of a wrong type or out of its range."""
         require_types(self)
-        require_at_least(self, threads=1)
+        require_at_least(self, **{name: least for name, least in LOWEST.items() if hasattr(self, name)})
         named_dtype(getattr(self, "dtype", None))
+        for scheme in getattr(self, "schemes", ()):
+            get_scheme(scheme)
 
     def same(self) -> dict[str, Any]:
         """What all rows of one table must share."""

@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.measure.measure import Measure, Measured
-from specquant.measure.throughput import CLOCK, Decoding, by_task, decode_prompts
+from specquant.measure.throughput import CLOCK, SchemeByScheme, by_task, decode_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.planning.calibration import NUMBERS, calibrate, calibrated
-from specquant.tables.schemas import PLANS
+from specquant.tables.schemas import TABLES
 
 # Plans that are measured to see what the planner's pick among them is worth: the paper's, and what it may find better.
 GRID = (
@@ -27,23 +27,18 @@ REPEATS = 3  # of the grid's measurements, of which the fastest counts: others m
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(Decoding):
+class Parameters(SchemeByScheme):
     """What to decode: the prompts of each task by every plan of `GRID`, with the target in each scheme.
 
     Models compute in the target's default dtype.
     """
 
-    schemes: tuple[str, ...]
-    name: str = "tiny"
     prompts_per_task: int | None = 2
 
     repeats = REPEATS
 
     def same(self) -> dict[str, Any]:
         return super().same() | {"plans": [str(plan) for plan in GRID]} | dtype_parameters(self.device)
-
-    def units(self) -> list[dict[str, Any]]:
-        return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
@@ -90,4 +85,4 @@ def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["method", "speedup"]).join(plans)
 
 
-MEASURE = Measure((PLANS,), Parameters, run, CLOCK)
+MEASURE = Measure((TABLES["plans"],), Parameters, run, CLOCK)

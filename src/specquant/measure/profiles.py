@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_draft_sizes
 from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import OnGpu, require_gpu
 from specquant.measure.passes import prepare_passes
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_model
-from specquant.tables.schemas import PASS_PROFILES
+from specquant.tables.schemas import TABLES
 
 # Parts of a pass, by what the names of their kernels contain; whatever is none of these is a matrix product.
 PARTS = {
@@ -49,13 +49,13 @@ class Parameters(OnGpu):
         """Raises SpecquantError where there is no GPU, for unknown shapes, and for numbers out of range."""
         super().check()
         require_gpu(self.device)
+        require_draft_sizes(self.draft_sizes)
         synthetic_config(self.model)
-        require_at_least(self, context=1)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic", "context_length": self.context}
         return [
-            about | {"scheme": scheme, "draft_size": draft_size}
+            {**about, "scheme": scheme, "draft_size": draft_size}
             for scheme in self.schemes
             for draft_size in self.draft_sizes
         ]
@@ -92,7 +92,7 @@ def profile_pass(model: Llama, name: str, weights: str, draft_size: int, context
     table.loc["idle"] = {"launches": 0, "time_us": idle_us, "alone_us": idle_us}
     table["span_us"] = spans.end.max() - spans.start.min()
     table = table.astype({"launches": int})
-    about = {"model": name, "scheme": model.scheme.name, "weights": weights}
+    about: dict[str, Any] = {"model": name, "scheme": model.scheme.name, "weights": weights}
     about |= {"draft_size": draft_size, "context_length": context_length}
     columns = [*about, "kernel", "launches", "time_us", "alone_us", "span_us"]
     return table.reset_index(names="kernel").assign(**about)[columns]
@@ -132,4 +132,4 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         free("cuda")
 
 
-MEASURE = Measure((PASS_PROFILES,), Parameters, run, "torch.profiler, one pass")
+MEASURE = Measure((TABLES["pass_profiles"],), Parameters, run, "torch.profiler, one pass")

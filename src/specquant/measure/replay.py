@@ -84,12 +84,12 @@ class Parameters(Common):
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
         super().check()
-        for scheme in (*self.schemes, self.head_scheme, self.intermediate_scheme):
+        for scheme in (self.head_scheme, self.intermediate_scheme):
             get_scheme(scheme)
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
-        require_at_least(self, processes=1, new_tokens=1, prompt_length=1)
+        require_at_least(self, new_tokens=1, prompt_length=1)
         self.points("fitted")
 
     def same(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from specquant.decoding.drafters.replay import ReplayedTrees
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.measure.blocks import spread
-from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.checks import require_shapes
 from specquant.measure.drafting import HEADS, describe_head
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
@@ -25,6 +25,7 @@ from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
+from specquant.quant import get_scheme
 from specquant.tables.results import read_results
 from specquant.tables.schemas import ROUNDS
 
@@ -54,7 +55,7 @@ class Parameters(Common):
         """Raises SpecquantError for an unknown model and for numbers out of range."""
         super().check()
         require_shapes([self.model])
-        require_at_least(self, processes=1, repeats=1)
+        get_scheme(self.scheme)
 
     def same(self) -> dict[str, Any]:
         return super().same() | {"acceptance": INNER_ACCEPTANCE}

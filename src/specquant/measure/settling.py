@@ -17,7 +17,7 @@ import torch
 
 from specquant.measure.blocks import now
 from specquant.measure.card import CardState
-from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.checks import require_shapes
 from specquant.measure.drafting import prepare_draft
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
@@ -59,9 +59,7 @@ class Parameters(Common):
         """Raises SpecquantError for an unknown model and for numbers out of range."""
         super().check()
         require_shapes(self.models)
-        for scheme in self.schemes:
-            get_scheme(scheme)
-        require_at_least(self, processes=1)
+        get_scheme(self.head_scheme)
 
     def units(self) -> list[dict[str, Any]]:
         return [

@@ -29,7 +29,7 @@ from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.targets import quantized_target
 from specquant.tables.marks import Mark
-from specquant.tables.schemas import LOSSLESSNESS, THROUGHPUT
+from specquant.tables.schemas import TABLES
 from specquant.tables.speed import over_equal_texts, speed, speedups
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
@@ -62,12 +62,17 @@ class Decoding(Common):
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for prompts that are missing or damaged."""
         super().check()
-        require_at_least(self, prompts_per_task=1, max_new_tokens=1)
         require_at_least(self.settings, **{field.name: 1 for field in fields(self.settings)})
         self.chosen_prompts()
 
     def chosen_prompts(self) -> list[dict[str, str]]:
         return read_prompts(self.prompts, self.prompts_per_task)
+
+    def same(self) -> dict[str, Any]:
+        return super().same() | {"settings": asdict(self.settings)}
+
+    def unnamed(self) -> dict[str, Any]:
+        return {"settings": asdict(PAPER_SETTINGS)}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
@@ -75,19 +80,27 @@ class Decoding(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(Decoding):
+class SchemeByScheme(Decoding):
+    """Decoding with the target in each of some schemes. name: what the tables call the target."""
+
+    schemes: tuple[str, ...]
+    name: str = "tiny"
+
+    def units(self) -> list[dict[str, Any]]:
+        return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(SchemeByScheme):
     """What to measure: every method of the paper on the target in each scheme.
 
     Attributes:
-        name: What the tables call the target.
         dtype: That models compute in.
         row_invariant: Of the target, see `Llama.make_row_invariant`.
         against: A dtype; then tokens are compared with those that decoding one by one gives in it, else with those that
             it gives in `dtype`.
     """
 
-    schemes: tuple[str, ...]
-    name: str = "tiny"
     dtype: str = "float64"
     row_invariant: bool = False
     against: str | None = None
@@ -100,13 +113,10 @@ class Parameters(Decoding):
         named_dtype(self.against)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | {"settings": asdict(self.settings), "against": self.against or self.dtype}
+        return super().same() | {"against": self.against or self.dtype}
 
     def unnamed(self) -> dict[str, Any]:
-        return {"row_invariant": False, "against": self.dtype}
-
-    def units(self) -> list[dict[str, Any]]:
-        return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
+        return super().unnamed() | {"row_invariant": False, "against": self.dtype}
 
 
 def decode_prompts(
@@ -321,4 +331,4 @@ def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
     return figure
 
 
-MEASURE = Measure((THROUGHPUT, LOSSLESSNESS), Parameters, run, CLOCK)
+MEASURE = Measure((TABLES["throughput"], TABLES["losslessness"]), Parameters, run, CLOCK)

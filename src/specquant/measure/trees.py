@@ -17,7 +17,7 @@ from specquant.measure.measure import Measure, Measured
 from specquant.measure.throughput import Decoding
 from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
-from specquant.tables.schemas import TREES
+from specquant.tables.schemas import TABLES
 
 # Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
 # and 30 and 3 on the hierarchy's intermediate model.
@@ -98,4 +98,4 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         yield unit, drafted_trees(models, unit["model"], tokenizer, prompts, settings, parameters.max_new_tokens)
 
 
-MEASURE = Measure((TREES,), Parameters, run, "none")
+MEASURE = Measure((TABLES["trees"],), Parameters, run, "none")

@@ -22,7 +22,6 @@ from matplotlib.ticker import FuncFormatter
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
 from specquant.measure.blocks import Blocks, in_blocks, spread, time_ms
-from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common, require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
@@ -82,7 +81,6 @@ class Parameters(Common):
             raise SpecquantError("there is no draft size to time: give some of at least 1")
         for context in self.contexts:
             require_type("a context", context, int, 1)
-        require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_passes=1, warm_up_ms=0)
         if self.weights == "trained" and str(self.model) in SHAPES:
             raise SpecquantError(
                 f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"

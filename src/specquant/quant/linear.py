@@ -9,11 +9,11 @@ from specquant.kernels.fp16 import fp16_product, fp16_triton
 from specquant.kernels.int4 import pack_int4, packed_shape, pair_outputs, unpack_int4, unpair_outputs
 from specquant.kernels.launch import on_gpu
 from specquant.kernels.products import Configuration
-from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
 from specquant.kernels.w4a8_fp8 import pack_codes, unpack_codes, w4a8_fp8_product, w4a8_fp8_triton, w4a8_fp8_weight
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_asym import w4a16_asym_triton, w4a16_asym_weight
+from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
 from specquant.quant.grid import Grid, in_groups
 

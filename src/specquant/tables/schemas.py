@@ -7,6 +7,7 @@ from specquant.tables.table import Table, anything, count, number, positive, sha
 
 _WEIGHTS = {"weights": text("trained", "synthetic")}
 _TARGET = {"model": text(), "scheme": text(), **_WEIGHTS}
+_OF_TARGET = tuple(_TARGET)
 _PLAN = {"method": text(), "draft_size": count(0), "iterations": count(0), "min_draft_length": count(0)}
 _HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}
 _SPREAD = {"time_ms": positive(), "p10_ms": positive(), "p90_ms": positive(), "repeats": count()}
@@ -18,6 +19,7 @@ _BLOCK = {**_PROCESS, "block": count(0, required=False), "place": count(0, requi
 _SPREAD_US = {"time_us": positive(), "p10_us": positive(required=False), "p90_us": positive(required=False)}
 _SPREAD_US |= {"repeats": count(required=False)}
 _MEANS = {"inner_rounds": number(required=False), "inner_accepted_length": positive(required=False)}
+_DECODED = {"prompts": count(), "new_tokens": count(0), "differing_prompts": count(0)}
 _STEP = {"draft_ms": number(), "verify_ms": positive(), "other_ms": number()}
 
 VERIFY_COST = Table(
@@ -132,170 +134,33 @@ ROUNDS = Table(
     unit=("model", "scheme", "weights", "context_length", "process"),
     row=(*_HEAD,),
 )
-THROUGHPUT = Table(
-    "throughput",
-    pa.DataFrameSchema(
-        {
-            **_TARGET,
-            "method": text(),
-            "task": text(),
-            "acceptance": text(),
-            "accepted_length": positive(),
-            **_MEANS,
-            "draft_size": positive(required=False),
-            **_STEP,
-            "tokens_per_s": positive(),
-            "prompts": count(required=False),
-            "speedup": positive(required=False),
-        }
-    ),
-    unit=("model", "scheme", "weights"),
-    row=("method", "task"),
-)
-LOSSLESSNESS = Table(
-    "losslessness",
-    pa.DataFrameSchema(
-        {
-            "scheme": text(),
-            "method": text(),
-            **_WEIGHTS,
-            "prompts": count(),
-            "new_tokens": count(0),
-            "differing_prompts": count(0),
-            "largest_margin": number(required=False),
-        }
-    ),
-    unit=("scheme", "weights"),
-    row=("method",),
-)
-HEADS = Table(
-    "heads",
-    pa.DataFrameSchema(
-        {
-            "scheme": text(),
-            **_WEIGHTS,
-            **_HEAD,
-            "method": text(),
-            "prompts": count(),
-            "new_tokens": count(),
-            "accepted_length": positive(),
-            "head_accepted_length": positive(),
-            "differing_prompts": count(0),
-            "ratio": positive(),
-        }
-    ),
-    unit=("scheme", "weights"),
-    row=(*_HEAD, "method"),
-)
-TREES = Table(
-    "trees",
-    pa.DataFrameSchema(
-        {**_TARGET, "draft_size": count(), "iterations": count(), "accepted_length": positive(), "parents": text()}
-    ),
-    unit=("model", "scheme", "weights", "draft_size", "iterations"),
-)
-PLANS = Table(
-    "plans",
-    pa.DataFrameSchema(
-        {
-            "model": text(),
-            "scheme": text(),
-            "task": text(),
-            **_WEIGHTS,
-            "acceptance": text(),
-            "accepted_length": positive(),
-            **_MEANS,
-            "mean_draft_size": positive(required=False),
-            **_STEP,
-            "tokens_per_s": positive(),
-            "prompts": count(required=False),
-            **_PLAN,
-            "predicted_tokens_per_s": positive(required=False),
-        }
-    ),
-    unit=("model", "scheme", "weights"),
-    row=("task", *_PLAN),
-)
-QUALITY = Table(
-    "quality",
-    pa.DataFrameSchema(
-        {
-            **_TARGET,
-            "domain": text(),
-            "tokens": count(required=False),
-            "perplexity": positive(),
-            "increase_percent": anything(),
-            "agreement_percent": number(required=False),
-        }
-    ),
-    unit=("model", "scheme", "weights"),
-    row=("domain",),
-)
-KERNELS = Table(
-    "kernels",
-    pa.DataFrameSchema(
-        {
-            "model": text(required=False),
-            "layer": text(),
-            "scheme": text(),
-            "implementation": text(),
-            **_WEIGHTS,
-            **_BLOCK,
-            "draft_size": count(),
-            "in_features": count(),
-            "out_features": count(),
-            **_SPREAD_US,
-            **_CARD,
-            "bytes": positive(required=False),
-            "operations": positive(required=False),
-        }
-    ),
-    unit=("model", "layer", "scheme", "implementation", "weights", "process"),
-    row=("in_features", "out_features", "draft_size", "block"),
-)
-ATTENTION = Table(
-    "attention",
-    pa.DataFrameSchema(
-        {
-            "operation": text(),
-            "implementation": text(),
-            **_WEIGHTS,
-            **_BLOCK,
-            "draft_size": count(),
-            "context_length": count(0),
-            **_SPREAD_US,
-            **_CARD,
-            "bytes": positive(),
-            "operations": number(),
-        }
-    ),
-    unit=("weights", "context_length", "process"),
-    row=("operation", "implementation", "draft_size", "block"),
-)
-CEILINGS = Table(
-    "ceilings",
-    pa.DataFrameSchema({"what": text(), "unit": text(), **_WEIGHTS, **_PROCESS, "value": positive()}),
-    unit=("weights", "process"),
-    row=("what",),
-    needs=("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)")),
-)
-PASS_PROFILES = Table(
-    "pass_profiles",
-    pa.DataFrameSchema(
-        {
-            **_TARGET,
-            "draft_size": count(),
-            "context_length": count(),
-            "kernel": text(),
-            "launches": count(0),
-            "time_us": number(),
-            "alone_us": number(),
-            "span_us": positive(),
-        }
-    ),
-    unit=("model", "scheme", "weights", "draft_size", "context_length"),
-    row=("kernel",),
-)
+THROUGHPUT = {
+    **_TARGET,
+    "method": text(),
+    "task": text(),
+    "acceptance": text(),
+    "accepted_length": positive(),
+    **_MEANS,
+}
+THROUGHPUT |= {"draft_size": positive(required=False), **_STEP, "tokens_per_s": positive()}
+THROUGHPUT |= {"prompts": count(required=False), "speedup": positive(required=False)}
+LOSSLESSNESS = {"scheme": text(), "method": text(), **_WEIGHTS, **_DECODED, "largest_margin": number(required=False)}
+HEADS = {"scheme": text(), **_WEIGHTS, **_HEAD, "method": text(), **_DECODED, "accepted_length": positive()}
+HEADS |= {"head_accepted_length": positive(), "ratio": positive()}
+TREES = {**_TARGET, "draft_size": count(), "iterations": count(), "accepted_length": positive(), "parents": text()}
+PLANS = {**_TARGET, "task": text(), "acceptance": text(), "accepted_length": positive(), **_MEANS}
+PLANS |= {"mean_draft_size": positive(required=False), **_STEP, "tokens_per_s": positive()}
+PLANS |= {"prompts": count(required=False), **_PLAN, "predicted_tokens_per_s": positive(required=False)}
+QUALITY = {**_TARGET, "domain": text(), "tokens": count(required=False), "perplexity": positive()}
+QUALITY |= {"increase_percent": anything(), "agreement_percent": number(required=False)}
+KERNELS = {"model": text(required=False), "layer": text(), "scheme": text(), "implementation": text(), **_WEIGHTS}
+KERNELS |= {**_BLOCK, "draft_size": count(), "in_features": count(), "out_features": count(), **_SPREAD_US, **_CARD}
+KERNELS |= {"bytes": positive(required=False), "operations": positive(required=False)}
+ATTENTION = {"operation": text(), "implementation": text(), **_WEIGHTS, **_BLOCK, "draft_size": count()}
+ATTENTION |= {"context_length": count(0), **_SPREAD_US, **_CARD, "bytes": positive(), "operations": number()}
+CEILINGS = {"what": text(), "unit": text(), **_WEIGHTS, **_PROCESS, "value": positive()}
+PASS_PROFILES = {**_TARGET, "draft_size": count(), "context_length": count(), "kernel": text(), "launches": count(0)}
+PASS_PROFILES |= {"time_us": number(), "alone_us": number(), "span_us": positive()}
 CALIBRATION = {**_TARGET, **_HEAD, **_PLAN, "level": text()}
 CALIBRATION |= {"drafts": count(0), "accepted": count(0), "rows": count(), **_STEP}
 SPEEDUPS = dict.fromkeys(("source", "where", "model", "gpu", "scheme", "method"), text()) | {"value": positive()}
@@ -313,16 +178,37 @@ TABLES = {
         REPLAYED,
         DRAFTING,
         ROUNDS,
-        THROUGHPUT,
-        LOSSLESSNESS,
-        HEADS,
-        TREES,
-        PLANS,
-        QUALITY,
-        KERNELS,
-        ATTENTION,
-        CEILINGS,
-        PASS_PROFILES,
+        Table("throughput", pa.DataFrameSchema(THROUGHPUT), _OF_TARGET, ("method", "task")),
+        Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS), ("scheme", "weights"), ("method",)),
+        Table("heads", pa.DataFrameSchema(HEADS), ("scheme", "weights"), (*_HEAD, "method")),
+        Table("trees", pa.DataFrameSchema(TREES), (*_OF_TARGET, "draft_size", "iterations")),
+        Table("plans", pa.DataFrameSchema(PLANS), _OF_TARGET, ("task", *_PLAN)),
+        Table("quality", pa.DataFrameSchema(QUALITY), _OF_TARGET, ("domain",)),
+        Table(
+            "kernels",
+            pa.DataFrameSchema(KERNELS),
+            unit=("model", "layer", "scheme", "implementation", "weights", "process"),
+            row=("in_features", "out_features", "draft_size", "block"),
+        ),
+        Table(
+            "attention",
+            pa.DataFrameSchema(ATTENTION),
+            unit=("weights", "context_length", "process"),
+            row=("operation", "implementation", "draft_size", "block"),
+        ),
+        Table(
+            "ceilings",
+            pa.DataFrameSchema(CEILINGS),
+            unit=("weights", "process"),
+            row=("what",),
+            needs=("what", ("read-only stream", "fp16 product (cuBLAS)", "int8 product (cuBLASLt)")),
+        ),
+        Table(
+            "pass_profiles",
+            pa.DataFrameSchema(PASS_PROFILES),
+            (*_OF_TARGET, "draft_size", "context_length"),
+            ("kernel",),
+        ),
         Table("calibration", pa.DataFrameSchema(CALIBRATION)),
         Table("speedups", pa.DataFrameSchema(SPEEDUPS)),
         Table(
