@@ -12,9 +12,9 @@ from specquant.decoding.drafters import get_method, methods_with_trees
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
 from specquant.files import resolve
-from specquant.measure.drafting import describe_head
 from specquant.measure.throughput import decode_prompts
 from specquant.models.device import dtype_parameters
+from specquant.models.eagle import describe_head
 from specquant.models.loading import load_tokenizer
 from specquant.models.targets import quantized_target
 from specquant.tables.results import write_results

@@ -15,9 +15,10 @@ from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
 from specquant.measure.blocks import spread
 from specquant.measure.checks import require_at_least, require_shapes
-from specquant.measure.drafting import HEADS, describe_head
+from specquant.measure.drafting import HEADS
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
+from specquant.models.eagle import describe_head
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory

@@ -8,7 +8,7 @@ from specquant.tables.table import Table, count, number, positive, share, text
 _WEIGHTS = {"weights": text("trained", "synthetic")}
 _TARGET = {"model": text(), "scheme": text(), **_WEIGHTS}
 _PLAN = {"method": text(), "draft_size": count(0), "iterations": count(0), "min_draft_length": count(0)}
-_HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}
+_HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}  # 0 was "all tokens" before 0.2
 _SPREAD = {"time_ms": positive(), "p10_ms": positive(), "p90_ms": positive(), "repeats": count()}
 _CARD = {"clock_mhz": positive(required=False), "power_w": positive(required=False)}
 _FLOOR = {"bytes": positive(required=False), "floor_ms": positive(required=False)}
@@ -157,7 +157,7 @@ TABLES = {
         REPLAYED,
         DRAFTING,
         ROUNDS,
-        Table("throughput", pa.DataFrameSchema(THROUGHPUT)),
+        Table("throughput", pa.DataFrameSchema(THROUGHPUT), renamed={"draft_size": "mean_draft_size"}),
         Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS)),
         Table("quality", pa.DataFrameSchema(QUALITY)),
         Table("kernels", pa.DataFrameSchema(KERNELS)),
