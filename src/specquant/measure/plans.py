@@ -59,11 +59,11 @@ def record_plans(
         models, tokenizer = tiny_models(models_dir, target, device=device), load_tokenizer(target)
         parts = [table] if len(table) else []
         for _, prompts in tasks:
-            texts, chosen = prompts.prompt.tolist(), prompts.to_dict("records")
+            texts, records = prompts.prompt.tolist(), prompts.to_dict("records")
             steps, decoded = [], []
             for _ in range(REPEATS):
                 steps.append(calibrate(models, tokenizer, texts, max_new_tokens * len(texts), max_new_tokens))
-                decoded.append(decode_prompts(models, tokenizer, chosen, plans, name, max_new_tokens=max_new_tokens))
+                decoded.append(decode_prompts(models, tokenizer, records, plans, name, max_new_tokens=max_new_tokens))
             planner, statistics = calibrated(fastest(steps))
             predicted = planner.table(statistics).set_index(list(PLAN_FIELDS)).tokens_per_s
             measured = by_plan(pd.concat(decoded, ignore_index=True))
