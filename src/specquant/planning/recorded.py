@@ -51,7 +51,9 @@ def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame, gpu: str = "H2
     draft and pass is bookkeeping.
     """
     passes, steps = passes[passes.gpu == gpu], steps[steps.gpu == gpu]
-    drafts = steps[steps.what == "draft"].assign(head_scheme="fp16", head_vocabulary=0)
+    drafts = steps[steps.what == "draft"].assign(
+        head_scheme="fp16", head_vocabulary=synthetic_config("llama-3-8b").vocab_size
+    )
     return Planner(
         *(
             measured_costs(passes, drafts, model, "w4a16-g128", other_ms=_beyond_draft_and_pass(passes, steps, model))
@@ -65,8 +67,8 @@ def _beyond_draft_and_pass(passes: pd.DataFrame, steps: pd.DataFrame, model: str
     kind = ["scheme", "draft_size", "iterations"]
     of_model = steps[(steps.model == model) & (steps.method == "eagle2")]
     whole, draft = (of_model[of_model.what == what].set_index(kind).time_ms for what in ("step", "draft"))
-    beside = pd.MultiIndex.from_frame(whole.reset_index()[kind[:2]])
-    verify = passes[passes.model == model].set_index(kind[:2]).time_ms.reindex(beside).to_numpy()
+    same_pass = pd.MultiIndex.from_frame(whole.reset_index()[kind[:2]])
+    verify = passes[passes.model == model].set_index(kind[:2]).time_ms.reindex(same_pass).to_numpy()
     return max(0.0, float((whole - draft.reindex(whole.index) - verify).median()))
 
 

@@ -269,7 +269,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         frame.attrs["device"] = device
         drawing = figure.draw(frame, *map(read_medians, others))
         if drawing is not None:
-            text = caption(figure.text, frame, device) + _caveats(table, *beside)
+            text = caption(figure.text, frame, device) + _caveats(table, *others)
             drawings.append((folder, figure.name, drawing, text))
             plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
