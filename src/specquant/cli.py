@@ -15,7 +15,7 @@ from specquant import __version__
 from specquant.errors import SpecquantError, lacks_memory
 from specquant.models.companions import COMPANIONS, directories_beside
 
-MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
+MODEL = "the target, fp16 or quantized: a directory, a GGUF file, or a hub id such as organization/name@revision"
 CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Where the files of the benchmarks are put and looked for.
@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(command=_calibrate)
 
     quantize = commands.add_parser("quantize", help="quantize a model directory into another")
-    quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, or a hub id")
+    quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, GGUF file or hub id")
     quantize.add_argument("--scheme", required=True)
     quantize.add_argument("--out", type=_here, required=True, metavar="DIR")
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: the tiny target's own)")

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.models.checkpoint import GGUF_INDEX
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
 from specquant.models.llama import check_widths
@@ -98,7 +99,7 @@ def require_storable(name: str, config: PreTrainedConfig, rotated: bool = True) 
 
 def _digest(model_dir: Path, text: Path) -> str:
     package = Path(__file__).parents[1]
-    files = [*sorted(model_dir.glob("*.safetensors")), model_dir / "config.json", text]
+    files = [*sorted(model_dir.glob("*.safetensors")), model_dir / GGUF_INDEX, model_dir / "config.json", text]
     for folder in CODE:
         files += sorted((package / folder).glob("*.py"))
     digest = hashlib.sha256()

@@ -23,7 +23,7 @@ from specquant.models.fields import read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
 from specquant.models.formats.gptq import GPTQ_CONFIG, encode_gptq
-from specquant.models.hub import HEAD_FILES, locate
+from specquant.models.hub import HEAD_FILES, is_gguf, locate
 from specquant.models.llama import Llama
 from specquant.models.loading import check_head, load_head_config, open_model, stored_scheme
 from specquant.models.quantize import COPIED_FILES
@@ -57,9 +57,11 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
     is not quantized by us or in a scheme that the format does not have, and an output directory that is not empty or
     cannot be written. Nothing is left half-written.
     """
-    model_dir, out_dir = Path(model_dir), Path(out_dir)
     if format not in EXPORT_FORMATS:
         raise SpecquantError(f"unknown format {format!r}: choose one of {', '.join(EXPORT_FORMATS)}")
+    model_dir, out_dir = Path(model_dir), Path(out_dir)
+    if is_gguf(model_dir):
+        model_dir = locate(model_dir)
     config = load_config(model_dir)
     scheme = get_scheme(stored_scheme(config, model_dir))
     quantization = getattr(config, "quantization_config", None) or {}

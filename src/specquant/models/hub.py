@@ -1,4 +1,5 @@
-"""Models on the Hugging Face hub: from its cache, or downloaded into it with the token that `hf auth login` keeps."""
+"""Names of models -> directories: of GGUF files, and of models on the Hugging Face hub, from its cache or downloaded
+into it with the token that `hf auth login` keeps."""
 
 import os
 import re
@@ -20,15 +21,26 @@ OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights once more, in their
 
 def is_hub_id(model: str | Path) -> bool:
     """Whether this is `organization/name` or `organization/name@revision`, and no file or directory."""
-    return bool(HUB_ID.fullmatch(str(model))) and not os.path.lexists(model)
+    return bool(HUB_ID.fullmatch(str(model))) and not os.path.lexists(model) and not is_gguf(model)
+
+
+def is_gguf(model: str | Path) -> bool:
+    """Whether this is called as a GGUF file is, whether there is one or not."""
+    return str(model).endswith(".gguf")
 
 
 def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
-    """The directory of a model: a hub id's in the hub's cache, with these files of it; any other is one itself.
+    """The directory of a model: a hub id's in the hub's cache, with these files of it; a GGUF file's in our own cache
+    (`formats.gguf`); any other is one itself.
 
     A revision is a branch, a tag or a commit. Raises SpecquantError where the hub cannot be reached and the cache does
-    not have the files, and where the hub has no such model or revision or does not give it.
+    not have the files, where the hub has no such model or revision or does not give it, and for a GGUF file that cannot
+    be read.
     """
+    if is_gguf(model) and not os.path.isdir(model):
+        from specquant.models.formats.gguf import gguf_directory
+
+        return gguf_directory(model)
     if not is_hub_id(model):
         return Path(model)
     from huggingface_hub import errors

@@ -18,6 +18,7 @@ from specquant.models.cache import KVCache
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, shrink_head
 from specquant.models.graphs import MOST_ROWS
+from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
 from specquant.quant import PackedLinear, Scheme
@@ -57,9 +58,10 @@ def synthetic_config(model: str | Path) -> PreTrainedConfig:
     """The configuration of a name in SHAPES, or in a model directory. Raises SpecquantError where it is neither."""
     if str(model) in SHAPES:
         return LlamaConfig(**SHAPES[str(model)])
-    if not Path(model).is_dir():
+    path = Path(model) if is_hub_id(model) else locate(model)
+    if not path.is_dir():
         raise SpecquantError(f"{model} is neither a model directory nor one of {', '.join(SHAPES)}")
-    return load_config(model)
+    return load_config(path)
 
 
 def synthetic_model(
