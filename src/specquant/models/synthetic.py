@@ -22,7 +22,7 @@ from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
 from specquant.quant import PackedLinear, Scheme
-from specquant.quant.grid import in_groups
+from specquant.quant.grid import in_groups, out_of_groups
 
 # What the Llama-3 models have in common, and what not (arXiv 2407.21783, table 3).
 LLAMA_3 = {
@@ -162,7 +162,8 @@ def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) ->
     shape, dtype = (linear.out_features, linear.in_features), torch.int8 if highest < 128 else torch.int16
     codes = torch.randint(-highest, highest + 1, shape, dtype=dtype, device=device, generator=generator)
     zeros = grid.zero.expand(reach.shape).to(dtype)
-    linear.set_codes(in_groups(codes, linear.groups).add_(zeros[..., None]).flatten(1))
+    grouped = in_groups(codes, linear.group_size).add_(zeros[..., None])
+    linear.set_codes(out_of_groups(grouped, linear.in_features))
 
 
 def memory_needed(
