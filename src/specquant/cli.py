@@ -15,7 +15,7 @@ from specquant import __version__
 from specquant.errors import SpecquantError, lacks_memory
 from specquant.models.companions import COMPANIONS, directories_beside
 
-MODEL = "the target, fp16 or quantized: a directory, a GGUF file, or a hub id such as organization/name@revision"
+MODEL = "the target, fp16 or quantized: a directory, a GGUF file, a hub id as organization/name@revision, or smollm2"
 CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Where the files of the benchmarks are put and looked for.

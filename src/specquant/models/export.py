@@ -28,6 +28,7 @@ from specquant.models.formats.gptq import encode_gptq, gptq_config
 from specquant.models.hub import HEAD_FILES, is_gguf, locate
 from specquant.models.llama import Llama
 from specquant.models.loading import check_head, load_head_config, open_model, stored_scheme
+from specquant.models.packaged import is_packaged
 from specquant.models.quantize import COPIED_FILES
 from specquant.models.transforms import original_ends
 from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, check, read_into
@@ -67,7 +68,7 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
     if format not in EXPORT_FORMATS:
         raise SpecquantError(f"unknown format {format!r}: choose one of {', '.join(EXPORT_FORMATS)}")
     model_dir, out_dir = Path(model_dir), Path(out_dir)
-    if is_gguf(model_dir):
+    if is_gguf(model_dir) or is_packaged(model_dir):
         model_dir = locate(model_dir)
     config = load_config(model_dir)
     scheme = get_scheme(stored_scheme(config, model_dir))
