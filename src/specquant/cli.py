@@ -176,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_companions(generate)
     _add_head_options(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument(
+        "--chat", action="store_true", help="put the prompt, a user's message, into the chat template"
+    )
+    generate.add_argument("--system", metavar="TEXT", help="a system prompt, with --chat (default: the template's own)")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     generate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     generate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
@@ -501,6 +505,7 @@ def _named_companions(arguments: argparse.Namespace) -> list[str]:
 def _generate(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from specquant.benchmarks.chat import chat_prompt
     from specquant.decoding import acceptance_rule, checked_prompt, generate
     from specquant.decoding.drafters import get_method
     from specquant.models.loading import load_tokenizer
@@ -509,7 +514,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     rule = acceptance_rule(**sampling, seed=arguments.seed)
     stop = tuple(arguments.stop)
+    if arguments.system is not None and not arguments.chat:
+        raise SpecquantError("--system is for --chat")
     models = _models(arguments)
+    if arguments.chat:
+        arguments.prompt = chat_prompt(arguments.prompt, load_tokenizer(arguments.model), arguments.system)
     method, chosen = arguments.method, {}
     if method != "auto":
         get_method(method)  # refuses what is none

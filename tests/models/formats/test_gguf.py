@@ -20,6 +20,7 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from specquant.cli import main
+from specquant.decoding import checked_prompt, generation
 from specquant.errors import SpecquantError
 from specquant.experiments.targets import _digest
 from specquant.models.formats.gguf import CUTTING, TYPES, gguf_directory
@@ -182,6 +183,30 @@ def test_every_command_takes_a_file_where_it_takes_a_directory(small, tmp_path, 
     capsys.readouterr()
     assert main(["export", str(file), "--format", "gptq", "--out", str(tmp_path / "refused")]) == 2
     assert "is not quantized by us" in capsys.readouterr().err
+
+
+def test_chat_puts_the_prompt_into_the_files_template_with_one_begin_token(small, monkeypatch, capsys):
+    """Whether the tokenizer begins texts itself or not; without a template it is refused."""
+    seen = []
+    monkeypatch.setattr(generation, "checked_prompt", lambda *given: seen.append(checked_prompt(*given)) or seen[-1])
+    for begins in (False, True):
+        file = small(tokenizer__ggml__add_bos_token=begins, pre="llama-bpe")
+        os.utime(file, ns=(begins, begins))
+        command = ["generate", "--model", str(file), "--max-new-tokens", "2", "--prompt", "12 plus"]
+        assert main([*command, "--chat"]) == 0
+        tokenizer = load_tokenizer(file)
+        assert tokenizer.decode(seen[-1]) == f"{BEGIN}user: 12 plus{END}assistant: "
+        assert seen[-1].count(0) == 1
+        assert main([*command, "--chat", "--system", "be 1"]) == 0
+        assert tokenizer.decode(seen[-1]) == f"{BEGIN}system: be 1{END}user: 12 plus{END}assistant: "
+        assert main(command) == 0
+        assert tokenizer.decode(seen[-1]) == BEGIN * begins + "12 plus"
+    capsys.readouterr()
+    assert main([*command, "--system", "be 1"]) == 2
+    assert "--system is for --chat" in capsys.readouterr().err
+    command[2] = str(small(tokenizer__chat_template=None))
+    assert main([*command, "--chat"]) == 2
+    assert "has no chat template: leave out --chat" in capsys.readouterr().err
 
 
 def test_a_file_can_be_rounded_and_draft_for_another(small, capsys):
