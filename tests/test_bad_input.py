@@ -339,12 +339,12 @@ def test_a_folder_that_is_closed(family, refused):
 def test_a_width_that_a_scheme_does_not_have(family, refused, tmp_path):
     """It names the field of config.json, and points to nothing that would be refused, too."""
     target = family / "target"
-    config = LlamaConfig(**json.loads((target / "config.json").read_text()) | {"hidden_size": 576, "head_dim": 64})
+    config = LlamaConfig(**json.loads((target / "config.json").read_text()) | {"hidden_size": 92, "head_dim": 64})
     LlamaForCausalLM(config).half().save_pretrained(target)
     for scheme, reason in (
-        ("w4a16-g128", "hidden_size 576 is not a multiple of 128"),
-        ("w4a16-g128-rot", "hidden_size 576 cannot be rotated"),
-        ("w4a8-qqq", "hidden_size 576 cannot be rotated"),
+        ("w4a16-g128", "hidden_size 92 is not a multiple of 16"),
+        ("w4a16-g128-rot", "hidden_size 92 cannot be rotated"),
+        ("w4a8-qqq", "hidden_size 92 cannot be rotated"),
     ):
         says = f"{target} does not fit {scheme}: {reason}"
         out = tmp_path / "out"

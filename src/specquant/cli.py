@@ -16,7 +16,7 @@ from specquant import __version__
 from specquant.errors import SpecquantError, lacks_memory
 from specquant.models.companions import COMPANIONS, directories_beside
 
-MODEL = "the target, fp16 or quantized: a directory, or a hub id such as organization/name@revision"
+MODEL = "the target, fp16 or quantized: a directory, a GGUF file, a hub id as organization/name@revision, or smollm2"
 CONTEXT_LENGTH = "positions to make room for (default: all that the models were made for)"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Where the files of the benchmarks are put and looked for.
@@ -177,6 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_companions(generate)
     _add_head_options(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument(
+        "--chat", action="store_true", help="put the prompt, a user's message, into the chat template"
+    )
+    generate.add_argument("--system", metavar="TEXT", help="a system prompt, with --chat (default: the template's own)")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     generate.add_argument("--context-length", type=int, metavar="N", help=CONTEXT_LENGTH)
     generate.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
@@ -214,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(command=_calibrate)
 
     quantize = commands.add_parser("quantize", help="quantize a model directory into another")
-    quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, or a hub id")
+    quantize.add_argument("model", type=Path, metavar="MODEL", help="fp16 weights: a directory, GGUF file or hub id")
     quantize.add_argument("--scheme", required=True)
     quantize.add_argument("--out", type=_here, required=True, metavar="DIR")
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: the tiny target's own)")
@@ -502,6 +506,7 @@ def _named_companions(arguments: argparse.Namespace) -> list[str]:
 def _generate(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from specquant.benchmarks.chat import chat_prompt
     from specquant.decoding import acceptance_rule, checked_prompt, generate
     from specquant.decoding.drafters import get_method
     from specquant.models.loading import load_tokenizer
@@ -510,7 +515,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     rule = acceptance_rule(**sampling, seed=arguments.seed)
     stop = tuple(arguments.stop)
+    if arguments.system is not None and not arguments.chat:
+        raise SpecquantError("--system is for --chat")
     models = _models(arguments)
+    if arguments.chat:
+        arguments.prompt = chat_prompt(arguments.prompt, load_tokenizer(arguments.model), arguments.system)
     method, chosen = arguments.method, {}
     if method != "auto":
         get_method(method)  # refuses what is none

@@ -36,6 +36,18 @@ def resolve(path: str | os.PathLike) -> Path:
     return path if path.is_absolute() else project_root() / path
 
 
+def cache_folder() -> Path:
+    """Where this user keeps what can be made or fetched again: below XDG_CACHE_HOME, by default ~/.cache.
+
+    Raises SpecquantError where the user has no home folder.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "specquant"
+    except RuntimeError:
+        raise SpecquantError("this user has no home folder: set XDG_CACHE_HOME to a folder to keep models in") from None
+
+
 def read_text(path: str | os.PathLike, what: str) -> str:
     """The content of a UTF-8 text file; `what` it is stands in the SpecquantError where it cannot be read."""
     try:

@@ -48,7 +48,15 @@ def test_pairs_are_eight_outputs_apart():
     assert torch.equal(unpair_outputs(pairs), values)
 
 
-@pytest.mark.parametrize("shape", [(8, 128), (16, 64)])
-def test_a_matrix_that_is_no_whole_tiles_is_refused(shape):
-    with pytest.raises(SpecquantError, match="multiple of 128 and its outputs of 16"):
-        pack_int4(torch.zeros(shape, dtype=torch.uint8), 8)
+def test_a_matrix_whose_outputs_are_no_whole_tiles_is_refused():
+    with pytest.raises(SpecquantError, match="its outputs must be a multiple of 16"):
+        pack_int4(torch.zeros(8, 128, dtype=torch.uint8), 8)
+
+
+@pytest.mark.parametrize("inputs", [64, 1, 200])
+def test_inputs_that_are_no_whole_tiles_are_filled_up(inputs):
+    codes = torch.randint(0, 16, (32, inputs), generator=torch.Generator().manual_seed(0))
+    unpacked = unpack_int4(pack_int4(codes, 8), 8)
+    assert torch.equal(unpacked[:, :inputs].long(), codes)
+    assert unpacked.shape[1] == -(-inputs // 128) * 128
+    assert not unpacked[:, inputs:].any()

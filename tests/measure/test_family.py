@@ -142,7 +142,7 @@ def test_a_family_is_studied_on_a_gpu(tmp_path):
 def narrow(paths, tmp_path):
     """A target whose widths 4-bit matrices cannot have."""
     directory = shutil.copytree(paths["target"], tmp_path / "narrow")
-    config = json.loads((directory / "config.json").read_text()) | {"intermediate_size": 192}
+    config = json.loads((directory / "config.json").read_text()) | {"intermediate_size": 196}
     (directory / "config.json").write_text(json.dumps(config))
     return str(directory)
 
@@ -153,17 +153,17 @@ def test_all_schemes_are_those_that_the_target_can_have(narrow, capsys):
     assert [line.split(" is left out: ")[0] for line in lines] == [
         name for name in scheme_names("all") if name not in ("fp16", "w8a8")
     ]
-    assert all("192" in line for line in lines)
+    assert all("392" in line for line in lines)
 
 
 def test_a_named_scheme_that_the_target_cannot_have_is_refused(narrow, paths, tmp_path):
-    with pytest.raises(SpecquantError, match="192"):
+    with pytest.raises(SpecquantError, match="392"):
         Family(narrow).schemes("w8a8,w4a16-g128")
     config = json.loads((Path(paths["target"]) / "config.json").read_text())
-    fields = {"hidden_size": 896, "num_attention_heads": 14}  # 7 * 2^7: in groups of 128, but without a rotation
+    fields = {"hidden_size": 2752, "num_attention_heads": 43}  # 43 * 2^6: a multiple of 16, but without a rotation
     shutil.copytree(paths["target"], tmp_path / "unrotated")
     (tmp_path / "unrotated/config.json").write_text(json.dumps(config | fields))
     family = Family(str(tmp_path / "unrotated"))
     assert family.schemes("all") == ["fp16", "w8a8", "w4a16-g128"]
-    with pytest.raises(SpecquantError, match="a hidden size of 896 is not 2"):
+    with pytest.raises(SpecquantError, match="a hidden size of 2752 has no Hadamard"):
         family.schemes("w4a8-qqq")

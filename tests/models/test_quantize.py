@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_nothing(refused, source, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "scheme", "match"), [(192, "w4a16-g128", "multiple of 128"), (896, "w4a16-g128-rot", "hidden size of 896")]
+    ("size", "scheme", "match"), [(184, "w4a16-g128", "multiple of 16"), (688, "w4a16-g128-rot", "hidden size of 688")]
 )
 def test_sizes_that_a_scheme_cannot_store_are_refused(source, tmp_path, refused, size, scheme, match):
     config = LlamaConfig(**json.loads((source / "config.json").read_text()) | {"hidden_size": size})

@@ -139,9 +139,9 @@ def test_every_shape_is_one_that_every_scheme_stores():
 
 
 def test_a_width_that_a_scheme_does_not_have_is_refused_by_its_field():
-    config = LlamaConfig(**SHAPES["llama-3-8b"] | {"hidden_size": 576, "num_attention_heads": 9, "head_dim": 64})
-    config.num_key_value_heads = 3
-    says = "hidden_size 576 is not a multiple of 128; schemes that it fits: fp16, w8a8, fp8"
+    config = LlamaConfig(**SHAPES["llama-3-8b"] | {"hidden_size": 568, "num_attention_heads": 8, "head_dim": 64})
+    config.num_key_value_heads = 2
+    says = "hidden_size 568 is not a multiple of 16; schemes that it fits: fp16, w8a8, fp8"
     with pytest.raises(SpecquantError, match=f"the model does not fit w4a16-g128: {says}"):
         memory_needed(config, "w4a16-g128", 64, torch.float16, "cpu")
     memory_needed(config, "w8a8", 64, torch.float16, "cpu")

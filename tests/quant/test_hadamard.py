@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.quant.hadamard import hadamard, random_hadamard
+from specquant.quant.hadamard import hadamard, paley, random_hadamard
 
 
-@pytest.mark.parametrize("size", [1, 2, 12, 20, 24, 64, 256, 384, 640])
+@pytest.mark.parametrize("size", [1, 2, 4, 12, 20, 24, 28, 36, 60, 64, 200, 256, 384, 576, 640, 896, 960, 1600])
 def test_a_hadamard_matrix_has_orthogonal_rows_of_signs(size):
     matrix = hadamard(size)
     assert matrix.shape == (size, size)
@@ -14,10 +15,17 @@ def test_a_hadamard_matrix_has_orthogonal_rows_of_signs(size):
     assert np.array_equal(matrix @ matrix.T, size * np.eye(size, dtype=int))
 
 
-@pytest.mark.parametrize("size", [3, 36, 28, 0])
+@pytest.mark.parametrize("size", [3, 6, 92, 100, 116, 688, 0, -4])
 def test_other_sizes_are_refused(size):
     with pytest.raises(SpecquantError, match=f"hidden size of {size} "):
         hadamard(size)
+
+
+def test_models_that_were_rotated_before_find_their_matrix_again():
+    """Powers of two times 1, 12 and 20 were all there was at first, by Paley's first construction."""
+    for size, base in ((8, 1), (96, 12), (160, 20)):
+        small = np.ones((1, 1)) if base == 1 else paley(base - 1)
+        assert np.array_equal(hadamard(size), np.kron(small, scipy.linalg.hadamard(size // base)))
 
 
 def test_the_rotation_is_orthogonal_and_always_the_same():

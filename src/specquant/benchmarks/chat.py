@@ -49,6 +49,26 @@ def conversation_prompt(question: Question, answers: Sequence[str], tokenizer: "
     return Prompt(chat_text(tokenizer, [*messages, {"role": "user", "content": asked[-1]}], True), False)
 
 
+def chat_prompt(text: str, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> str:
+    """A user's message in the form of the chat template, up to where the model answers.
+
+    Args:
+        text: What the user says.
+        tokenizer: The model's.
+        system: The system prompt; None for what the template itself has, if it has one.
+
+    Returns:
+        The prompt. Tokens are made of it as of any prompt, with one begin token (`models.texts.tokens_of`).
+
+    Raises:
+        SpecquantError: The tokenizer has no chat template, or the template refuses the conversation.
+    """
+    if tokenizer.chat_template is None:
+        raise SpecquantError("the model's tokenizer has no chat template: leave out --chat")
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return chat_text(tokenizer, [*messages, {"role": "user", "content": text}], True)
+
+
 def message_prompt(text: str, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
     """The prompt of one text: a user's message where the tokenizer has a chat template, else the text as it is."""
     if tokenizer.chat_template is None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.launch import jit, tl, wait_for_previous
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
+from specquant.kernels.products import GROUP, Configuration, add_splits, is_last, launch_product, steps
 
 
 def fp16_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -34,6 +34,7 @@ def fp16_triton(
         accumulator=torch.float32,
         row_invariant=row_invariant,
         chosen=chosen,
+        EVEN=x.shape[1] % GROUP == 0,
     )
 
 
@@ -41,7 +42,7 @@ def fp16_triton(
 def _kernel(
     x, weight, out, partials, arrivals, rows, out_features, in_features,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
-    OVERLAPPING: tl.constexpr,
+    OVERLAPPING: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -52,8 +53,13 @@ def _kernel(
     x += row[None, :] * in_features + step[:, None]
     sums = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for _ in tl.range(first, end, num_stages=STAGES):
-        weights = tl.load(weight) if WHOLE else tl.load(weight, mask=output[:, None] < out_features, other=0)
-        activations = tl.load(x, mask=row[None, :] < rows, other=0)
+        if EVEN:
+            weights = tl.load(weight) if WHOLE else tl.load(weight, mask=output[:, None] < out_features, other=0)
+            activations = tl.load(x, mask=row[None, :] < rows, other=0)
+        else:
+            weights = tl.load(weight, mask=(output[:, None] < out_features) & (step[None, :] < in_features), other=0)
+            activations = tl.load(x, mask=(row[None, :] < rows) & (step[:, None] < in_features), other=0)
+            step += 128
         sums = tl.dot(weights, activations, sums)
         weight += 128
         x += 128

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import SMALLEST, compute_dtype
-from specquant.kernels.products import Configuration, launch_product
+from specquant.kernels.products import GROUP, Configuration, launch_product
 from specquant.kernels.w8a8 import eight_bit_kernel
 
 LARGEST = 448.0
@@ -69,6 +69,7 @@ def fp8_triton(
         row_invariant=row_invariant,
         chosen=chosen,
         INTEGER=False,
+        EVEN=x.shape[1] % GROUP == 0,
     )
 
 

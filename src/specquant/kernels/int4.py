@@ -1,6 +1,7 @@
 """4-bit codes, two in a byte, in the order in which tensor cores take them.
 
-A matrix [out, in] is cut into tiles of 16 outputs by 128 inputs. A warp multiplies a tile, and each of its 32 lanes
+A matrix [out, in] is cut into tiles of 16 outputs by 128 inputs, filled up to whole ones by inputs that products
+multiply by zeros. A warp multiplies a tile, and each of its 32 lanes
 finds its share as 32 consecutive bytes: the fragments of operand A that PTX's `mma` and `wgmma` define, for 16-bit
 operands (slabs of 16 inputs) or 8-bit ones (slabs of 32). So weights are widened in the registers from which they are
 multiplied; in natural order they would have to be shuffled through shared memory first. Tiles of the same inputs lie
@@ -10,6 +11,7 @@ The two outputs of a byte are 8 rows apart: lane 4 g + c holds outputs g (low ha
 """
 
 import torch
+import torch.nn.functional as F
 
 from specquant.errors import SpecquantError
 
@@ -33,28 +35,38 @@ WORD_TO_FP16 = """
 
 
 def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
-    """The shape of a packed matrix [out, in]: [in / 128, out / 16, 32 lanes, 32 bytes].
+    """The shape of a packed matrix [out, in]: [in / 128, rounded up, out / 16, 32 lanes, 32 bytes].
 
-    Raises SpecquantError where the matrix is not made of whole tiles.
+    Raises SpecquantError where its outputs are not made of whole tiles.
     """
-    if out_features % TILE_OUTPUTS or in_features % TILE_INPUTS:
+    if out_features % TILE_OUTPUTS:
         raise SpecquantError(
-            f"a {out_features} x {in_features} matrix cannot be stored in 4 bits: its inputs must be a multiple of "
-            f"{TILE_INPUTS} and its outputs of {TILE_OUTPUTS}"
+            f"a {out_features} x {in_features} matrix cannot be stored in 4 bits: its outputs must be a multiple of "
+            f"{TILE_OUTPUTS}"
         )
-    return in_features // TILE_INPUTS, out_features // TILE_OUTPUTS, 32, 32
+    return -(-in_features // TILE_INPUTS), out_features // TILE_OUTPUTS, 32, 32
+
+
+def in_whole_tiles(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers [n, in] themselves, or, where the inputs are no whole tiles, with zeros behind them."""
+    missing = -numbers.shape[1] % TILE_INPUTS
+    if not missing:
+        return numbers
+    if numbers.dtype == torch.float8_e4m3fn:  # torch does not pad these; their zero is the byte zero
+        return F.pad(numbers.view(torch.uint8), (0, missing)).view(numbers.dtype)
+    return F.pad(numbers, (0, missing))
 
 
 def pack_int4(codes: torch.Tensor, operand_bits: int) -> torch.Tensor:
     """Integer codes 0 to 15 [out, in] -> uint8 [in / 128, out / 16, 32, 32], for operands of 8 or 16 bits."""
     inputs, outputs, _, _ = shape = packed_shape(*codes.shape)
-    tiles = codes.to(torch.uint8).reshape(outputs, 2, 8, inputs, TILE_INPUTS)
+    tiles = in_whole_tiles(codes.to(torch.uint8)).reshape(outputs, 2, 8, inputs, TILE_INPUTS)
     tiles = tiles[..., _input_order(operand_bits, codes.device)]
     return (tiles[:, 0] | tiles[:, 1] << 4).permute(2, 0, 1, 3).reshape(shape)
 
 
 def unpack_int4(packed: torch.Tensor, operand_bits: int) -> torch.Tensor:
-    """The inverse of `pack_int4`: uint8 [in / 128, out / 16, 32, 32] -> uint8 [out, in]."""
+    """The inverse of `pack_int4`: uint8 [in / 128, out / 16, 32, 32] -> uint8 [out, in], whole tiles of inputs."""
     inputs, outputs = packed.shape[:2]
     tiles = torch.stack((packed & 15, packed >> 4)).reshape(2, inputs, outputs, 8, TILE_INPUTS)
     tiles = tiles[..., _input_order(operand_bits, packed.device).argsort()]

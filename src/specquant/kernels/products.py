@@ -102,15 +102,14 @@ def launch_product(
 ) -> torch.Tensor:
     """Run kernel(x, *operands, out, partial sums, arrivals, rows, outputs, inputs, ...) and return out [rows, out].
 
-    x: [rows, in]. `chosen` overrides the recorded configuration. Products of one device must run one after another, as
-    those of one stream do: they share the arrival counters. Raises SpecquantError for a shape that the kernels cannot
-    multiply.
+    x: [rows, in]; kernels of packed weights take whole steps of inputs (`int4.in_whole_tiles`). `chosen` overrides the
+    recorded configuration. Products of one device must run one after another, as those of one stream do: they share the
+    arrival counters. Raises SpecquantError for a shape that the kernels cannot multiply.
     """
     rows, in_features = x.shape
-    if in_features % GROUP or out_features % 16:
+    if out_features % 16:
         raise SpecquantError(
-            f"a {out_features} x {in_features} matrix has no kernel: its inputs must be a multiple of {GROUP} and its "
-            "outputs of 16"
+            f"a {out_features} x {in_features} matrix has no kernel: its outputs must be a multiple of 16"
         )
     out = torch.empty(rows, out_features, dtype=out_dtype, device=x.device)
     if not rows:
@@ -151,7 +150,7 @@ def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl
 def steps(in_features):
     """The first and the last step (excluded) of this program's share of the inputs."""
     split, splits = tl.program_id(2), tl.num_programs(2)
-    count = in_features // 128
+    count = (in_features + 127) // 128
     return split * count // splits, (split + 1) * count // splits
 
 

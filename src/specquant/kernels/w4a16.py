@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.int4 import WORD_TO_FP16, unpack_int4, unpair_outputs
+from specquant.kernels.int4 import WORD_TO_FP16, in_whole_tiles, unpack_int4, unpair_outputs
 from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
@@ -25,11 +25,12 @@ WIDEN = constexpr(f"{{{WORD_TO_FP16}}}")
 
 def w4a16(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
-    return w4a16_product(x, w4a16_weight(codes, scales, compute_dtype(x)))
+    return w4a16_product(x, w4a16_weight(codes, scales, compute_dtype(x))[:, : x.shape[1]])
 
 
 def w4a16_weight(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight matrix [out, in] that a product multiplies: exact in float32, for 4 and 11 bits make 15."""
+    """The weight matrix [out, in] that a product multiplies, in whole tiles: exact in float32, for 4 and 11 bits make
+    15."""
     integers = unpack_int4(codes, operand_bits=16).to(dtype) - 8
     return integers.mul_(unpair_outputs(scales).to(dtype).t().repeat_interleave(128, dim=1))
 
@@ -52,6 +53,7 @@ def w4a16_triton(
     row_invariant: a row's result does not depend on how many other rows there are. chosen: how the product is cut up,
     and so by which kernel; by default as recorded. assembly: widen codes by inline assembly, as is done on a GPU.
     """
+    x = in_whole_tiles(x)
     if chosen is None and x.is_cuda and not row_invariant:
         chosen = recorded(x, codes.shape[1] * 16)
     if isinstance(chosen, WarpGroups):

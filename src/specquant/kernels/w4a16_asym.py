@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.int4 import unpack_int4, unpair_outputs
+from specquant.kernels.int4 import in_whole_tiles, unpack_int4, unpair_outputs
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton
 from specquant.kernels.w4a16_hopper import WarpGroups
@@ -20,7 +20,7 @@ from specquant.kernels.w4a16_hopper import WarpGroups
 
 def w4a16_asym(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
-    return w4a16_product(x, w4a16_asym_weight(codes, scales, zeros, compute_dtype(x)))
+    return w4a16_product(x, w4a16_asym_weight(codes, scales, zeros, compute_dtype(x))[:, : x.shape[1]])
 
 
 def w4a16_asym_weight(
@@ -42,6 +42,7 @@ def w4a16_asym_triton(
     chosen: Configuration | WarpGroups | None = None,
 ) -> torch.Tensor:
     """The launcher; x is fp16 or bf16, and what the kernel gives is rounded to it once before the rest is added."""
+    x = in_whole_tiles(x)
     sums = x.unflatten(1, (-1, 128)).sum(dim=-1, dtype=torch.float32)
     offsets = (8 - unpair_outputs(zeros).float()) * unpair_outputs(scales).float()
     return torch.addmm(w4a16_triton(x, codes, scales, row_invariant, chosen).float(), sums, offsets).to(x.dtype)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.int4 import unpack_int4, unpair_outputs
+from specquant.kernels.int4 import in_whole_tiles, unpack_int4, unpair_outputs
 from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 from specquant.kernels.rounding import round_half_even
@@ -63,22 +63,22 @@ SCALED, SCALED_AND_CLAMPED = constexpr(_SCALED.format(clamp="")), constexpr(_SCA
 
 def qqq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the matrix stored as QQQ per channel -> [rows, out] in x's dtype."""
-    return w8a8_product(x, qqq_weight(codes, compute_dtype(x)), scales)
+    return w8a8_product(x, qqq_weight(codes, compute_dtype(x))[:, : x.shape[1]], scales)
 
 
 def qqq_group(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_scales: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the matrix stored as QQQ per group -> [rows, out] in x's dtype."""
-    return w8a8_product(x, qqq_group_weight(codes, group_scales, compute_dtype(x)), scales)
+    return w8a8_product(x, qqq_group_weight(codes, group_scales, compute_dtype(x))[:, : x.shape[1]], scales)
 
 
 def qoq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the matrix stored as QoQ per channel -> [rows, out] in x's dtype."""
-    return w8a8_product(x, qoq_weight(codes, zeros, compute_dtype(x)), scales)
+    return w8a8_product(x, qoq_weight(codes, zeros, compute_dtype(x))[:, : x.shape[1]], scales)
 
 
 def qoq_group(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_grids: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the matrix stored as QoQ per group -> [rows, out] in x's dtype."""
-    return w8a8_product(x, qoq_group_weight(codes, group_grids, compute_dtype(x)), scales)
+    return w8a8_product(x, qoq_group_weight(codes, group_grids, compute_dtype(x))[:, : x.shape[1]], scales)
 
 
 def qqq_weight(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -132,6 +132,7 @@ def w4a8_triton(
     codes by inline assembly, as is done on a GPU. clamped: weights of qqq-g128 may leave int8. Integer sums are exact,
     so that a row never depends on the others.
     """
+    x = in_whole_tiles(x)
     if form.endswith("g128"):
         grid = grid.view(torch.int32)
     return launch_product(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.fp8 import quantize_per_token_e4m3, require_e4m3
-from specquant.kernels.int4 import pack_int4, unpack_int4, unpair_outputs
+from specquant.kernels.int4 import in_whole_tiles, pack_int4, unpack_int4, unpair_outputs
 from specquant.kernels.launch import jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 
@@ -30,7 +30,7 @@ def unpack_codes(packed: torch.Tensor) -> torch.Tensor:
 
 def w4a8_fp8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The reference: x [rows, in] times the stored matrix -> [rows, out] in x's dtype."""
-    return w4a8_fp8_product(x, w4a8_fp8_weight(codes, scales, compute_dtype(x)))
+    return w4a8_fp8_product(x, w4a8_fp8_weight(codes, scales, compute_dtype(x))[:, : x.shape[1]])
 
 
 def w4a8_fp8_weight(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -61,6 +61,7 @@ def w4a8_fp8_triton(
     row_invariant: a row's result does not depend on how many other rows there are. assembly: widen codes by inline
     assembly, as is done on a GPU. Raises SpecquantError where the GPU has no e4m3 products.
     """
+    x = in_whole_tiles(x)
     require_e4m3(x)
     return launch_product(
         _kernel,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype, quantize_per_token
 from specquant.kernels.launch import jit, tl, wait_for_previous
-from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps
+from specquant.kernels.products import GROUP, Configuration, add_splits, is_last, launch_product, steps
 
 EXACT_CHUNK = 1024  # 1024 * 127 * 127 < 2**24: up to here float32 sums of int8 products are exact in any order
 
@@ -67,6 +67,7 @@ def w8a8_triton(
         accumulator=torch.int32,
         chosen=chosen,
         INTEGER=True,
+        EVEN=x.shape[1] % GROUP == 0,
         enable_fp_fusion=False,
     )
 
@@ -75,9 +76,10 @@ def w8a8_triton(
 def eight_bit_kernel(
     x, token_scales, codes, scales, out, partials, arrivals, rows, out_features, in_features,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
-    OVERLAPPING: tl.constexpr, INTEGER: tl.constexpr,
+    OVERLAPPING: tl.constexpr, INTEGER: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Integers are summed in int32; e4m3 in float32, step by step, for tensor cores add them with fewer bits."""
+    """Integers are summed in int32; e4m3 in float32, step by step, for tensor cores add them with fewer bits.
+    EVEN: the inputs are whole steps."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     first, end = steps(in_features)
@@ -87,8 +89,13 @@ def eight_bit_kernel(
     x += row[None, :] * in_features + step[:, None]
     sums = tl.zeros((OUTPUTS, ROWS), tl.int32 if INTEGER else tl.float32)
     for _ in tl.range(first, end, num_stages=STAGES):
-        weights = tl.load(codes) if WHOLE else tl.load(codes, mask=output[:, None] < out_features, other=0.0)
-        activations = tl.load(x, mask=row[None, :] < rows, other=0.0)
+        if EVEN:
+            weights = tl.load(codes) if WHOLE else tl.load(codes, mask=output[:, None] < out_features, other=0.0)
+            activations = tl.load(x, mask=row[None, :] < rows, other=0.0)
+        else:
+            weights = tl.load(codes, mask=(output[:, None] < out_features) & (step[None, :] < in_features), other=0.0)
+            activations = tl.load(x, mask=(row[None, :] < rows) & (step[:, None] < in_features), other=0.0)
+            step += 128
         if INTEGER:
             sums = tl.dot(weights, activations, sums, out_dtype=tl.int32)
         else:

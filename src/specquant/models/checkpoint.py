@@ -19,14 +19,21 @@ from specquant.models.fields import read_json, shown
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
 PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
+GGUF_INDEX = "gguf.json"  # in the directory of a GGUF file (`formats.gguf`): where it is, and its tensors in it
+WEIGHT_FILES = ("*.safetensors", "*.bin", GGUF_INDEX)  # that change where a directory's weights do
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":
-    """The tensors of a directory: of its safetensors files where there are any, else of pickled files.
+    """The tensors of a directory: of its safetensors files where there are any, else of pickled files; or those of the
+    GGUF file that it was made of.
 
     Raises SpecquantError as `Checkpoint` does.
     """
     path = Path(path)
+    if (path / GGUF_INDEX).is_file():
+        from specquant.models.formats.gguf import GGUFCheckpoint
+
+        return GGUFCheckpoint(path)
     if not any(path.glob("*.safetensors")):
         for name in (PICKLE_FILE, QSERVE_FILE):
             if (path / name).is_file():

@@ -1,6 +1,7 @@
 """Write a model that `specquant quantize` has made, or an EAGLE head for it, in a form that other programs load."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.files import require_new, written_whole
@@ -22,21 +24,25 @@ from specquant.models.config import load_config
 from specquant.models.fields import read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
-from specquant.models.formats.gptq import GPTQ_CONFIG, encode_gptq
-from specquant.models.hub import HEAD_FILES, locate
+from specquant.models.formats.gptq import encode_gptq, gptq_config
+from specquant.models.hub import HEAD_FILES, is_gguf, locate
 from specquant.models.llama import Llama
 from specquant.models.loading import check_head, load_head_config, open_model, stored_scheme
+from specquant.models.packaged import is_packaged
 from specquant.models.quantize import COPIED_FILES
 from specquant.models.transforms import original_ends
 from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, check, read_into
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
+SMALLEST_GROUP = 32  # that programs have kernels for
+
 
 class ExportFormat(NamedTuple):
-    """A format that we write: its schemes, what quantization_config says for one, and what encodes a matrix of one."""
+    """A format that we write: its schemes, what quantization_config says for one and the size of its groups, and what
+    encodes a matrix of one."""
 
     schemes: tuple[str, ...]
-    config: Callable[[Scheme], dict[str, Any]]
+    config: Callable[[Scheme, int], dict[str, Any]]
     encode: Callable[[Scheme, Matrix], dict[str, torch.Tensor]]
 
 
@@ -44,7 +50,9 @@ EXPORT_FORMATS = {
     "compressed-tensors": ExportFormat(
         ("w4a16-g128", "w4a16-g128-asym", "w8a8", "fp8"), compressed_tensors_config, encode_compressed_tensors
     ),
-    "gptq": ExportFormat(("w4a16-g128",), lambda scheme: GPTQ_CONFIG, lambda scheme, matrix: encode_gptq(matrix)),
+    "gptq": ExportFormat(
+        ("w4a16-g128",), lambda scheme, size: gptq_config(size), lambda scheme, matrix: encode_gptq(matrix)
+    ),
 }
 
 
@@ -57,9 +65,11 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
     is not quantized by us or in a scheme that the format does not have, and an output directory that is not empty or
     cannot be written. Nothing is left half-written.
     """
-    model_dir, out_dir = Path(model_dir), Path(out_dir)
     if format not in EXPORT_FORMATS:
         raise SpecquantError(f"unknown format {format!r}: choose one of {', '.join(EXPORT_FORMATS)}")
+    model_dir, out_dir = Path(model_dir), Path(out_dir)
+    if is_gguf(model_dir) or is_packaged(model_dir):
+        model_dir = locate(model_dir)
     config = load_config(model_dir)
     scheme = get_scheme(stored_scheme(config, model_dir))
     quantization = getattr(config, "quantization_config", None) or {}
@@ -74,17 +84,19 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
             f"{model_dir} cannot be written as {format}: its scheme is {scheme.name}, and the format has "
             f"{', '.join(chosen.schemes)}"
         )
+    group_size = _group_size(config, scheme, model_dir)
     require_new(out_dir)
     model, weights = open_model(model_dir)
     check(model, weights)
     with written_whole(out_dir) as unfinished:
         count = len(model.layers) + 1
-        for number, tensors in enumerate(_parts(model, weights, partial(chosen.encode, scheme)), start=1):
+        parts = _parts(model, weights, group_size, partial(chosen.encode, scheme))
+        for number, tensors in enumerate(parts, start=1):
             write_shard(tensors, unfinished / shard_name(number, count))
         write_index(unfinished)
         fields = read_json(model_dir / "config.json") | {"tie_word_embeddings": model.config.tie_word_embeddings}
         fields.pop("torch_dtype", None)  # what "dtype" was called
-        fields |= {"dtype": _dtype(scheme), "quantization_config": chosen.config(scheme)}
+        fields |= {"dtype": _dtype(scheme), "quantization_config": chosen.config(scheme, group_size)}
         (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name in COPIED_FILES:
             if (model_dir / name).is_file():
@@ -129,8 +141,27 @@ def _dtype(scheme: Scheme) -> str:
     return "float32" if scheme.name == "fp8" else "float16"
 
 
+def _group_size(config: PreTrainedConfig, scheme: Scheme, path: Path) -> int:
+    """The size of the groups to write, in which other programs have no short ones: 128, or where that does not divide
+    all widths, less, and some groups are said twice. Raises SpecquantError where it would be below 32."""
+    if not scheme.group_size:
+        return 0
+    widths = {
+        "hidden_size": config.hidden_size,
+        "num_attention_heads * head_dim": config.num_attention_heads * config.head_dim,
+        "intermediate_size": config.intermediate_size,
+    }
+    for name, width in widths.items():
+        if width % SMALLEST_GROUP:
+            raise SpecquantError(
+                f"{path} cannot be written in groups of {SMALLEST_GROUP} or more, as other programs read them: {name} "
+                f"{width} is not a multiple of {SMALLEST_GROUP}"
+            )
+    return math.gcd(scheme.group_size, *widths.values())
+
+
 def _parts(
-    model: Llama, weights: Weights, encode: Callable[[Matrix], dict[str, torch.Tensor]]
+    model: Llama, weights: Weights, group_size: int, encode: Callable[[Matrix], dict[str, torch.Tensor]]
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The exported tensors by their names in transformers: layer by layer, then the rest."""
     theirs = HuggingFaceWeights(weights.checkpoint, weights.config, weights.scheme)
@@ -138,7 +169,7 @@ def _parts(
         tensors = {}
         for name, module in layer.named_modules(prefix=f"layers.{index}"):
             if isinstance(module, PackedLinear):
-                tensors |= _encode_parts(theirs, name, weights.linear(name, module, "cpu"), encode)
+                tensors |= _encode_parts(theirs, name, weights.linear(name, module, "cpu"), group_size, encode)
             else:
                 for leaf, want in module.named_parameters(prefix=name, recurse=False):
                     (source,) = theirs.sources(leaf, tuple(want.shape))
@@ -158,11 +189,15 @@ def _encode_parts(
     theirs: HuggingFaceWeights,
     name: str,
     linear: PackedLinear,
+    group_size: int,
     encode: Callable[[Matrix], dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     """What the matrices of which `linear` is made are called in transformers, and their tensors."""
     codes = linear.integer_codes()
     unit, step, zero = linear.grid().expand((linear.out_features, linear.groups))[:3]
+    if group_size:
+        groups, times = linear.in_features // group_size, linear.group_size // group_size
+        step, zero = (values.repeat_interleave(times, dim=1)[:, :groups] for values in (step, zero))
     sources = theirs.sources(f"{name}.weight", (linear.out_features, linear.in_features))
     tensors = {}
     first = 0

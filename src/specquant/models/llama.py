@@ -16,7 +16,7 @@ from specquant.kernels.swiglu import swiglu
 from specquant.models.cache import KVCache
 from specquant.models.config import has_bias, has_head_norms, longest_context, rotary_frequencies
 from specquant.quant import SCHEMES, PackedLinear, Scheme, empty_linear, get_scheme
-from specquant.quant.hadamard import has_hadamard
+from specquant.quant.hadamard import SIZES, has_hadamard
 
 PREFILL_CHUNK = 512
 TABLE_CHUNK = 8192  # positions of rotary tables that are computed at once
@@ -227,19 +227,21 @@ def check_widths(config: PreTrainedConfig, scheme: Scheme, path: str | Path, rot
     does not fit, and the schemes that do. path: how the model is called. rotates: its residual stream is to be rotated.
     """
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    hidden, inner = ("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)
-    queries = ("num_attention_heads * head_dim", heads * head_dim)
-    joined = ("(num_attention_heads + 2 * num_key_value_heads) * head_dim", (heads + 2 * kv_heads) * head_dim)
-    matrices = {(joined, hidden), (hidden, queries), (("2 * intermediate_size", 2 * inner[1]), hidden), (hidden, inner)}
+    outputs = (
+        ("(num_attention_heads + 2 * num_key_value_heads) * head_dim", (heads + 2 * kv_heads) * head_dim),
+        ("2 * intermediate_size", 2 * config.intermediate_size),
+        ("hidden_size", config.hidden_size),
+    )
 
     def misfit(scheme: Scheme, rotates: bool) -> str:
         if rotates and not has_hadamard(config.hidden_size):
             size = config.hidden_size
-            return f"hidden_size {size} cannot be rotated: a hidden size of {size} is not 2^n, 12 * 2^n or 20 * 2^n"
-        for outputs, inputs in sorted(matrices):
-            for (name, width), multiple in ((inputs, scheme.input_multiple), (outputs, scheme.output_multiple)):
-                if width % multiple:
-                    return f"{name} {width} is not a multiple of {multiple}"
+            return (
+                f"hidden_size {size} cannot be rotated: a hidden size of {size} has no Hadamard matrix here ({SIZES})"
+            )
+        for name, width in outputs:
+            if width % scheme.output_multiple:
+                return f"{name} {width} is not a multiple of {scheme.output_multiple}"
         return ""
 
     if reason := misfit(scheme, rotates):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from specquant.errors import SpecquantError
 from specquant.files import require_new, resolve, written_in_parts
 from specquant.models.cache import KVCache
-from specquant.models.checkpoint import Checkpoint, shard_name, write_index, write_shard
+from specquant.models.checkpoint import WEIGHT_FILES, Checkpoint, shard_name, write_index, write_shard
 from specquant.models.config import load_config, longest_context
 from specquant.models.fields import read_json
 from specquant.models.hub import locate
@@ -136,7 +136,7 @@ def require_quantization_memory(model: Llama, scheme: Scheme, calibrated: bool, 
 
 def _stamp(model_dir: Path) -> str:
     """What tells this model's files from those of another, without reading them."""
-    weights = (file for pattern in ("*.safetensors", "*.bin") for file in sorted(model_dir.glob(pattern)))
+    weights = (file for pattern in WEIGHT_FILES for file in sorted(model_dir.glob(pattern)))
     files = [model_dir / "config.json", *weights]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()

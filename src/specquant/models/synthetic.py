@@ -18,10 +18,11 @@ from specquant.models.cache import KVCache
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, shrink_head
 from specquant.models.graphs import MOST_ROWS
+from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
 from specquant.quant import PackedLinear, Scheme
-from specquant.quant.grid import in_groups
+from specquant.quant.grid import in_groups, out_of_groups
 
 # What the Llama-3 models have in common, and what not (arXiv 2407.21783, table 3).
 LLAMA_3 = {
@@ -57,9 +58,10 @@ def synthetic_config(model: str | Path) -> PreTrainedConfig:
     """The configuration of a name in SHAPES, or in a model directory. Raises SpecquantError where it is neither."""
     if str(model) in SHAPES:
         return LlamaConfig(**SHAPES[str(model)])
-    if not Path(model).is_dir():
+    path = Path(model) if is_hub_id(model) else locate(model)
+    if not path.is_dir():
         raise SpecquantError(f"{model} is neither a model directory nor one of {', '.join(SHAPES)}")
-    return load_config(model)
+    return load_config(path)
 
 
 def synthetic_model(
@@ -160,7 +162,8 @@ def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) ->
     shape, dtype = (linear.out_features, linear.in_features), torch.int8 if highest < 128 else torch.int16
     codes = torch.randint(-highest, highest + 1, shape, dtype=dtype, device=device, generator=generator)
     zeros = grid.zero.expand(reach.shape).to(dtype)
-    linear.set_codes(in_groups(codes, linear.groups).add_(zeros[..., None]).flatten(1))
+    grouped = in_groups(codes, linear.group_size).add_(zeros[..., None])
+    linear.set_codes(out_of_groups(grouped, linear.in_features))
 
 
 def memory_needed(

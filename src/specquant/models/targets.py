@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.models.checkpoint import GGUF_INDEX
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
 from specquant.models.llama import check_widths
@@ -96,7 +97,7 @@ def require_storable(name: str, config: PreTrainedConfig, rotated: bool = True) 
 def _digest(model_dir: Path, text: Path) -> str:
     """Of the model, the text and `FORMAT_VERSION`."""
     digest = hashlib.sha256(f"{FORMAT_VERSION}\0".encode())
-    for path in [*sorted(model_dir.glob("*.safetensors")), model_dir / "config.json", text]:
+    for path in [*sorted(model_dir.glob("*.safetensors")), model_dir / GGUF_INDEX, model_dir / "config.json", text]:
         if path.is_file():
             stamp = path.stat()
             digest.update(f"{path.name}\0".encode() + _digest_of_file(path, stamp.st_size, stamp.st_mtime_ns))

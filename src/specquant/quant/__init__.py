@@ -12,7 +12,7 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
 from specquant.quant.gptq import gptq, search_clipping
-from specquant.quant.grid import in_groups
+from specquant.quant.grid import in_groups, out_of_groups
 from specquant.quant.linear import STORAGE, Float16Linear, PackedLinear
 from specquant.quant.schemes import SCHEMES, Scheme, get_scheme, scheme_names
 
@@ -22,7 +22,7 @@ __all__ = ["SCHEMES", "PackedLinear", "Scheme", "empty_linear", "get_scheme", "q
 def empty_linear(scheme: Scheme, out_features: int, in_features: int, bias: bool = False) -> PackedLinear:
     """A matrix of zeros as the scheme stores it, and fp16 biases where there are any, to load a state dict into.
 
-    Raises SpecquantError where in_features is not a multiple of the scheme's group size.
+    Raises SpecquantError where out_features is not a multiple that the scheme needs.
     """
     linear = STORAGE[scheme.name](out_features, in_features)
     if bias:
@@ -44,12 +44,12 @@ def quantize_linear(scheme: Scheme, weight: torch.Tensor, hessian: torch.Tensor 
     if isinstance(linear, Float16Linear):
         linear.weight = weight.half()
         return linear
-    grouped = in_groups(weight, linear.groups)
+    grouped = in_groups(weight, linear.group_size)
     low, high = grouped.amin(dim=-1).clamp_max_(0), grouped.amax(dim=-1).clamp_min_(0)
     if hessian is None:
         linear.fit(low, high)
-        linear.set_codes(linear.grid().at(..., None).encode(grouped).flatten(1))
+        linear.set_codes(out_of_groups(linear.grid().at(..., None).encode(grouped), linear.in_features))
     else:
         search_clipping(linear, weight, low, high, hessian)
-        linear.set_codes(gptq(weight, hessian, linear.grid().expand(low.shape)))
+        linear.set_codes(gptq(weight, hessian, linear.grid().expand(low.shape), group_size=linear.group_size))
     return linear

@@ -9,10 +9,13 @@ BLOCK = 128  # columns updated at once
 CLIPPING = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65]  # shares of a group's range that the search tries
 
 
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float = 0.01) -> torch.Tensor:
+def gptq(
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float = 0.01, group_size: int = 0
+) -> torch.Tensor:
     """Codes [out, in] for a weight [out, in] on a fixed grid [out, groups] (arXiv 2210.17323, algorithm 1).
 
     hessian: [in, in], the sum over calibration tokens of x x^T. damping: a share of its mean diagonal, added to it.
+    group_size: inputs of a group, of which the last may have fewer; 0 where all groups have the same number.
     Inputs are taken in order of falling Hessian diagonal ("act-order"); the groups are those of the original order and
     their scales are fixed beforehand, so nothing of the order needs to be stored.
     """
@@ -25,7 +28,7 @@ def gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, damping: float
     rest = weight.t()[order].contiguous()
     codes = torch.empty_like(rest)
     grids = [grid.at(slice(None), group) for group in range(groups)]
-    group_of = (order // (inputs // groups)).tolist()
+    group_of = (order // (group_size or inputs // groups)).tolist()
     for start in range(0, inputs, BLOCK):
         block = rest[start : start + BLOCK]
         upper = factor[start : start + BLOCK]
@@ -57,9 +60,8 @@ def search_clipping(linear, weight: torch.Tensor, low: torch.Tensor, high: torch
 
     The error of a weight counts as much as its input's Hessian diagonal: what rounding alone would cost at the output.
     """
-    groups = low.shape[1]
-    weight = in_groups(weight, groups)
-    importance = in_groups(hessian.diagonal()[None].to(weight.dtype), groups)
+    weight = in_groups(weight, linear.group_size)
+    importance = in_groups(hessian.diagonal()[None].to(weight.dtype), linear.group_size)
     best_error = torch.full_like(low, torch.inf)
     best_share = torch.ones_like(low)
     for share in CLIPPING:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 
 class Grid(NamedTuple):
@@ -46,6 +47,16 @@ class Grid(NamedTuple):
         return Grid(unit, step, zero, lowest, highest, self.integer, self.e4m3)
 
 
-def in_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """[out, in] -> [out, groups, in / groups]."""
-    return weight.reshape(weight.shape[0], groups, -1)
+def in_groups(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """[out, in] -> [out, groups, inputs of a group]: a view, or, where the last group is short, a copy in which zeros
+    fill it up. group_size: 0 for one group of all inputs."""
+    inputs = weight.shape[1]
+    if not group_size:
+        return weight[:, None]
+    missing = -inputs % group_size
+    return (F.pad(weight, (0, missing)) if missing else weight).unflatten(1, (-1, group_size))
+
+
+def out_of_groups(grouped: torch.Tensor, inputs: int) -> torch.Tensor:
+    """The inverse of `in_groups`: [out, groups, inputs of a group] -> [out, inputs]."""
+    return grouped.flatten(1)[:, :inputs]

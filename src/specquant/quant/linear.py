@@ -15,7 +15,7 @@ from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_asym import w4a16_asym_triton, w4a16_asym_weight
 from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
-from specquant.quant.grid import Grid, in_groups
+from specquant.quant.grid import Grid, in_groups, out_of_groups
 
 SMALLEST_FP16 = 2.0**-24
 
@@ -42,7 +42,7 @@ class PackedLinear(nn.Module):
     def __init__(self, out_features: int, in_features: int):
         super().__init__()
         self.out_features, self.in_features = out_features, in_features
-        self.groups = in_features // self.group_size if self.group_size else 1
+        self.groups = -(-in_features // self.group_size) if self.group_size else 1
         for name, (dtype, shape) in self.layout().items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
         self.register_buffer("bias", None)
@@ -86,15 +86,15 @@ class PackedLinear(nn.Module):
         return self.takes_grid(*self.grid()[:3])
 
     def set_codes(self, codes: torch.Tensor) -> None:
-        """Store codes [out, in]."""
+        """Store codes [out, in]; packed, they may have more inputs, which are multiplied by zeros."""
         self.codes = pack_int4(codes, self.operand_bits)
 
     def integer_codes(self) -> torch.Tensor:
         """The stored codes [out, in]."""
-        return unpack_int4(self.codes, self.operand_bits)
+        return unpack_int4(self.codes, self.operand_bits)[:, : self.in_features]
 
     def operand(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix [out, in] that the reference product takes, in `dtype`."""
+        """The matrix [out, in] that the reference product takes, in `dtype`; more inputs, as packed, are cut off."""
         raise NotImplementedError
 
     def multiply(self, x: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
@@ -141,13 +141,13 @@ class PackedLinear(nn.Module):
             return self.run_kernel(self.kernel_inputs(x), x.dtype)
         dtype = self.operand_dtype(x)
         if self._operand is None or self._operand.dtype != dtype:
-            self._operand = self.operand(dtype)
+            self._operand = self.operand(dtype)[:, : self.in_features].contiguous()
         return self.multiply(x, self._operand)
 
     def dequantize(self) -> torch.Tensor:
         """The stored weights as float32 [out, in]."""
-        codes = in_groups(self.integer_codes().float(), self.groups)
-        return self.grid().at(..., None).decode(codes).flatten(1)
+        codes = in_groups(self.integer_codes().float(), self.group_size)
+        return out_of_groups(self.grid().at(..., None).decode(codes), self.in_features)
 
     @property
     def nbytes(self) -> int:
@@ -347,7 +347,7 @@ class Int4Float8Linear(Int4GroupLinear):
         self.signed_codes = pack_codes(codes)
 
     def integer_codes(self):
-        return unpack_codes(self.signed_codes)
+        return unpack_codes(self.signed_codes)[:, : self.in_features]
 
     def operand(self, dtype):
         return w4a8_fp8_weight(self.signed_codes, self.scales, dtype)
@@ -420,7 +420,7 @@ class QQQGroupLinear(PackedLinear):
 
     def set_codes(self, codes):
         super().set_codes(codes)
-        integers = (in_groups(codes.float(), self.groups) - 8).mul_(self.grid().step[..., None]).round_()
+        integers = in_groups(codes.float() - 8, self.group_size).mul(self.grid().step[..., None]).round_()
         self.clamped = bool(integers.min() < -128) or bool(integers.max() > 127)
 
     def operand(self, dtype):

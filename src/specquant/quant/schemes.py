@@ -9,9 +9,9 @@ from specquant.errors import SpecquantError
 class Scheme:
     """How weights and activations of the linear layers are stored and multiplied.
 
-    group_size: inputs that share a scale; 0 for one scale per output channel. symmetric: without zero points.
-    rotated: the residual stream is Hadamard-rotated offline before quantization. floating: 8-bit numbers are e4m3, not
-    int8, and products need Hopper or later.
+    group_size: inputs that share a scale, of which the last group may have fewer; 0 for one scale per output channel.
+    symmetric: without zero points. rotated: the residual stream is Hadamard-rotated offline before quantization.
+    floating: 8-bit numbers are e4m3, not int8, and products need Hopper or later.
     """
 
     name: str
@@ -23,13 +23,8 @@ class Scheme:
     floating: bool = False
 
     @property
-    def input_multiple(self) -> int:
-        """What the number of a matrix's inputs must be a multiple of."""
-        return 128 if self.weight_bits == 4 else 1
-
-    @property
     def output_multiple(self) -> int:
-        """The same of its outputs."""
+        """What the number of a matrix's outputs must be a multiple of; inputs may be any number."""
         return 16 if self.weight_bits == 4 else 1
 
 

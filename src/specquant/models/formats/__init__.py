@@ -28,6 +28,7 @@ from specquant.quant import PackedLinear, get_scheme
 SECTION_FILES = ("quantize_config.json", "quant_config.json")
 TODAYS_NAMES = {"w_bit": "bits", "q_group_size": "group_size"}
 SAID_TWICE = ("quant_method", "bits", "group_size", "sym", "desc_act", "checkpoint_format")
+TILE_INPUTS = 32  # of which packed matrices are made, in every format
 # quant_method in config.json's quantization_config -> what reads the rest of it.
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Format]] = {
     "gptq": read_gptq,
@@ -179,6 +180,11 @@ class FormatWeights(HuggingFaceWeights):
                 )
 
     def _shapes(self, name: str, rows: int, empty: PackedLinear) -> dict[str, tuple[int, ...]]:
+        if self.scheme.weight_bits == 4 and empty.in_features % TILE_INPUTS:
+            raise SpecquantError(
+                f"{self.checkpoint.path}: {name} has {empty.in_features} inputs, no multiple of {TILE_INPUTS}: no "
+                "format packs such a matrix in 4 bits"
+            )
         try:
             return self.format.shapes(rows, empty.in_features)
         except SpecquantError as error:

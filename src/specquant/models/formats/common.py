@@ -139,5 +139,6 @@ def words(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def per_128(values: torch.Tensor, inputs: int) -> torch.Tensor:
-    """Values of larger groups [out, groups] -> the same for groups of 128 inputs [out, in / 128]."""
-    return values.repeat_interleave(inputs // 128 // values.shape[1], dim=1)
+    """Values of larger groups [out, groups] -> the same for groups of 128 inputs, the last of which may be short."""
+    groups = -(-inputs // 128)
+    return values.repeat_interleave(-(-groups // values.shape[1]), dim=1)[:, :groups]

@@ -128,12 +128,12 @@ def _decode_8_bits(dtype: torch.dtype, tensors: Tensors) -> Matrix:
     return Matrix(codes, unit=take_scales(tensors, "weight_scale").reshape(-1, 1).expand(len(codes), 1))
 
 
-def compressed_tensors_config(scheme: Scheme) -> dict[str, Any]:
-    """quantization_config of our weights in that scheme, which is w8a8, fp8, or w4a16 in groups."""
+def compressed_tensors_config(scheme: Scheme, group_size: int) -> dict[str, Any]:
+    """quantization_config of our weights in that scheme, which is w8a8, fp8, or w4a16 in groups of that size."""
     plain = next((name for name, plain in PLAIN.items() if plain.scheme == scheme.name), None)
     kind = PLAIN[plain].type if plain else "int"
     numbers = {"num_bits": scheme.weight_bits, "type": kind, "symmetric": scheme.symmetric}
-    weights = numbers | ({"strategy": "channel"} if plain else {"strategy": "group", "group_size": scheme.group_size})
+    weights = numbers | ({"strategy": "channel"} if plain else {"strategy": "group", "group_size": group_size})
     activations = numbers | {"strategy": "token", "dynamic": True} if plain else None
     name = plain or "pack-quantized"
     group = {"targets": ["Linear"], "weights": weights, "input_activations": activations, "format": name}

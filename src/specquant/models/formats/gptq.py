@@ -49,25 +49,21 @@ def read_gptq(quantization: Mapping[str, Any]) -> Format:
     return Format("w4a16-g128", shapes, partial(decode_gptq, version=version), optional)
 
 
-# quantization_config of our weights in w4a16-g128, as `encode_gptq` writes them.
-GPTQ_CONFIG = {
-    "quant_method": "gptq",
-    "bits": 4,
-    "group_size": 128,
-    "sym": True,
-    "desc_act": False,
-    "checkpoint_format": "gptq",
-}
+def gptq_config(group_size: int) -> dict[str, Any]:
+    """quantization_config of our weights in w4a16-g128, as `encode_gptq` writes them in groups of that size."""
+    sizes = {"bits": 4, "group_size": group_size, "sym": True, "desc_act": False}
+    return {"quant_method": "gptq"} | sizes | {"checkpoint_format": "gptq"}
 
 
 def encode_gptq(matrix: Matrix) -> dict[str, torch.Tensor]:
-    """The inverse of `decode_gptq` for version 1 and groups of 128."""
+    """The inverse of `decode_gptq` for version 1."""
     outputs, inputs = matrix.codes.shape
+    groups = matrix.step.shape[1]
     return {
         "qweight": words(matrix.codes.unflatten(1, (-1, 8))).t(),
-        "qzeros": words(torch.full((inputs // 128, outputs // 8, 8), 7)),
+        "qzeros": words(torch.full((groups, outputs // 8, 8), 7)),
         "scales": matrix.step.half().t(),
-        "g_idx": torch.arange(inputs, dtype=torch.int32) // 128,
+        "g_idx": torch.arange(inputs, dtype=torch.int32) // (inputs // groups),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.models.formats.common import Format, Matrix, Tensors, field, take, take_scales
+from specquant.models.formats.common import Format, Matrix, Tensors, field, groups_of, take, take_scales
 from specquant.models.formats.marlin import (
     INTERLEAVED,
     channel_scales_in_order,
@@ -40,7 +40,11 @@ def read_qqq(quantization: Mapping[str, Any]) -> Format:
         return Format("w4a8-qqq", shapes, _decode_per_channel, optional=("s_group",))
 
     def shapes_per_group(outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        return {"B": (inputs // 16, outputs * 2), "s_channel": (1, outputs), "s_group": (inputs // 128, outputs)}
+        return {
+            "B": (inputs // 16, outputs * 2),
+            "s_channel": (1, outputs),
+            "s_group": (groups_of(inputs, 128), outputs),
+        }
 
     return Format("w4a8-qqq-g128", shapes_per_group, _decode_per_group)
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.models.formats.common import Format, Matrix, Tensors, field, take, take_scales
+from specquant.models.formats.common import Format, Matrix, Tensors, field, groups_of, take, take_scales
 
 
 def read_qserve(quantization: Mapping[str, Any]) -> Format:
@@ -94,8 +94,8 @@ QOQ_GROUP = Format(
     lambda outputs, inputs: {
         "qweight": (outputs, inputs // 2),
         "s1_scales": (outputs,),
-        "s2_scales": (inputs // 128, outputs),
-        "s2_zeros": (inputs // 128, outputs),
+        "s2_scales": (groups_of(inputs, 128), outputs),
+        "s2_zeros": (groups_of(inputs, 128), outputs),
     },
     _decode_per_group,
 )
