@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.experiments.quality import predict, read_documents
+from specquant.measure.quality import predict, read_documents
 from specquant.models import packaged
 from specquant.models.hub import is_hub_id, locate, resolve_model
 from specquant.models.loading import load_model, load_tokenizer

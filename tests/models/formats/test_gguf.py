@@ -22,10 +22,10 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from specquant.cli import main
 from specquant.decoding import checked_prompt, generation
 from specquant.errors import SpecquantError
-from specquant.experiments.targets import _digest
 from specquant.models.formats.gguf import CUTTING, TYPES, gguf_directory
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.synthetic import synthetic_config
+from specquant.models.targets import _digest
 from tests.family import write_random
 from tests.models.formats.gguf_files import BEGIN, END, PLACE, _add, train, write_gguf
 from tests.models.test_families import LLAMA_3, config_of, expected_logits, logits_of, rope
