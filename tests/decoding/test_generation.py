@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from specquant.decoding import Greedy, Speculator, acceptance_rule, generate, tokens_of
+from specquant.decoding import Greedy, Speculator, acceptance_rule, decode_steps, generate, tokens_of
 from specquant.decoding.generation import _Output
 from specquant.errors import SpecquantError
 from specquant.files import resolve
@@ -50,6 +50,16 @@ def test_the_maximum_of_new_tokens_is_exact(drafting, tokenizer, expected, count
     assert generation.stopped_by == "maximum new tokens"
     assert sum(generation.accepted_lengths) == count - 1
     assert (generation.tokens_per_s is None) == (count == 1)
+
+
+@pytest.mark.parametrize("most", [1, 2, 9, 10])
+def test_steps_are_taken_when_they_are_asked_for_and_bring_no_more_than_was_said(drafting, expected, tokenizer, most):
+    prompt = tokens_of("hello", tokenizer)
+    steps = list(decode_steps(drafting, prompt, Greedy(), most))
+    assert [token for step in steps for token in step.tokens] == expected.token_ids[:most]
+    steps = decode_steps(drafting, prompt, Greedy(), most)
+    assert next(steps).tokens == expected.token_ids[:1]
+    assert drafting.tokens == [*prompt, expected.token_ids[0]]  # no step was taken yet
 
 
 def test_accepted_lengths_count_the_added_token(drafting, tokenizer):

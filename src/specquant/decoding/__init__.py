@@ -3,7 +3,7 @@
 from specquant.decoding.acceptance import Acceptance, AcceptanceRule, Greedy, Sampling, Verdict
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
-from specquant.decoding.generation import Generation, acceptance_rule, checked_prompt, generate, tokens_of
+from specquant.decoding.generation import Generation, acceptance_rule, checked_prompt, decode_steps, generate, tokens_of
 from specquant.decoding.speculator import Speculator
 from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree
@@ -22,6 +22,7 @@ __all__ = [
     "Verdict",
     "acceptance_rule",
     "checked_prompt",
+    "decode_steps",
     "generate",
     "tokens_of",
 ]

@@ -1,7 +1,7 @@
 """Generating text: prompts in, tokens and text out, with every stop condition exact."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -70,11 +70,12 @@ def generate(
     prompt = checked_prompt(speculator, tokenizer, prompt, max_new_tokens, stop_strings)
     room = speculator.context_length - len(prompt)
     output = _Output(tokenizer, speculator.model.config.eos_token_id, stop_strings, min(max_new_tokens, room), on_text)
-    prefill = speculator.prefill(prompt, rule or Greedy())
+    decoded = decode_steps(speculator, prompt, rule or Greedy(), output.limit)
+    prefill = next(decoded)
     output.take(prefill.tokens)
     steps, accepted_lengths = [], []
     while not output.stopped_by:
-        step = speculator.step(output.limit - len(output.token_ids))
+        step = next(decoded)
         # Distributions serve the level above, and there is none: over a long text they would fill the memory.
         steps.append(replace(step, q=None, tree=replace(step.tree, q=None)))
         accepted_lengths.append(output.take(step.tokens))
@@ -89,6 +90,24 @@ def generate(
         prefill.draft_ms + prefill.verify_ms,
         steps,
     )
+
+
+def decode_steps(speculator: Speculator, prompt: list[int], rule: AcceptanceRule, most: int) -> Iterator[Step]:
+    """The loop of all decoding: the prompt's pass, which brings the first new token, then the target's steps.
+
+    A step is taken when it is asked for, so whoever asks decides when to stop.
+
+    Args:
+        speculator: what decodes.
+        prompt: its tokens, at least one.
+        rule: by which drafts are accepted.
+        most: new tokens, at least 1. No step drafts beyond them, and none is taken once they are there.
+    """
+    step = speculator.prefill(prompt, rule)
+    yield step
+    while (most := most - len(step.tokens)) > 0:
+        step = speculator.step(most)
+        yield step
 
 
 def checked_prompt(

@@ -14,7 +14,7 @@ from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters import get_method, methods_with
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees
-from specquant.decoding.generation import Generation
+from specquant.decoding.generation import Generation, decode_steps
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
@@ -289,10 +289,11 @@ def replay_plans(
 
 def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int) -> Generation:
     """Decode at least `new_tokens` tokens; what the last step brings more counts, too."""
-    prefill = speculator.prefill(prompt, rule)
+    decoded = decode_steps(speculator, prompt, rule, speculator.context_length - len(prompt))
+    prefill = next(decoded)
     tokens, steps = list(prefill.tokens), []
     while len(tokens) < new_tokens:
-        steps.append(speculator.step(speculator.context_length - len(prompt) - len(tokens)))
+        steps.append(next(decoded))
         tokens += steps[-1].tokens
     lengths = [step.accepted_length for step in steps]
     return Generation(tokens, "", "maximum new tokens", lengths, prefill.draft_ms + prefill.verify_ms, steps)

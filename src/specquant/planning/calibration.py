@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
-from specquant.decoding import Speculator, Step, acceptance_rule
+from specquant.decoding import Speculator, Step, acceptance_rule, decode_steps
 from specquant.decoding.drafters import METHODS, methods_with, methods_with_trees
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.decoding.models import Models
@@ -94,21 +94,21 @@ def _decode(
     left = new_tokens
     for prompt in prompts:
         tokens = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else list(prompt)
-        room = speculator.context_length - len(tokens) - 1
+        room = speculator.context_length - len(tokens) - 1  # behind the token that the prompt's pass brings
         if left <= 0 or room < LONGEST_DRAFT:
             continue
-        latest = list(speculator.prefill(tokens, acceptance_rule(temperature, top_p)).tokens)
-        decoded, whole = 0, False
-        while decoded < min(most_of_one, left) and room - decoded >= LONGEST_DRAFT and not ends & set(latest):
-            step = speculator.step(room - decoded)
+        steps = decode_steps(speculator, tokens, acceptance_rule(temperature, top_p), room + 1)
+        latest, added, whole = next(steps).tokens, 0, False
+        while added < min(most_of_one, left) and room - added >= LONGEST_DRAFT and not ends & set(latest):
+            step = next(steps)
             rounds = speculator.drafter.rounds if speculator.drafter else ()
             for turn, inner in enumerate(rounds):
                 # After a draft of which everything was accepted, the first round also runs its last token.
                 yield _row("intermediate", inner, len(inner.tree) + (whole and turn == 0))
             yield _row("target", step, len(step.tree))
             whole = len(step.path) == len(step.tree) - 1 > 0
-            decoded, latest = decoded + len(step.tokens), step.tokens
-        left -= decoded
+            added, latest = added + len(step.tokens), step.tokens
+        left -= added
 
 
 def _row(level: str, step: Step, rows: int) -> dict:
