@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from specquant.benchmarks import humaneval, sandbox
@@ -283,6 +284,13 @@ def test_a_foreign_line_is_named_with_what_is_foreign(call, tmp_path, field, val
     file.write_text(f"{first}\n{json.dumps({k: v for k, v in json.loads(second).items() if k != field})}\n")
     with pytest.raises(SpecquantError, match=r"line 2: no answer of this benchmark: remove the line"):
         call(methods=["autoregressive"])
+
+
+def test_lines_that_name_the_mean_draft_size_as_older_ones_did_are_read(call, tmp_path):
+    before = read_results(call(methods=["autoregressive"]))
+    file = tmp_path / "out/mt-bench.jsonl"
+    file.write_text(file.read_text().replace('"mean_draft_size"', '"draft_size"'))
+    pd.testing.assert_frame_equal(read_results(call(methods=["autoregressive"])), before)
 
 
 def test_a_unit_that_is_there_twice_counts_once(call, asked, tmp_path, capsys):

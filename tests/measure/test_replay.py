@@ -9,6 +9,7 @@ from specquant.errors import SpecquantError
 from specquant.measure import replay
 from specquant.measure.measure import record
 from specquant.measure.replay import at_fitted_chances
+from specquant.models.synthetic import synthetic_config
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Shapes, TreeShapes
 from specquant.study import read_results, write_results
@@ -49,12 +50,13 @@ def replayed(small_models, tmp_path, monkeypatch, in_process):
     return run
 
 
-def test_every_plan_has_its_row_in_every_process(replayed):
+def test_every_plan_has_its_row_in_every_process(replayed, small_models):
     rows = read_results(replayed("fp16", "w4a16-g128"))
     for _, of_unit in rows.groupby(["scheme", "process"]):
         assert sorted(of_unit.method) == sorted(plan.method for plan in PLANS)
     assert len(rows) == 2 * 2 * len(PLANS)
     assert set(rows.weights) == {"synthetic"}
+    assert set(rows.head_vocabulary) == {synthetic_config(small_models / "target").vocab_size}  # all of its tokens
     assert set(rows.acceptance) == {"replayed"}
     one_by_one = rows[rows.method == "autoregressive"]
     assert (one_by_one.accepted_length == 1).all()

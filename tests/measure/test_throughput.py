@@ -86,14 +86,14 @@ def test_a_row_is_what_generate_measures(models, tokenizer, prompts, rows):
         assert row.new_tokens == len(generation.token_ids) == 1 + sum(lengths)
         assert row.steps == len(lengths)
         assert row.accepted_length == pytest.approx(sum(lengths) / len(lengths))
-        assert row.draft_size == pytest.approx(sum(len(step.tree) for step in generation.steps) / len(lengths))
+        assert row.mean_draft_size == pytest.approx(sum(len(step.tree) for step in generation.steps) / len(lengths))
         assert row.tokens_per_s == pytest.approx(1e3 * sum(lengths) / row.decode_ms)
         assert row.steps * (row.draft_ms + row.verify_ms + row.other_ms) == pytest.approx(row.decode_ms)
 
 
 def test_settings_reach_the_drafters(models, tokenizer, prompts):
     table = decode_prompts(models, tokenizer, prompts[:1], ["eagle2"], "tiny", DraftSettings(draft_size=5), 12)
-    assert 1 < table.draft_size.item() <= 5
+    assert 1 < table.mean_draft_size.item() <= 5
 
 
 def test_a_method_that_gives_other_tokens_is_found_with_its_margin(models, tokenizer, prompts, monkeypatch):
@@ -129,7 +129,7 @@ def test_measurements_are_means_over_steps():
     assert measurements(generation) == {
         "new_tokens": 6,
         "steps": 2,
-        "draft_size": 5,
+        "mean_draft_size": 5,
         "accepted_length": 2.5,
         "inner_rounds": 1.5,
         "inner_accepted_length": 2,
@@ -153,7 +153,7 @@ def made_by_hand() -> pd.DataFrame:
     """Two prompts of code and one of prose, by two methods."""
     common = {"model": "tiny", "scheme": "fp16", "weights": "trained", "acceptance": "measured", "margin": math.nan}
     common |= {"inner_rounds": 0.0, "inner_accepted_length": math.nan, "first_difference": -1}
-    columns = ("id", "task", "method", "new_tokens", "accepted_length", "decode_ms", "draft_size", "draft_ms")
+    columns = ("id", "task", "method", "new_tokens", "accepted_length", "decode_ms", "mean_draft_size", "draft_ms")
     rows = [
         ("code-1", "code", "autoregressive", 11, 1.0, 100.0, 1, 0.0),
         ("code-1", "code", "eagle2", 11, 2.0, 40.0, 60, 3.0),
@@ -172,7 +172,7 @@ def test_the_throughput_tables_arithmetic():
     assert list(table.index) == [(task, method) for task in ("code", "prose") for method in methods]
     code, prose = table.loc[("code", "eagle2")], table.loc[("prose", "eagle2")]
     assert (code.prompts, prose.prompts) == (2, 1)
-    assert (code.accepted_length, code.draft_size, code.draft_ms, code.verify_ms) == (3, 55, 4, 2)
+    assert (code.accepted_length, code.mean_draft_size, code.draft_ms, code.verify_ms) == (3, 55, 4, 2)
     # All 10 + 30 new tokens of the steps over all their 100 ms: longer answers weigh more.
     assert code.tokens_per_s == pytest.approx(1e3 * 40 / 100)
     assert table.loc[("code", "autoregressive")].tokens_per_s == pytest.approx(1e3 * 40 / 400)

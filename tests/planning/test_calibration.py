@@ -8,6 +8,7 @@ from specquant.decoding.drafters import PAPER_METHODS
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
+from specquant.models.config import load_config
 from specquant.models.loading import load_tokenizer
 from specquant.planning import calibration
 from specquant.planning.calibration import COLUMNS, calibrate, calibrated
@@ -33,6 +34,7 @@ def tokenizer(small_models):
 def test_every_method_takes_its_steps(small_models, tokenizer, probes):
     steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
     assert set(steps.columns) == set(COLUMNS)
+    assert set(steps.head_vocabulary) == {load_config(small_models / "target").vocab_size}  # all of its tokens
     outer, inner = (steps[steps.level == level] for level in ("target", "intermediate"))
     assert set(outer.method) == set(PAPER_METHODS)
     assert set(inner.method) == {"vanilla", "hierarchical"}

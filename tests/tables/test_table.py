@@ -3,6 +3,7 @@
 import pandas as pd
 
 from specquant.tables.intervals import in_each_process, over_processes, ratios
+from specquant.tables.results import read_results
 from specquant.tables.schemas import TABLES, VERIFY_COST
 
 ROWS = pd.DataFrame(
@@ -42,3 +43,9 @@ def test_every_table_names_its_rows_by_columns_that_it_has():
     for name, table in TABLES.items():
         assert name == table.name
         assert set(table.unit + table.row) <= set(table.schema.columns)
+
+
+def test_a_column_that_older_tables_call_otherwise_has_the_name_of_now():
+    recorded = read_results("data/recorded/cpu/throughput.csv")
+    assert "draft_size" not in recorded
+    assert recorded.mean_draft_size.ge(1).all()

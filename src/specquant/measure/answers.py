@@ -18,7 +18,7 @@ from specquant.quant import SCHEMES
 
 # Measurements that an answer which ended at its first token does not have.
 NUMBERS = (
-    *("draft_size", "accepted_length", "inner_rounds", "inner_accepted_length"),
+    *("mean_draft_size", "accepted_length", "inner_rounds", "inner_accepted_length"),
     *("draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
 )
 TIMES = ("prefill_ms", "decode_ms")
@@ -112,6 +112,8 @@ class Lines:
         place = f"{self.path}, line {self._number}"
         try:
             row = json.loads(line, parse_constant=_no_number)
+            if "mean_draft_size" not in row:
+                row["mean_draft_size"] = row.pop("draft_size")  # as it was called before 0.2
             wrong = _wrong_field(row, self._questions)
         except (ValueError, KeyError, TypeError, RecursionError):
             raise SpecquantError(f"{place}: no answer of this benchmark: remove the line") from None

@@ -18,7 +18,7 @@ from specquant.measure.checks import require_shapes
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import EagleHead, describe_head
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_ends, synthetic_head
 from specquant.tables.schemas import DRAFTING
@@ -103,11 +103,6 @@ def drafts(model: str, parameters: Parameters, order: random.Random) -> Iterator
         about = {"draft_size": sizes, "iterations": iterations, "confirmed_rows": parameters.confirmed_rows}
         about |= describe_head(head_scheme, head_vocabulary, config)
         yield rows.assign(**about, bytes=[count * head.bytes_read for count in iterations])
-
-
-def describe_head(head_scheme: str | None, head_vocabulary: int | None, config) -> dict:
-    """The columns that say which head drafted."""
-    return {"head_scheme": head_scheme or "fp16", "head_vocabulary": head_vocabulary or config.vocab_size}
 
 
 @torch.inference_mode()

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from specquant.decoding.drafters import get_method, methods_with_trees
 from specquant.decoding.models import tiny_models
-from specquant.measure.drafting import describe_head
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.throughput import SchemeByScheme, decode_prompts
 from specquant.models.device import dtype_parameters
+from specquant.models.eagle import describe_head
 from specquant.models.loading import load_tokenizer
 from specquant.tables.schemas import TABLES
 

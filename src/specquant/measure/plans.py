@@ -80,7 +80,7 @@ def by_plan(decoded: pd.DataFrame) -> pd.DataFrame:
     Of prompts that were decoded more than once, the fastest time counts.
     """
     fastest = decoded.sort_values("decode_ms").drop_duplicates(["scheme", "method", "id"]).sort_index()
-    table = by_task(fastest).rename(columns={"draft_size": "mean_draft_size"})
+    table = by_task(fastest)
     plans = pd.DataFrame([asdict(plan) for plan in table.method])
     return table.drop(columns=["method", "speedup"]).join(plans)
 

@@ -25,7 +25,7 @@ from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import EagleHead, describe_head
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -97,7 +97,7 @@ class Parameters(Common):
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
-        about |= {"head_scheme": self.head_scheme, "head_vocabulary": self.head_vocabulary or 0}
+        about |= describe_head(self.head_scheme, self.head_vocabulary, synthetic_config(self.model))
         about |= {"intermediate": Path(self.intermediate).name if self.intermediate else "none"}
         about |= {"intermediate_scheme": self.intermediate_scheme}
         return [
@@ -251,11 +251,11 @@ def replay_plans(
 
     Before its first row every plan decodes once without being timed, which captures its graphs. Times are milliseconds
     a step. head_chance, agreement: what is replayed at every depth, 0 where the plan has no such draft.
-    head_vocabulary: 0 for all tokens. whole_drafts: the share of steps that accepted all of a draft.
+    whole_drafts: the share of steps that accepted all of a draft.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = synthetic_config(models.target_name).vocab_size
-    prompt = torch.randint(0, vocabulary, (prompt_length,), generator=generator).tolist()
+    config = synthetic_config(models.target_name)
+    prompt = torch.randint(0, config.vocab_size, (prompt_length,), generator=generator).tolist()
     speculators = {}
     for plan, chances in points:
         method = get_method(plan.method)
@@ -274,15 +274,14 @@ def replay_plans(
             "task": "random tokens",
             "weights": "synthetic",
             "acceptance": "replayed",
-            "head_scheme": models.head_scheme,
-            "head_vocabulary": models.head_vocabulary or 0,  # all
+            **describe_head(models.head_scheme, models.head_vocabulary, config),
             "intermediate": Path(models.intermediate_name).name if models.intermediate_name else "none",
             "intermediate_scheme": models.intermediate_scheme,
             "head_chance": round(head[0], 4),
             "agreement": agreement,
             "seed": seed,
             "context_length": prompt_length,
-            **{("mean_draft_size" if k == "draft_size" else k): v for k, v in measurements(generation).items()},
+            **measurements(generation),
             "whole_drafts": sum(whole) / len(whole),
         }
 

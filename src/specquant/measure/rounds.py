@@ -15,11 +15,11 @@ from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.measure.blocks import spread
 from specquant.measure.checks import require_shapes
-from specquant.measure.drafting import HEADS, describe_head
+from specquant.measure.drafting import HEADS
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import EagleHead, describe_head
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory

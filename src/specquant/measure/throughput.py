@@ -173,7 +173,7 @@ def measurements(generation: Generation) -> dict:
     return {
         "new_tokens": len(generation.token_ids),
         "steps": len(steps),
-        "draft_size": mean([len(step.tree) for step in steps]),
+        "mean_draft_size": mean([len(step.tree) for step in steps]),
         "accepted_length": mean(generation.accepted_lengths),
         "inner_rounds": len(rounds) / len(steps) if steps else float("nan"),
         "inner_accepted_length": mean(rounds),
@@ -222,7 +222,7 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     tokens_per_s and speedup are by the rules of `tables.speed`.
     """
     keys = ["model", "scheme", "method", "task", "weights", "acceptance"]
-    lengths = ["accepted_length", "draft_size", "inner_rounds", "inner_accepted_length"]
+    lengths = ["accepted_length", "mean_draft_size", "inner_rounds", "inner_accepted_length"]
     groups = rows.assign(decoded=rows.new_tokens - 1).groupby(keys, sort=False)
     table = groups[[*lengths, "draft_ms", "verify_ms", "other_ms"]].mean()
     table["tokens_per_s"] = speed(groups.decoded.sum(), groups.decode_ms.sum())

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -151,3 +152,14 @@ def _rounded(linear: nn.Linear | PackedLinear, scheme: Scheme) -> PackedLinear:
     rounded = quantize_linear(scheme, weight)
     rounded.bias = None if linear.bias is None else linear.bias.half()
     return rounded
+
+
+def describe_head(head_scheme: str | None, head_vocabulary: int | None, config: PreTrainedConfig) -> dict[str, Any]:
+    """The columns of tables that say which head drafted: head_scheme, and head_vocabulary, the tokens that it knows.
+
+    Args:
+        head_scheme: None for fp16.
+        head_vocabulary: None for all of its model's tokens, which the table counts as it does others.
+        config: of its model.
+    """
+    return {"head_scheme": head_scheme or "fp16", "head_vocabulary": head_vocabulary or config.vocab_size}

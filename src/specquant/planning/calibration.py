@@ -18,6 +18,7 @@ from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.device import dtype_name
+from specquant.models.eagle import describe_head
 from specquant.planning.acceptance import AcceptanceStatistics, Tree
 from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
@@ -70,12 +71,11 @@ def calibrate(
 
 
 def model_columns(models: Models) -> dict[str, str | int]:
-    """The columns that say what was calibrated; head_vocabulary: 0 for all tokens."""
+    """The columns that say what was calibrated."""
     return {
         "model": Path(models.target_path).name,
         "scheme": models.target.scheme.name,
-        "head_scheme": models.head_scheme or "fp16",
-        "head_vocabulary": models.head_vocabulary or 0,
+        **describe_head(models.head_scheme, models.head_vocabulary, models.target.config),
     }
 
 

@@ -44,7 +44,10 @@ def measured_costs(
     context_length: int = 512,
     other_ms: float = 0.0,
 ) -> LevelCosts:
-    """One model's costs from the tables verify_cost.csv and drafting.csv of one GPU; head_vocabulary: None for all.
+    """One model's costs from the tables verify_cost.csv and drafting.csv of one GPU.
+
+    head_vocabulary: tokens that the EAGLE head knows; the most that were measured where it is None, or 0, as tables
+    before 0.2 wrote "all".
 
     Raises SpecquantError where the pass of one token was not measured; a head that was not measured cannot draft.
     """

@@ -85,7 +85,7 @@ def replayed_against_fixed(
     """
     kind, rows = ["model", "scheme", "intermediate", "intermediate_scheme", "head_scheme", "head_vocabulary"], []
     for (model, scheme, small, small_scheme, head_scheme, vocabulary), grid in replayed.groupby(kind, sort=False):
-        head = {"head_scheme": head_scheme, "head_vocabulary": vocabulary or None}
+        head = {"head_scheme": head_scheme, "head_vocabulary": vocabulary}
         outer = measured_costs(passes, drafting, model, scheme, **head, other_ms=grid.other_ms.median())
         inner = None
         if small != "none":

@@ -51,7 +51,9 @@ def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame, gpu: str = "H2
     draft and pass is bookkeeping.
     """
     passes, steps = passes[passes.gpu == gpu], steps[steps.gpu == gpu]
-    drafts = steps[steps.what == "draft"].assign(head_scheme="fp16", head_vocabulary=0)
+    drafts = steps[steps.what == "draft"].assign(
+        head_scheme="fp16", head_vocabulary=synthetic_config("llama-3-8b").vocab_size
+    )
     return Planner(
         *(
             measured_costs(passes, drafts, model, "w4a16-g128", other_ms=_beyond_draft_and_pass(passes, steps, model))

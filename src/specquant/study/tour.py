@@ -99,7 +99,7 @@ def steps_table(generations: Mapping[str, Generation]) -> pd.DataFrame:
     columns = {
         "new_tokens": "new tokens",
         "steps": "steps",
-        "draft_size": "draft size",
+        "mean_draft_size": "draft size",
         "accepted_length": "accepted length",
     }
     table = pd.DataFrame(rows).T[list(columns)].rename(columns=columns)

@@ -9,7 +9,7 @@ _WEIGHTS = {"weights": text("trained", "synthetic")}
 _TARGET = {"model": text(), "scheme": text(), **_WEIGHTS}
 _OF_TARGET = tuple(_TARGET)
 _PLAN = {"method": text(), "draft_size": count(0), "iterations": count(0), "min_draft_length": count(0)}
-_HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}
+_HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}  # 0 was "all tokens" before 0.2
 _SPREAD = {"time_ms": positive(), "p10_ms": positive(), "p90_ms": positive(), "repeats": count()}
 _CARD = {"clock_mhz": positive(required=False), "power_w": positive(required=False)}
 _FLOOR = {"bytes": positive(required=False), "floor_ms": positive(required=False)}
@@ -178,7 +178,13 @@ TABLES = {
         REPLAYED,
         DRAFTING,
         ROUNDS,
-        Table("throughput", pa.DataFrameSchema(THROUGHPUT), _OF_TARGET, ("method", "task")),
+        Table(
+            "throughput",
+            pa.DataFrameSchema(THROUGHPUT),
+            _OF_TARGET,
+            ("method", "task"),
+            renamed={"draft_size": "mean_draft_size"},
+        ),
         Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS), ("scheme", "weights"), ("method",)),
         Table("heads", pa.DataFrameSchema(HEADS), ("scheme", "weights"), (*_HEAD, "method")),
         Table("trees", pa.DataFrameSchema(TREES), (*_OF_TARGET, "draft_size", "iterations")),

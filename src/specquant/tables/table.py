@@ -1,7 +1,7 @@
 """What a kind of table is: what names its rows, and its columns, which pandera checks when it is written and read."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ class Table:
 
     name: of its file, without .csv. schema: the columns that others rely on; a table may hold more. unit: the columns
     that name a unit of work, whose rows are written together. row: the columns that name a row among those of its unit.
-    needs: a column, and values that must be there in it.
+    needs: a column, and values that must be there in it. renamed: what columns are called now, by what older tables
+    call them.
     """
 
     name: str
@@ -29,13 +30,16 @@ class Table:
     unit: tuple[str, ...] = ()
     row: tuple[str, ...] = ()
     needs: tuple[str, tuple[str, ...]] = ("", ())
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, frame: pd.DataFrame, where: Path) -> pd.DataFrame:
-        """The frame with its numbers as numbers.
+        """The frame with its numbers as numbers, and its columns as they are called now.
 
         Raises SpecquantError that names `where`, and the line and column, for a column that is missing, a value of a
         wrong kind or out of its range, a row that is there twice, and one that is missing.
         """
+        older = {old: new for old, new in self.renamed.items() if new not in frame}
+        frame = frame.rename(columns=older) if older else frame
         require_columns(frame, (name for name, column in self.schema.columns.items() if column.required), where)
         try:
             checked = self.schema.validate(self._with_numbers(frame), lazy=True)
