@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.method import DraftSettings, Plan, TwoModels
 from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
-from specquant.models.companions import COMPANIONS
+from specquant.models.companions import COMPANIONS, directories_beside
 from specquant.models.config import load_config
 from specquant.models.eagle import EagleHead, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
@@ -190,11 +191,5 @@ def tiny_models(root: str | Path, target: str | Path | None = None, **options) -
     text, if not in another.
     """
     root = resolve(root)
-    options.setdefault("head_text", root / "calibration.txt")
-    return Models(
-        target or root / "target",
-        root / "eagle-target",
-        root / "intermediate",
-        root / "eagle-intermediate",
-        **options,
-    )
+    usual: dict[str, Any] = {**directories_beside(root / "target"), "head_text": root / "calibration.txt"}
+    return Models(target or root / "target", **usual | options)

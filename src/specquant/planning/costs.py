@@ -10,10 +10,12 @@ from specquant.errors import SpecquantError
 
 @dataclass(frozen=True)
 class LevelCosts:
-    """What a step of one model costs in milliseconds.
+    """What a step of one model costs, in milliseconds.
 
-    verify_ms: a pass, by draft size, interpolated. draft_ms: an EAGLE-2 draft, by iterations; a line through them.
-    Empty where the model has no head. other_ms: accepting and keeping the books.
+    Attributes:
+        verify_ms: of a pass, by its draft size in tokens. What lies between is interpolated.
+        draft_ms: of an EAGLE-2 draft, by its iterations, through which a line is laid. Empty where there is no head.
+        other_ms: of a step's rest: accepting tokens and keeping the books.
     """
 
     verify_ms: pd.Series
@@ -21,6 +23,7 @@ class LevelCosts:
     other_ms: float = 0.0
 
     def verify(self, draft_size: float) -> float:
+        """Of a pass over so many tokens. Raises SpecquantError beyond the sizes that were measured."""
         sizes = self.verify_ms.index
         if not sizes.min() <= draft_size <= sizes.max():
             raise SpecquantError(
@@ -29,6 +32,7 @@ class LevelCosts:
         return float(np.interp(draft_size, sizes, self.verify_ms))
 
     def draft(self, iterations: int) -> float:
+        """Of an EAGLE-2 draft of so many levels."""
         if len(self.draft_ms) == 1:
             return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
         return float(np.polyval(np.polyfit(self.draft_ms.index, self.draft_ms, 1), iterations))
@@ -44,12 +48,23 @@ def measured_costs(
     context_length: int = 512,
     other_ms: float = 0.0,
 ) -> LevelCosts:
-    """One model's costs from the tables verify_cost.csv and drafting.csv of one GPU.
+    """One model's costs, from the tables of one GPU with one row for each quantity (`read_medians`).
 
-    head_vocabulary: tokens that the EAGLE head knows; the most that were measured where it is None, or 0, as tables
-    before 0.2 wrote "all".
+    Args:
+        verify_cost: verify_cost.csv.
+        drafting: drafting.csv.
+        model, scheme: of the passes.
+        head_scheme: of the EAGLE head.
+        head_vocabulary: tokens that the head knows. The most that were measured where it is None, or 0, which is how
+            tables before 0.2 wrote "all".
+        context_length: tokens in the cache.
+        other_ms: bookkeeping of a step.
 
-    Raises SpecquantError where the pass of one token was not measured; a head that was not measured cannot draft.
+    Returns:
+        The costs; without times of drafts where none of such a head was measured.
+
+    Raises:
+        SpecquantError: if the pass of one token was not measured.
     """
     passes = verify_cost[(verify_cost.model == model) & (verify_cost.scheme == scheme)]
     passes = passes[passes.context_length == context_length].set_index("draft_size").time_ms.sort_index()

@@ -24,7 +24,6 @@ class Planner:
         self, statistics: AcceptanceStatistics, min_draft_lengths: Iterable[int] = MIN_DRAFT_LENGTHS
     ) -> list[Plan]:
         """Every plan that can be predicted: all trees of known acceptance, where all passes were measured."""
-
         lengths = list(min_draft_lengths)
         return [plan for method in METHODS.values() for plan in method.plans(self, statistics, lengths)]
 
@@ -39,10 +38,17 @@ class Planner:
         return rows.assign(speedup=rows.tokens_per_s / plain).sort_values("tokens_per_s", ascending=False)
 
     def predict(self, plan: Plan, statistics: AcceptanceStatistics) -> dict[str, float]:
-        """The columns of throughput.csv for one plan: means over steps, times in milliseconds a step.
+        """What one plan would reach.
 
-        Raises SpecquantError for an unknown method, a model or tree that was not given, and a size that was not
-        measured.
+        Args:
+            plan: the method, and how it drafts.
+            statistics: how often its drafts are accepted.
+
+        Returns:
+            Columns of throughput.csv: means over the target's steps, in tokens and in milliseconds, and tokens_per_s.
+
+        Raises:
+            SpecquantError: if the method is unknown, its model or tree was not given, or a size was not measured.
         """
         predicted = get_method(plan.method).predict(plan, self, statistics)
         step_ms = predicted.draft_ms + predicted.verify_ms + self.target.other_ms

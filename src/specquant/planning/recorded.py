@@ -67,8 +67,8 @@ def _beyond_draft_and_pass(passes: pd.DataFrame, steps: pd.DataFrame, model: str
     kind = ["scheme", "draft_size", "iterations"]
     of_model = steps[(steps.model == model) & (steps.method == "eagle2")]
     whole, draft = (of_model[of_model.what == what].set_index(kind).time_ms for what in ("step", "draft"))
-    beside = pd.MultiIndex.from_frame(whole.reset_index()[kind[:2]])
-    verify = passes[passes.model == model].set_index(kind[:2]).time_ms.reindex(beside).to_numpy()
+    same_pass = pd.MultiIndex.from_frame(whole.reset_index()[kind[:2]])
+    verify = passes[passes.model == model].set_index(kind[:2]).time_ms.reindex(same_pass).to_numpy()
     return max(0.0, float((whole - draft.reindex(whole.index) - verify).median()))
 
 

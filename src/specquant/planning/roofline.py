@@ -33,11 +33,11 @@ def decoder_layer(kernels: pd.DataFrame, model: str) -> pd.DataFrame:
     Adds relative_time (over that of one token), bandwidth_tb_s, rate_top_s and intensity (operations per byte). Raises
     SpecquantError where the table has no such model, or a scheme without the time of one token.
     """
-    chosen = kernels[kernels["model"] == model]
-    if chosen.empty:
+    of_model = kernels[kernels["model"] == model]
+    if of_model.empty:
         raise SpecquantError(f"no kernels of {model!r} were measured: there are {', '.join(kernels['model'].unique())}")
     keys = ["scheme", "implementation", "draft_size", "weights"]
-    rows = chosen.groupby(keys, sort=False)[["time_us", "bytes", "operations"]].sum().reset_index()
+    rows = of_model.groupby(keys, sort=False)[["time_us", "bytes", "operations"]].sum().reset_index()
     one_token = rows[rows["draft_size"] == 1].set_index("scheme")["time_us"]
     if alone := sorted(set(rows["scheme"]) - set(one_token.index)):
         raise SpecquantError(
