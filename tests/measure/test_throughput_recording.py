@@ -40,6 +40,7 @@ def test_both_tables_say_what_was_measured_and_how(call):
     speeds, lossless = (read_results(path) for path in call("fp16", "w8a8"))
     assert list(speeds.scheme.unique()) == list(lossless.scheme.unique()) == ["fp16", "w8a8"]
     assert len(speeds) == len(lossless) == 8
+    assert {"mean_draft_size", "inner_rounds", "prompts", "speedup"} <= set(speeds)
     assert (lossless.differing_prompts == 0).all()
     assert (lossless.new_tokens <= 6).all()
 

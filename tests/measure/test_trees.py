@@ -59,3 +59,10 @@ def test_trees_on_both_models(small_models, tmp_path, in_process):
         ("small target", 60, 6),
     ]
     assert (trees.parents.str.split().str.len() == trees.draft_size).all()
+
+
+def test_models_that_are_missing_are_refused_before_a_process_is_started(tmp_path, in_process):
+    with pytest.raises(SpecquantError, match="is not a model directory"):
+        record(MEASURE, Parameters(models_dir=tmp_path / "nowhere"), tmp_path / "out")
+    assert in_process == []
+    assert not (tmp_path / "out").exists()

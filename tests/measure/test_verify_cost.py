@@ -208,7 +208,7 @@ def test_on_a_gpu_rows_say_what_must_be_read_and_in_which_state(verify):
 def test_models_in_half_precision_on_a_gpu_and_single_on_a_cpu(monkeypatch):
     assert Parameters("llama-3-8b", ("fp16",), device="cpu").same()["dtype"] == "float32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(verify_cost, "device_name", lambda _: "GPU")
+    monkeypatch.setattr("specquant.measure.parameters.device_name", lambda _: "GPU")
     assert Parameters("llama-3-8b", ("fp16",)).same()["dtype"] == "float16"
 
 

@@ -55,11 +55,11 @@ def _of_task(
     models: Models, tokenizer: PreTrainedTokenizerBase, prompts: pd.DataFrame, parameters: Parameters
 ) -> pd.DataFrame:
     """A row for each plan, with tokens_per_s and predicted_tokens_per_s."""
-    texts, chosen = prompts["prompt"].tolist(), prompts.to_dict("records")
+    texts, records = prompts["prompt"].tolist(), prompts.to_dict("records")
     longest, steps, decoded = parameters.max_new_tokens, [], []
     for _ in range(REPEATS):
         steps.append(calibrate(models, tokenizer, texts, longest * len(texts), longest))
-        decoded.append(decode_prompts(models, tokenizer, chosen, GRID, parameters.name, max_new_tokens=longest))
+        decoded.append(decode_prompts(models, tokenizer, records, GRID, parameters.name, max_new_tokens=longest))
     planner, statistics = calibrated(fastest(steps))
     predicted = planner.table(statistics).set_index(list(PLAN_FIELDS)).tokens_per_s
     measured = by_plan(pd.concat(decoded, ignore_index=True))

@@ -86,6 +86,11 @@ class SchemeByScheme(Decoding):
     schemes: tuple[str, ...]
     name: str = "tiny"
 
+    def check(self) -> None:
+        """Raises SpecquantError as `Decoding.check`, and for models that are missing or do not fit together."""
+        super().check()
+        tiny_models(self.models_dir).given_methods()
+
     def units(self) -> list[dict[str, Any]]:
         return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
 
@@ -108,7 +113,7 @@ class Parameters(SchemeByScheme):
     shared: ClassVar[tuple[str, ...]] = (*Decoding.shared, "dtype", "row_invariant")
 
     def check(self) -> None:
-        """Raises SpecquantError as `Decoding.check`, and for an unknown dtype to compare with."""
+        """Raises SpecquantError as `SchemeByScheme.check`, and for an unknown dtype to compare with."""
         super().check()
         named_dtype(self.against)
 

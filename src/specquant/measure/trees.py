@@ -38,6 +38,11 @@ class Parameters(Decoding):
     target_trees: tuple[tuple[int, int], ...] = TARGET_TREES
     inner_trees: tuple[tuple[int, int], ...] = INNER_TREES
 
+    def check(self) -> None:
+        """Raises SpecquantError as `Decoding.check`, and for models that are missing or do not fit together."""
+        super().check()
+        tiny_models(self.models_dir).given_methods()
+
     def same(self) -> dict[str, Any]:
         return super().same() | {"dtype": dtype_name(default_dtype(self.device, "fp16"))}
 

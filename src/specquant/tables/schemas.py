@@ -142,7 +142,7 @@ THROUGHPUT = {
     "accepted_length": positive(),
     **_MEANS,
 }
-THROUGHPUT |= {"draft_size": positive(required=False), **_STEP, "tokens_per_s": positive()}
+THROUGHPUT |= {"mean_draft_size": positive(required=False), **_STEP, "tokens_per_s": positive()}
 THROUGHPUT |= {"prompts": count(required=False), "speedup": positive(required=False)}
 LOSSLESSNESS = {"scheme": text(), "method": text(), **_WEIGHTS, **_DECODED, "largest_margin": number(required=False)}
 HEADS = {"scheme": text(), **_WEIGHTS, **_HEAD, "method": text(), **_DECODED, "accepted_length": positive()}
