@@ -43,7 +43,7 @@ def test_a_wrong_command_line_exits_with_2(arguments, capsys):
 @pytest.mark.parametrize("what", ["throughput", "plans", "heads", "verify-cost"])
 def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_models, tmp_path, monkeypatch, capsys):
     models = shutil.copytree(small_models, tmp_path / "models")
-    config = json.loads((models / "target/config.json").read_text()) | {"intermediate_size": 192}
+    config = json.loads((models / "target/config.json").read_text()) | {"intermediate_size": 196}
     (models / "target/config.json").write_text(json.dumps(config))
     measured = []
     monkeypatch.setattr(
@@ -59,7 +59,7 @@ def test_bench_leaves_out_what_a_target_cannot_have_and_says_so(what, small_mode
     assert len(error.splitlines()) == 6
     assert main(["bench", what, *options, "--schemes", "w4a16-g128"]) == 2
     assert not measured
-    assert "192" in capsys.readouterr().err
+    assert "392" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_status_2(capsys):

@@ -25,6 +25,8 @@ EDGES = [
     (64, 144, 640, Configuration(128, 3, 2, 8)),
     (150, 64, 256, Configuration(64, 1, 2, 4)),
     (130, 48, 384, None),
+    (3, 80, 320, Configuration(64, 2, 3, 4)),
+    (20, 64, 100, None),
 ]
 edges = pytest.mark.parametrize(("rows", "outputs", "inputs", "chosen"), EDGES, ids=str)
 
@@ -42,7 +44,7 @@ def fp8_matrix(outputs, inputs, generator):
 
 def w4a8_fp8_matrix(outputs, inputs, generator):
     codes = torch.randint(0, 16, (outputs, inputs), generator=generator)
-    scales = (torch.rand(inputs // 128, outputs, generator=generator) * 0.02).half()
+    scales = (torch.rand(-(-inputs // 128), outputs, generator=generator) * 0.02).half()
     return pack_codes(codes), pair_outputs(scales)
 
 

@@ -12,6 +12,7 @@ from specquant.models.formats import FormatWeights
 from specquant.models.formats.gptq import read_gptq
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
+from specquant.models.synthetic import synthetic_model
 from specquant.models.transforms import rotate_ends, rotate_layer, unpack_layer
 from specquant.quant import SCHEMES, empty_linear, get_scheme
 from specquant.quant.hadamard import random_hadamard
@@ -125,3 +126,10 @@ def test_a_width_that_no_format_of_others_packs_is_named(narrow):
     weights = FormatWeights(Checkpoint(narrow), load_config(narrow), format)
     with pytest.raises(SpecquantError, match="down_proj has 328 inputs, no multiple of 32"):
         weights.linear_sources("layers.0.down_proj", empty_linear(get_scheme("w4a16-g128"), HIDDEN, 328))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_synthetic_models_of_such_widths_run(scheme):
+    model = synthetic_model(shape(), scheme, 64, torch.float32, "cpu")
+    features = model.prefill(TOKENS, model.new_cache(64))
+    assert 0.3 < features.float().std() < 3

@@ -46,7 +46,7 @@ def _kernel(
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    first, end = steps(in_features)
+    first, end = steps(in_features if EVEN else in_features + 127)
     wait_for_previous(OVERLAPPING, next_at_once=False)
     step = first * 128 + tl.arange(0, 128)
     weight += output[:, None].to(tl.int64) * in_features + step[None, :]

