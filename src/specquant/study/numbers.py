@@ -22,8 +22,8 @@ import pandas as pd
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
 from specquant.measure.settling import steady
+from specquant.planning.predictions import plans_against_fixed
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
-from specquant.study.plan import plans_against_fixed
 from specquant.tables.intervals import PROCESS, over_processes
 from specquant.tables.results import read_medians, read_results
 
