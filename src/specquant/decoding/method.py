@@ -57,8 +57,11 @@ PLAN_FIELDS = tuple(field.name for field in fields(Plan))
 class TwoModels(Protocol):
     """A target and the intermediate model, which is made when it is first asked for."""
 
-    target: Llama | GraphedLlama
-    intermediate: Llama | GraphedLlama
+    @property
+    def target(self) -> Llama | GraphedLlama: ...
+
+    @property
+    def intermediate(self) -> Llama | GraphedLlama: ...
 
 
 class Costs(Protocol):

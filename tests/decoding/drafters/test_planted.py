@@ -1,5 +1,7 @@
 """Planted drafts: verification finds what was planted, and every text is the one of decoding one by one."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.decoding.conftest import random_head, random_model
 VOCABULARY = 37
 SHAPES = [[-1, 0, 0, 1, 1, 3, 2], [-1, 0, 1, 2, 0, 0, 0]]
 SEQUENCE = [list(range(-1, 6))]
-PROMPT, NEW_TOKENS, REACH = [1, 2, 3], 60, 12
+PROMPT, NEW_TOKENS, REACH = [1, 2, 3], 40, 12
 LEVELS = ("sequence", "eagle2", "vanilla", "hierarchical")
 
 
@@ -31,9 +33,14 @@ def drafter(level, rate, inner_rate=0.2, seed=0):
     return PlantedModel(Speculator(small, inner, 4), errors)
 
 
-def one_by_one(target, prompt=PROMPT):
-    decoder = Speculator(target)
-    tokens = decoder.prefill(prompt, Greedy()).tokens
+def one_by_one(prompt=PROMPT):
+    return list(known(tuple(prompt)))
+
+
+@cache
+def known(prompt):
+    decoder = Speculator(random_model())  # the target
+    tokens = decoder.prefill(list(prompt), Greedy()).tokens
     while len(tokens) < NEW_TOKENS + REACH:
         tokens = tokens + decoder.step(NEW_TOKENS).tokens
     return tokens
@@ -52,7 +59,7 @@ def steps(decoder, text, prompt=PROMPT):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_every_text_is_the_one_of_decoding_one_by_one(level, rate, target):
-    text = one_by_one(target)
+    text = one_by_one()
     _, tokens = steps(Speculator(target, drafter(level, rate)), text)
     assert tokens == text[: len(tokens)]
     assert len(set(tokens)) > 3
@@ -60,7 +67,7 @@ def test_every_text_is_the_one_of_decoding_one_by_one(level, rate, target):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_without_errors_every_draft_is_accepted_whole(level, target):
-    taken, _ = steps(Speculator(target, drafter(level, 0.0)), one_by_one(target))
+    taken, _ = steps(Speculator(target, drafter(level, 0.0)), one_by_one())
     assert max(len(step.path) for step in taken) >= 3
     for step in taken:
         branch = step.tree.branch if isinstance(step.tree, PlantedTree) else range(1, len(step.tree))
@@ -71,7 +78,7 @@ def test_without_errors_every_draft_is_accepted_whole(level, target):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_with_errors_alone_nothing_is_accepted(level, target):
-    taken, _ = steps(Speculator(target, drafter(level, 1.0)), one_by_one(target))
+    taken, _ = steps(Speculator(target, drafter(level, 1.0)), one_by_one())
     assert [step.accepted_length for step in taken] == [1] * (NEW_TOKENS - 1)
     assert all(len(step.tree) > 1 for step in taken)
 
@@ -81,11 +88,11 @@ def test_verification_finds_the_rate_that_was_planted(level, target):
     decoder = Speculator(target, drafter(level, 0.3))
     found = np.zeros(2, dtype=int)
     for prompt in ([first, 2, 3] for first in range(16)):
-        taken, _ = steps(decoder, one_by_one(target, prompt), prompt)
+        taken, _ = steps(decoder, one_by_one(prompt), prompt)
         found += np.sum([judged_and_accepted(step) for step in taken], axis=0)
     judged, accepted = found
     low, high = binom.interval(0.999, judged, 0.7)
-    assert judged > 350
+    assert judged > 250
     assert low <= accepted <= high
     for other in (0.5, 0.9):  # what another rate would have given is told apart
         low, high = binom.interval(0.999, judged, other)
@@ -96,14 +103,14 @@ def test_the_inner_level_finds_its_own_rate(target):
     decoder = Speculator(target, drafter("hierarchical", 0.1, inner_rate=0.4))
     found = np.zeros(2, dtype=int)
     for prompt in ([first, 2, 3] for first in range(12)):
-        decoder.drafter.follow(prompt + (text := one_by_one(target, prompt)))
+        decoder.drafter.follow(prompt + (text := one_by_one(prompt)))
         tokens = decoder.prefill(prompt, Greedy()).tokens
         while len(tokens) < NEW_TOKENS:
             tokens = tokens + decoder.step(30).tokens
             found += np.sum([judged_and_accepted(step) for step in decoder.drafter.rounds], axis=0)
         assert tokens == text[: len(tokens)]
     low, high = binom.interval(0.999, found[0], 0.6)
-    assert found[0] > 300
+    assert found[0] > 200
     assert low <= found[1] <= high
 
 
@@ -113,14 +120,14 @@ def test_models_and_heads_really_run(target, monkeypatch):
     passes = {"small": 0, "head": 0}
     for name, module in (("small", small), ("head", head)):
         module.register_forward_hook(lambda *_, name=name: passes.__setitem__(name, passes[name] + 1))
-    taken, _ = steps(decoder, one_by_one(target))
+    taken, _ = steps(decoder, one_by_one())
     rounds = sum(len(step.inner_accepted_lengths) for step in taken)
     assert passes["small"] > rounds  # and the prompt
     assert passes["head"] > rounds
 
 
 def test_the_same_seed_plants_the_same(target):
-    text = one_by_one(target)
+    text = one_by_one()
     runs = []
     for seed in (1, 1, 2):
         taken, _ = steps(Speculator(target, drafter("eagle2", 0.3, seed=seed)), text)

@@ -22,7 +22,7 @@ from specquant.errors import SpecquantError
 class Errors:
     """Makes tokens wrong at a stated rate, the same ones for the same seed."""
 
-    def __init__(self, rate: float, vocab_size: int, seed: int = 0):
+    def __init__(self, rate: float, vocab_size: int, seed: int | Sequence[int] = 0):
         """rate: the probability that a token is wrong. Raises SpecquantError where it is none."""
         if not 0 <= rate <= 1:
             raise SpecquantError(f"the error rate is {rate}: give a probability, from 0 to 1")
