@@ -186,6 +186,14 @@ def test_what_is_there_is_not_measured_again(settings, tmp_path):
         measure(settings("fp16", error_rate=0.2, **options), tmp_path)
 
 
+def test_a_row_that_is_there_twice_is_refused(settings, tmp_path):
+    path = record(planted.MEASURE, settings("fp16", methods=("sequence",), tokens=12), tmp_path / "out")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[2]]) + "\n")
+    with pytest.raises(SpecquantError, match=rf"line {len(lines) + 1}: a second row of model "):
+        read_results(path)
+
+
 def test_without_an_intermediate_model_trees_and_sequences_are_planted(settings, tmp_path):
     rows = measure(settings("fp16", intermediate=None, tokens=12), tmp_path)
     assert set(rows.method) == {"autoregressive", "eagle2", "sequence"}
