@@ -373,6 +373,8 @@ def _parser() -> argparse.ArgumentParser:
     planted.add_argument(
         "--tokens", type=int, default=2048, metavar="N", help="that each process decodes by each method (default: 2048)"
     )
+    planted.add_argument("--new-tokens", type=int, default=256, metavar="N", help="behind each prompt (default: 256)")
+    planted.add_argument("--prompt-length", type=int, default=512, metavar="N", help="in tokens (default: 512)")
     planted.add_argument("--processes", type=int, default=3, metavar="N", help="for intervals (default: 3)")
     planted.add_argument("--seed", type=int, default=0, metavar="N")
     planted.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
@@ -745,6 +747,8 @@ def _bench_planted(arguments: argparse.Namespace) -> int:
         error_rate=arguments.error_rate,
         inner_error_rate=arguments.inner_error_rate,
         tokens=arguments.tokens,
+        new_tokens=arguments.new_tokens,
+        prompt_length=arguments.prompt_length,
         processes=arguments.processes,
         seed=arguments.seed,
         device=arguments.device,
