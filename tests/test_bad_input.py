@@ -652,6 +652,12 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "profile", "--model", "x", "--context", "0"], "tokens in the cache is 0; it must be at least 1"),
         (["bench", "replay", "--model", "x", "--accepted-length", "nan"], "the accepted length is nan"),
         (["bench", "replay", "--model", "llama-3-8b", "--head-scheme", "nonsense"], "unknown scheme 'nonsense'"),
+        (
+            ["bench", "planted", "--model", "llama-3-8b", "--error-rate", "nan"],
+            "the error rate is nan: give a probability",
+        ),
+        (["bench", "planted", "--model", "llama-3-8b", "--methods", "vanilla"], "it needs an intermediate model"),
+        (["bench", "planted", "--model", "x", "--weights", "synthetic"], "x is neither a model directory nor one of"),
         (["bench", "trees", "--max-new-tokens", "0"], "the maximum of new tokens is 0"),
         (["bench", "verify-cost", "--model", "x", "--seed", str(2**70)], "does not fit into 64 bits"),
         (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "the limit is 0; it must be"),

@@ -360,6 +360,33 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--out", type=_here, default=Path("results/replayed"), metavar="DIR", help="for the table")
     replay.set_defaults(command=_bench_replay)
 
+    planted = benches.add_parser("planted", help="every method on the target's own tokens, with errors planted")
+    planted.add_argument("--model", required=True, metavar="NAME", help="llama-3-8b or llama-3-70b, or a directory")
+    planted.add_argument("--intermediate", metavar="NAME", help="likewise (default: none, and no method that needs it)")
+    planted.add_argument("--schemes", default="w4a16-g128", metavar="NAMES", help="with commas (default: %(default)s)")
+    planted.add_argument("--weights", choices=("trained", "synthetic"), help="default: trained, where there are any")
+    planted.add_argument(
+        "--codes", default="uniform", metavar="NAME", help="of synthetic weights: uniform (default), or trained"
+    )
+    planted.add_argument(
+        "--methods", metavar="NAMES", help="with commas; `sequence` is a draft that takes no time (default: all)"
+    )
+    planted.add_argument("--error-rate", type=float, default=0.15, metavar="P", help="of drafts (default: 0.15)")
+    planted.add_argument(
+        "--inner-error-rate", type=float, default=0.15, metavar="P", help="of the inner level's drafts (default: 0.15)"
+    )
+    planted.add_argument(
+        "--tokens", type=int, default=2048, metavar="N", help="that each process decodes by each method (default: 2048)"
+    )
+    planted.add_argument("--new-tokens", type=int, default=256, metavar="N", help="behind each prompt (default: 256)")
+    planted.add_argument("--prompt-length", type=int, default=512, metavar="N", help="in tokens (default: 512)")
+    planted.add_argument("--processes", type=int, default=3, metavar="N", help="for intervals (default: 3)")
+    planted.add_argument("--seed", type=int, default=0, metavar="N")
+    planted.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    _add_dtype(planted)
+    planted.add_argument("--out", type=_here, default=Path("results/planted"), metavar="DIR", help="for the table")
+    planted.set_defaults(command=_bench_planted)
+
     plans = benches.add_parser("plans", help="a grid of plans on trained models, and what is predicted of each")
     plans.add_argument("--models-dir", type=_here, default=Path("data/tiny"), metavar="DIR", help="default: data/tiny")
     plans.add_argument(
@@ -716,6 +743,34 @@ def _bench_replay(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
     )
     print(record(MEASURE, parameters, arguments.out))
+    return 0
+
+
+def _bench_planted(arguments: argparse.Namespace) -> int:
+    from specquant.measure.measure import record
+    from specquant.measure.planted import MEASURE, Parameters, losslessness
+    from specquant.tables.results import read_results
+
+    parameters = Parameters(
+        arguments.model,
+        arguments.intermediate,
+        _names(arguments.schemes),
+        arguments.weights,
+        methods=_names(arguments.methods) if arguments.methods else (),
+        error_rate=arguments.error_rate,
+        inner_error_rate=arguments.inner_error_rate,
+        tokens=arguments.tokens,
+        new_tokens=arguments.new_tokens,
+        prompt_length=arguments.prompt_length,
+        processes=arguments.processes,
+        seed=arguments.seed,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        codes=arguments.codes,
+    )
+    path = record(MEASURE, parameters, arguments.out)
+    print(losslessness(read_results(path)).to_string(index=False))
+    print(path)
     return 0
 
 

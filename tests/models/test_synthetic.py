@@ -11,7 +11,9 @@ from specquant.models.synthetic import (
     SHAPES,
     NotEnoughMemory,
     bytes_read,
+    code_shares,
     memory_needed,
+    require_integer_codes,
     synthetic_config,
     synthetic_head,
     synthetic_model,
@@ -148,3 +150,40 @@ def test_a_width_that_a_scheme_does_not_have_is_refused_by_its_field():
     ends = Llama(LlamaConfig(**config.to_dict() | {"vocab_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}))
     with pytest.raises(SpecquantError, match=f"the EAGLE head does not fit w4a16-g128: {says}"):
         synthetic_head(ends.config, ends, "w4a16-g128")
+
+
+with_integer_codes = pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in ("fp16", "fp8")])
+
+
+def bell(width):
+    distances = torch.arange(-synthetic.FARTHEST_CODE, synthetic.FARTHEST_CODE + 1, dtype=torch.float64)
+    shares = torch.exp(-0.5 * (distances / width) ** 2) * (distances.abs() < (8 if width < 5 else 128))
+    return shares / shares.sum()
+
+
+@with_integer_codes
+def test_codes_are_drawn_as_often_as_is_stated_and_the_variance_stays(scheme, config):
+    wanted = bell(40.0 if SCHEMES[scheme].weight_bits == 8 else 2.0)
+    drawn, uniform = made(config, scheme, codes=wanted), made(config, scheme)
+    found = code_shares(drawn)
+    assert (found - wanted).abs().max() < 0.005
+    assert (code_shares(uniform) - wanted).abs().max() > 5 * (found - wanted).abs().max()
+    layer = drawn.layers[0].gate_up_proj
+    assert layer.dequantize().std() * layer.in_features**0.5 == pytest.approx(1, rel=0.15)
+
+
+@with_integer_codes
+def test_uniform_codes_are_what_they_were_and_symmetric(scheme, config):
+    shares = code_shares(made(config, scheme))
+    there = shares[shares > 0]
+    assert float(shares.sum()) == pytest.approx(1)
+    assert len(there) >= 15
+    assert (there - there.mean()).abs().max() < 0.3 * there.mean()
+
+
+def test_schemes_without_integer_codes_are_refused(config):
+    for scheme in ("fp16", "fp8"):
+        with pytest.raises(SpecquantError, match=f"{scheme} has no integer codes"):
+            require_integer_codes(scheme)
+        with pytest.raises(SpecquantError, match=f"{scheme} has no integer codes"):
+            code_shares(made(config, scheme))

@@ -157,7 +157,7 @@ def numbers(table: str) -> dict[str, str]:
 
 
 def test_every_table_that_planning_and_figures_read_is_described():
-    assert set(TABLES) == {*RECORDED, "calibration"}
+    assert set(TABLES) == {*RECORDED, "calibration", "planted"}  # this is to be recorded on a GPU (docs/measuring.md)
     for table, path in RECORDED.items():
         assert len(read_results(path))
         assert numbers(table)
@@ -196,7 +196,7 @@ def test_a_damaged_number_is_named_with_what_belongs_there(table, column, value,
         read_results(damaged(table, column, value, tmp_path))
 
 
-@pytest.mark.parametrize("table", [name for name, table in TABLES.items() if table.row])
+@pytest.mark.parametrize("table", [name for name in RECORDED if TABLES[name].row])
 def test_a_row_that_is_there_twice_is_refused(table, tmp_path):
     names = [*TABLES[table].unit, *TABLES[table].row]
     lines = RECORDED[table].read_text().splitlines()

@@ -21,7 +21,7 @@ from specquant.models.graphs import MOST_ROWS
 from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
-from specquant.quant import PackedLinear, Scheme
+from specquant.quant import PackedLinear, Scheme, get_scheme
 from specquant.quant.grid import in_groups, out_of_groups
 
 # What the Llama-3 models have in common, and what not (arXiv 2407.21783, table 3).
@@ -41,6 +41,8 @@ SHAPES = {
     | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
 }
 BYTES_PER_CODE = 5  # that exist at once while a matrix's codes are drawn and packed
+DRAWN_AT_ONCE = 1 << 26  # codes of a trained model's, each of which takes 9 bytes more while it is drawn
+FARTHEST_CODE = 255  # from a zero point
 BYTES_PER_LOGIT = 16  # of up to 64 rows, in several graphs
 BYTES_WHILE_ROUNDED = 20  # of a weight, in float32 copies that exist at once while a head's matrix is rounded
 GPU_SPARE_BYTES = 1 << 30  # kernels' code, graphs, and what lies unused between blocks
@@ -71,11 +73,26 @@ def synthetic_model(
     dtype: torch.dtype = torch.float16,
     device: torch.device | str = "cuda",
     seed: int = 0,
+    codes: torch.Tensor | None = None,
 ) -> Llama:
     """A model of this configuration with random weights, the same for the same seed on the same kind of device.
 
     Weights are uniform and have the variance 1 / inputs, so that activations keep their size from layer to layer.
-    Raises NotEnoughMemory where the device has too little, before any is taken.
+
+    Args:
+        config: whose shapes are taken.
+        scheme: how its linear layers are stored.
+        context_length: positions that it can run at most.
+        dtype: that it computes in.
+        device: where it is made.
+        seed: of all that is drawn.
+        codes: how often each code is drawn, of a model in the same scheme (`code_shares`); None: all as often.
+
+    Returns:
+        The model.
+
+    Raises:
+        NotEnoughMemory: The device has too little; none is taken before.
     """
     require_memory(config, scheme, context_length, dtype, device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -88,7 +105,7 @@ def synthetic_model(
         if isinstance(module, RMSNorm):
             module.weight.uniform_(0.75, 1.25, generator=generator)
         elif isinstance(module, PackedLinear):
-            _draw(module, model.scheme.weight_bits, generator)
+            _draw(module, model.scheme.weight_bits, generator, codes)
     return model
 
 
@@ -145,7 +162,39 @@ def synthetic_head(
     return shrink_head(head.to(device), head_scheme, vocabulary)
 
 
-def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) -> None:
+def require_integer_codes(scheme: str | Scheme) -> None:
+    """Raises SpecquantError for a scheme whose weights are no integers, of which `code_shares` could say how often each
+    is there."""
+    scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+    if scheme.weight_bits == 16 or (scheme.floating and scheme.weight_bits == 8):
+        raise SpecquantError(f"{scheme.name} has no integer codes that a trained model could show: take uniform ones")
+
+
+def code_shares(model: Llama) -> torch.Tensor:
+    """How often a model's linear layers hold each code, by its distance from the zero point.
+
+    Args:
+        model: quantized, as a trained one is.
+
+    Returns:
+        float64 [2 * FARTHEST_CODE + 1], which sum to 1: of the distances from -FARTHEST_CODE to FARTHEST_CODE.
+
+    Raises:
+        SpecquantError: Its scheme has no integer codes.
+    """
+    require_integer_codes(model.scheme)
+    counts = torch.zeros(2 * FARTHEST_CODE + 1, dtype=torch.float64)
+    for linear in model.modules():
+        if isinstance(linear, PackedLinear):
+            codes, zero = in_groups(linear.integer_codes(), linear.group_size), linear.grid().zero
+            distances = codes.int() - zero.round().int().expand(codes.shape[:2])[..., None]
+            counts += torch.bincount(distances.flatten().cpu() + FARTHEST_CODE, minlength=len(counts))
+    return counts / counts.sum()
+
+
+def _draw(
+    linear: PackedLinear, weight_bits: int, generator: torch.Generator, shares: torch.Tensor | None = None
+) -> None:
     """Random weights, as the matrix stores them: scales that differ, and codes on both sides of zero."""
     device = generator.device
     spread = math.sqrt(3 / linear.in_features)  # uniform numbers within +-spread have the variance 1 / in_features
@@ -154,16 +203,36 @@ def _draw(linear: PackedLinear, weight_bits: int, generator: torch.Generator) ->
     if weight_bits == 16:
         linear.weight.uniform_(-spread, spread, generator=generator)
         return
+    if shares is not None:  # fewer large codes: larger steps give the same variance
+        distances = torch.arange(-FARTHEST_CODE, FARTHEST_CODE + 1, dtype=torch.float64)
+        spread *= (2 ** (weight_bits - 1) - 1) / float((shares @ distances**2).sqrt()) / math.sqrt(3)
     reach = torch.empty(linear.out_features, linear.groups, device=device)
     reach.uniform_(0.75 * spread, 1.25 * spread, generator=generator)
     linear.fit(-reach, reach)
     grid = linear.grid()
     highest = int(torch.minimum(grid.highest - grid.zero, grid.zero - grid.lowest).min())
     shape, dtype = (linear.out_features, linear.in_features), torch.int8 if highest < 128 else torch.int16
-    codes = torch.randint(-highest, highest + 1, shape, dtype=dtype, device=device, generator=generator)
+    if shares is None:
+        codes = torch.randint(-highest, highest + 1, shape, dtype=dtype, device=device, generator=generator)
+    else:
+        codes = _drawn_by(shares, shape, dtype, highest, generator)
     zeros = grid.zero.expand(reach.shape).to(dtype)
     grouped = in_groups(codes, linear.group_size).add_(zeros[..., None])
     linear.set_codes(out_of_groups(grouped, linear.in_features))
+
+
+def _drawn_by(
+    shares: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype, highest: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Codes [out, in], as distances from the zero point, by `code_shares`; at most `highest` away from it."""
+    device = generator.device
+    values = torch.arange(-FARTHEST_CODE, FARTHEST_CODE + 1, device=device).clamp(-highest, highest).to(dtype)
+    ends = shares.cumsum(0)[:-1].to(device, torch.float32)
+    codes = torch.empty(shape, dtype=dtype, device=device)
+    for rows in codes.split(max(1, DRAWN_AT_ONCE // shape[1])):
+        drawn = torch.rand(rows.shape, generator=generator, device=device)
+        rows.copy_(values[torch.bucketize(drawn, ends, out_int32=True, right=True)])
+    return codes
 
 
 def memory_needed(

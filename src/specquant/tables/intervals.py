@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from specquant.errors import SpecquantError
+
 PROCESS = "process"
 
 
@@ -40,3 +42,24 @@ def over_processes(values: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(
         {"median": groups.median(), "low": groups.min(), "high": groups.max(), "processes": groups.size()}
     )
+
+
+def rule_of_three(trials: int) -> float:
+    """How often something may happen, at most, of which not one of so many trials saw anything: 3 / trials.
+
+    It is the upper end of the 95% interval, since (1 - 3 / n) ** n is about 5%: Hanley and Lippman-Hand, "If Nothing
+    Goes Wrong, Is Everything All Right?", JAMA 249 (1983), 1743-1745. It holds for trials that do not depend on each
+    other; the tokens of one text do to some extent.
+
+    Args:
+        trials: how many there were, at least 1.
+
+    Returns:
+        A probability; 1 where there were so few trials that nothing can be said.
+
+    Raises:
+        SpecquantError: There was no trial.
+    """
+    if trials < 1:
+        raise SpecquantError(f"{trials} trials say nothing of how often something happens: make at least 1")
+    return min(3 / trials, 1.0)

@@ -89,6 +89,50 @@ REPLAYED = Table(
     unit=("model", "scheme", "weights", *_HEAD, "intermediate", "intermediate_scheme", "chances", "process"),
     row=(*_PLAN, "head_chance", "agreement"),
 )
+PLANTED = Table(
+    "planted",
+    pa.DataFrameSchema(
+        {
+            **_TARGET,
+            "codes": text("uniform", "trained"),
+            **_HEAD,
+            "intermediate": text(),
+            "intermediate_scheme": text(),
+            "tokens": count(),
+            "row_invariant": text("no", "yes"),
+            "process": count(0),
+            **_PLAN,
+            "acceptance": text("planted"),
+            "error_rate": share(),
+            "inner_error_rate": share(),
+            "context_length": count(),
+            "new_tokens": count(),
+            "steps": count(),
+            "mean_draft_size": positive(),
+            "accepted_length": positive(),
+            "judged_tokens": count(0),
+            "accepted_share": share(required=False),
+            "inner_judged_tokens": count(0),
+            "inner_accepted_share": share(required=False),
+            "inner_rounds": number(),
+            "inner_accepted_length": positive(required=False),
+            "prefill_ms": positive(),
+            **_STEP,
+            "decode_ms": positive(),
+            "tokens_per_s": positive(),
+            **_CARD,
+            "texts": count(),
+            "compared_tokens": count(),
+            "differing_texts": count(0),
+            "first_differences": text(),
+            "margins": text(),
+            "distinct_tokens": count(),
+            "median_margin": number(),
+        }
+    ),
+    unit=(*_TARGET, "codes", *_HEAD, "intermediate", "intermediate_scheme", "tokens", "row_invariant", "process"),
+    row=tuple(_PLAN),
+)
 DRAFTING = Table(
     "drafting",
     pa.DataFrameSchema(
@@ -176,6 +220,7 @@ TABLES = {
         VERIFY_COST,
         SETTLING,
         REPLAYED,
+        PLANTED,
         DRAFTING,
         ROUNDS,
         Table(

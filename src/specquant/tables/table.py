@@ -141,9 +141,9 @@ def count(lowest: int = 1, required: bool = True) -> pa.Column:
     return _number(f"a whole number{ABOVE_0 if lowest else ''}", pa.Check.ge(lowest), whole, required=required)
 
 
-def share() -> pa.Column:
-    """A column of probabilities."""
-    return _number("a probability", pa.Check.in_range(0, 1))
+def share(required: bool = True) -> pa.Column:
+    """A column of probabilities; where it is not required, it may be missing, or empty in a row."""
+    return _number("a probability", pa.Check.in_range(0, 1), required=required)
 
 
 def is_whole(column: pa.Column) -> bool:
