@@ -249,7 +249,7 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
     quality = read_results("data/recorded/cpu/quality.csv").set_index(["scheme", "domain"])
     known["perplexity fp16 code"] = quality.perplexity["fp16", "code"]
-    sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").draft_size.mean()
+    sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
     for name in ("target", "intermediate"):
         known[f"parameters {name}, millions"] = _parameters(project_root() / f"data/tiny/{name}") / 1e6
