@@ -5,12 +5,21 @@ from collections.abc import Iterable
 from specquant.errors import SpecquantError
 from specquant.models.synthetic import SHAPES
 
+LONGEST_MS = 60_000  # of what passes before something is timed
+
 
 def require_at_least(parameters: object, **lowest: float) -> None:
     """Raises SpecquantError for a parameter that is below its lowest value, or no number."""
     for name, least in lowest.items():
         if not getattr(parameters, name) >= least:
             raise SpecquantError(f"{name} is {getattr(parameters, name)}: give at least {least}")
+
+
+def require_short(name: str, *times_ms: float) -> None:
+    """Raises SpecquantError for times that are negative, no numbers, or longer than anybody would wait."""
+    for time_ms in times_ms:
+        if not 0 <= time_ms <= LONGEST_MS:
+            raise SpecquantError(f"{name} is {time_ms}: give milliseconds, from 0 to {LONGEST_MS}")
 
 
 def require_shapes(models: Iterable[str]) -> None:

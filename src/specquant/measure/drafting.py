@@ -12,7 +12,7 @@ from specquant.errors import SpecquantError
 from specquant.experiments import kernels
 from specquant.experiments.drafting import HEADS, TREES, describe_head, prepare_draft
 from specquant.measure.blocks import Blocks, in_blocks
-from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.checks import require_at_least, require_shapes, require_short
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
 from specquant.models.memory import NotEnoughMemory
@@ -23,11 +23,21 @@ from specquant.tables.schemas import DRAFTING
 
 @dataclass(frozen=True)
 class Parameters:
-    """What to time: every head of `HEADS` and tree of `TREES` for some models of `models.synthetic.SHAPES`.
+    """What to time: every head of `HEADS` and tree of `TREES`.
 
-    confirmed_rows: new tokens that a draft begins with. processes, blocks, repeats, warm_up_ms: as for verify_cost.
     Only embedding and LM head of a model are made to draft for it. A head that knows some tokens alone knows the first
     ones, for random weights have no frequent ones.
+
+    Attributes:
+        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        confirmed_rows: New tokens that a draft begins with.
+        context_length: Tokens in the cache.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        blocks: Of each draft in a process.
+        repeats: Of each draft in a block.
+        warm_up_ms: For how long drafts run before those that are timed.
+        seed: Of the random weights, and of the order.
+        device: cuda or cpu (default: cuda where there is one).
     """
 
     models: tuple[str, ...] = ("llama-3-8b", "llama-3-70b")
@@ -47,6 +57,7 @@ class Parameters:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
         require_shapes(self.models)
         require_at_least(self, processes=1, blocks=1, repeats=1)
+        require_short("warm_up_ms", self.warm_up_ms)
         if not 1 <= self.confirmed_rows < self.context_length:
             raise SpecquantError(
                 f"{self.confirmed_rows} new tokens do not fit a context of {self.context_length}: give at least 1"

@@ -22,7 +22,10 @@ from specquant.tables.table import Table
 
 
 class Parameters(Protocol):
-    """What a measurement takes: a frozen dataclass of values that JSON can hold."""
+    """What a measurement takes: a frozen dataclass of values that JSON can hold, and of paths.
+
+    Its fields are the options of the measurement's command, and its docstring says what they mean (`commands`).
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -99,7 +102,7 @@ def _fresh_process(
         assert process.stdout is not None
         try:
             with suppress(BrokenPipeError):  # it has died already, which its status tells
-                process.stdin.write(json.dumps(order))
+                process.stdin.write(json.dumps(order, default=str))  # of paths
                 process.stdin.close()
             yield from map(json.loads, process.stdout)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,10 +22,16 @@ from specquant.tables.schemas import ROUNDS
 
 @dataclass(frozen=True)
 class Parameters:
-    """What to time: rounds of a model of `models.synthetic.SHAPES` in a scheme, with each head of `HEADS`.
+    """What to time, with each head of `HEADS`.
 
-    Acceptance is replayed: trees take shapes recorded in `trees`. repeats: rounds that are timed, after those in which
-    graphs are captured.
+    Attributes:
+        model: The intermediate model: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        scheme: Of its random weights.
+        context_length: Tokens in the cache.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        repeats: Rounds that are timed, after those in which graphs are captured.
+        trees: Shapes of trees, a CSV file, from which acceptance is replayed (default: those of the tiny models).
+        device: cuda or cpu (default: cuda where there is one).
     """
 
     model: str = "llama-3-8b"
@@ -32,7 +39,7 @@ class Parameters:
     context_length: int = 512
     processes: int = 3
     repeats: int = 100
-    trees: str = RECORDED_TREES
+    trees: Path = Path(RECORDED_TREES)
     device: str = ""  # the GPU, if there is one
 
     def __post_init__(self):

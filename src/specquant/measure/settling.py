@@ -20,9 +20,10 @@ from specquant.experiments.compatibility import prepare_passes
 from specquant.experiments.drafting import prepare_draft
 from specquant.experiments.timing import now
 from specquant.measure.card import CardState
-from specquant.measure.checks import require_at_least, require_shapes
+from specquant.measure.checks import require_at_least, require_shapes, require_short
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype
+from specquant.models.eagle import head_scheme
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.quant import get_scheme
@@ -38,10 +39,19 @@ ITERATIONS = 6
 
 @dataclass(frozen=True)
 class Parameters:
-    """What to time: models of `models.synthetic.SHAPES` with random weights.
+    """What to time, on random weights.
 
-    behind: draft sizes of the passes before, or of the tree. idle_ms: between them and the passes of one token.
-    head_scheme: of the EAGLE head that drafts. processes: fresh interpreters, each of which measures everything.
+    Attributes:
+        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        schemes: With commas.
+        behind: Draft sizes of the passes before those of one token, with commas.
+        idle_ms: How long the card rests between them, with commas.
+        trees: Draft sizes of the trees behind drafts, with commas.
+        head_scheme: Of the EAGLE head that drafts.
+        context_length: Tokens in the cache.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        seed: Of the random weights.
+        device: cuda or cpu (default: cuda where there is one).
     """
 
     models: tuple[str, ...] = ("llama-3-70b", "llama-3-8b")
@@ -65,7 +75,9 @@ class Parameters:
         require_shapes(self.models)
         for scheme in self.schemes:
             get_scheme(scheme)
+        head_scheme(self.head_scheme)
         require_at_least(self, processes=1)
+        require_short("idle_ms", *self.idle_ms)
 
     def same(self) -> dict[str, Any]:
         names = ("behind", "idle_ms", "trees", "head_scheme", "context_length", "seed")

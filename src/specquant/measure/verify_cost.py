@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -25,13 +25,14 @@ from specquant.experiments.compatibility import DRAFT_SIZES, prepare_passes
 from specquant.experiments.targets import quantized_target
 from specquant.experiments.timing import spread
 from specquant.measure.blocks import Blocks, in_blocks, time_ms
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_at_least, require_short
 from specquant.measure.measure import Measure
 from specquant.models.device import choose_device, default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.tables.provenance import device_name
@@ -39,22 +40,36 @@ from specquant.tables.schemas import VERIFY_COST
 from specquant.tables.style import SCHEMES, in_house_order, legend_above, mark, new_figure
 from specquant.tables.verify_cost import pass_growth
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Parameters:
     """What to time.
 
-    model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
-    "synthetic", random ones of its shapes (default: trained, where there are any). processes: fresh interpreters, each
-    of which measures everything. blocks: of each draft size in a process. repeats: timed passes of a block, after
-    warm_up_passes and warm_up_ms, whichever is longer. turns: time all sizes in turn as well. device: the GPU by
-    default, if there is one; dtype: by default each scheme's on it (`models.device.default_dtype`). threads: of the
-    processor (default: all).
+    Attributes:
+        model: A directory, a hub id, or llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        schemes: With commas; the command takes "all" for those that the model can have.
+        weights: synthetic: random ones of the model's shapes (default: those of the directory, if it is one).
+        draft_sizes: Tokens in a pass, with commas (default: twelve from 1 to 64).
+        contexts: Tokens in the cache, with commas.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        blocks: Of each draft size in a process.
+        repeats: Of each pass in a block, after the warm-up.
+        warm_up_passes: Passes before those that are timed.
+        warm_up_ms: For how long passes run before those that are timed, if that is longer.
+        turns: Time the draft sizes in turn, too: what that would say.
+        seed: Of synthetic weights.
+        device: cuda or cpu (default: cuda where there is one).
+        dtype: What models compute in (default: each scheme's on the device, `models.device.default_dtype`).
+        threads: Of the processor (default: all).
+        keep_targets_in: The folder for quantized copies of a model with weights.
+        calibration_text: What such a model reads while it is quantized, a file (default: the tiny target's own).
     """
 
     model: str
-    schemes: tuple[str, ...]
-    weights: str | None = None
+    schemes: tuple[str, ...] = ("all",)
+    weights: Literal["trained", "synthetic"] | None = None
     draft_sizes: tuple[int, ...] = DRAFT_SIZES
     contexts: tuple[int, ...] = (512,)
     processes: int = 3
@@ -65,10 +80,10 @@ class Parameters:
     turns: bool = False
     seed: int = 0
     device: str = ""  # the GPU, if there is one
-    dtype: str | None = None
+    dtype: DType | None = None
     threads: int | None = None
-    keep_targets_in: str = "results/targets"
-    calibration: str = CALIBRATION_TEXT
+    keep_targets_in: Path = Path("results/targets")
+    calibration_text: Path = Path(CALIBRATION_TEXT)
 
     def __post_init__(self):
         device = choose_device(self.device)
@@ -82,7 +97,10 @@ class Parameters:
 
     def check(self) -> None:
         """Raises SpecquantError for numbers out of range, and for a model that is not there or has no weights."""
-        require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_passes=1, warm_up_ms=0)
+        require_at_least(self, processes=1, blocks=1, repeats=1, warm_up_passes=1)
+        require_short("warm_up_ms", self.warm_up_ms)
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise SpecquantError(f"threads is {self.threads}: give 1 to {MOST_THREADS}")
         if self.weights == "trained" and str(self.model) in SHAPES:
             raise SpecquantError(
                 f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
@@ -123,7 +141,7 @@ class Parameters:
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
         dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
         if self.weights == "trained":
-            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration)
+            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration_text)
             return load_model(copy, dtype=dtype, device=self.device)
         config, longest = (
             synthetic_config(locate(self._source, SMALL_FILES)),

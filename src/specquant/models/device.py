@@ -1,8 +1,11 @@
 """Which device a computation runs on, and in which dtype models compute there."""
 
+from typing import get_args
+
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.models.options import DType
 from specquant.quant import Scheme, get_scheme
 
 
@@ -40,7 +43,9 @@ def default_dtype(device: torch.device | str, scheme: str | Scheme) -> torch.dty
 
 
 def named_dtype(name: str | None) -> torch.dtype | None:
-    """The dtype of a name, as options give it; None for the default."""
+    """The dtype of a name, as options give it; None for the default. Raises SpecquantError for another name."""
+    if name and name not in get_args(DType):
+        raise SpecquantError(f"unknown dtype {name!r}: choose one of {', '.join(get_args(DType))}")
     return getattr(torch, name) if name else None
 
 
