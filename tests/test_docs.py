@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 
-from specquant.cli import command_line
+from specquant.cli import command_line, parsed
 from specquant.files import project_root
 from specquant.models.cache import KVCache
 from specquant.models.eagle import EagleHead
@@ -60,7 +60,7 @@ def commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_one_that_we_have(command):
-    command_line().parse_args(shlex.split(command), print_error=False, exit_on_error=False)
+    parsed(command_line(), shlex.split(command))
 
 
 def test_there_are_commands():

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     try:
         app = command_line()
-        command, bound = _parsed(app, words)
+        command, bound = parsed(app, words)
         _require_a_command(app, words)
         check_values(bound.arguments)
         _check_output(command, bound.arguments.get("out"))
@@ -65,7 +65,7 @@ def _run(words: list[str]) -> int:
         return _complain("interrupted; what had finished is kept", 130)
 
 
-def _parsed(app: App, words: list[str]) -> tuple[Callable[..., int | None], BoundArguments]:
+def parsed(app: App, words: list[str]) -> tuple[Callable[..., int | None], BoundArguments]:
     """The command that is called for, and what for. Raises SpecquantError where there is none of these words."""
     pydantic = sys.modules.pop("pydantic", None)  # where it is loaded, cyclopts would check values by its rules as well
     try:

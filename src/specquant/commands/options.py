@@ -58,7 +58,7 @@ def read_values(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
         if kinds == [Path]:
             argument.tokens = [token.evolve(value=str(Path(token.value).absolute())) for token in argument.tokens]
         elif int in kinds and any(_whole(token.value) is None for token in argument.tokens):
-            raise SpecquantError(f"{argument.name} is {argument.tokens[-1].value!r}: give a whole number")
+            raise SpecquantError(f"{argument.name} is {quoted(argument.tokens[-1].value)}: give a whole number")
         elif kinds and get_origin(kinds[0]) is tuple and argument.tokens:
             _part(argument, get_args(kinds[0])[0])
 
@@ -80,9 +80,9 @@ def _part(argument: Argument, kind: Any) -> None:
     """Make each word between commas a token of its own. Raises SpecquantError for numbers that count nothing."""
     text = argument.tokens[-1].value
     words = [word.strip() for word in text.split(",")]
-    if kind is int and not all(word.isdecimal() and 0 < int(word) <= MOST for word in words):
+    if kind is int and not all(word.isdecimal() and 0 < (_whole(word) or 0) <= MOST for word in words):
         raise SpecquantError(
-            f"{argument.name} is {text!r}: give whole numbers above 0 with commas between them, such as 1,8"
+            f"{argument.name} is {quoted(text)}: give whole numbers above 0 with commas between them, such as 1,8"
         )
     argument.tokens = [argument.tokens[-1].evolve(value=word, index=place) for place, word in enumerate(words)]
 
@@ -116,6 +116,11 @@ def _by_field(values: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+def quoted(text: str) -> str:
+    """What was written, or its ends where it is long."""
+    return repr(text) if len(text) <= 100 else f"{text[:50]!r}...{text[-10:]!r}"
+
+
 def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -138,9 +143,9 @@ def sentence(error: CycloptsError) -> str:
             return f"{name} has no value: give one, as in {name}=VALUE where it begins with a dash"
         return f"{error.argument.name} is missing: {command} --help tells what it is"
     if isinstance(error, exceptions.CoercionError) and error.token and error.argument:
-        return f"{error.argument.name} is {error.token.value!r}: {_belongs(_kinds(error.argument.hint))}"
+        return f"{error.argument.name} is {quoted(error.token.value)}: {_belongs(_kinds(error.argument.hint))}"
     if isinstance(error, exceptions.UnusedCliTokensError) and error.unused_tokens:
-        return f"{error.unused_tokens[0]!r} belongs to no option: {command} --help lists what there is"
+        return f"{quoted(error.unused_tokens[0])} belongs to no option: {command} --help lists what there is"
     return f"{error}: {command} --help lists what there is"
 
 
@@ -155,7 +160,7 @@ def _names(known: ArgumentCollection) -> list[str]:
 def _unknown(what: str, given: str, names: Iterable[str], otherwise: str) -> str:
     near = [name for name in names if name.startswith(given)] if len(given) > 2 else []
     near += difflib.get_close_matches(given, list(names), n=1)
-    return f"there is no {what} {given!r}: {f'did you mean {near[0]}?' if near else otherwise}"
+    return f"there is no {what} {quoted(given)}: {f'did you mean {near[0]}?' if near else otherwise}"
 
 
 def _belongs(kinds: list[Any]) -> str:

@@ -19,7 +19,7 @@ def require_short(name: str, *times_ms: float) -> None:
     """Raises SpecquantError for times that are negative, no numbers, or longer than anybody would wait."""
     for time_ms in times_ms:
         if not 0 <= time_ms <= LONGEST_MS:
-            raise SpecquantError(f"{name} is {time_ms}: give milliseconds, from 0 to {LONGEST_MS}")
+            raise SpecquantError(f"{name} is {time_ms}: give at least 0 and at most {LONGEST_MS} milliseconds")
 
 
 def require_shapes(models: Iterable[str]) -> None:
