@@ -61,17 +61,19 @@ def test_options_are_the_fields_of_the_measure(tmp_path, monkeypatch):
     """A new field is an option, with its type, default and help, without a line elsewhere."""
     (tmp_path / "heat.py").write_text(
         "from dataclasses import dataclass\nfrom typing import Literal\nimport torch\nfrom nowhere import WARM\n\n"
-        '@dataclass(frozen=True)\nclass Parameters:\n    """What to heat.\n\n    Attributes:\n'
+        '@dataclass(frozen=True, kw_only=True)\nclass Common:\n    """Of all.\n\n    Attributes:\n'
+        '        oven: Where.\n    """\n\n    oven: str = "any"\n\n'
+        '@dataclass(frozen=True, kw_only=True)\nclass Parameters(Common):\n    """What to heat.\n\n    Attributes:\n'
         '        metal: Which.\n        degrees: How warm.\n    """\n\n'
         '    metal: Literal["iron", "lead"]\n    degrees: tuple[int, ...] = (20,)\n    longest: float = WARM\n\n'
         "    def check(self): ...\n\nMEASURE = torch.heat\n"
     )
     monkeypatch.setattr(measure, "__path__", [str(tmp_path)])
     (found,) = [arguments for words, arguments in leaves() if words == ["bench", "heat"]]
-    assert [argument.name for argument in found] == ["--metal", "--degrees", "--longest", "--out"]
-    assert [argument.required for argument in found] == [True, False, False, False]
-    assert [argument.parameter.help for argument in found[:2]] == ["Which.", "How warm."]
-    assert found[0].get_choices() == ("iron", "lead")
+    assert [argument.name for argument in found] == ["--oven", "--metal", "--degrees", "--longest", "--out"]
+    assert [argument.required for argument in found] == [False, True, False, False, False]
+    assert [argument.parameter.help for argument in found[:3]] == ["Where.", "Which.", "How warm."]
+    assert found[1].get_choices() == ("iron", "lead")
 
 
 def test_each_measures_options_are_all_of_its_fields():

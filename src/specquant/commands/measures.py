@@ -13,6 +13,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
+import specquant
 from specquant import measure
 from specquant.commands.options import UNSET, flat, tell
 
@@ -47,15 +48,17 @@ def _command(name: str, source: ast.Module) -> Callable[..., None]:
     return command
 
 
-def _parameters(source: ast.Module) -> Any:
-    """A dataclass with the fields and the docstring of the file's `Parameters`, and nothing else of it.
+def _parameters(source: ast.Module, name: str = "Parameters") -> Any:
+    """A dataclass with the fields and the docstring of the file's `Parameters`, and of its bases, and nothing else.
 
     What its types need is imported. A default that needs more than that is UNSET: only the file knows it.
     """
-    (found,) = (node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Parameters")
+    (found,) = (node for node in source.body if isinstance(node, ast.ClassDef) and node.name == name)
     declared = [node for node in found.body if isinstance(node, ast.AnnAssign)]
     types = {name for node in declared for name in _names(node.annotation)}
     known: dict[str, Any] = {"__name__": __name__, "dataclass": dataclass, "field": field, "UNSET": UNSET}
+    for base in (each.id for each in found.bases if isinstance(each, ast.Name)):
+        known[base] = _parameters(_source_of(base, source), base)
     for node in source.body:
         if isinstance(node, ast.ImportFrom):
             needed = [each.name for each in node.names if each.name in types]
@@ -65,7 +68,16 @@ def _parameters(source: ast.Module) -> Any:
             node.value = ast.Name("UNSET", ast.Load())
     found.body = [found.body[0], *declared]
     exec(compile(ast.fix_missing_locations(ast.Module([found], [])), __name__, "exec"), known)
-    return known["Parameters"]
+    return known[name]
+
+
+def _source_of(name: str, source: ast.Module) -> ast.Module:
+    """Where a class is defined that a file names: that file itself, or the one that it imports it from."""
+    for node in source.body:
+        if isinstance(node, ast.ImportFrom) and node.module and name in [each.name for each in node.names]:
+            path = Path(specquant.__file__).parent.joinpath(*node.module.split(".")[1:]).with_suffix(".py")
+            return ast.parse(path.read_text(encoding="utf-8"))
+    return source
 
 
 def _names(node: ast.AST) -> set[str]:
