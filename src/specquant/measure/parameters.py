@@ -11,6 +11,7 @@ from specquant.errors import SpecquantError
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least, require_short
 from specquant.models.device import choose_device, named_dtype
+from specquant.models.options import DType
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
 
@@ -136,6 +137,8 @@ def _tuples(value: Any) -> Any:
 def _is_of(value: Any, kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return any(_is_of(value, each) for each in get_args(kind))
+    if kind == DType:
+        return isinstance(value, str)  # `named_dtype` says which there are
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:

@@ -47,7 +47,7 @@ def named_dtype(name: str | None) -> torch.dtype | None:
     if name is None:
         return None
     if name not in get_args(DType):
-        raise SpecquantError(f"unknown dtype {name!r}: choose one of {', '.join(get_args(DType))}")
+        raise SpecquantError(f"unknown dtype {name!r}: choose {', '.join(get_args(DType))}")
     return getattr(torch, name)
 
 
