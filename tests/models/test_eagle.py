@@ -84,7 +84,7 @@ def test_what_cannot_be_stored_is_refused(config):
     head = synthetic_head(config, synthetic_ends(config, 64, torch.float32, "cpu"))
     with pytest.raises(SpecquantError, match="rotates a whole model"):
         shrink_head(head, "w4a8-qqq")
-    with pytest.raises(SpecquantError, match="its outputs of 16"):
+    with pytest.raises(SpecquantError, match="its outputs must be a multiple of 16"):
         shrink_head(head, "w4a16-g128", torch.arange(50))
 
 
