@@ -36,7 +36,7 @@ fuzz: .venv/.ready  ## run 2,000 cases of damaged input over all commands (CASES
 test-gpu: .venv/.ready  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest tests -m gpu
 
-# Without the notebooks: with them, nbval would measure in their kernels, too, which then wait for each other.
+# Without the notebooks: with --cov nbval starts coverage in their kernels as well, and its start gets no answer.
 coverage: .venv/.ready  ## run the tests of make test, and show which lines they do not reach
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not gpu and not full" --cov --cov-report=term-missing
 

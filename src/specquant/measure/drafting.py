@@ -62,10 +62,7 @@ class Parameters(Common):
         """Raises SpecquantError for an unknown model and for numbers out of range."""
         super().check()
         require_shapes(self.models)
-        if not 1 <= self.confirmed_rows < self.context_length:
-            raise SpecquantError(
-                f"{self.confirmed_rows} new tokens do not fit a context of {self.context_length}: give at least 1"
-            )
+        _require_room(self.confirmed_rows, self.context_length)
 
     @property
     def head_dtype(self) -> torch.dtype:
@@ -123,8 +120,7 @@ def prepare_draft(
     Raises SpecquantError where the context has fewer tokens than are new, or results are not finite: such a draft may
     take another time.
     """
-    if not 1 <= confirmed_rows < context_length:
-        raise SpecquantError(f"{confirmed_rows} new tokens do not fit a context of {context_length}: give at least 1")
+    _require_room(confirmed_rows, context_length)
     drafter = EagleDrafter(head, draft_size, iterations)
     generator = torch.Generator(head.device).manual_seed(0)
     shape = (context_length, head.config.hidden_size)
@@ -138,6 +134,12 @@ def prepare_draft(
     if len(draft()) != draft_size or not drafter.cache.keys[:, :, :context_length].isfinite().all():
         raise SpecquantError("the EAGLE head computes numbers that are not finite")
     return draft
+
+
+def _require_room(confirmed_rows: int, context_length: int) -> None:
+    """Raises SpecquantError where the context has no more tokens than are new."""
+    if not 1 <= confirmed_rows < context_length:
+        raise SpecquantError(f"{confirmed_rows} new tokens do not fit a context of {context_length}: give at least 1")
 
 
 MEASURE = Measure((DRAFTING,), Parameters, run, "time.perf_counter around a draft, median of a block")

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
 from specquant.kernels.fp8 import multiplies_e4m3
@@ -25,7 +24,7 @@ from specquant.measure.parameters import OnGpu
 from specquant.measure.passes import DRAFT_SIZES
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 from specquant.tables.schemas import TABLES
-from specquant.tables.style import SCHEMES, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, along_draft_sizes, legend_above, mark, new_figure
 
 # Outputs and inputs of the four linear layers, q, k, v and gate, up fused.
 LAYERS = {
@@ -212,8 +211,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 marker=look.marker,
                 label=f"{look.label}, {implementation}",
             )
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        along_draft_sizes(axis)
         axis.set(title=f"{layer}, {in_features} to {out_features}", ylabel="time (µs)")
         axis.set_ylim(bottom=0)
     axes[-1].set_xlabel("tokens in one pass")

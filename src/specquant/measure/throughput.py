@@ -32,7 +32,7 @@ from specquant.models.targets import quantized_target
 from specquant.tables.marks import Mark
 from specquant.tables.schemas import TABLES
 from specquant.tables.speed import over_equal_texts, speed, speedups
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure, row_for_each
 
 PAPER_SETTINGS = DraftSettings()
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
@@ -337,10 +337,7 @@ def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
         look = mark(method, MARKS)
         axis.plot(line, [rows.index(name) for name in line.index], look.marker, color=look.color, label=look.label)
     axis.axvline(1, color="0.4", linewidth=0.6)
-    axis.set_yticks(range(len(rows)), [mark(name, marks).label for name in rows])
-    axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
-    legend_above(figure, axis, columns=3)
+    row_for_each(figure, axis, [mark(name, marks).label for name in rows], xlabel, columns=3)
     return figure
 
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
@@ -36,7 +35,7 @@ from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, syn
 from specquant.models.targets import quantized_target
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 from specquant.tables.schemas import VERIFY_COST
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, legend_above, mark, new_figure
 from specquant.tables.verify_cost import pass_growth
 
 
@@ -215,8 +214,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             look, bars = mark(scheme, SCHEMES), (line["median"] - line.low, line.high - line["median"])
             about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
             axis.errorbar(line.index, line["median"], yerr=bars, **about)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        along_draft_sizes(axis)
         axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
         axis.set_ylim(bottom=0.9)
     axes[-1].set_xlabel("draft size (tokens in one pass)")
@@ -243,8 +241,7 @@ def draw_growths(tables: Mapping[str, pd.DataFrame]) -> Figure:
             if (line["processes"] > 1).any():
                 axis.errorbar(line.index, line["median"], yerr=bars, fmt="none", ecolor=look.color, elinewidth=0.5)
         axis.set(title=title, xlabel="draft size")
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        along_draft_sizes(axis)
     axes[0].set_ylabel("time of a pass\nover that of one token")
     axes[0].set_ylim(bottom=0.9)  # of all panels, whose highest line is known now
     longest = max(axes, key=lambda axis: len(axis.lines))

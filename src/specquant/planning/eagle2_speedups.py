@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from specquant.planning.acceptance import Chances, Shapes, TreeShapes
 from specquant.planning.costs import measured_costs
 from specquant.planning.planner import Planner
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure, row_for_each
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
 # leaderboard (data/published/accepted_lengths.csv). 70B: assumed.
@@ -89,10 +89,7 @@ def draw_speedups(lines: Mapping[str, pd.Series], xlabel: str) -> Figure:
     for (label, line), (color, marker) in zip(lines.items(), looks, strict=False):
         axis.plot(line.to_numpy(), [schemes.index(scheme) for scheme in line.index], marker, color=color, label=label)
     axis.axvline(1, color="0.4", linewidth=0.6)
-    axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
-    axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
-    legend_above(figure, axis, columns=1)
+    row_for_each(figure, axis, [mark(scheme, SCHEMES).label for scheme in schemes], xlabel, columns=1)
     return figure
 
 

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.cards import PassWork, read_cards
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, mark, new_figure, row_for_each
 
 
 def largest_free_measured(times: pd.DataFrame, tolerance: float = 0.1) -> pd.Series:
@@ -57,10 +56,6 @@ def draw_free_drafts(table: pd.DataFrame) -> Figure:
         look = mark(scheme, SCHEMES)
         axis.plot(table[scheme], range(len(table)), look.marker, color=look.color, label=look.label)
     axis.axvline(60, color="0.4", linewidth=0.6, linestyle=":")
-    axis.set_yticks(range(len(table)), table.index)
-    axis.invert_yaxis()
-    axis.set_xlabel("largest draft that is free")
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
-    legend_above(figure, axis, columns=3)
+    along_draft_sizes(axis)
+    row_for_each(figure, axis, list(table.index), "largest draft that is free", columns=3)
     return figure

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from specquant.files import resolve, write_file
 from specquant.tables.marks import Mark
@@ -73,6 +75,20 @@ def in_order(values: pd.Series, marks: dict[str, Mark]) -> list[str]:
 def mark(name: str, marks: dict[str, Mark]) -> Mark:
     """The mark of a scheme or method; a name of its own for one that the house style does not know."""
     return marks.get(name, Mark(name, "#ece133", "*"))
+
+
+def along_draft_sizes(axis: Axes) -> None:
+    """A logarithmic axis of draft sizes, which are written out."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+
+
+def row_for_each(figure: Figure, axis: Axes, labels: Sequence[str], xlabel: str, columns: int) -> None:
+    """Label the rows 0, 1, 2, ... of an axis, the first at the top, and put the legend above, in `columns`."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    legend_above(figure, axis, columns)
 
 
 def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
