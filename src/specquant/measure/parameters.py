@@ -92,7 +92,9 @@ class OnGpu(Common):
 
 def require_gpu(device: str) -> None:
     """Raises SpecquantError where kernels cannot run on `device`."""
-    if triton is None or not torch.cuda.is_available() or torch.device(device).type != "cuda":
+    if device != "cuda":
+        choose_device(device)  # refuses what names no device at all
+    if triton is None or not torch.cuda.is_available() or device != "cuda":
         raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
 
 
