@@ -14,6 +14,7 @@ from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
 from specquant.models.companions import COMPANIONS, directories_beside
 from specquant.models.config import load_config
+from specquant.models.device import choose_device, named_dtype
 from specquant.models.eagle import EagleHead, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate
@@ -27,6 +28,7 @@ from specquant.models.loading import (
     load_model,
     load_tokenizer,
 )
+from specquant.models.options import ModelOptions
 from specquant.quant import get_scheme
 
 
@@ -74,6 +76,25 @@ class Models:
         self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
+
+    @classmethod
+    def of(cls, options: ModelOptions) -> "Models":
+        """The models that options name, on their device, none of them loaded yet. Raises SpecquantError for a value
+        that is wrong, also where no method that is used would look at it."""
+        companions: dict[str, Any] = dict(options.companions)
+        models = cls(
+            options.model,
+            scheme=options.scheme,
+            dtype=named_dtype(options.dtype),
+            device=choose_device(options.device),
+            context_length=options.context_length,
+            head_scheme=options.head_scheme,
+            head_vocabulary=options.head_vocabulary,
+            head_text=options.text_of_heads,
+            **companions,
+        )
+        models.check_options(options.named_companions)
+        return models
 
     def given_methods(self) -> list[str]:
         """The methods that the planner knows whose companions were given. Raises SpecquantError, before anything is

@@ -52,7 +52,16 @@ class Parameters(OnGpu):
 
     Attention over drafts of these sizes behind each context: the kernel, its row-invariant form, and torch's; its keys
     and values are rotated through more than the GPU's cache holds. The other operations have no context; their inputs
-    come from the GPU's cache, as they do in a model. processes, blocks, repeats, warm_up_ms, seed: as for the kernels.
+    come from the GPU's cache, as they do in a model.
+
+    Attributes:
+        draft_sizes: Tokens in a pass, with commas.
+        context_lengths: Tokens in the cache, with commas.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        blocks: Of each case in a process.
+        repeats: Of each case in a block.
+        warm_up_ms: For how long a case runs before it is timed.
+        seed: Of the inputs, and of the order.
     """
 
     draft_sizes: tuple[int, ...] = (1, 8, 16, 32, 64)

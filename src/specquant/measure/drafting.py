@@ -31,11 +31,20 @@ HEADS = ((None, None), ("w4a16-g128", None), ("w4a16-g128", 32768))
 
 @dataclass(frozen=True)
 class Parameters(Common):
-    """What to time: every head of `HEADS` and tree of `TREES` for some models of `models.synthetic.SHAPES`.
+    """What to time: every head of `HEADS` and tree of `TREES`.
 
-    confirmed_rows: new tokens that a draft begins with. processes, blocks, repeats, warm_up_ms: as for verify_cost.
     Only embedding and LM head of a model are made to draft for it. A head that knows some tokens alone knows the first
     ones, for random weights have no frequent ones.
+
+    Attributes:
+        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        confirmed_rows: New tokens that a draft begins with.
+        context_length: Tokens in the cache.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        blocks: Of each draft in a process.
+        repeats: Of each draft in a block.
+        warm_up_ms: For how long drafts run before those that are timed.
+        seed: Of the random weights, and of the order.
     """
 
     models: tuple[str, ...] = ("llama-3-8b", "llama-3-70b")

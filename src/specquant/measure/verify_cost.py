@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -29,6 +29,7 @@ from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
@@ -42,17 +43,27 @@ from specquant.tables.verify_cost import pass_growth
 class Parameters(Common):
     """What to time.
 
-    model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
-    "synthetic", random ones of its shapes (default: trained, where there are any). processes: fresh interpreters, each
-    of which measures everything. blocks: of each draft size in a process. repeats: timed passes of a block, after
-    warm_up_passes and warm_up_ms, whichever is longer. turns: time all sizes in turn as well. device: the GPU by
-    default, if there is one; dtype: by default each scheme's on it (`models.device.default_dtype`). threads: of the
-    processor (default: all).
+    Attributes:
+        model: A directory, a hub id, or llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        schemes: With commas; the command takes "all" for those that the model can have.
+        weights: synthetic: random ones of the model's shapes (default: those of the directory, if it is one).
+        draft_sizes: Tokens in a pass, with commas (default: twelve from 1 to 64).
+        contexts: Tokens in the cache, with commas.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        blocks: Of each draft size in a process.
+        repeats: Of each pass in a block, after the warm-up.
+        warm_up_passes: Passes before those that are timed.
+        warm_up_ms: For how long passes run before those that are timed, if that is longer.
+        turns: Time the draft sizes in turn, too: what that would say.
+        seed: Of synthetic weights.
+        dtype: What models compute in (default: each scheme's on the device, `models.device.default_dtype`).
+        keep_targets_in: The folder for quantized copies of a model with weights.
+        calibration_text: What such a model reads while it is quantized, a file (default: the tiny target's own).
     """
 
     model: str | Path
-    schemes: tuple[str, ...]
-    weights: str | None = None
+    schemes: tuple[str, ...] = ("all",)
+    weights: Literal["trained", "synthetic"] | None = None
     draft_sizes: tuple[int, ...] = DRAFT_SIZES
     contexts: tuple[int, ...] = (512,)
     processes: int = 3
@@ -62,9 +73,9 @@ class Parameters(Common):
     warm_up_ms: float = 200.0
     turns: bool = False
     seed: int = 0
-    dtype: str | None = None
-    keep_targets_in: str | Path = "results/targets"
-    calibration: str | Path = CALIBRATION_TEXT
+    dtype: DType | None = None
+    keep_targets_in: Path = Path("results/targets")
+    calibration_text: Path = Path(CALIBRATION_TEXT)
 
     shared = ("seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
 
@@ -118,7 +129,7 @@ class Parameters(Common):
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
         dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
         if self.weights == "trained":
-            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration)
+            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration_text)
             return load_model(copy, dtype=dtype, device=self.device)
         config, longest = (
             synthetic_config(locate(self._source, SMALL_FILES)),
