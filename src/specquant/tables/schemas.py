@@ -242,6 +242,12 @@ TABLES = {
             row=("in_features", "out_features", "draft_size", "block"),
         ),
         Table(
+            "peers",
+            pa.DataFrameSchema(KERNELS),
+            unit=("model", "layer", "scheme", "implementation", "weights", "process"),
+            row=("in_features", "out_features", "draft_size", "block"),
+        ),
+        Table(
             "attention",
             pa.DataFrameSchema(ATTENTION),
             unit=("weights", "context_length", "process"),
