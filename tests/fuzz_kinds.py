@@ -164,6 +164,10 @@ def write_intact(root: Path) -> Path:
     for file in ("README.md", "pyproject.toml"):
         shutil.copyfile(project / file, clone / file)
     shutil.copytree(project / "data/text", clone / "data/text")
+    shutil.copytree(project / "docs", clone / "docs")
+    for name in ("target", "intermediate"):  # `claims` counts their parameters
+        (clone / "data/tiny" / name).mkdir(parents=True)
+        save_file({"weight": torch.zeros(2, 2)}, clone / "data/tiny" / name / "model.safetensors")
     prompts = map(json.loads, (project / "data/prompts/prompts.jsonl").read_text().splitlines())
     short = [json.dumps(prompt | {"prompt": prompt["prompt"][-30:]}) for prompt in prompts]
     (clone / "data/prompts").mkdir()

@@ -236,7 +236,7 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
             {"model": "nothing", "weights": "synthetic"},
             "nothing is neither a model directory nor one of llama-3-8b, llama-3-70b",
         ),
-        ({"codes": "odd"}, "codes is 'odd': choose of uniform and trained"),
+        ({"codes": "odd"}, "codes is 'odd': give uniform or trained"),
         ({"codes": "trained"}, "fp16 has no integer codes"),
         ({"head_scheme": "nonsense"}, "unknown scheme 'nonsense'"),
         ({"trees": "nowhere/trees.csv"}, "there are no results at"),

@@ -159,5 +159,5 @@ def _told(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     words[NoneType] = "nothing"
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    words |= {each: ", ".join(get_args(each)) for each in kinds if get_origin(each) is Literal}
+    words |= {each: " or ".join(get_args(each)) for each in kinds if get_origin(each) is Literal}
     return " or ".join(words.get(each, "a list" if get_origin(each) is tuple else str(each)) for each in kinds)

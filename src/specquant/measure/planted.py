@@ -130,8 +130,6 @@ class Parameters(Common):
             raise SpecquantError(
                 f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
             )
-        if self.codes not in ("uniform", "trained"):
-            raise SpecquantError(f"codes is {self.codes!r}: choose of uniform and trained")
         if self.weights == "synthetic" and self.codes == "trained":
             for scheme in self.schemes:
                 require_integer_codes(scheme)

@@ -9,7 +9,7 @@ much.
 import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
-from specquant.measure.blocks import Blocks, in_blocks, spread, time_ms
+from specquant.measure.blocks import InBlocks, in_blocks, spread, time_ms
 from specquant.measure.measure import Measure, Measured, left_out
-from specquant.measure.parameters import Common, require_type
+from specquant.measure.parameters import require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
@@ -40,7 +40,7 @@ from specquant.tables.verify_cost import pass_growth
 
 
 @dataclass(frozen=True)
-class Parameters(Common):
+class Parameters(InBlocks):
     """What to time.
 
     Attributes:
@@ -49,13 +49,8 @@ class Parameters(Common):
         weights: synthetic: random ones of the model's shapes (default: those of the directory, if it is one).
         draft_sizes: Tokens in a pass, with commas (default: twelve from 1 to 64).
         contexts: Tokens in the cache, with commas.
-        processes: Fresh interpreters, each of which measures everything, for intervals.
-        blocks: Of each draft size in a process.
-        repeats: Of each pass in a block, after the warm-up.
-        warm_up_passes: Passes before those that are timed.
-        warm_up_ms: For how long passes run before those that are timed, if that is longer.
+        warm_up_passes: Passes before those that are timed, if they take longer than `warm_up_ms`.
         turns: Time the draft sizes in turn, too: what that would say.
-        seed: Of synthetic weights.
         dtype: What models compute in (default: each scheme's on the device, `models.device.default_dtype`).
         keep_targets_in: The folder for quantized copies of a model with weights.
         calibration_text: What such a model reads while it is quantized, a file (default: the tiny target's own).
@@ -66,18 +61,14 @@ class Parameters(Common):
     weights: Literal["trained", "synthetic"] | None = None
     draft_sizes: tuple[int, ...] = DRAFT_SIZES
     contexts: tuple[int, ...] = (512,)
-    processes: int = 3
-    blocks: int = 2
-    repeats: int = 20
+    blocks: int = field(default=2, kw_only=True)
     warm_up_passes: int = 8
-    warm_up_ms: float = 200.0
     turns: bool = False
-    seed: int = 0
     dtype: DType | None = None
     keep_targets_in: Path = Path("results/targets")
     calibration_text: Path = Path(CALIBRATION_TEXT)
 
-    shared = ("seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
+    shared = ("draft_sizes", "warm_up_passes", *InBlocks.shared)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,10 +112,6 @@ class Parameters(Common):
             for protocol in protocols
         ]
 
-    @property
-    def block(self) -> Blocks:
-        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms)
-
     def load(self, scheme: str) -> Llama:
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
         dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
@@ -143,7 +130,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     bandwidth_tb_s = None
     if parameters.device == "cuda":
         bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
-    order = random.Random(f"{parameters.seed} {units[0]['process']}")
+    order = parameters.order(units[0]["process"])
     by_scheme = [list(group) for _, group in groupby(units, key=lambda unit: unit["scheme"])]
     for of_scheme in order.sample(by_scheme, len(by_scheme)):
         try:
