@@ -21,7 +21,7 @@ from specquant.errors import SpecquantError, lacks_memory
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
 COMMANDS: tuple[Callable[..., Any], ...] = (
-    *(study.study, study.plan, study.claims, study.figures),
+    *(study.study, study.plan, study.record, study.claims, study.figures),
     *(models.generate, models.calibrate, models.quantize, models.export, models.convert_head, models.train_tiny),
 )
 WHOLE = (models.calibrate, models.quantize, models.export, models.convert_head)  # what they write is put there whole

@@ -76,6 +76,11 @@ def generate(
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
     speculator, tokenizer = loaded.speculator(plan), load_tokenizer(named.model)
+    if speculator.drafter and loaded.rounds_by_draft:
+        tell(
+            "in half precision a draft can change the text where two tokens are nearly equally likely: --row-invariant "
+            "writes what decoding one by one writes"
+        )
     show = (lambda text: None) if json else (lambda text: print(text, end="", flush=True))
     generation = generate(speculator, tokenizer, prompt, max_new_tokens, rule, ends, on_text=show)
     print(_as_json(generation, chosen) if json else "")

@@ -89,6 +89,25 @@ def fetch(*names: str, data_dir: Path | None = None) -> None:
         print(fetch(benchmark, folder), flush=True)
 
 
+def record(*, card: str, out: Path | None = None, minutes: float | None = None) -> int:
+    """Record every table of a card, the most important first.
+
+    The commands are in data/recorded/commands.yaml. Each goes on with what its table lacks, so the same can be asked
+    for again after a stop.
+
+    Args:
+        card: cpu, or a word of the GPU's name, such as h200.
+        out: Where tables go (default: data/recorded/CARD).
+        minutes: For how long (default: until all is there).
+    """
+    from specquant.study.recordings import record_card
+
+    failed = record_card(card, out, minutes, tell)
+    if failed:
+        tell(f"{len(failed)} command(s) failed: {'; '.join(failed)}")
+    return 1 if failed else 0
+
+
 def claims() -> None:
     """Compute anew what data/published/claims.csv answers, and write README.md's list of it."""
     from specquant.study.claims import write_claims

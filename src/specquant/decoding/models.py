@@ -88,6 +88,7 @@ class Models:
             dtype=named_dtype(options.dtype),
             device=choose_device(options.device),
             context_length=options.context_length,
+            row_invariant=options.row_invariant,
             head_scheme=options.head_scheme,
             head_vocabulary=options.head_vocabulary,
             head_text=options.text_of_heads,
@@ -113,6 +114,12 @@ class Models:
     def dtype(self) -> torch.dtype:
         """That all models compute in; where none was given, the target is loaded to know it."""
         return self.given_dtype or self.target.dtype
+
+    @property
+    def rounds_by_draft(self) -> bool:
+        """Whether what a token's pass says may depend on how many others it has, so that a draft can change the text
+        where two tokens are nearly equally likely: on a GPU, of a target in 16 bits that is not row-invariant."""
+        return isinstance(self.target, GraphedLlama) and not self.row_invariant
 
     @cached_property
     def target(self) -> Llama | GraphedLlama:

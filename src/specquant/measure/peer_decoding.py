@@ -66,7 +66,9 @@ class Parameters(Common):
     def check(self) -> None:
         """Raises SpecquantError for an unknown model, prompts that are none, and numbers out of range."""
         super().check()
-        require_at_least(self, new_tokens=2, prompt_length=1, seed=0)
+        require_at_least(
+            self, new_tokens=DRAFT_TOKENS + 2, prompt_length=1, seed=0
+        )  # a first step may give all but one
         synthetic_config(self.source)
         if self.source not in SHAPES:
             read_prompts(self.prompts, self.prompts_per_task)
@@ -165,7 +167,7 @@ class _Stopwatch(BaseStreamer):
 
 def by_transformers(model: Llama, unit: dict[str, Any], new_tokens: int) -> Callable[[list[int]], Decoded]:
     """What decodes a prompt by transformers' `generate`. With a static cache, it compiles the model on a GPU."""
-    theirs = as_transformers(model)
+    theirs: Any = as_transformers(model)
     theirs.generation_config.eos_token_id = None  # ours does not stop at an end token either
     how: dict[str, Any] = {"do_sample": False, "max_new_tokens": new_tokens}
     if unit["implementation"] == STATIC:
@@ -193,7 +195,8 @@ def as_transformers(model: Llama) -> PreTrainedModel:
         The model, where ours was, in its dtype.
     """
     names = HuggingFaceWeights((), model.config, model.scheme)  # type: ignore[arg-type]  # no checkpoint is looked at
-    dtype, state = model.embed_tokens.weight.dtype, {}
+    dtype = model.embed_tokens.weight.dtype
+    state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         sources = names.sources(name, tuple(tensor.shape))
         parts = tensor.to(dtype).split([rows for rows, *_ in sources.values()])

@@ -77,7 +77,7 @@ def time_products(parameters: Parameters, unit: dict[str, Any], order: random.Ra
     """
     outputs, inputs = LAYERS[unit["model"]][unit["layer"]]
     matrices = synthetic_matrices(unit["scheme"], outputs, inputs, parameters.device)
-    make = {INT4: int4_of_torch, FP8: fp8_of_torch}.get(unit["implementation"], product)
+    make: Callable[..., Callable[[int], torch.Tensor]] = PRODUCTS.get(unit["implementation"], product)
     if make is not product:
         require_same_product(unit["implementation"], matrices[0], make)
     launches = {size: (make(matrices, size), len(matrices)) for size in parameters.draft_sizes}
@@ -147,4 +147,5 @@ def require_same_product(name: str, matrix: PackedLinear, make: Callable[..., Ca
         raise SpecquantError(f"{name} gives another product than the matrix, by {error:.3f} of it: it is not timed")
 
 
+PRODUCTS: dict[str, Callable[..., Callable[[int], torch.Tensor]]] = {INT4: int4_of_torch, FP8: fp8_of_torch}
 MEASURE = Measure((TABLES["peers"],), Parameters, run, "replays of a CUDA graph, median of a block")

@@ -77,6 +77,7 @@ class Parameters:
             "head_vocabulary": models.head_vocabulary,
             "head_text": Path(text).name if text else None,
             "device": device_name(device),
+            **({"row_invariant": True} if models.row_invariant else {}),
         }
 
 

@@ -27,6 +27,8 @@ class ModelOptions:
         context_length: Positions to make room for (default: all that the models were made for).
         device: cuda or cpu (default: cuda where there is one).
         dtype: What models compute in (default: float16 on a GPU, else float32; float64 where activations have 8 bits).
+        row_invariant: Give a token the same bits in every pass of the target on a GPU, so that every method writes what
+            decoding one by one writes. Takes longer.
     """
 
     model: Path | str
@@ -40,6 +42,7 @@ class ModelOptions:
     context_length: int | None = None
     device: str | None = None
     dtype: DType | None = None
+    row_invariant: bool = False
 
     @property
     def named_companions(self) -> list[str]:
