@@ -3,7 +3,7 @@
 `specquant claims` writes every marked number anew from the tables, and a test holds that nothing changes by that and
 that no result stands in prose without a mark. A number states no result, and needs no mark, where
 
-* it is part of a name (W4A16, EAGLE-2, 8B, H200) or stands in code, a heading, a link or a list's margin,
+* it is part of a name (W4A16, EAGLE-2, 8B, H200) or stands in code, a formula, a heading, a link or a list's margin,
 * it counts what was chosen, and one of the words `COUNTED` follows (60 tokens, 4-bit),
 * one of the words `NAMED` stands before it (section 3, figure 1, Python 3.11),
 * or it is marked as <!--given-->: a setting or a limit that the sentence itself sets.
@@ -22,6 +22,7 @@ import pandas as pd
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
 from specquant.measure.settling import steady
+from specquant.measure.throughput import kept_lengths
 from specquant.planning.predictions import plans_against_fixed
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
 from specquant.tables.intervals import PROCESS, over_processes
@@ -41,6 +42,8 @@ NO_PROSE = (
     r"<!-- .*?-->",
     r"^```.*?^```",
     r"`[^`]*`",
+    r"\$\$.*?\$\$",  # formulae
+    r"\$[^$\n]+\$",
     r"\]\([^)]*\)",
     r"^#+ .*?$",
     r"^\s*\d+\. ",
@@ -249,7 +252,16 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
     quality = read_results("data/recorded/cpu/quality.csv").set_index(["scheme", "domain"])
     known["perplexity fp16 code"] = quality.perplexity["fp16", "code"]
-    sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").mean_draft_size.mean()
+    throughput = read_results("data/recorded/cpu/throughput.csv")
+    eagle2 = throughput[throughput.method == "eagle2"]
+    kept = kept_lengths(eagle2, ["fp16", *sorted({*eagle2.scheme} - {"fp16"})])
+    known["eagle2 length tiny fp16"] = kept.accepted_length["fp16"]
+    quantized = kept.drop(index="fp16")
+    known |= {"eagle2 length kept, least %": 100 * quantized.kept.min()}
+    known |= {"eagle2 length kept, most %": 100 * quantized.kept.max()}
+    known |= {"eagle2 length kept in a task, least %": 100 * quantized.low.min()}
+    known |= {"eagle2 length kept in a task, most %": 100 * quantized.high.max()}
+    sizes = throughput.groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
     for name in ("target", "intermediate"):
         known[f"parameters {name}, millions"] = _parameters(project_root() / f"data/tiny/{name}") / 1e6
