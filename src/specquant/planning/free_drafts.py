@@ -76,7 +76,9 @@ def least_growths(
     sizes = range(passes.draft_size.min(), passes.draft_size.max() + 1)
     measured = passes[["model", "scheme"]].drop_duplicates().itertuples(index=False, name=None)
     wanted = list(schemes)
-    return {place: least_growth(*place, sizes, reached) for place in measured if place[1] in wanted}
+    return {
+        (model, scheme): least_growth(model, scheme, sizes, reached) for model, scheme in measured if scheme in wanted
+    }
 
 
 def draw_free_drafts(table: pd.DataFrame) -> Figure:

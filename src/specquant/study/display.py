@@ -20,6 +20,7 @@ from specquant.tables.style import RC, SCHEMES, mark, model_label, save_figure
 SCREEN_DPI = 200  # of the picture in a notebook, which is shown at PIXELS_PER_INCH
 PIXELS_PER_INCH = 150
 MOST_COLUMNS = 7  # of a table
+KINDS = {"scheme": SCHEMES, "head_scheme": SCHEMES, "method": MARKS}  # columns of names that figures have marks for
 MISSING = "—"
 
 
@@ -108,7 +109,8 @@ def readable(
     if names is not None:
         frame = frame[list(names)].rename(columns=dict(names))
     frame.columns = [" ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in frame.columns]
-    levels = [] if isinstance(frame.index, pd.RangeIndex) else [str(name or "") for name in frame.index.names]
+    counted = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
+    levels = [] if counted else [str(name or "") for name in frame.index.names]
     shown = frame.reset_index() if levels else frame
     headings = [*(index or levels), *frame.columns]
     if len(headings) > MOST_COLUMNS:
@@ -119,7 +121,8 @@ def readable(
         if column.isna().all():
             raise ValueError(f"the column {heading} has no value: leave it out")
         places = decimals if isinstance(decimals, int) else decimals.get(heading, 2)
-        words[heading] = [told(value, str(source), places) for value in column]
+        kind = str(source) if source in KINDS else heading
+        words[heading] = [told(value, kind, places) for value in column]
         numbers.append(pd.api.types.is_numeric_dtype(column))
     written = pd.DataFrame(words)
     if len(levels) > 1:
@@ -133,7 +136,7 @@ def readable(
 def told(value: Any, column: str, decimals: int = 2) -> str:
     """One value in words: a number with its decimals, a scheme, method or model as figures call it."""
     if isinstance(value, str):
-        known = {"scheme": SCHEMES, "head_scheme": SCHEMES, "method": MARKS}.get(column)
+        known = KINDS.get(column)
         return mark(value, known).label if known else model_label(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -142,26 +145,32 @@ def told(value: Any, column: str, decimals: int = 2) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{decimals}f}"
 
 
-def moved_by(draw: Callable[..., tuple[Figure, str]], **controls: Any) -> None:
+def moved_by(
+    draw: Callable[..., tuple[Figure, str]], save_as: tuple[str, str | Path] | None = None, **controls: Any
+) -> None:
     """Show controls, and under them a figure with its caption that is drawn anew whenever one is moved.
 
     Where no kernel answers, as on a page, the figure stays as it was drawn first.
 
     Args:
         draw: takes the controls' values by their names, and gives a figure and its caption.
+        save_as: the name and the directory to save the figure under that is drawn first (`save_figure`).
         controls: ipywidgets, by those names.
     """
     from ipywidgets import VBox
 
-    def drawn() -> tuple[Image, Caption]:
-        figure, text = draw(**{name: control.value for name, control in controls.items()})
-        return picture(figure), caption_under(text)
+    def drawn() -> tuple[Figure, str]:
+        return draw(**{name: control.value for name, control in controls.items()})
 
+    figure, text = drawn()
+    if save_as:
+        save_figure(figure, *save_as, text)
     display(VBox(list(controls.values())))
-    handles = [display(each, display_id=True) for each in drawn()]
+    handles = [display(each, display_id=True) for each in (picture(figure), caption_under(text))]
 
     def redraw(_: object) -> None:
-        for handle, each in zip(handles, drawn(), strict=True):
+        figure, text = drawn()
+        for handle, each in zip(handles, (picture(figure), caption_under(text)), strict=True):
             handle.update(each)
 
     for control in controls.values():

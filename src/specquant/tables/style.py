@@ -102,7 +102,7 @@ def label_ends(axis: Axes, lines: Sequence[tuple[float, float, str, str]]) -> No
         axis: whose limits are final.
         lines: x and y of an end, name, colour. Names that would cover each other are moved apart.
     """
-    figure = axis.get_figure()
+    figure = axis.get_figure(root=True)
     assert figure is not None
     points_high = axis.get_position().height * figure.get_figheight() * 72
     bottom, top = axis.get_ylim()
