@@ -33,9 +33,9 @@ from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, ratios
 from specquant.tables.schemas import VERIFY_COST
-from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, legend_above, mark, model_label, new_figure
 from specquant.tables.verify_cost import pass_growth
 
 
@@ -180,6 +180,31 @@ def in_turns(passes: Mapping[int, Callable[[], object]], device: torch.device, r
         {"block": 0, "place": place, "draft_size": size} | spread(times[3:]) | {"repeats": repeats}
         for place, (size, times) in enumerate(times_ms.items())
     )
+
+
+def growth_table(growth: pd.DataFrame, theirs: pd.DataFrame, draft_size: int) -> pd.DataFrame:
+    """The time of one pass over that of one token, ours with intervals beside the paper's code, in words.
+
+    Args:
+        growth: Of `pass_growth`, behind one context.
+        theirs: Rows of specmquant_verify_cost.csv of the same card; models that it lacks have no column of theirs.
+        draft_size: Of the pass.
+
+    Returns:
+        A row for each scheme, sorted by the growth on the first model; two columns for each model.
+    """
+    grown = growth.xs(draft_size, level="draft_size").droplevel(["weights", "context_length"])
+    their_times = theirs.pivot_table(index=["model", "scheme"], columns="draft_size", values="time_ms")
+    columns = {}
+    for model in grown.index.unique("model"):
+        ours = grown.xs(model, level="model")
+        order = ours["median"].sort_values(ascending=False).index
+        name = model_label(model)
+        columns[f"{name}, ours"] = ours.loc[order].apply(in_words, axis=1)
+        if model in their_times.index:
+            of_model = their_times.loc[model]
+            columns[f"{name}, SpecMQuant"] = (of_model[draft_size] / of_model[1]).reindex(order)
+    return pd.DataFrame(columns).reindex(next(iter(columns.values())).index).rename_axis("scheme")
 
 
 def draw(rows: pd.DataFrame) -> Figure:

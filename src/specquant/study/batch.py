@@ -24,7 +24,6 @@ import papermill
 import papermill.engines
 import yaml
 from jupyter_core.paths import jupyter_runtime_dir
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -33,6 +32,7 @@ from specquant.files import project_root, resolve, write_file
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
 from specquant.study.findings import FINDINGS, read_findings
+from specquant.study.page import page
 from specquant.study.report import Live, write_report
 from specquant.tables.provenance import provenance, without_local_paths
 
@@ -350,10 +350,7 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callabl
         result.metadata.get("papermill", {}).pop(path, None)
     files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
     ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
-    page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(
-        result, resources={"metadata": {"name": notebook.stem}}
-    )
-    ours.append(write_file(executed / f"{notebook.stem}.html", page))
+    ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem)))
     findings = read_findings(found)
     for path in (unfinished, found):
         with suppress(OSError):

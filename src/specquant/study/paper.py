@@ -26,7 +26,7 @@ from specquant.planning.eagle2_speedups import (
     with_published,
 )
 from specquant.planning.free_drafts import draw_free_drafts, free_drafts, shares_reached
-from specquant.planning.phases import draw_phases, draw_speeds, phase_grids, speeds_over_chances
+from specquant.planning.phases import draw_phases, draw_speeds, gain_grids, phase_grids, speeds_over_chances
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer, rooflines
 from specquant.planning.trees import trees_of
@@ -126,7 +126,8 @@ def phases(
     their_planner = specmquant_planner(theirs, their_steps, gpu)
     planners = planners_by_card(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
     fitted = shapes.fitted_chances()
-    return draw_phases(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
+    marked = (fitted.head[0], fitted.agreement)
+    return draw_phases(phase_grids(planners, shapes), marked, gain_grids(planners, shapes))
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:

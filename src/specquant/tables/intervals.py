@@ -44,6 +44,11 @@ def over_processes(values: pd.Series) -> pd.DataFrame:
     )
 
 
+def in_words(row: pd.Series, decimals: int = 2) -> str:
+    """A median with its interval: "1.31 (1.30 to 1.32)". row: of `over_processes`."""
+    return f"{row['median']:.{decimals}f} ({row['low']:.{decimals}f} to {row['high']:.{decimals}f})"
+
+
 def rule_of_three(trials: int) -> float:
     """How often something may happen, at most, of which not one of so many trials saw anything: 3 / trials.
 

@@ -17,7 +17,9 @@ from matplotlib.ticker import FuncFormatter
 from specquant.files import resolve, write_file
 from specquant.tables.marks import Mark
 
-COLUMN_WIDTH_IN = 3.3
+COLUMN_WIDTH_IN = 3.34  # 85 mm
+PAGE_WIDTH_IN = 7.0  # 178 mm: two columns
+MOST_HEIGHT_IN = 100 / 25.4
 
 
 # Colours are seaborn's "colorblind" palette; shapes differ too, so that print in grey still tells them apart.
@@ -56,13 +58,18 @@ RC: dict[Any, Any] = {
 }
 
 
-def new_figure(rows: int = 1, columns: int = 1, height_in: float = 2.2, **subplots) -> tuple[Figure, list[Axes]]:
-    """A figure of one column's width and `height_in` in the house style, and its axes in reading order.
+def new_figure(
+    rows: int = 1, columns: int = 1, height_in: float = 2.2, wide: bool = False, **subplots
+) -> tuple[Figure, list[Axes]]:
+    """A figure of one column's width, or of two (`wide`), and `height_in` in the house style, and its axes in reading
+    order.
 
-    Sets the style for the process, so that what a notebook draws by itself matches.
+    Sets the style for the process, so that what a notebook draws by itself matches. None is taller than
+    `MOST_HEIGHT_IN`.
     """
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc=RC)
-    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH_IN, height_in), squeeze=False, **subplots)
+    size = (PAGE_WIDTH_IN if wide else COLUMN_WIDTH_IN, min(height_in, MOST_HEIGHT_IN))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **subplots)
     return figure, list(axes.flat)
 
 
@@ -77,10 +84,42 @@ def mark(name: str, marks: dict[str, Mark]) -> Mark:
     return marks.get(name, Mark(name, "#ece133", "*"))
 
 
+def model_label(name: str) -> str:
+    """A model's name as papers write it, "Llama-3-70B"; other words as they are."""
+    return f"Llama-3-{name.removeprefix('llama-3-').upper()}" if name.startswith("llama-3-") else name
+
+
 def along_draft_sizes(axis: Axes) -> None:
     """A logarithmic axis of draft sizes, which are written out."""
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+
+
+def label_ends(axis: Axes, lines: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name behind its end, in its colour, instead of a legend.
+
+    Args:
+        axis: whose limits are final.
+        lines: x and y of an end, name, colour. Names that would cover each other are moved apart.
+    """
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    points_high = axis.get_position().height * figure.get_figheight() * 72
+    bottom, top = axis.get_ylim()
+    apart = (top - bottom) * 1.15 * float(RC["legend.fontsize"]) / points_high
+    place = -float("inf")
+    for x, y, name, color in sorted(lines, key=lambda line: line[1]):
+        place = max(y, place + apart)
+        axis.annotate(
+            name,
+            (x, y),
+            xytext=(6, (place - y) / (top - bottom) * points_high),
+            textcoords="offset points",
+            color=color,
+            fontsize=RC["legend.fontsize"],
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def row_for_each(figure: Figure, axis: Axes, labels: Sequence[str], xlabel: str, columns: int) -> None:
@@ -101,15 +140,32 @@ def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
-    """`text`, followed by what the numbers rest on: the table's `weights` and `acceptance` columns, and the device."""
+    """`text`, followed by what the numbers rest on: the table's `model`, `weights` and `acceptance` columns, the
+    device, and how many were measured."""
     facts = [
-        f"{column.capitalize()}: {', '.join(sorted(frame[column].dropna().unique()))}."
-        for column in ("weights", "acceptance")
+        f"{column.capitalize()}: {', '.join(map(model_label, sorted(frame[column].dropna().unique())))}."
+        for column in ("model", "weights", "acceptance")
         if column in frame.columns and frame[column].notna().any()
     ]
     if device is not None:
         facts.append(f"Device: {device}.")
+    if number := sample(frame):
+        facts.append(f"n: {number}.")
     return " ".join([text, *facts])
+
+
+def sample(frame: pd.DataFrame) -> str:
+    """How many processes, prompts, tokens or repeats a table's numbers are of; "" where it does not say."""
+    for column, total in (("process", "nunique"), ("prompts", "sum"), ("tokens", "sum"), ("repeats", "max")):
+        if column in frame.columns and frame[column].notna().any():
+            keys = [key for key in ("model", "scheme", "method") if key in frame.columns]
+            counts = frame.groupby(keys)[column].agg(total) if keys else pd.Series([frame[column].agg(total)])
+            least, most = (f"{int(count):,}" for count in (counts.min(), counts.max()))
+            name = {"process": "processes", "repeats": "repeats in one process"}.get(column, column)
+            if least == most == "1":
+                name = {"processes": "process", "repeats in one process": "repeat"}.get(name, name.removesuffix("s"))
+            return f"{most} {name}" if least == most else f"{least} to {most} {name}"
+    return ""
 
 
 def save_figure(figure: Figure, name: str, directory: str | os.PathLike, caption: str | None = None) -> Path:
