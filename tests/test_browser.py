@@ -275,9 +275,9 @@ def test_the_report_of_a_running_batch_is_loaded_again(report, tmp_path):
     with browser(tmp_path / "profile") as window:
         tab = window.new_page()
         tab.goto((report / "index.html").as_uri())
-        tab.get_by_text("running, cell 4 of 25").wait_for()
+        tab.get_by_text("running, cell 4 of 25").first.wait_for()
         write_report(report, "tiny", names)
-        tab.get_by_text("running, cell 4 of 25").wait_for(state="detached", timeout=MINUTES)
+        tab.get_by_text("running, cell 4 of 25").first.wait_for(state="detached", timeout=MINUTES)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -75,7 +75,7 @@ def _facts(records: Iterable[dict[str, Any]], live: Live | None) -> dict[str, st
     records = [record for record in records if record]
     if live:
         now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        facts = {"state": f"the batch runs; as of {now}"}
+        facts = {"now": f"{live.name}: {live.state(live.name)} (as of {now})"}
     else:
         facts = {}
     dates = sorted(str(record["date"]) for record in records if record.get("date"))
