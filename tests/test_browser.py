@@ -100,7 +100,7 @@ def asked(address, method="GET"):
     """What a server answers; None where it does not."""
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=10) as answer:
-            return json.loads(answer.read() or "{}") or True
+            return json.loads(answer.read() or "{}")
     except OSError:
         return None
 
@@ -114,8 +114,7 @@ def wait_for(condition, explain=str, minutes=4):
 
 def close_kernels(address):
     for session in asked(f"{address}/api/sessions") or []:
-        if isinstance(session, dict):
-            asked(f"{address}/api/sessions/{session['id']}", "DELETE")
+        asked(f"{address}/api/sessions/{session['id']}", "DELETE")
 
 
 def opened(window, address, name=""):
@@ -138,7 +137,7 @@ def run_all(tab, address, path):
         tab.keyboard.press("Control+s")
         tab.wait_for_timeout(1000)
         ran = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        busy = [kernel for kernel in asked(f"{address}/api/kernels") if kernel["execution_state"] != "idle"]
+        busy = [kernel for kernel in asked(f"{address}/api/kernels") or [] if kernel["execution_state"] != "idle"]
         failed = any(output.output_type == "error" for cell in ran for output in cell.outputs)
         return failed or (not busy and ran[-1].execution_count == len(code))
 
