@@ -171,8 +171,8 @@ def test_lab_opens_on_the_tour_and_shows_the_project(lab, tmp_path):
     address, _ = lab
     with browser(tmp_path / "profile") as window:
         tab = opened(window, address)
-        assert "/lab/tree/notebooks/00_tour.ipynb" in tab.url
-        assert tab.locator(".jp-BreadCrumbs").is_visible()
+        assert tab.locator(".lm-TabBar-tab.lm-mod-current", has_text="00_tour.ipynb").is_visible()
+        assert "notebooks" in [item["name"] for item in asked(f"{address}/api/contents/")["content"]]
         close_kernels(address)
 
 
