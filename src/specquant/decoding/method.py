@@ -20,6 +20,10 @@ class DraftSettings:
 
     draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that
     the intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
+    ngram_length: tokens at the end of the text that prompt lookup looks for. lookup_tokens: that prompt lookup and
+    suffix draft at most. lookup_branches: of these drafts, 1 for sequences. long_match: tokens that must have stood
+    before so that a lookup drafts instead of the head that it is joined with. earlier_tokens: of the run's earlier
+    answers, in which suffix looks, too; None for none.
     """
 
     draft_size: int = 60
@@ -28,6 +32,11 @@ class DraftSettings:
     inner_draft_size: int = 30
     inner_iterations: int = 3
     min_draft_length: int = 6
+    ngram_length: int = 3
+    lookup_tokens: int = 10
+    lookup_branches: int = 1
+    long_match: int = 4
+    earlier_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,13 +175,16 @@ class Method:
         """How it drafts under settings."""
         return Plan(self.name)
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Drafter | None:
+    def drafter(
+        self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
+    ) -> Drafter | None:
         """What drafts for the target; None where nothing does.
 
         Args:
             plan: one of this method.
             models: the target, and the intermediate model if this method needs it.
             trees: gives what drafts the plan's trees for the "target" or for the "intermediate" model.
+            settings: how lookups draft; the rest is the plan's.
         """
         raise NotImplementedError
 

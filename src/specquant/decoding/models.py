@@ -30,12 +30,15 @@ from specquant.models.loading import (
 from specquant.quant import get_scheme
 
 
-def assemble(plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
+def assemble(
+    plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings | None = None
+) -> Speculator:
     """The decoder of a plan. trees: gives what drafts trees for the "target" or for the "intermediate" model.
+    settings: how lookups draft.
 
     Raises SpecquantError for an unknown method.
     """
-    return Speculator(models.target, get_method(plan.method).drafter(plan, models, trees))
+    return Speculator(models.target, get_method(plan.method).drafter(plan, models, trees, settings or DraftSettings()))
 
 
 class Models:
@@ -126,7 +129,7 @@ class Models:
             head = self.eagle_target if which == "target" else self.eagle_intermediate
             return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
 
-        return assemble(plan, self, trees)
+        return assemble(plan, self, trees, settings)
 
     def _path(self, which: str) -> str | Path:
         """Where a model that was given is (`check_companions`)."""

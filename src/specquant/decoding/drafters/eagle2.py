@@ -26,6 +26,8 @@ from specquant.models.eagle import EagleHead
 from specquant.models.llama import PREFILL_CHUNK, causal_mask
 from specquant.tables.marks import Mark
 
+MOST_FIRST_ROWS = 16  # confirmed tokens that a draft begins with; a level's step brings fewer, and each is a graph
+
 
 class EagleDrafter(Drafter):
     """Grows a tree by cumulative confidence, then keeps its best nodes.
@@ -89,8 +91,11 @@ class EagleDrafter(Drafter):
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
         self.commit(0, tokens, features)
-        # The prompt's rows but the last, which the first draft needs the output of.
-        for first in range(1, self.known, PREFILL_CHUNK):
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Run the confirmed rows but the last, of which the next draft needs the output."""
+        for first in range(self.cache.length + 1, self.known, PREFILL_CHUNK):
             chunk = self.tokens[first : min(first + PREFILL_CHUNK, self.known)]
             self._run_confirmed(on_device(chunk, self.head.device), self.cache)
 
@@ -111,6 +116,8 @@ class EagleDrafter(Drafter):
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
             return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+        if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
+            self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
         tokens = self.tokens[length + 1 :]
         if self._graphs is None:
@@ -184,7 +191,9 @@ class Eagle2(Method):
     def plan(self, settings: DraftSettings) -> Plan:
         return Plan(self.name, settings.draft_size, settings.iterations)
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Drafter:
+    def drafter(
+        self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
+    ) -> Drafter:
         return trees(self.trees_of)
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:

@@ -33,7 +33,9 @@ class Vanilla(Method):
     def plan(self, settings: DraftSettings) -> Plan:
         return Plan(self.name, min_draft_length=settings.min_draft_length)
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
+    def drafter(
+        self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
+    ) -> Speculator:
         below = trees(self.trees_of) if self.trees_of else None
         return Speculator(models.intermediate, below, plan.min_draft_length, models.target.config.vocab_size)
 
