@@ -88,6 +88,14 @@ class FirstDraft(Drafter):
         self.context_length = min(drafter.context_length for drafter in drafters)
         self.draft_size = max(drafter.draft_size for drafter in drafters)
         self.needs_features = any(drafter.needs_features for drafter in drafters)
+        self.feature_layers = self._layers()
+
+    def _layers(self) -> tuple[int, ...]:
+        """Of the features that they read. Raises SpecquantError where not all of them read the same ones."""
+        read = {drafter.feature_layers for drafter in self.drafters if drafter.needs_features}
+        if len(read) > 1:
+            raise SpecquantError("drafters that read features of different layers cannot be joined")
+        return read.pop() if read else ()
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         for drafter in self.drafters:
@@ -136,6 +144,7 @@ class LookupOrHead(LookupMethod):
     """The target verifies what the text itself suggests where a long match stood before, else its EAGLE head's tree."""
 
     companions = ("eagle_target",)
+    head = "eagle"
 
     def plan(self, settings: DraftSettings) -> Plan:
         return Plan(self.name, settings.draft_size, settings.iterations)

@@ -158,8 +158,9 @@ class Method:
     name: what `--method` calls it. mark: how it is drawn. place: among the methods that the paper compares, in its
     order; None for one that it does not have. companions: the models that it needs besides the target, keys of
     `models.companions.COMPANIONS` in the order of loading. trees_of: the model that verifies its EAGLE-2 trees,
-    "target" or "intermediate"; None where it has none. probes: the plans that a calibration decodes by, so that it can
-    be predicted; without them the planner leaves it out.
+    "target" or "intermediate"; None where it has none. head: the kind of head that grows its trees, "eagle" or
+    "eagle3"; a companion is called by it and by the model that it drafts for; None where it has none. probes: the plans
+    that a calibration decodes by, so that it can be predicted; without them the planner leaves it out.
 
     The planner's questions below need answers only where there are probes.
     """
@@ -169,6 +170,7 @@ class Method:
     place: int | None = None
     companions: tuple[str, ...] = ()
     trees_of: str | None = None
+    head: str | None = None
     probes: tuple[Plan, ...] = ()
 
     def plan(self, settings: DraftSettings) -> Plan:

@@ -14,14 +14,17 @@ from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
 from specquant.models.companions import COMPANIONS, directories_beside
 from specquant.models.config import load_config
-from specquant.models.eagle import EagleHead, head_scheme, require_count
+from specquant.models.eagle import DraftHead, head_scheme, require_count
+from specquant.models.eagle3 import load_eagle3_config
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate
 from specquant.models.llama import Llama
 from specquant.models.loading import (
     check_drafting_model,
+    check_eagle3_head,
     check_head,
     frequent_tokens,
+    load_eagle3_head,
     load_eagle_head,
     load_head_config,
     load_model,
@@ -45,8 +48,8 @@ class Models:
     """A target with the companions that draft for it; each is loaded when a method first needs it.
 
     target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
-    intermediate model and that model's head are directories of fp16 weights. All of them may be hub ids instead
-    (`models.hub.locate`). dtype: that all of them compute in; None for the target's default
+    intermediate model, that model's head and EAGLE-3 heads of both are directories of fp16 weights. All of them may be
+    hub ids instead (`models.hub.locate`). dtype: that all of them compute in; None for the target's default
     (`models.device.default_dtype`). context_length: positions to make room for; None for all that each was made for.
     On a GPU, passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
     `Llama.make_row_invariant`.
@@ -70,13 +73,16 @@ class Models:
         head_scheme: str | None = None,
         head_vocabulary: int | None = None,
         head_text: str | Path | None = None,
+        eagle3_target: str | Path | None = None,
+        eagle3_intermediate: str | Path | None = None,
     ):
-        companions = eagle_target, intermediate, eagle_intermediate
+        companions = eagle_target, intermediate, eagle_intermediate, eagle3_target, eagle3_intermediate
         self.target_path = target
         self.paths: dict[str, str | Path | None] = {"target": target, **dict(zip(COMPANIONS, companions, strict=True))}
         self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
+        self._heads: dict[str, DraftHead] = {}
 
     def given_methods(self) -> list[str]:
         """The methods that the planner knows whose companions were given. Raises SpecquantError, before anything is
@@ -107,13 +113,21 @@ class Models:
     def intermediate(self) -> Llama | GraphedLlama:
         return self._load("intermediate", self.dtype)
 
-    @cached_property
-    def eagle_target(self) -> EagleHead:
-        return self._load_head("eagle_target", self.target)
+    @property
+    def eagle_target(self) -> DraftHead:
+        return self.head("eagle_target")
 
-    @cached_property
-    def eagle_intermediate(self) -> EagleHead:
-        return self._load_head("eagle_intermediate", self.intermediate)
+    @property
+    def eagle_intermediate(self) -> DraftHead:
+        return self.head("eagle_intermediate")
+
+    def head(self, which: str) -> DraftHead:
+        """The head that is this companion, loaded when it is first asked for."""
+        if which not in self._heads:
+            load = load_eagle3_head if which.startswith("eagle3_") else load_eagle_head
+            model = self.target if which.endswith("_target") else self.intermediate
+            self._heads[which] = load(self._path(which), model, self.head_scheme, self._head_tokens)
+        return self._heads[which]
 
     def speculator(self, method: str | Plan, settings: DraftSettings | None = None) -> Speculator:
         """The decoder of a plan, or of a method under settings, the paper's by default.
@@ -124,9 +138,10 @@ class Models:
         settings = settings or DraftSettings()
         plan = method if isinstance(method, Plan) else get_method(method).plan(settings)
         self.check_companions(plan.method)
+        kind = get_method(plan.method).head
 
         def trees(which: str) -> EagleDrafter:
-            head = self.eagle_target if which == "target" else self.eagle_intermediate
+            head = self.head(f"{kind}_{which}")
             return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
 
         return assemble(plan, self, trees, settings)
@@ -139,9 +154,6 @@ class Models:
 
     def _load(self, which: str, dtype: torch.dtype | None, scheme: str | None = None) -> Llama | GraphedLlama:
         return graphed(load_model(self._path(which), scheme, dtype, self.device, self.context_length))
-
-    def _load_head(self, which: str, model: Llama | GraphedLlama) -> EagleHead:
-        return load_eagle_head(self._path(which), model, self.head_scheme, self._head_tokens)
 
     @cached_property
     def _head_tokens(self) -> torch.Tensor | None:
@@ -182,9 +194,16 @@ class Models:
         if which == "intermediate":
             check_drafting_model(target, directory)
             return
-        config, model = load_head_config(directory), self.paths["target" if which == "eagle_target" else "intermediate"]
-        if model is not None:
-            check_head(config, load_config(locate(model, SMALL_FILES)), directory, tokenizer=target)
+        model = self.paths["target" if which.endswith("_target") else "intermediate"]
+        model_config = None if model is None else load_config(locate(model, SMALL_FILES))
+        if which.startswith("eagle3_"):
+            of_eagle3 = load_eagle3_config(directory)
+            if model_config is not None:
+                check_eagle3_head(of_eagle3, model_config, directory, tokenizer=target)
+            return
+        config = load_head_config(directory)
+        if model_config is not None:
+            check_head(config, model_config, directory, tokenizer=target)
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:

@@ -7,10 +7,13 @@ COMPANIONS = {
     "eagle_target": "the target's EAGLE head",
     "intermediate": "the small model of vanilla and hierarchical decoding",
     "eagle_intermediate": "the intermediate model's EAGLE head",
+    "eagle3_target": "the target's EAGLE-3 head",
+    "eagle3_intermediate": "the intermediate model's EAGLE-3 head",
 }
 
 
 def directories_beside(target: Path) -> dict[str, Path]:
     """Where a target's companions lie if they lie beside it, whether they do or not."""
-    names = {which: which.replace("_", "-") for which in COMPANIONS} | {"eagle_target": f"eagle-{target.name}"}
+    names = {which: which.replace("_", "-") for which in COMPANIONS}
+    names |= {f"{head}_target": f"{head}-{target.name}" for head in ("eagle", "eagle3")}
     return {which: target.parent / name for which, name in names.items()}

@@ -22,7 +22,7 @@ from specquant.kernels.activations import compute_dtype
 from specquant.kernels.tree import Frontier, Proposals, Tree, expand, rerank
 from specquant.models import graphs
 from specquant.models.cache import KVCache
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import DraftHead
 from specquant.models.llama import PREFILL_CHUNK, causal_mask
 from specquant.tables.marks import Mark
 
@@ -51,7 +51,7 @@ class EagleDrafter(Drafter):
 
     def __init__(
         self,
-        head: EagleHead,
+        head: DraftHead,
         draft_size: int = 60,
         iterations: int = 6,
         top_k: int = 10,
@@ -76,7 +76,7 @@ class EagleDrafter(Drafter):
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({known})")
         self.head = head
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
-        self.feature_map = None if head.feature_map is None else head.feature_map.to(head.dtype)
+        self.feature_layers = head.feature_layers
         self.vocab_size, self.known_tokens = vocab_size, known
         self.context_length = head.context_length
         self.cache = head.new_cache(self.context_length + iterations * top_k)
@@ -103,9 +103,7 @@ class EagleDrafter(Drafter):
         assert features is not None  # `needs_features`
         self.tokens[length:] = tokens
         self.known = min(self.known, length)
-        if self.feature_map is not None:
-            features = features @ self.feature_map
-        self.features[self.known : self.known + len(features)] = features
+        self.features[self.known : self.known + len(features)] = self.head.known(features)
         self.known += len(features)
         # Row t holds token t + 1; and the last confirmed row always runs again, for its output.
         self.cache.truncate(max(min(length - 1, len(self.tokens) - 2), 0))
@@ -186,6 +184,7 @@ class Eagle2(Method):
     place = 2
     companions = ("eagle_target",)
     trees_of = "target"
+    head = "eagle"
     probes = tuple(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6)))
 
     def plan(self, settings: DraftSettings) -> Plan:
@@ -194,7 +193,7 @@ class Eagle2(Method):
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
     ) -> Drafter:
-        return trees(self.trees_of)
+        return trees("target")
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
         return [Plan(self.name, *tree) for tree in known_trees(statistics.trees, costs.target)]
