@@ -195,15 +195,12 @@ class Models:
             check_drafting_model(target, directory)
             return
         model = self.paths["target" if which.endswith("_target") else "intermediate"]
-        model_config = None if model is None else load_config(locate(model, SMALL_FILES))
-        if which.startswith("eagle3_"):
-            of_eagle3 = load_eagle3_config(directory)
-            if model_config is not None:
-                check_eagle3_head(of_eagle3, model_config, directory, tokenizer=target)
-            return
-        config = load_head_config(directory)
-        if model_config is not None:
-            check_head(config, model_config, directory, tokenizer=target)
+        load, check = (
+            (load_eagle3_config, check_eagle3_head) if which.startswith("eagle3_") else (load_head_config, check_head)
+        )
+        config: Any = load(directory)
+        if model is not None:
+            check(config, load_config(locate(model, SMALL_FILES)), directory, tokenizer=target)
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:
