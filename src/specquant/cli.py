@@ -522,7 +522,7 @@ def _companions(arguments: argparse.Namespace) -> dict[str, Path | None]:
     target = arguments.model
     return {
         name: getattr(arguments, name) or (beside if os.path.isdir(target) and os.path.isdir(beside) else None)
-        for name, beside in directories_beside(target).items()
+        for name, beside in directories_beside(target, arguments.intermediate).items()
     }
 
 

@@ -15,7 +15,7 @@ from specquant.errors import SpecquantError
 from specquant.models import graphs
 from specquant.models.eagle3 import Eagle3Head
 from specquant.models.graphs import GraphedLlama
-from specquant.models.llama import causal_mask
+from specquant.models.llama import causal_mask, set_compute_dtype
 from specquant.models.transforms import (
     reading_rotated,
     rotate_ends,
@@ -206,3 +206,25 @@ def test_only_what_can_be_drafted_can_be_followed(target):
     with pytest.raises(SpecquantError, match=r"top-k 4 is more than the vocabulary has \(3\)"):
         EagleDrafter(head, 12, 3, 4)
     assert isinstance(head.config, LlamaConfig)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_graphs_and_launches_give_the_same_trees(target, head, monkeypatch):
+    """The target's pass, which hands out the streams, and the draft."""
+    model = graphs.graphed(set_compute_dtype(deepcopy(target), torch.float16).cuda())
+    on_gpu = set_compute_dtype(deepcopy(head), torch.float16).cuda()
+    on_gpu.embed_tokens = model.embed_tokens
+
+    def trees():
+        speculator = Speculator(model, EagleDrafter(on_gpu, 12, 3, 4))
+        speculator.prefill(PROMPTS[3], Greedy())
+        taken = [speculator.step(30) for _ in range(8)]
+        return speculator, [(step.tree.tokens.tolist(), step.tree.parents.tolist(), step.tokens) for step in taken]
+
+    with_graphs, found = trees()
+    assert with_graphs.drafter._graphs
+    monkeypatch.setattr(graphs, "capturable", lambda module: False)
+    model = model.model
+    without, expected = trees()
+    assert without.drafter._graphs is None
+    assert found == expected
