@@ -1,8 +1,11 @@
 """Drafts without weights in every place: below the target, below a small model, and before a head. Always lossless."""
 
+import json
+
 import pytest
 import torch
 
+from specquant.cli import main
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
 from specquant.decoding.drafters import METHODS
 from specquant.decoding.drafters.eagle2 import MOST_FIRST_ROWS
@@ -166,6 +169,30 @@ def test_bad_settings_are_one_sentence(small_models):
     ):
         with pytest.raises(SpecquantError, match=f"^{sentence}$"):
             models.speculator("prompt-lookup", settings)
+
+
+def test_the_command_takes_settings_and_refuses_what_drafts_nothing(capsys):
+    target = str(project_root() / "data/tiny/target")
+    prompt = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"
+    command = ["generate", "--model", target, "--prompt", prompt, "--max-new-tokens", "24", "--json"]
+    told = []
+    for options in (
+        [],
+        ["--method", "suffix"],
+        ["--method", "suffix", "--lookup-branches", "3", "--lookup-tokens", "6"],
+        ["--method", "prompt-lookup-eagle2", "--long-match", "2", "--draft-size", "8", "--iterations", "2"],
+    ):
+        assert main([*command, *options]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert all(one["token_ids"] == told[0]["token_ids"] for one in told)
+    assert all(max(one["accepted_lengths"]) > 1 for one in told[1:])
+    for options, says in (
+        (["--ngram-length", "0"], "the n-gram length is 0; it must be at least 1"),
+        (["--lookup-tokens", "0"], "--lookup-tokens is 0; it must be at least 1"),
+        (["--earlier-tokens", "0"], "--earlier-tokens is 0; it must be at least 1"),
+    ):
+        assert main([*command, "--method", "prompt-lookup", *options]) == 2
+        assert capsys.readouterr().err == f"specquant: {says}\n"
 
 
 def test_drafters_of_two_vocabularies_are_not_joined(target, head):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from specquant.cli import main
 from specquant.decoding import Greedy, Speculator
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
@@ -79,6 +80,19 @@ def test_it_drafts_by_the_targets_heads(small_models):
         family(small_models, "w4a16-g128", eagle_intermediate=small_models / "eagle-intermediate").speculator(
             "hierarchical"
         )
+
+
+def test_the_command_takes_it_with_the_heads_beside_the_target(small_models, capsys):
+    command = ["generate", "--model", str(small_models / "target"), "--prompt", "7 plus 5 makes", "--json"]
+    command += ["--max-new-tokens", "12", "--dtype", "float64"]
+    told = []
+    for options in ([], ["--method", "hierarchical", "--intermediate", "self:w4a16-g128"]):
+        assert main([*command, *options]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[1]["token_ids"] == told[0]["token_ids"]
+    assert max(told[1]["accepted_lengths"]) > 1
+    assert main([*command, "--method", "vanilla", "--intermediate", "self:fp16"]) == 2
+    assert "self:fp16 has no fewer bits than the target in fp16" in capsys.readouterr().err
 
 
 def test_its_heads_lie_where_the_targets_do():

@@ -11,32 +11,8 @@ from specquant.decoding.drafter import Drafter
 from specquant.errors import SpecquantError
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
+from specquant.models.options import DraftSettings as DraftSettings
 from specquant.tables.marks import Mark
-
-
-@dataclass(frozen=True)
-class DraftSettings:
-    """How the methods draft; the defaults are the paper's (sections 3 and 5).
-
-    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that
-    the intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
-    ngram_length: tokens at the end of the text that prompt lookup looks for. lookup_tokens: that prompt lookup and
-    suffix draft at most. lookup_branches: of these drafts, 1 for sequences. long_match: tokens that must have stood
-    before so that a lookup drafts instead of the head that it is joined with. earlier_tokens: of the run's earlier
-    answers, in which suffix looks, too; None for none.
-    """
-
-    draft_size: int = 60
-    iterations: int = 6
-    top_k: int = 10
-    inner_draft_size: int = 30
-    inner_iterations: int = 3
-    min_draft_length: int = 6
-    ngram_length: int = 3
-    lookup_tokens: int = 10
-    lookup_branches: int = 1
-    long_match: int = 4
-    earlier_tokens: int | None = None
 
 
 @dataclass(frozen=True)

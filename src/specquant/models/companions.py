@@ -2,14 +2,7 @@
 
 from pathlib import Path
 
-# What a companion is to its target.
-COMPANIONS = {
-    "eagle_target": "the target's EAGLE head",
-    "intermediate": "the small model of vanilla and hierarchical decoding",
-    "eagle_intermediate": "the intermediate model's EAGLE head",
-    "eagle3_target": "the target's EAGLE-3 head",
-    "eagle3_intermediate": "the intermediate model's EAGLE-3 head",
-}
+COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate", "eagle3_target", "eagle3_intermediate")
 
 
 OWN = "self:"  # before the scheme of an intermediate model that is the target itself in fewer bits

@@ -12,17 +12,17 @@ Numbers in words ("a tenth") are bounds that a notebook asserts. What a notebook
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
 from specquant.measure.planted import losslessness
 from specquant.measure.settling import steady
+from specquant.models.checkpoint import Checkpoint
 from specquant.planning.predictions import plans_against_fixed
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
 from specquant.tables.intervals import PROCESS, over_processes, rule_of_three
@@ -276,7 +276,7 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
     for name in ("target", "intermediate"):
-        known[f"parameters {name}, millions"] = _parameters(project_root() / f"data/tiny/{name}") / 1e6
+        known[f"parameters {name}, millions"] = parameters(project_root() / f"data/tiny/{name}") / 1e6
     return known
 
 
@@ -288,11 +288,9 @@ def _of_half_precision(_: Evidence) -> dict[str, float]:
     return known | {"prompts in half precision": table.prompts.max()}
 
 
-def _parameters(directory: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(directory / "model.safetensors", "np") as tensors:
-        return sum(int(pd.Series(tensors.get_slice(name).get_shape()).prod()) for name in list(tensors.keys()))
+def parameters(directory: Path) -> int:
+    """How many a directory's tensors hold. Raises SpecquantError where they are missing or damaged."""
+    return sum(map(math.prod, Checkpoint(directory).shapes.values()))
 
 
 def _of_memory(_: Evidence) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """EAGLE-3's drafts: EAGLE-2's trees from another head, of features that the target's one pass hands out."""
 
+import json
 from copy import deepcopy
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
+from specquant.cli import main
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.decoding.drafters import METHODS, PAPER_METHODS
 from specquant.decoding.lookup import FirstDraft
@@ -199,6 +201,20 @@ def test_heads_of_other_models_are_refused_before_any_is_loaded(small_models, mo
     wrong = Models(small_models / "target", eagle3_target=small_models / "eagle-target")
     with pytest.raises(SpecquantError, match=r"is no EAGLE-3 head: its config\.json has no draft_vocab_size"):
         wrong.speculator("eagle3")
+
+
+def test_the_command_takes_its_heads(small_models, capsys):
+    command = ["generate", "--model", str(small_models / "target"), "--prompt", "7 plus 5 makes", "--json"]
+    command += ["--max-new-tokens", "12", "--dtype", "float64"]
+    told = []
+    head = ["--eagle3-target", str(small_models / "eagle3-target")]
+    for options in ([], ["--method", "eagle3", *head], ["--method", "hierarchical-eagle3"]):
+        assert main([*command, *options]) == 0
+        told.append(json.loads(capsys.readouterr().out)["token_ids"])
+    assert told[0] == told[1] == told[2]
+    wrong = ["--eagle3-target", str(small_models / "eagle-target")]
+    assert main([*command, *wrong]) == 2  # also where no method would look at it
+    assert "is no EAGLE-3 head: its config.json has no draft_vocab_size" in capsys.readouterr().err
 
 
 def test_only_what_can_be_drafted_can_be_followed(target):
