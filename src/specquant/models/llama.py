@@ -257,7 +257,10 @@ class Llama(nn.Module):
         for chunk in tokens.split(PREFILL_CHUNK):
             rows = torch.arange(len(chunk), device=self.device)
             mask = causal_mask(len(chunk), self.device)
-            parts.append(self.run(chunk, cache.length + rows, cache, mask, layers))
+            if layers:
+                parts.append(self.run(chunk, cache.length + rows, cache, mask, layers))
+            else:
+                parts.append((self(chunk, cache.length + rows, cache, mask),) * 2)
             cache.length += len(chunk)
         if not parts:
             sizes = (self.config.hidden_size, self.config.hidden_size * max(1, len(layers)))
