@@ -161,6 +161,26 @@ def test_the_settings_reach_the_lookups(small_models):
     assert (suffix.draft_tokens, suffix.branches, suffix.shortest_match, suffix.earlier_tokens) == (7, 2, 1, 50)
 
 
+def test_results_say_of_lookups_what_was_chosen():
+    """So answers from before there were settings of lookups can be gone on with."""
+    paper = {"draft_size": 60, "iterations": 6, "top_k": 10}
+    paper |= {"inner_draft_size": 30, "inner_iterations": 3, "min_draft_length": 6}
+    assert DraftSettings().told() == paper
+    chosen = DraftSettings(iterations=5, lookup_branches=2, earlier_tokens=9)
+    assert chosen.told() == paper | {"iterations": 5, "lookup_branches": 2, "earlier_tokens": 9}
+
+
+def test_a_companion_that_many_methods_need_is_checked_once(small_models, monkeypatch):
+    from specquant.decoding import models as assembled
+
+    checked, check = [], assembled.check_drafting_model
+    monkeypatch.setattr(assembled, "check_drafting_model", lambda *paths: checked.append(paths) or check(*paths))
+    models = tiny_models(small_models)
+    for method in METHODS:
+        models.check_companions(method)
+    assert len(checked) == 1
+
+
 def test_bad_settings_are_one_sentence(small_models):
     models = Models(small_models / "target")
     for settings, sentence in (

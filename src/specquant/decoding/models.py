@@ -91,6 +91,7 @@ class Models:
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
         self._heads: dict[str, DraftHead] = {}
+        self._checked: set[str] = set()  # companions that fit: many methods need the same one
 
     @classmethod
     def of(cls, options: ModelOptions) -> "Models":
@@ -238,6 +239,11 @@ class Models:
             self._check_companion(which)
 
     def _check_companion(self, which: str) -> None:
+        if which not in self._checked:
+            self._require_fit(which)
+            self._checked.add(which)
+
+    def _require_fit(self, which: str) -> None:
         if which == "intermediate" and self.own_scheme is not None:
             self._check_own_scheme(self.own_scheme)
             return

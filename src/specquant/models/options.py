@@ -1,7 +1,7 @@
 """What a user chooses of models and drafts, one list for every command that decodes. Without torch, for help."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -100,3 +100,12 @@ class DraftSettings:
     lookup_branches: int = 1
     long_match: int = 4
     earlier_tokens: int | None = None
+
+    def told(self) -> dict[str, int]:
+        """What is recorded of them. Of those of lookups only what was chosen, as results from before them say it."""
+        first = ("draft_size", "iterations", "top_k", "inner_draft_size", "inner_iterations", "min_draft_length")
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name in first or getattr(self, field.name) != field.default
+        }

@@ -30,7 +30,7 @@ class HierarchicalEagle3(Method):
     """The intermediate model verifies the trees of its EAGLE-3 head, and hands up the sequence that it accepted."""
 
     name = "hierarchical-eagle3"
-    mark = Mark("hierarchical, EAGLE-3", "#7f3c8d", "v")
+    mark = Mark("hierarchical, EAGLE-3", "#7f3c8d", "<")
     companions = ("intermediate", "eagle3_intermediate")
     head = "eagle3"
 

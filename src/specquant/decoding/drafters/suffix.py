@@ -282,7 +282,7 @@ class HierarchicalSuffix(HierarchicalLookup):
     """The intermediate model verifies it."""
 
     name = "hierarchical-suffix"
-    mark = Mark("hierarchical, suffix", "#8c613c", "X")
+    mark = Mark("hierarchical, suffix", "#8c613c", "h")
     lookup = SuffixDrafter
 
 
@@ -290,5 +290,5 @@ class SuffixEagle2(LookupOrHead):
     """Where a long suffix stood before; else EAGLE-2."""
 
     name = "suffix-eagle2"
-    mark = Mark("suffix or EAGLE-2", "#023eff", "X")
+    mark = Mark("suffix or EAGLE-2", "#023eff", "d")
     lookup = SuffixDrafter
