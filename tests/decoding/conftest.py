@@ -61,6 +61,8 @@ def randomize(module, seed, scale, skip=()):
             if "embed" in name or "lm_head" in name:
                 values = torch.randn(tensor.shape, generator=generator) * scale
             tensor.copy_(values)
+        elif name.endswith("bias"):  # which torch draws by its own generator
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
 
 
 def perturbed(model: Llama, amount: float, seed: int) -> Llama:

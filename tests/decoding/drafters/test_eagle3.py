@@ -79,7 +79,7 @@ def test_what_a_drafter_knows_is_what_it_would_know_from_the_start(target, norm_
 
 @pytest.mark.parametrize("method", ["eagle3", "hierarchical"])
 def test_sampling_has_the_targets_joint_distribution(method):
-    target = random_model(VOCABULARY, layers=1, seed=7, scale=0.7, context_length=16)
+    target = random_model(VOCABULARY, layers=1, seed=7, scale=0.3, context_length=16)
     head = random_eagle3_head(target, 4, layers=(0, 0, 1))
     small = perturbed(target, 0.3, seed=8)
     speculator = {
