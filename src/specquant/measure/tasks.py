@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, read_questions
@@ -27,6 +26,7 @@ from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
+from specquant.progress import tqdm
 from specquant.tables.provenance import device_name, without_local_paths
 from specquant.tables.results import write_results
 from specquant.tables.speed import over_questions

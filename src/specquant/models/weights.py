@@ -5,11 +5,11 @@ import re
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.models.checkpoint import Checkpoint
+from specquant.progress import tqdm
 from specquant.quant import PackedLinear, Scheme, quantize_linear
 
 # Our module of a layer -> the Hugging Face modules that it holds, joined along the outputs.

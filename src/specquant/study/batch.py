@@ -23,7 +23,6 @@ import nbformat
 import papermill
 import yaml
 from jupyter_core.paths import jupyter_runtime_dir
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, resolve, write_file
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
+from specquant.study.page import page
 from specquant.study.report import write_report
 from specquant.tables.provenance import without_local_paths
 
@@ -309,10 +309,7 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
         result.metadata.get("papermill", {}).pop(path, None)
     files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
     ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
-    page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(
-        result, resources={"metadata": {"name": notebook.stem}}
-    )
-    ours.append(write_file(executed / f"{notebook.stem}.html", page))
+    ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem)))
     with suppress(OSError):
         partial.unlink(missing_ok=True)
     written = [*files, *(path.relative_to(folder).as_posix() for path in ours)]
