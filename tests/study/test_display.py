@@ -9,7 +9,8 @@ from nbclient import NotebookClient
 from specquant.files import project_root
 from specquant.study.display import MISSING, caption_under, picture, readable, told
 from specquant.study.page import page
-from specquant.tables.style import COLUMN_WIDTH_IN, caption, label_ends, model_label, new_figure, sample
+from specquant.tables.intervals import sample
+from specquant.tables.style import COLUMN_WIDTH_IN, caption, label_ends, model_label, new_figure
 
 
 def table():

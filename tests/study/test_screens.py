@@ -11,12 +11,11 @@ from specquant.files import project_root
 from specquant.study.display import MISSING, MOST_COLUMNS
 
 NOTEBOOKS = sorted((project_root() / "notebooks").glob("*.ipynb"))
-DONE = [path for path in NOTEBOOKS if path.stem != "07_paper_figures"]
 NAME = re.compile(r"\b0\d_[a-z]+(?:_[a-z]+)*\b")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-@pytest.fixture(params=DONE, ids=lambda path: path.stem)
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return nbformat.read(request.param, as_version=4)
 

@@ -5,7 +5,7 @@ An interrupted run goes on where it stopped: what the file of answers holds is n
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Parameters:
             "max_new_tokens": max_new_tokens,
             "context_length": models.context_length,
             **dtype_parameters(device, models.dtype),
-            "settings": asdict(self.settings),
+            "settings": self.settings.told(),
             "head_scheme": models.head_scheme,
             "head_vocabulary": models.head_vocabulary,
             "head_text": Path(text).name if text else None,

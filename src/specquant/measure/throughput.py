@@ -1,7 +1,7 @@
 """What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -73,10 +73,10 @@ class Decoding(Common):
         return read_prompts(self.prompts, self.prompts_per_task)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | {"settings": asdict(self.settings)}
+        return super().same() | {"settings": self.settings.told()}
 
     def unnamed(self) -> dict[str, Any]:
-        return {"settings": asdict(PAPER_SETTINGS)}
+        return {"settings": PAPER_SETTINGS.told()}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""

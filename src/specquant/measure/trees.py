@@ -85,14 +85,6 @@ def drafted_trees(
     return chosen.assign(**about)[[*about, "accepted_length", "parents"]]
 
 
-def acceptance_by_depth(accepted_lengths: pd.Series) -> pd.Series:
-    """The probability that a node is accepted at each depth, from 1 on, once one was at the depth before."""
-    reached = pd.Series(
-        {depth: (accepted_lengths > depth).mean() for depth in range(int(accepted_lengths.max()))}, dtype=float
-    )
-    return (reached / reached.shift()).iloc[1:]
-
-
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the prompts once for each size of tree, by EAGLE-2 on the target and on the intermediate model."""
     family, models_dir = tiny_models(parameters.models_dir), resolve(parameters.models_dir)

@@ -216,8 +216,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     told = pass_growth(rows)
     groups = list(rows.groupby(["model", "context_length"]))
-    figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
-    for axis, ((model, context_length), of_panel) in zip(axes, groups, strict=True):
+    columns = min(len(groups), 3)
+    rows_of_panels = -(-len(groups) // columns)
+    height_in = 0.7 + 1.8 * rows_of_panels
+    figure, axes = new_figure(rows_of_panels, columns, height_in, wide=columns > 1, sharex=True, sharey=True)
+    for axis in axes[len(groups) :]:
+        axis.set_axis_off()
+    for place, (axis, ((model, context_length), of_panel)) in enumerate(zip(axes, groups, strict=False)):
         for scheme in in_order(of_panel["scheme"], SCHEMES):
             if 1 not in set(of_panel[of_panel["scheme"] == scheme]["draft_size"]):
                 raise SpecquantError(f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with")
@@ -227,10 +232,12 @@ def draw(rows: pd.DataFrame) -> Figure:
             about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
             axis.errorbar(line.index, line["median"], yerr=bars, **about)
         along_draft_sizes(axis)
-        axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
+        axis.set(title=f"{model_label(str(model))}, behind {context_length} tokens")
         axis.set_ylim(bottom=0.9)
-    axes[-1].set_xlabel("draft size (tokens in one pass)")
-    legend_above(figure, axes[0], columns=3)
+        if place % columns == 0:
+            axis.set_ylabel("time of a pass\nover that of one token")
+    figure.supxlabel("draft size (tokens in one pass)", fontsize=7)
+    legend_above(figure, axes[0], columns=5 if columns > 1 else 3)
     return figure
 
 
@@ -256,8 +263,7 @@ def draw_growths(tables: Mapping[str, pd.DataFrame]) -> Figure:
         along_draft_sizes(axis)
     axes[0].set_ylabel("time of a pass\nover that of one token")
     axes[0].set_ylim(bottom=0.9)  # of all panels, whose highest line is known now
-    longest = max(axes, key=lambda axis: len(axis.lines))
-    legend_above(figure, longest, columns=3)
+    legend_above(figure, axes[0], columns=3)
     return figure
 
 

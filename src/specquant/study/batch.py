@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -39,7 +40,8 @@ from specquant.tables.provenance import provenance, without_local_paths
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
 # Parameters that name the models, and where they run.
-MODELS = ("target", *COMPANIONS, "dtype", "device")
+MODELS_THAT_DRAFT = tuple(field.name for field in fields(Family) if field.name in COMPANIONS)
+MODELS = ("target", *MODELS_THAT_DRAFT, "dtype", "device")
 STUDY_NOTEBOOK = re.compile(r"\d\d_\w+")
 
 
@@ -67,7 +69,7 @@ def run_study(
     chosen = chosen or list(declared)
     values = read_profile(profile, dict(item for types in declared.values() for item in types.items()), unreadable)
     if "target" in values:
-        values = dict.fromkeys(COMPANIONS, "") | values
+        values = dict.fromkeys(MODELS_THAT_DRAFT, "") | values
         Family(**{name: values[name] for name in MODELS if name in values})
     _require_runtime_folder()
     folder = resolve(results) / profile

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
+from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
 from specquant.measure.settling import steady
 from specquant.measure.throughput import kept_lengths
@@ -140,7 +141,7 @@ def known_numbers() -> dict[str, float]:
     """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
-    sources += [_of_planners, _of_products, _of_planted, _of_tiny, _of_half_precision, _of_memory]
+    sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -263,6 +264,25 @@ def _of_planted(_: Evidence) -> dict[str, float]:
         known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms.yes / row.verify_ms.no - 1)
         known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
     return known
+
+
+def _of_peers(_: Evidence) -> dict[str, float]:
+    """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process.
+
+    "transformers over ours, llama-3-8b": of peer_decoding.csv, times of decoding one by one.
+    """
+    table = read_results("data/recorded/h200/peers.csv")
+    table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
+    times = table.set_index(["scheme", "draft_size", "model", "layer", "process", "block", "theirs"]).time_us.unstack()
+    known = {}
+    for (scheme, size), ratios in (times[True] / times[False]).dropna().groupby(["scheme", "draft_size"]):
+        known[f"torch over ours, {scheme} {size} least"] = ratios.min()
+        known[f"torch over ours, {scheme} {size} most"] = ratios.max()
+        known[f"layers of both, {scheme}"] = len(ratios)
+    decoding = read_results("data/recorded/h200/peer_decoding.csv").query("method == 'autoregressive'")
+    speeds = decoding.groupby(["implementation", "model"]).tokens_per_s.median().unstack("implementation")
+    ratios = speeds["specquant"] / speeds["transformers"]
+    return known | {f"transformers over ours, {model}": ratio for model, ratio in ratios.items()}
 
 
 def _of_tiny(_: Evidence) -> dict[str, float]:

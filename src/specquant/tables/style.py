@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.files import resolve, write_file
+from specquant.tables.intervals import sample
 from specquant.tables.marks import Mark
 
 COLUMN_WIDTH_IN = 3.34  # 85 mm
@@ -22,6 +23,8 @@ PAGE_WIDTH_IN = 7.0  # 178 mm: two columns
 MOST_HEIGHT_IN = 100 / 25.4
 
 
+# Three or four in a panel can be told apart: the others are in a figure of their own, beside FP16.
+MAIN_SCHEMES = ("fp16", "w8a8", "w4a8-qqq", "w4a16-g128")
 # Colours are seaborn's "colorblind" palette; shapes differ too, so that print in grey still tells them apart.
 SCHEMES = {
     "fp16": Mark("FP16", "#000000", "o"),
@@ -131,8 +134,16 @@ def row_for_each(figure: Figure, axis: Axes, labels: Sequence[str], xlabel: str,
 
 
 def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
-    """The legend of one of the figure's axes, above all of them, in up to so many columns as the figure is wide for."""
+    """The legend of all that any panel shows, above them, in up to so many columns as the figure is wide for.
+
+    axis: whose names come first.
+    """
     handles, labels = axis.get_legend_handles_labels()
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            if panel is not axis and label not in labels:
+                handles.append(handle)
+                labels.append(label)
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     if columns > 1 and legend.get_window_extent().width > 1.04 * figure.bbox.width:  # its edges are empty
         legend.remove()
@@ -152,20 +163,6 @@ def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
     if number := sample(frame):
         facts.append(f"n: {number}.")
     return " ".join([text, *facts])
-
-
-def sample(frame: pd.DataFrame) -> str:
-    """How many processes, prompts, tokens or repeats a table's numbers are of; "" where it does not say."""
-    for column, total in (("process", "nunique"), ("prompts", "sum"), ("tokens", "sum"), ("repeats", "max")):
-        if column in frame.columns and frame[column].notna().any():
-            keys = [key for key in ("model", "scheme", "method") if key in frame.columns]
-            counts = frame.groupby(keys)[column].agg(total) if keys else pd.Series([frame[column].agg(total)])
-            least, most = (f"{int(count):,}" for count in (counts.min(), counts.max()))
-            name = {"process": "processes", "repeats": "repeats in one process"}.get(column, column)
-            if least == most == "1":
-                name = {"processes": "process", "repeats in one process": "repeat"}.get(name, name.removesuffix("s"))
-            return f"{most} {name}" if least == most else f"{least} to {most} {name}"
-    return ""
 
 
 def save_figure(figure: Figure, name: str, directory: str | os.PathLike, caption: str | None = None) -> Path:

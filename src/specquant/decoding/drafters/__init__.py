@@ -12,7 +12,6 @@ import pandas as pd
 
 from specquant.decoding.method import PLAN_FIELDS, Method, Plan
 from specquant.errors import SpecquantError
-from specquant.tables.marks import Mark
 
 
 def _found() -> dict[str, Method]:
@@ -31,8 +30,8 @@ def _found() -> dict[str, Method]:
 METHODS = _found()
 # The methods that the paper compares, and that tables, notebooks and figures compare here.
 PAPER_METHODS = tuple(name for name, method in METHODS.items() if method.place is not None)
-# How methods are drawn: ours, and those of which only others have published numbers.
-MARKS = {name: method.mark for name, method in METHODS.items()} | {"eagle3": Mark("EAGLE-3", "#cc78bc", "v")}
+# How methods are drawn.
+MARKS = {name: method.mark for name, method in METHODS.items()}
 
 
 def get_method(name: str) -> Method:
