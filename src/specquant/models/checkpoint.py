@@ -19,17 +19,49 @@ from specquant.models.fields import read_json, shown
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
 PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
+ENDS_OF = "ends_of"  # in a small model's config.json: the model whose embedding and LM head it shares
 GGUF_INDEX = "gguf.json"  # in the directory of a GGUF file (`formats.gguf`): where it is, and its tensors in it
 WEIGHT_FILES = ("*.safetensors", "*.bin", GGUF_INDEX)  # that change where a directory's weights do
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":
     """The tensors of a directory: of its safetensors files where there are any, else of pickled files; or those of the
-    GGUF file that it was made of.
+    GGUF file that it was made of. With the embedding and the LM head of another model, where it names one.
 
-    Raises SpecquantError as `Checkpoint` does.
+    Raises SpecquantError as `Checkpoint` does, and where the model that it names is not there or was rotated.
     """
-    path = Path(path)
+    own, lender = _open_own(Path(path)), lender_of(path)
+    return own if lender is None else BorrowedEnds(own, lender)
+
+
+def lender_of(path: str | Path) -> Path | None:
+    """The directory of the model whose embedding and LM head the model in a directory shares (`ends_of` in its
+    config.json: as `hub.locate` reads it, or relative to the directory); None where it has its own.
+
+    Raises SpecquantError where that is not there.
+    """
+    config = Path(path) / "config.json"
+    named = read_json(config).get(ENDS_OF) if config.is_file() else None
+    if named is None:
+        return None
+    from specquant.models.hub import locate
+
+    advice = f"{config}: {ENDS_OF} names the model that has its embedding and LM head, {shown(named)}"
+    if not isinstance(named, str) or not named:
+        raise SpecquantError(f"{advice}, which is no name: give a directory, a hub id or a packaged model's name")
+    beside = Path(path) / named
+    try:
+        lender = locate(beside if beside.exists() else named)
+    except SpecquantError as error:
+        raise SpecquantError(f"{advice}, which cannot be had: {error}") from None
+    if not (lender / "config.json").is_file():
+        raise SpecquantError(f"{advice}, and there is no such model: put it there, or correct the name")
+    if lender_of(lender) is not None:
+        raise SpecquantError(f"{advice}, which borrows them itself: name the model that has them")
+    return lender
+
+
+def _open_own(path: Path) -> "Checkpoint":
     if (path / GGUF_INDEX).is_file():
         from specquant.models.formats.gguf import GGUFCheckpoint
 
@@ -131,6 +163,27 @@ class Checkpoint:
                 raise SpecquantError(
                     f"{self.path}: {file.name} has a tensor {name}, which {self.index_file} does not list"
                 )
+
+
+class BorrowedEnds(Checkpoint):
+    """The tensors of a small model, with the embedding and the LM head that it shares with the model in `lender`."""
+
+    def __init__(self, own: Checkpoint, lender: Path):
+        self.path, self.own, self.lender = own.path, own, _open_own(lender)
+        if any(name.endswith("feature_map") for name in self.lender.shapes):
+            raise SpecquantError(f"{lender} was rotated, and {own.path} shares its embedding from before: name that")
+        prefix = "model." if any(name.startswith("model.") for name in own.shapes) else ""
+        self.borrowed = {}
+        for name in ("embed_tokens.weight", "lm_head.weight"):
+            theirs = next((there for there in (name, f"model.{name}") if there in self.lender), None)
+            if theirs is not None:
+                self.borrowed[name if name.startswith("lm_head") else prefix + name] = theirs
+        self.shapes = own.shapes | {name: self.lender.shapes[theirs] for name, theirs in self.borrowed.items()}
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        if name in self.borrowed:
+            return self.lender.read(self.borrowed[name], device)
+        return self.own.read(name, device)
 
 
 class PickledCheckpoint(Checkpoint):
