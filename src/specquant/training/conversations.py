@@ -4,8 +4,8 @@ The model itself writes the turns, the user's too (Magpie, arXiv 2406.08464): be
 instruction-tuned model writes what users ask, because it was trained on such texts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -15,6 +15,13 @@ from specquant.models.texts import tokens_of
 
 SYSTEM_PROMPTS = (None, SYSTEM_PROMPT)  # the template's own, if it has one; what `bench tasks` says
 ASKED, ANSWERED, ASKED_NEXT = "<-asked->", "<-answered->", "<-asked next->"
+
+
+class Asked(NamedTuple):
+    """What a user says first, in tokens; unfinished: the model writes the rest of it."""
+
+    tokens: list[int]
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,27 @@ class Turns:
     to_user: list[int]
     ends: tuple[int, ...]
 
-    def prompt(self, tokens: Sequence[int], number: int) -> list[int]:
-        """A user's first turn, up to where its answer begins; without a chat template, the beginning of a text."""
-        return [*self.begins[number % len(self.begins)], *tokens, *self.to_answer]
+    def beginning(self, asked: Asked | None, number: int, longest: int) -> tuple[list[int], bool]:
+        """What a row begins with, and whether the model writes the rest of a user's turn.
+
+        Args:
+            asked: A user's first turn, or how a text without turns begins; None where the model writes it.
+            number: Chooses the system prompt.
+            longest: Tokens in all; what is too long for them is cut in its middle.
+
+        Returns:
+            The tokens up to where the model writes, and whether that is in a user's turn.
+        """
+        begin = self.begins[number % len(self.begins)]
+        if asked is None:
+            return begin, bool(self.to_answer)
+        unfinished = asked.unfinished and bool(self.to_answer)
+        end = [] if unfinished else self.to_answer
+        room = max(1, longest - len(begin) - len(end))
+        tokens = asked.tokens
+        if len(tokens) > room:
+            tokens = tokens[: room // 2] + tokens[len(tokens) - (room - room // 2) :]
+        return [*begin, *tokens, *end], unfinished
 
 
 def turns_of(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Turns:

@@ -14,8 +14,8 @@ from specquant.training.fit import Schedule, fit
 from specquant.training.running import autocast
 from specquant.training.timed import fitting
 from specquant.training.transformer import plain_config
-from specquant.training.written import Written
 from specquant.training.writing import Rows
+from specquant.training.written import Written
 
 Features = Callable[[Rows], torch.Tensor]
 
@@ -68,9 +68,7 @@ def head_config(model_config: PreTrainedConfig) -> PreTrainedConfig:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     names += ("max_position_embeddings", "rms_norm_eps", "rope_parameters", "bos_token_id", "eos_token_id")
     kept = {name: fields[name] for name in names}
-    return LlamaConfig(
-        **kept, num_hidden_layers=1, architectures=["EagleHead"], bias=True, tie_word_embeddings=False
-    )
+    return LlamaConfig(**kept, num_hidden_layers=1, architectures=["EagleHead"], bias=True, tie_word_embeddings=False)
 
 
 def train_head(
@@ -81,6 +79,7 @@ def train_head(
     recipe: HeadRecipe,
     seconds: float,
     checkpoints: Path,
+    start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[EagleHead, dict]:
     """Train a model's head on what a target wrote, masked to its answers.
 
@@ -92,16 +91,20 @@ def train_head(
         recipe: How it learns.
         seconds: How long.
         checkpoints: The folder of what an interrupted call goes on from.
+        start: The weights of a head that learns on; None for one that starts from least squares.
 
     Returns:
-        The head, in float32, and {"seconds", "curve", "steps", "accuracy"}: of held-out drafts by depth, the greedy
-        ones that are the model's own most likely tokens, where all drafts before them are the text's.
+        The head, in float32, and {"seconds", "curve", "steps", "accuracy_before", "accuracy"}: by depth, the share of
+        held-out greedy drafts that are the model's own most likely tokens, where all drafts before them are the text's.
     """
     device = written.device
     torch.manual_seed(recipe.seed)
     head = EagleHead(head_config(model.config)).to(device)
-    start_from_least_squares(head, model, written, features, recipe)
-    start = unrolled_accuracy(head, model, written, features, recipe)
+    if start is None:
+        start_from_least_squares(head, model, written, features, recipe)
+    else:
+        head.load_state_dict(start)
+    before = unrolled_accuracy(head, model, written, features, recipe)
     ends = model.model.embed_tokens.weight, lm_head_of(model)
     scale = features(written.rows(torch.arange(min(8, len(written.tokens))))).std()
 
@@ -123,7 +126,7 @@ def train_head(
     schedule = fitting(recipe.schedule, seconds, head, loss_at, checkpoints / f"{name}.json")
     run = fit(name, head, loss_at, held_out_loss, schedule, recipe.seed, checkpoints / f"{name}.pt")
     accuracy = unrolled_accuracy(head, model, written, features, recipe)
-    return head, run | {"steps": schedule.steps, "least_squares_accuracy": start, "accuracy": accuracy}
+    return head, run | {"steps": schedule.steps, "accuracy_before": before, "accuracy": accuracy}
 
 
 def lm_head_of(model: PreTrainedModel) -> torch.Tensor:
@@ -164,7 +167,7 @@ def unrolled_accuracy(
 def start_from_least_squares(
     head: EagleHead, model: PreTrainedModel, written: Written, features: Features, recipe: HeadRecipe
 ) -> None:
-    """Let a head begin as the best linear map from token and feature to the next feature; its layer adds nothing yet."""
+    """Let a head begin as the best linear map from token and feature to the next feature; its layer adds nothing."""
     size = model.config.hidden_size
     device = written.device
     products = torch.zeros(2 * size + 1, 3 * size + 1, dtype=torch.float64, device=device)

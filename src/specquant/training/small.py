@@ -16,8 +16,8 @@ from specquant.training.fit import Schedule, fit
 from specquant.training.heads import lm_head_of
 from specquant.training.running import autocast
 from specquant.training.timed import fitting
-from specquant.training.written import Written
 from specquant.training.writing import Rows
+from specquant.training.written import Written
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,13 @@ def shortened(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
 
 
 def distill(
-    name: str, model: PreTrainedModel, written: Written, recipe: SmallRecipe, seconds: float, checkpoints: Path
+    name: str,
+    model: PreTrainedModel,
+    written: Written,
+    recipe: SmallRecipe,
+    seconds: float,
+    checkpoints: Path,
+    start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[PreTrainedModel, dict]:
     """Make a small model of some of a target's layers and teach it the target's distributions over its answers.
 
@@ -98,17 +104,19 @@ def distill(
         recipe: How it learns.
         seconds: How long.
         checkpoints: The folder of what an interrupted call goes on from.
+        start: The layers and final norm of a small model that learns on, by transformers' names; None for the target's.
 
     Returns:
         The small model, its layers in float32, and {"seconds", "curve", "steps", "layers", "agreement"}: the share of
         held-out positions of answers where both models' most likely tokens are the same.
     """
-    device = written.device
     layers = choose_layers(recipe.layers, model.config.num_hidden_layers, recipe.chosen)
     small = shortened(model, layers)
+    if start is not None:
+        small.model.load_state_dict({name.removeprefix("model."): w for name, w in start.items()}, strict=False)
     learner = nn.ModuleDict({"layers": small.model.layers, "norm": small.model.norm})
     lm_head = lm_head_of(model)
-    start = held_out_agreement(small, written, lm_head, recipe.rows)
+    before = held_out_agreement(small, written, lm_head, recipe.rows)
 
     def loss(rows: Rows) -> torch.Tensor:
         predicted, wanted = answers_of(small, rows)
@@ -128,7 +136,7 @@ def distill(
     run = fit(name, learner, loss_at, held_out_loss, schedule, recipe.seed, checkpoints / f"{name}.pt")
     small.requires_grad_(False).eval()
     reached = held_out_agreement(small, written, lm_head, recipe.rows)
-    return small, run | {"steps": schedule.steps, "layers": layers, "untrained_agreement": start, "agreement": reached}
+    return small, run | {"steps": schedule.steps, "layers": layers, "agreement_before": before, "agreement": reached}
 
 
 def answers_of(model: PreTrainedModel, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -14,6 +15,8 @@ from specquant.training.conversations import Turns
 from specquant.training.sample import NOT_GIVEN
 
 FREE = -1  # in a script: the model writes what follows
+# cuDNN's attention, which torch prefers on Hopper, plans anew for every number of keys: 50 ms at each token.
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def write(
     cache = Cache(layers=[PreparedLayer(length) for _ in range(model.config.num_hidden_layers)])
     known = int((given != NOT_GIVEN).all(dim=0).long().cumprod(0).sum())
     tokens[:, :known] = given[:, :known]
-    with grouped_attention(model):
+    with grouped_attention(model), sdpa_kernel(WITHOUT_PLANS):
         states = model.model(input_ids=given[:, :known], past_key_values=cache).last_hidden_state
         features[:, :known] = states
         for position in tqdm(range(known, length), desc=name, unit="token", mininterval=2):

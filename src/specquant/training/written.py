@@ -16,7 +16,7 @@ from specquant.errors import SpecquantError
 from specquant.files import require_writable, write_file
 from specquant.models.checkpoint import write_shard
 from specquant.models.memory import free_bytes
-from specquant.training.conversations import Turns
+from specquant.training.conversations import Asked, Turns
 from specquant.training.sample import NOT_GIVEN
 from specquant.training.writing import Rows, Writing, write
 
@@ -24,6 +24,7 @@ MOST_ROWS = {"cuda": 4096, "cpu": 32}  # written at once
 SHARE_OF_MEMORY = 0.8  # of what is free, for what rows need while they are written
 HELD_OUT_ONE_IN = 8
 MOST_HELD_OUT = 128
+LONGEST_BEGINNING = 0.75  # of a row: the rest is for answers
 IDENTITY = "text.json"
 
 
@@ -107,7 +108,7 @@ def write_text(
     model: PreTrainedModel,
     turns: Turns,
     writing: Writing,
-    prompts: list[list[int]],
+    prompts: list[Asked],
     seconds: float,
     identity: dict,
     seed: int = 0,
@@ -122,7 +123,7 @@ def write_text(
         model: The target.
         turns: What stands around turns.
         writing: How rows are written.
-        prompts: What users say first, in tokens.
+        prompts: What users say first.
         seconds: How long to write.
         identity: All else that decides about the text, as JSON.
         seed: Decides about what is drawn.
@@ -185,14 +186,16 @@ def rows_at_once(model: PreTrainedModel, writing: Writing, most: int | None) -> 
 
 
 def beginnings(
-    turns: Turns, prompts: list[list[int]], rows: int, length: int, number: int, seed: int
+    turns: Turns, prompts: list[Asked], rows: int, length: int, number: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the rows of a part begin with, [rows, n], and whether the model writes the first user's turn, [rows]."""
-    given = [turns.begins[number % len(turns.begins)]] * rows
-    asks = torch.full((rows,), bool(turns.to_answer))
-    if prompts:
-        random = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        for row, chosen in enumerate(torch.randint(len(prompts), (rows // 2,), generator=random).tolist()):
-            given[row], asks[row] = turns.prompt(prompts[chosen], number)[: length // 2], False
-    tensors = [torch.tensor(tokens) for tokens in given]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=NOT_GIVEN), asks
+    """What the rows of a part begin with, [rows, n], and whether the model writes a user's turn then, [rows]: every
+    second row with one of `prompts`, if there are any, and with all system prompts in turn."""
+    random = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    chosen = torch.randint(max(1, len(prompts)), (rows,), generator=random).tolist()
+    given, asks = [], []
+    for row in range(rows):
+        asked = prompts[chosen[row]] if prompts and row % 2 else None
+        tokens, writes = turns.beginning(asked, row // 2, int(LONGEST_BEGINNING * length))
+        given.append(torch.tensor(tokens))
+        asks.append(writes)
+    return nn.utils.rnn.pad_sequence(given, batch_first=True, padding_value=NOT_GIVEN), torch.tensor(asks)
