@@ -3,12 +3,13 @@ BIN := .venv/bin
 PROFILE ?= tiny
 CASES ?= 2000
 SEED ?= 0
+CARD ?= h200
 # One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output. Two processes, each
 # of which takes whole files: a notebook's cells belong together.
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-bits test-full fuzz test-gpu coverage figures notebooks lab lint types lock clean
+.PHONY: help study test test-bits test-full fuzz test-gpu coverage figures record notebooks lab lint types lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -42,6 +43,9 @@ coverage: .venv/.ready  ## run the tests of make test, and show which lines they
 
 figures: .venv/.ready  ## rebuild figures/ from data/ alone
 	$(BIN)/specquant figures
+
+record: .venv/.ready  ## record every table of a card that data/recorded/CARD lacks (CARD=h200, or cpu)
+	$(BIN)/specquant record --card $(CARD)
 
 notebooks: .venv/.ready  ## run the notebooks in place, to commit them with the outputs of the default profile
 	TQDM_DISABLE=1 $(BIN)/python -m nbconvert --to notebook --execute --inplace --log-level=WARN \

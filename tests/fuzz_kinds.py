@@ -4,7 +4,6 @@ A kind is a function of a `Place`: it changes a copy of the family there, drawin
 returns a `Case`. `ROTATION` says how often each has its turn.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -22,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from specquant.benchmarks.registry import BENCHMARKS
-from specquant.cli import _parser
 from specquant.decoding.models import Models
 from specquant.files import project_root
 from specquant.models.device import dtype_name
@@ -31,6 +29,7 @@ from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.planning.calibration import calibrate
 from specquant.tables.results import write_results
+from tests.commands import is_flag, is_option, leaves
 from tests.family import TEXT, write_family, write_random
 from tests.models.test_damaged_configs import NUMBERS, ROPES, UNWRITTEN, places
 from tests.questions import write_questions
@@ -165,6 +164,10 @@ def write_intact(root: Path) -> Path:
     for file in ("README.md", "pyproject.toml"):
         shutil.copyfile(project / file, clone / file)
     shutil.copytree(project / "data/text", clone / "data/text")
+    shutil.copytree(project / "docs", clone / "docs")
+    for name in ("target", "intermediate"):  # `claims` counts their parameters
+        (clone / "data/tiny" / name).mkdir(parents=True)
+        save_file({"weight": torch.zeros(2, 2)}, clone / "data/tiny" / name / "model.safetensors")
     prompts = map(json.loads, (project / "data/prompts/prompts.jsonl").read_text().splitlines())
     short = [json.dumps(prompt | {"prompt": prompt["prompt"][-30:]}) for prompt in prompts]
     (clone / "data/prompts").mkdir()
@@ -704,7 +707,7 @@ def conversions(place: Place) -> Case:
         text = damaged_bytes(place, (place.root / "text.txt").read_bytes()[:3000])
         text = place.pick([text, text, b"\n\f\n" * 50, b" " * 900, b"1", b"\xff", ("\U0001f600" * 99).encode()])
         place.write(place.root / "text.txt", text)
-        options = ["--scheme", "w4a16-g128", "--calibration", str(place.root / "text.txt"), "--out", str(out)]
+        options = ["--scheme", "w4a16-g128", "--calibration-text", str(place.root / "text.txt"), "--out", str(out)]
         return Case([["quantize", str(place.root / "intermediate"), *options]])
     if kind == "export":
         name = place.pick(SCHEMES)
@@ -716,23 +719,13 @@ def conversions(place: Place) -> Case:
     return Case([command])
 
 
-def leaves() -> list[tuple[list[str], argparse.ArgumentParser]]:
-    """Every command, with its parser."""
-
-    def found(parser, words):
-        inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        for action in inner:
-            for name, choice in action.choices.items():
-                yield from found(choice, [*words, name])
-        if not inner:
-            yield words, parser
-
-    return list(found(_parser(), []))
+def _field(argument) -> str:
+    return argument.name.removeprefix("--").replace("-", "_").lower()
 
 
 def options(place: Place) -> Case:
     """Any command with values that nobody meant; what would be long is kept short."""
-    words, parser = place.pick(leaves())
+    words, known = place.pick(leaves())
     root = place.root
     right = {
         "model": str(root / "target"), "head": str(root / "eagle-target"), "scheme": "fp16", "prompt": PROMPT,
@@ -742,21 +735,22 @@ def options(place: Place) -> Case:
         "data_dir": str(root / "questions"), "recorded": str(place.clone / "data/recorded/h200"), "tree": "4,2",
         "out": str(root / "out"), "results": str(root / "out"), "only": "00_tour", "names": "gsm8k", "tune": "0",
         "draft_size": "4", "iterations": "2", "models": "nowhere", "quantizer": "round-to-nearest",
-        "calibration": str(root / "text.txt"),
+        "calibration_text": str(root / "text.txt"),
     }  # fmt: skip
-    given = {action.dest for action in parser._actions if action.required}
-    given |= {dest for dest in right if dest not in ("calibration", "scheme") or words == ["quantize"]}
-    known = [action for action in parser._actions if action.dest != "help"]
-    changed = place.random.sample(known, min(len(known), place.pick([1, 1, 2])))
+    given = {_field(argument) for argument in known if argument.required}
+    given |= {name for name in right if name not in ("calibration_text", "scheme") or words == ["quantize"]}
+    changed = place.random.sample(list(known), min(len(known), place.pick([1, 1, 2])))
     command = list(words)
-    for action in known:
-        value = right.get(action.dest, "1") if action not in changed else place.pick([*WORDS, *(action.choices or ())])
-        if action not in changed and action.dest not in given:
+    for argument in known:
+        if argument not in changed and _field(argument) not in given:
             continue
-        if action.nargs == 0:
-            command += action.option_strings[:1] if action in changed else []
-        elif action.option_strings:
-            command.append(f"{action.option_strings[-1]}={value}")
+        value = right.get(_field(argument), "1")
+        if argument in changed:
+            value = place.pick([*WORDS, *(argument.get_choices() or ())])
+        if is_flag(argument):
+            command += [argument.name] if argument in changed else []
+        elif is_option(argument):
+            command.append(f"{argument.name}={value}")
         else:
             command.append(value)
     return Case([command])

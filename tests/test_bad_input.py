@@ -1,10 +1,9 @@
 """Bad input at the command line: one line that says what is wrong and where, status 2, and nothing written."""
 
-import argparse
 import json
 import os
 import shutil
-import sys
+from itertools import chain
 
 import pytest
 import torch
@@ -12,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant import files
-from specquant.cli import _parser, main
+from specquant.cli import main
 from specquant.models.config import SIZES
 from specquant.study import batch
+from tests.commands import is_option, leaves
 from tests.family import TEXT
 from tests.study.conftest import Clone
 
@@ -454,7 +454,7 @@ def text(tmp_path):
 
 def test_quantize_into_a_folder_that_cannot_be_written(small_models, refused, text, tmp_path):
     def command(out):
-        return "quantize", small_models / "target", "--scheme", "w8a8", "--calibration", text, "--out", out
+        return "quantize", small_models / "target", "--scheme", "w8a8", "--calibration-text", text, "--out", out
 
     (tmp_path / "full/file").mkdir(parents=True)
     assert f"{text} exists and is not empty: choose another output directory" in refused(*command(text))
@@ -467,7 +467,7 @@ def test_quantize_what_cannot_be_quantized(family, refused, text, tmp_path):
 
     def command(model, scheme="w8a8", calibration=text, *options):
         out = tmp_path / "new/folder/out"
-        return "quantize", model, "--scheme", scheme, "--calibration", calibration, "--out", out, *options
+        return "quantize", model, "--scheme", scheme, "--calibration-text", calibration, "--out", out, *options
 
     target = family / "target"
     assert "unknown scheme 'w3'" in refused(*command(target, "w3"))
@@ -590,20 +590,14 @@ def test_verify_cost_of_what_is_not_there_is_refused(refused, tmp_path, options,
 
 def commands_with(option):
     """The command lines, with whatever they need, of all commands that have an option."""
-
-    def found(parser, words):
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for name, inner in action.choices.items():
-                    yield from found(inner, [*words, name])
-        if option in parser._option_string_actions:
-            needs = [action for action in parser._actions if action.required and option not in action.option_strings]
-            yield [*words, *(word for action in needs for word in (*action.option_strings[:1], "nowhere"))]
-
-    return list(found(_parser(), []))
+    for words, arguments in leaves():
+        if option in [argument.name for argument in arguments]:
+            needs = [argument for argument in arguments if argument.required and argument.name != option]
+            command = [[argument.name, "nowhere"] if is_option(argument) else ["nowhere"] for argument in needs]
+            yield [*words, *chain.from_iterable(command)]
 
 
-OUT_COMMANDS = commands_with("--out")
+OUT_COMMANDS = list(commands_with("--out"))
 
 
 @pytest.mark.parametrize("command", OUT_COMMANDS, ids=lambda command: " ".join(command[:2]))
@@ -629,7 +623,7 @@ def test_all_commands_that_write_are_among_them():
     assert ["bench", "verify-cost", "--model", "nowhere"] in OUT_COMMANDS
 
 
-@pytest.mark.parametrize("command", commands_with("--device"), ids=lambda command: " ".join(command[:2]))
+@pytest.mark.parametrize("command", list(commands_with("--device")), ids=lambda command: " ".join(command[:2]))
 def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch, command):
     command = [str(small_models / "target") if word == "nowhere" else word for word in command]
     for name, value in (("--benchmark", "gsm8k"), ("--scheme", "w8a8")):
@@ -672,18 +666,47 @@ def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, s
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "says"),
     [
-        ["bench", "plans", "--out=--"],
-        ["quantize", "x", "--scheme", "w8a8", "--out", "x", "--calibration=--"],
-        ["study", "--only=--"],
-        ["generate", "--model", "x", "--prompt", "x", "--stop=--"],
-        ["generate", "--model", "x", "--prompt", "x", "--seed=--"],
+        (["bad"], "there is no command 'bad': choose one of study, plan,"),
+        (["generat"], "there is no command 'generat': did you mean generate?"),
+        (["bench", "cost"], "there is no command 'cost': choose one of attention, ceilings,"),
+        ([], "give a command: study, plan,"),
+        (["bench"], "give a command: attention, ceilings,"),
+        (["generate", "--prompt", "x"], "--model is missing: specquant generate --help tells what it is"),
+        (["quantize", "x", "--out", "y"], "--scheme is missing: specquant quantize --help tells"),
+        (["generate", "--model", "x", "--prompt"], "--prompt has no value: give one, as in --prompt=VALUE"),
+        (["generate", "--model", "x", "--prompt", "-x"], "--prompt has no value: give one, as in --prompt=VALUE"),
+        (["generate", "--sed", "1"], "there is no option '--sed': did you mean --seed?"),
+        (["generate", "--max-new", "4"], "there is no option '--max-new': did you mean --max-new-tokens?"),
+        (["study", "--unknown"], "there is no option '--unknown': specquant study --help lists what there is"),
+        (["bench", "trees", "more"], "'more' belongs to no option: specquant bench trees --help lists what there is"),
+        (["bench", "trees", "--max-new-tokens", "2.5"], "--max-new-tokens is '2.5': give a whole number"),
+        (["bench", "trees", "--max-new-tokens=--"], "--max-new-tokens is '--': give a whole number"),
+        (["bench", "kernels", "--tune", "long"], "--tune is 'long': give a number"),
+        (["bench", "kernels", "--row-invariant=maybe"], "--row-invariant is 'maybe': give yes or no"),
+        (["bench", "throughput", "--dtype", "int8"], "--dtype is 'int8': choose one of float16, bfloat16, float32"),
+        (["bench", "verify-cost", "--model", "x", "--draft-sizes", "1,"], "--draft-sizes is '1,': give whole numbers"),
+        (["bench", "verify-cost", "--model", "x", "--contexts", "9" * 5000], "'...'9999999999': give whole numbers"),
+        (["bench", "trees", "--max-new-tokens", "9" * 5000], "'...'9999999999': give a whole number"),
+        (["bench", "settling", "--idle-ms", "1,x"], "--idle-ms is 'x': give a number"),
+        (["bench", "settling", "--idle-ms", "1,-1"], "idle_ms is -1.0: give at least 0 and at most 60000"),
+        (["bench", "settling", "--blocks", "2"], "there is no option '--blocks'"),
+        (["bench", "drafting", "--warm-up-ms", "inf"], "warm_up_ms is inf: give at least 0"),
+        (["bench", "replay", "--model", "llama-3-8b", "--tree", "24"], "tree is (24,): give nodes and iterations"),
+        (["bench", "replay", "--model", "llama-3-8b", "--hierarchical-length", "nan"], "hierarchical length is nan"),
+        (["bench", "verify-cost", "--model", "llama-3-8b", "--threads", "9999"], "threads is 9999: give 1 to 1024"),
+        (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--top-k", "0"], "--top-k is 0; it must be at"),
     ],
 )
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse takes it as a value")
-def test_a_value_that_argparse_makes_an_empty_list_of(refused, command):
-    assert f"{command[-1].removesuffix('=--')} has the value --" in refused(*command)
+def test_a_wrong_command_line(refused, command, says):
+    """One sentence that names the option, the value and what to do."""
+    assert says in refused(*command)
+
+
+@pytest.mark.parametrize("words", [["study", "--only=--"], ["plan", "--scheme=--"]])
+def test_two_dashes_are_a_value_like_others(refused, words):
+    assert "--" in refused(*words)
 
 
 def test_train_tiny_on_a_device_that_is_not_there(refused, tmp_path):
@@ -699,7 +722,9 @@ def test_paths_that_cannot_be_read(small_models, refused, tmp_path):
         refused(*generate(path))
         refused(*generate(small_models / "target", "--method", "auto", "--calibration", path))
         refused(*generate(small_models / "target", "--head-vocabulary", 9, "--head-text", path))
-        refused("quantize", small_models / "target", "--scheme", "w8a8", "--out", tmp_path / "o", "--calibration", path)
+        refused(
+            "quantize", small_models / "target", "--scheme", "w8a8", "--out", tmp_path / "o", "--calibration-text", path
+        )
         refused("data", "fetch", "gsm8k", "--data-dir", path / "x")
         refused("plan", "--recorded", path)
         refused("plan", "--trees", path)

@@ -1,4 +1,4 @@
-"""docs/checkpoints.md: its numbers are those that the commands count, its commands are ones that we have."""
+"""docs/checkpoints.md: its numbers are those that the commands count. Its commands, and the README's, are ours."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 
-from specquant.cli import _parser
+from specquant.cli import command_line, parsed
 from specquant.files import project_root
 from specquant.models.cache import KVCache
 from specquant.models.eagle import EagleHead
@@ -53,15 +53,19 @@ def test_memory_is_what_the_commands_count():
             assert f"{needed(what, model) / 1e9:.1f}" == gigabytes, (what, model)
 
 
-def commands():
-    blocks = re.sub(r"\\\n\s+", "", PAGE)
+README = (project_root() / "README.md").read_text()
+
+
+def commands(page=PAGE):
+    blocks = re.sub(r"\\\n\s+", "", page)
     return re.findall(r"^    specquant (.*?)(?:\s+#.*)?$", blocks, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [*commands(), *commands(README)])
 def test_every_command_is_one_that_we_have(command):
-    _parser().parse_args(shlex.split(command))
+    parsed(command_line(), shlex.split(command))
 
 
 def test_there_are_commands():
     assert [command.split()[0] for command in commands()] == ["data", "quantize", "study", "bench"]
+    assert "plan" in [command.split()[0] for command in commands(README)]

@@ -24,7 +24,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Each part may import itself and the parts before it. training stops short of decoding.
 ORDER = ["errors", "files", "tables", "kernels", "quant", "models", "decoding", "benchmarks", "planning"]
-ORDER += ["training", "measure", "study", "cli"]
+ORDER += ["training", "measure", "study", "commands", "cli"]
 NOT_EVEN = {"training": {"decoding", "planning"}}
 
 

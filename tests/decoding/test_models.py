@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from specquant.cli import main
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.decoding.drafters import METHODS, PAPER_METHODS
 from specquant.decoding.method import DraftSettings, Plan
@@ -14,6 +16,7 @@ from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
+from specquant.models.options import ModelOptions
 from specquant.models.quantize import quantize_model
 from specquant.quant import SCHEMES, PackedLinear, get_scheme
 
@@ -285,3 +288,20 @@ def test_a_head_drafts_for_a_rotated_target_as_for_the_target_itself(tmp_path):
         assert tokens == expected
         means.append(sum(lengths) / len(lengths))
     assert means[1] > 0.7 * means[0] > 1.1
+
+
+def test_row_invariance_is_the_targets_and_an_option_of_all_who_decode(small_models):
+    options = ModelOptions(small_models / "target", device="cpu")
+    for row_invariant in (False, True):
+        models = Models.of(replace(options, row_invariant=row_invariant))
+        assert models.target.row_invariant is row_invariant
+        assert {layer.row_invariant for layer in models.target.layers} == {row_invariant}
+        assert not models.rounds_by_draft  # on a CPU
+
+
+@pytest.mark.parametrize(("method", "says"), [("vanilla", True), ("autoregressive", False)])
+def test_generate_says_where_a_draft_may_change_the_text(small_models, monkeypatch, capsys, method, says):
+    monkeypatch.setattr(Models, "rounds_by_draft", True)
+    words = ["--model", str(small_models / "target"), "--prompt", "a", "--max-new-tokens", "2", "--method", method]
+    assert main(["generate", *words]) == 0
+    assert ("--row-invariant" in capsys.readouterr().err) is says

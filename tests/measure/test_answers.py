@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.measure import tasks as recording
 from specquant.measure.tasks import Parameters, record_benchmark
+from specquant.models.options import ModelOptions
 from specquant.study import read_provenance, read_results
 from tests.questions import NAMES, write_questions
 
@@ -28,10 +30,11 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def call(small_models, data_dir, tmp_path):
     def run(name="mt-bench", methods=METHODS, **options):
-        companions = {"eagle_target": small_models / "eagle-target"}
-        options = {"data_dir": data_dir, "out_dir": tmp_path / "out", "max_new_tokens": 6, "device": "cpu"} | options
-        out_dir = options.pop("out_dir")
-        return record_benchmark(Parameters(name, methods, small_models / "target", companions, **options), out_dir)
+        options = {"data_dir": data_dir, "out_dir": tmp_path / "out", "max_new_tokens": 6} | options
+        out_dir, of_models = options.pop("out_dir"), {field.name for field in fields(ModelOptions)} & set(options)
+        named = {"eagle_target": small_models / "eagle-target", "device": "cpu"}
+        models = ModelOptions(small_models / "target", **named | {which: options.pop(which) for which in of_models})
+        return record_benchmark(Parameters(name, models, methods, **options), out_dir)
 
     return run
 

@@ -9,6 +9,7 @@ from specquant.files import project_root
 from specquant.measure import kernels
 from specquant.measure.kernels import MEASURE, Parameters
 from specquant.measure.measure import record
+from specquant.measure.parameters import require_gpu
 from specquant.tables.results import read_medians, read_results
 from specquant.tables.schemas import TABLES
 
@@ -39,6 +40,16 @@ def test_without_a_gpu_the_bench_says_so(bench, capsys, tmp_path):
     assert main(["bench", *bench, "--out", str(tmp_path)]) == 2
     assert "measured on an NVIDIA GPU" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [("nonsense", "there is no device 'nonsense' here"), ("mps", "no device 'mps'"), ("cpu", "and cpu here is none")],
+)
+def test_beside_a_gpu_another_device_is_refused_by_a_sentence(device, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SpecquantError, match=says):
+        require_gpu(device)
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
     text = tmp_path / "text.txt"
     text.write_text("1 plus 1 makes 2, and 2 plus 2 makes 4. " * 200)
     for codes in ("trained", "uniform"):
-        measure(settings("w4a16-g128", codes=codes, calibration=str(text), **options), tmp_path / codes)
+        measure(settings("w4a16-g128", codes=codes, calibration_text=text, **options), tmp_path / codes)
     copy = next((tmp_path / "targets").iterdir())
     wanted = code_shares(load_model(copy))
     trained, _, uniform, _ = [float((shares - wanted).abs().sum()) for shares in drawn]
@@ -236,7 +236,7 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
             {"model": "nothing", "weights": "synthetic"},
             "nothing is neither a model directory nor one of llama-3-8b, llama-3-70b",
         ),
-        ({"codes": "odd"}, "codes is 'odd': choose of uniform and trained"),
+        ({"codes": "odd"}, "codes is 'odd': give uniform or trained"),
         ({"codes": "trained"}, "fp16 has no integer codes"),
         ({"head_scheme": "nonsense"}, "unknown scheme 'nonsense'"),
         ({"trees": "nowhere/trees.csv"}, "there are no results at"),

@@ -47,10 +47,12 @@ def test_parents_that_make_no_tree_are_refused(parents):
         tree_shapes(trees, 3, 2)
 
 
-def test_trees_on_both_models(small_models, tmp_path, in_process):
+def test_trees_on_both_models(small_models, tmp_path, in_process, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text('{"id": "a", "task": "code", "prompt": "1 plus 1"}\n')
     options = {"models_dir": small_models, "name": "small", "prompts": tmp_path / "prompts.jsonl", "max_new_tokens": 12}
-    parameters = Parameters(**options, target_trees=((60, 6), (24, 3)), inner_trees=((30, 3),))
+    monkeypatch.setattr(Parameters, "target_trees", ((60, 6), (24, 3)))
+    monkeypatch.setattr(Parameters, "inner_trees", ((30, 3),))
+    parameters = Parameters(**options)
     trees = read_results(record(MEASURE, parameters, tmp_path))
     recorded = trees[["model", "draft_size", "iterations"]].drop_duplicates()
     assert list(recorded.itertuples(index=False, name=None)) == [

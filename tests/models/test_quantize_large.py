@@ -124,7 +124,8 @@ def test_after_a_kill_the_command_goes_on(source, tmp_path):
         "quantize.quantize_layer = wait\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    options = ["--scheme", "w4a8-qoq", "--calibration", str(source / "text.txt"), "--device", "cpu", "--out", str(out)]
+    options = ["--scheme", "w4a8-qoq", "--calibration-text", str(source / "text.txt"), "--device", "cpu"]
+    options += ["--out", str(out)]
     command = [sys.executable, "-c", program, "quantize", str(source), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     until = time.monotonic() + 120

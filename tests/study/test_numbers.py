@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root
@@ -69,6 +70,16 @@ def test_a_changed_table_is_seen(known, monkeypatch):
     now = known_numbers()
     assert now["60 over one 70b w4a16-g128"] == pytest.approx(1.01 * known["60 over one 70b w4a16-g128"])
     assert with_traced(project_root() / "README.md", now) != (project_root() / "README.md").read_text()
+
+
+def test_parameters_are_counted_in_the_files_headers(known, tmp_path):
+    weights = load_file(project_root() / "data/tiny/intermediate/model.safetensors")
+    assert known["parameters intermediate, millions"] == sum(weight.size for weight in weights.values()) / 1e6
+    with pytest.raises(SpecquantError, match="has no weights"):
+        numbers.parameters(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SpecquantError, match="copy it again"):
+        numbers.parameters(tmp_path)
 
 
 @pytest.mark.parametrize(

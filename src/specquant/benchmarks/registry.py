@@ -1,11 +1,14 @@
 """All benchmarks by name. To add one, add a module to this package that defines BENCHMARK."""
 
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 from specquant import benchmarks
 from specquant.benchmarks.benchmark import Benchmark
 from specquant.errors import SpecquantError
+
+BENCHMARK_FILES = Path("results/benchmarks")  # where the files of the benchmarks are put and looked for
 
 
 def _find_benchmarks() -> dict[str, Benchmark]:

@@ -11,23 +11,8 @@ from specquant.decoding.drafter import Drafter
 from specquant.errors import SpecquantError
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
+from specquant.models.options import DraftSettings as DraftSettings
 from specquant.tables.marks import Mark
-
-
-@dataclass(frozen=True)
-class DraftSettings:
-    """How the methods draft; the defaults are the paper's (sections 3 and 5).
-
-    draft_size, iterations: of EAGLE-2's tree, its root counted. inner_draft_size, inner_iterations: of the tree that
-    the intermediate model verifies in the hierarchy. min_draft_length: tokens that a small model hands up at least.
-    """
-
-    draft_size: int = 60
-    iterations: int = 6
-    top_k: int = 10
-    inner_draft_size: int = 30
-    inner_iterations: int = 3
-    min_draft_length: int = 6
 
 
 @dataclass(frozen=True)

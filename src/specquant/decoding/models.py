@@ -14,6 +14,7 @@ from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
 from specquant.models.companions import COMPANIONS, directories_beside
 from specquant.models.config import load_config
+from specquant.models.device import choose_device, named_dtype
 from specquant.models.eagle import EagleHead, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate
@@ -27,6 +28,7 @@ from specquant.models.loading import (
     load_model,
     load_tokenizer,
 )
+from specquant.models.options import ModelOptions
 from specquant.quant import get_scheme
 
 
@@ -75,6 +77,26 @@ class Models:
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
 
+    @classmethod
+    def of(cls, options: ModelOptions) -> "Models":
+        """The models that options name, on their device, none of them loaded yet. Raises SpecquantError for a value
+        that is wrong, also where no method that is used would look at it."""
+        companions: dict[str, Any] = dict(options.companions)
+        models = cls(
+            options.model,
+            scheme=options.scheme,
+            dtype=named_dtype(options.dtype),
+            device=choose_device(options.device),
+            context_length=options.context_length,
+            row_invariant=options.row_invariant,
+            head_scheme=options.head_scheme,
+            head_vocabulary=options.head_vocabulary,
+            head_text=options.text_of_heads,
+            **companions,
+        )
+        models.check_options(options.named_companions)
+        return models
+
     def given_methods(self) -> list[str]:
         """The methods that the planner knows whose companions were given. Raises SpecquantError, before anything is
         loaded, where one of them or the target is no model, or does not fit."""
@@ -92,6 +114,12 @@ class Models:
     def dtype(self) -> torch.dtype:
         """That all models compute in; where none was given, the target is loaded to know it."""
         return self.given_dtype or self.target.dtype
+
+    @property
+    def rounds_by_draft(self) -> bool:
+        """Whether what a token's pass says may depend on how many others it has, so that a draft can change the text
+        where two tokens are nearly equally likely: on a GPU, of a target in 16 bits that is not row-invariant."""
+        return isinstance(self.target, GraphedLlama) and not self.row_invariant
 
     @cached_property
     def target(self) -> Llama | GraphedLlama:

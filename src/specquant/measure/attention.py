@@ -5,7 +5,7 @@ Attention, the fused neighbours, and what drafting does on the device.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,11 +20,10 @@ from specquant.kernels.rotary import rotate_and_cache
 from specquant.kernels.swiglu import swiglu
 from specquant.kernels.top_k import log_softmax_top_k
 from specquant.kernels.tree import Frontier, Proposals, ancestors_of, expand, rerank
-from specquant.measure.blocks import Blocks, launches_in_blocks
+from specquant.measure.blocks import LaunchesInBlocks, launches_in_blocks
 from specquant.measure.checks import require_draft_sizes
 from specquant.measure.kernels import ROTATED_BYTES
 from specquant.measure.measure import Measure, Measured
-from specquant.measure.parameters import OnGpu
 from specquant.tables.schemas import TABLES
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 80, 8192, 28672, 64, 8, 128, 128256
@@ -47,23 +46,23 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Parameters(OnGpu):
+class Parameters(LaunchesInBlocks):
     """What to time.
 
     Attention over drafts of these sizes behind each context: the kernel, its row-invariant form, and torch's; its keys
     and values are rotated through more than the GPU's cache holds. The other operations have no context; their inputs
-    come from the GPU's cache, as they do in a model. processes, blocks, repeats, warm_up_ms, seed: as for the kernels.
+    come from the GPU's cache, as they do in a model.
+
+    Attributes:
+        draft_sizes: Tokens in a pass, with commas.
+        context_lengths: Tokens in the cache, with commas.
     """
 
     draft_sizes: tuple[int, ...] = (1, 8, 16, 32, 64)
     context_lengths: tuple[int, ...] = (512, 2048, 4096, 8192, 32768)
-    processes: int = 3
-    blocks: int = 1
-    repeats: int = 10
-    warm_up_ms: float = 200.0
-    seed: int = 0
+    repeats: int = field(default=10, kw_only=True)
 
-    shared = ("draft_sizes", "blocks", "repeats", "warm_up_ms", "seed")
+    shared = ("draft_sizes", *LaunchesInBlocks.shared)
 
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, and for numbers out of range."""
@@ -79,10 +78,8 @@ class Parameters(OnGpu):
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
-    """Time all operations of each context in blocks, in an order drawn for this process."""
-    order = random.Random(f"{parameters.seed} {units[0]['process']}")
-    for unit in order.sample(units, len(units)):
-        yield unit, time_cases(parameters, unit["context_length"], order)
+    """Time all operations of each context in blocks."""
+    return parameters.each(units, lambda unit, order: time_cases(parameters, unit["context_length"], order))
 
 
 def time_cases(parameters: Parameters, context_length: int, order: random.Random) -> pd.DataFrame:
@@ -91,8 +88,7 @@ def time_cases(parameters: Parameters, context_length: int, order: random.Random
     launches = {
         at: (lambda turn, case=case: case.launches[turn](), len(case.launches)) for at, case in enumerate(cases)
     }
-    blocks = Blocks(parameters.blocks, parameters.repeats, 1, parameters.warm_up_ms)
-    rows = launches_in_blocks(launches, torch.device(parameters.device), blocks, order)
+    rows = launches_in_blocks(launches, torch.device(parameters.device), parameters.block, order)
     about = pd.DataFrame(cases).drop(columns=["launches", "context_length"])
     return rows.join(about, on="what").drop(columns="what")
 

@@ -7,13 +7,15 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
 from specquant.measure.card import CardState
+from specquant.measure.measure import Measured
+from specquant.measure.parameters import Common, OnGpu
 
 GRAPH_US = 1500  # a run of launches takes about this long on a GPU
 
@@ -27,6 +29,49 @@ class Blocks:
     repeats: int = 20
     warm_ups: int = 8
     warm_up_ms: float = 200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBlocks(Common):
+    """Parameters of what is timed in blocks.
+
+    Attributes:
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        blocks: Of each thing that is timed, in a process.
+        repeats: Timed runs of a block, after the warm-up.
+        warm_up_ms: For how long a thing runs before it is timed.
+        seed: Of what is random, and of the order.
+    """
+
+    processes: int = 3
+    blocks: int = 1
+    repeats: int = 20
+    warm_up_ms: float = 200.0
+    seed: int = 0
+
+    warm_up_passes = 8  # runs before those that are timed, if that is longer; not annotated, as `Common.repeats`
+    shared: ClassVar[tuple[str, ...]] = ("blocks", "repeats", "warm_up_ms", "seed")
+
+    @property
+    def block(self) -> Blocks:
+        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms)
+
+    def order(self, *names: object) -> random.Random:
+        """What draws an order: of a process, or of the part of one that has these names."""
+        return random.Random(" ".join(map(str, (self.seed, *names))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchesInBlocks(OnGpu, InBlocks):
+    """Parameters of launches on a GPU that are timed in blocks (`launches_in_blocks`)."""
+
+    warm_up_passes = 1  # of many launches
+
+    def each(self, units: Sequence[dict], rows: Callable[[dict, random.Random], pd.DataFrame]) -> Measured:
+        """The rows of each unit of a process. Units come in random order, which is drawn for each process."""
+        order = self.order(units[0]["process"])
+        for unit in order.sample(units, len(units)):
+            yield unit, rows(unit, order)
 
 
 def in_blocks(

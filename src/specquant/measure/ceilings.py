@@ -18,7 +18,12 @@ REPEATS = 20
 
 @dataclass(frozen=True)
 class Parameters(OnGpu):
-    """processes: fresh interpreters, each of which measures everything. repeats: of each."""
+    """How often to time.
+
+    Attributes:
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        repeats: Of each rate in a process.
+    """
 
     processes: int = 3
     repeats: int = REPEATS

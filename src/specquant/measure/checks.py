@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from specquant.errors import SpecquantError
 from specquant.models.synthetic import SHAPES
 
+LONGEST_MS = 60_000  # of what passes before something is timed
+
 
 def require_at_least(parameters: object, **lowest: float) -> None:
     """Raises SpecquantError for a parameter that is below its lowest value, or no number; None is the default."""
@@ -17,6 +19,13 @@ def require_draft_sizes(draft_sizes: Sequence[int]) -> None:
     """Raises SpecquantError where there is none, or one is below 1."""
     if not draft_sizes or min(draft_sizes) < 1:
         raise SpecquantError(f"draft_sizes is {draft_sizes}: give whole numbers of at least 1")
+
+
+def require_short(name: str, *times_ms: float) -> None:
+    """Raises SpecquantError for times that are negative, no numbers, or longer than anybody would wait."""
+    for time_ms in times_ms:
+        if not 0 <= time_ms <= LONGEST_MS:
+            raise SpecquantError(f"{name} is {time_ms}: give at least 0 and at most {LONGEST_MS} milliseconds")
 
 
 def require_shapes(models: Iterable[str]) -> None:

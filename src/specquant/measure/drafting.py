@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,9 @@ from specquant.decoding.generation import acceptance_rule
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
-from specquant.measure.blocks import Blocks, in_blocks
+from specquant.measure.blocks import InBlocks, in_blocks
 from specquant.measure.checks import require_shapes
 from specquant.measure.measure import Measure, Measured, left_out
-from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
 from specquant.models.eagle import EagleHead, describe_head
 from specquant.models.memory import NotEnoughMemory
@@ -30,24 +29,24 @@ HEADS = ((None, None), ("w4a16-g128", None), ("w4a16-g128", 32768))
 
 
 @dataclass(frozen=True)
-class Parameters(Common):
-    """What to time: every head of `HEADS` and tree of `TREES` for some models of `models.synthetic.SHAPES`.
+class Parameters(InBlocks):
+    """What to time: every head of `HEADS` and tree of `TREES`.
 
-    confirmed_rows: new tokens that a draft begins with. processes, blocks, repeats, warm_up_ms: as for verify_cost.
     Only embedding and LM head of a model are made to draft for it. A head that knows some tokens alone knows the first
     ones, for random weights have no frequent ones.
+
+    Attributes:
+        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        confirmed_rows: New tokens that a draft begins with.
+        context_length: Tokens in the cache.
     """
 
     models: tuple[str, ...] = ("llama-3-8b", "llama-3-70b")
     confirmed_rows: int = 4
     context_length: int = 512
-    processes: int = 3
-    blocks: int = 1
-    repeats: int = 50
-    warm_up_ms: float = 200.0
-    seed: int = 0
+    repeats: int = field(default=50, kw_only=True)
 
-    shared = ("confirmed_rows", "blocks", "repeats", "warm_up_ms", "seed")
+    shared = ("confirmed_rows", *InBlocks.shared)
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown model and for numbers out of range."""
@@ -73,7 +72,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     if parameters.device == "cuda":
         bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
     for unit in units:
-        order = random.Random(f"{parameters.seed} {unit['process']} {unit['model']}")
+        order = parameters.order(unit["process"], unit["model"])
         try:
             rows = pd.concat(drafts(unit["model"], parameters, order), ignore_index=True)
         except NotEnoughMemory as error:
@@ -88,14 +87,13 @@ def drafts(model: str, parameters: Parameters, order: random.Random) -> Iterator
     """The rows of each head. bytes: what the head's iterations must read of its matrices and LM head."""
     config = synthetic_config(model)
     ends = synthetic_ends(config, parameters.context_length + 64, parameters.head_dtype, parameters.device)
-    blocks = Blocks(parameters.blocks, parameters.repeats, warm_up_ms=parameters.warm_up_ms)
     for head_scheme, head_vocabulary in order.sample(HEADS, len(HEADS)):
         head = synthetic_head(config, ends, head_scheme, head_vocabulary)
         runs = {
             tree: prepare_draft(head, *tree, parameters.confirmed_rows, parameters.context_length) for tree in TREES
         }
         with torch.inference_mode():
-            rows = in_blocks(runs, head.device, blocks, order)
+            rows = in_blocks(runs, head.device, parameters.block, order)
         sizes, iterations = zip(*rows.pop("what"), strict=True)
         about = {"draft_size": sizes, "iterations": iterations, "confirmed_rows": parameters.confirmed_rows}
         about |= describe_head(head_scheme, head_vocabulary, config)

@@ -26,6 +26,8 @@ HEAD_METHODS = ("autoregressive", *methods_with_trees())
 class Parameters(SchemeByScheme):
     """What to decode: with every head of `TINY_HEADS` on the target in each scheme, in the target's default dtype."""
 
+    schemes: tuple[str, ...] = ("fp16", "w4a16-g128")
+
     def same(self) -> dict[str, Any]:
         return super().same() | {"tokens_counted_in": "calibration.txt"} | dtype_parameters(self.device)
 

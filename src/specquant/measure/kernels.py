@@ -17,10 +17,9 @@ from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.measure import ceilings
-from specquant.measure.blocks import Blocks, launches_in_blocks
-from specquant.measure.checks import require_draft_sizes
+from specquant.measure.blocks import LaunchesInBlocks, launches_in_blocks
+from specquant.measure.checks import require_at_least, require_draft_sizes
 from specquant.measure.measure import Measure, Measured, record
-from specquant.measure.parameters import OnGpu
 from specquant.measure.passes import DRAFT_SIZES
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 from specquant.tables.schemas import TABLES
@@ -47,30 +46,37 @@ ROTATED_BYTES = 300e6  # weights are rotated through more than this, several tim
 
 
 @dataclass(frozen=True)
-class Parameters(OnGpu):
-    """What to time: products of every layer of some models of `LAYERS`.
+class Parameters(LaunchesInBlocks):
+    """What to time: products of every layer of some models.
 
-    row_invariant: of the kernels that give a token the same bits whatever the number of tokens. processes: fresh
-    interpreters, each of which measures everything. blocks: of each draft size in a process. repeats: runs of a block
-    that are timed, each of many products, behind warm_up_ms of such runs.
+    Attributes:
+        models: Whose shapes (`LAYERS`), with commas.
+        schemes: With commas; all: with those in FP8 where this machine's GPU multiplies it.
+        draft_sizes: Tokens in a product, with commas (default: twelve from 1 to 64).
+        row_invariant: Of the kernels that give a token the same bits in every draft.
+        tune: Seconds to look for better configurations first, of the ordinary kernels.
     """
 
-    models: tuple[str, ...] = tuple(LAYERS)
-    schemes: tuple[str, ...] = BENCH_SCHEMES
+    models: tuple[str, ...] = ("all",)
+    schemes: tuple[str, ...] = ("all",)
     draft_sizes: tuple[int, ...] = DRAFT_SIZES
     row_invariant: bool = False
-    processes: int = 3
-    blocks: int = 1
-    repeats: int = 20
-    warm_up_ms: float = 200.0
-    seed: int = 0
+    tune: float = 0.0
 
-    shared = ("draft_sizes", "blocks", "repeats", "warm_up_ms", "seed")
+    shared = ("draft_sizes", *LaunchesInBlocks.shared)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.models == ("all",):
+            object.__setattr__(self, "models", tuple(LAYERS))
+        if self.schemes == ("all",):
+            object.__setattr__(self, "schemes", bench_schemes())
 
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, for unknown models and schemes, and for numbers out of range."""
         super().check()
         require_draft_sizes(self.draft_sizes)
+        require_at_least(self, tune=0)
         self.units()
 
     def implementation(self, scheme: str) -> str:
@@ -97,6 +103,11 @@ def bench_schemes() -> tuple[str, ...]:
 
 def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
     """Measure the products, and what the card does at best beside the ordinary ones; returns the tables' paths."""
+    parameters.check()
+    if parameters.tune and not parameters.row_invariant:
+        from specquant.measure.tuning import tune  # which measures by this module
+
+        tune(parameters.models, parameters.schemes, parameters.tune)
     if parameters.row_invariant:
         return [record(MEASURE_ROW_INVARIANT, parameters, out_dir)]
     at_best = ceilings.Parameters(parameters.processes, parameters.repeats, device=parameters.device)
@@ -104,10 +115,10 @@ def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
-    """Time the products of each unit in blocks, in an order drawn for this process."""
-    order = random.Random(f"{parameters.seed} {units[0]['process']}")
-    for unit in order.sample(units, len(units)):
-        yield unit, time_products(parameters, unit["model"], unit["layer"], unit["scheme"], order)
+    """Time the products of each unit in blocks."""
+    return parameters.each(
+        units, lambda unit, order: time_products(parameters, unit["model"], unit["layer"], unit["scheme"], order)
+    )
 
 
 def time_products(parameters: Parameters, model: str, layer: str, scheme: str, order: random.Random) -> pd.DataFrame:
@@ -121,8 +132,7 @@ def time_products(parameters: Parameters, model: str, layer: str, scheme: str, o
     for matrix in matrices:
         matrix.row_invariant = parameters.row_invariant
     launches = {size: (product(matrices, size), len(matrices)) for size in parameters.draft_sizes}
-    blocks = Blocks(parameters.blocks, parameters.repeats, 1, parameters.warm_up_ms)
-    rows = launches_in_blocks(launches, torch.device(parameters.device), blocks, order)
+    rows = launches_in_blocks(launches, torch.device(parameters.device), parameters.block, order)
     rows = rows.rename(columns={"what": "draft_size"})
     bytes_per_token = inputs * get_scheme(scheme).activation_bits // 8 + 2 * outputs
     return rows.assign(

@@ -1,21 +1,23 @@
 """What the parameters of every question have in common, and are checked for before anything is measured."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from specquant.errors import SpecquantError
 from specquant.kernels.launch import triton
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_at_least, require_short
 from specquant.models.device import choose_device, named_dtype
+from specquant.models.options import DType
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
 
 # The lowest values of parameters that several questions have.
 LOWEST = {"processes": 1, "blocks": 1, "repeats": 1, "warm_up_passes": 1, "warm_up_ms": 0, "threads": 1}
+MOST_THREADS = 1024
 LOWEST |= {"context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_tokens": 1}
 
 
@@ -23,27 +25,34 @@ LOWEST |= {"context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_to
 class Common:
     """What every measurement takes. A question's own parameters are a subclass, a frozen dataclass.
 
+    Its fields are the options of the question's command, and this list of them is their help (`commands.measures`).
+
     Attributes:
-        device: Where it is measured; by default on the GPU, if there is one.
-        threads: Of the processor; by default as many as torch takes.
-        repeats: How often a row is measured; a field of its own where it can be chosen.
-        shared: The names of the parameters that all rows of one table must share.
+        device: cuda or cpu (default: cuda where there is one).
+        threads: Of the processor (default: as many as torch takes).
     """
 
     device: str = ""
     threads: int | None = None
 
-    repeats = 1  # not annotated: a field of the same name in a subclass then has its own place
-    shared: ClassVar[tuple[str, ...]] = ()
+    # How often a row is measured. Not annotated: a field of the same name in a subclass then has its own place.
+    repeats = 1
+    shared: ClassVar[tuple[str, ...]] = ()  # the names of the parameters that all rows of one table must share
 
     def __post_init__(self) -> None:
         if self.device is None or isinstance(self.device, str):  # else `check` says so
             object.__setattr__(self, "device", choose_device(self.device))
+        for name, kind in get_type_hints(type(self)).items():
+            if kind is Path and isinstance(getattr(self, name), str):  # of a notebook, or out of JSON
+                object.__setattr__(self, name, Path(getattr(self, name)))
 
     def check(self) -> None:
         """Raises SpecquantError, before anything is measured, for a value of a wrong type or out of its range."""
         require_types(self)
         require_at_least(self, **{name: least for name, least in LOWEST.items() if hasattr(self, name)})
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise SpecquantError(f"threads is {self.threads}: give 1 to {MOST_THREADS}")
+        require_short("warm_up_ms", getattr(self, "warm_up_ms", 0))
         named_dtype(getattr(self, "dtype", None))
         for scheme in getattr(self, "schemes", ()):
             get_scheme(scheme)
@@ -63,7 +72,11 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class OnGpu(Common):
-    """Parameters of what only a GPU's times say something about. On a "cpu", if that is asked for, references run."""
+    """Parameters of what only a GPU's times say something about.
+
+    Attributes:
+        device: cuda; on a cpu, if that is asked for, references run.
+    """
 
     device: str = "cuda"
 
@@ -79,7 +92,9 @@ class OnGpu(Common):
 
 def require_gpu(device: str) -> None:
     """Raises SpecquantError where kernels cannot run on `device`."""
-    if triton is None or not torch.cuda.is_available() or torch.device(device).type != "cuda":
+    if device != "cuda":
+        choose_device(device)  # refuses what names no device at all
+    if triton is None or not torch.cuda.is_available() or device != "cuda":
         raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
 
 
@@ -107,11 +122,11 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
         kind: the dataclass.
         values: its fields.
     """
-    defaults = {field.name: field.default for field in fields(kind)}
+    hints = get_type_hints(kind)
 
     def restored(name: str, value: Any) -> Any:
-        if isinstance(value, dict) and is_dataclass(defaults[name]):
-            return replace(defaults[name], **value)  # type: ignore[type-var]
+        if isinstance(value, dict) and is_dataclass(hints[name]):
+            return from_json(hints[name], value)  # type: ignore[arg-type]
         return _tuples(value)
 
     return kind(**{name: restored(name, value) for name, value in values.items()})
@@ -124,6 +139,10 @@ def _tuples(value: Any) -> Any:
 def _is_of(value: Any, kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return any(_is_of(value, each) for each in get_args(kind))
+    if kind == DType:
+        return isinstance(value, str)  # `named_dtype` says which there are
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if get_origin(kind) is tuple:
         each = get_args(kind)
         if not isinstance(value, tuple):
@@ -140,4 +159,5 @@ def _told(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     words[NoneType] = "nothing"
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words |= {each: " or ".join(get_args(each)) for each in kinds if get_origin(each) is Literal}
     return " or ".join(words.get(each, "a list" if get_origin(each) is tuple else str(each)) for each in kinds)

@@ -31,9 +31,14 @@ class Parameters(SchemeByScheme):
     """What to decode: the prompts of each task by every plan of `GRID`, with the target in each scheme.
 
     Models compute in the target's default dtype.
+
+    Attributes:
+        device: cuda or cpu (default: cuda where there is one).
     """
 
+    schemes: tuple[str, ...] = ("fp16", "w4a16-g128")
     prompts_per_task: int | None = 2
+    device: str = ""
 
     repeats = REPEATS
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import (
     SHAPES,
@@ -61,21 +62,35 @@ NONE = "none"  # where there is no first difference
 class Parameters(Common):
     """What to decode.
 
-    model, intermediate: names in `models.synthetic.SHAPES`, or model directories. weights: the target's own, "trained",
-    or "synthetic", random ones of its shapes (default: trained, where there are any); companions are synthetic, since
-    what they say is replaced. codes: of the target's synthetic weights, "uniform", or "trained", drawn as often as the
-    model in codes_from has them once it is quantized. methods: of the paper's, and
-    "sequence" (default: those whose models are there). error_rate: the probability that a token drafted for the target
-    is wrong; inner_error_rate: likewise of the trees that are drafted for the intermediate model. tokens: new ones that
-    each process decodes at least, by each method, with and without row invariance; a fresh prompt comes every
-    new_tokens. processes: fresh interpreters, each with prompts and errors of its own. dtype: that models compute in
-    (default: the target's, `models.device.default_dtype`).
+    Attributes:
+        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a model directory.
+        intermediate: Likewise; its weights are random (default: none, and no method that needs one).
+        schemes: Of the target, with commas.
+        weights: The target's own, "trained", or "synthetic", random ones of its shapes (default: trained, if it has
+            any). Companions are synthetic, since what they say is replaced.
+        methods: Of the paper's, and "sequence", with commas (default: those whose models are there).
+        error_rate: The probability that a token drafted for the target is wrong.
+        inner_error_rate: Likewise of the trees that are drafted for the intermediate model.
+        tokens: New ones that each process decodes at least, by each method, with and without row invariance.
+        new_tokens: Behind each prompt; then comes a fresh one.
+        prompt_length: Tokens of each prompt, which are random.
+        head_scheme: Of the EAGLE heads.
+        head_vocabulary: Tokens that the heads know (default: all).
+        intermediate_scheme: Of the intermediate model.
+        trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
+        processes: Fresh interpreters, each with prompts and errors of its own.
+        seed: Of weights, prompts and errors.
+        dtype: What models compute in (default: the target's, `models.device.default_dtype`).
+        codes: Of synthetic weights: "uniform", or "trained", drawn as often as a trained model has each.
+        codes_from: That trained model's directory.
+        keep_targets_in: Where quantized copies of trained models are kept.
+        calibration_text: What they are calibrated on, a text file.
     """
 
-    model: str
-    intermediate: str | None = None
+    model: str | Path
+    intermediate: str | Path | None = None
     schemes: tuple[str, ...] = ("w4a16-g128",)
-    weights: str | None = None
+    weights: Literal["trained", "synthetic"] | None = None
     methods: tuple[str, ...] = ()
     error_rate: float = 0.15
     inner_error_rate: float = 0.15
@@ -85,14 +100,14 @@ class Parameters(Common):
     head_scheme: str = "fp16"
     head_vocabulary: int | None = None
     intermediate_scheme: str = "w4a16-g128"
-    trees: str = str(RECORDED_TREES)
+    trees: Path = Path(RECORDED_TREES)
     processes: int = 3
     seed: int = 0
-    dtype: str | None = None
-    codes: str = "uniform"
-    codes_from: str = "data/tiny/target"
-    keep_targets_in: str = "results/targets"
-    calibration: str = CALIBRATION_TEXT
+    dtype: DType | None = None
+    codes: Literal["uniform", "trained"] = "uniform"
+    codes_from: Path = Path("data/tiny/target")
+    keep_targets_in: Path = Path("results/targets")
+    calibration_text: Path = Path(CALIBRATION_TEXT)
 
     shared = ("error_rate", "inner_error_rate", "new_tokens", "prompt_length", "methods", "trees", "seed")
 
@@ -115,8 +130,6 @@ class Parameters(Common):
             raise SpecquantError(
                 f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
             )
-        if self.codes not in ("uniform", "trained"):
-            raise SpecquantError(f"codes is {self.codes!r}: choose of uniform and trained")
         if self.weights == "synthetic" and self.codes == "trained":
             for scheme in self.schemes:
                 require_integer_codes(scheme)
@@ -137,7 +150,7 @@ class Parameters(Common):
 
     def same(self) -> dict[str, Any]:
         same = super().same()
-        same |= {"codes_from": self.codes_from} if self.codes == "trained" and self.weights == "synthetic" else {}
+        same |= {"codes_from": str(self.codes_from)} if self.codes == "trained" and self.weights == "synthetic" else {}
         return same | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
@@ -417,7 +430,7 @@ def _trained(parameters: Parameters, scheme: str) -> tuple[Path | None, torch.Te
     if parameters.codes == "uniform":
         return None, None
     trained = parameters.model if parameters.weights == "trained" else parameters.codes_from
-    copy = quantized_target(trained, scheme, parameters.keep_targets_in, calibration=parameters.calibration)
+    copy = quantized_target(trained, scheme, parameters.keep_targets_in, calibration=parameters.calibration_text)
     return (copy, None) if parameters.weights == "trained" else (None, code_shares(load_model(copy)))
 
 

@@ -34,11 +34,16 @@ PARTS = {
 class Parameters(OnGpu):
     """What to profile: passes of a model's shapes with random weights on a GPU, each behind one other.
 
-    model: a directory, or a name in `models.synthetic.SHAPES`. context: tokens in the cache.
+    Attributes:
+        model: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory.
+        schemes: With commas; the command takes "all" for those that the shapes can have.
+        draft_sizes: Tokens in a pass, with commas.
+        context: Tokens in the cache.
+        seed: Of the random weights.
     """
 
     model: str | Path
-    schemes: tuple[str, ...]
+    schemes: tuple[str, ...] = ("all",)
     draft_sizes: tuple[int, ...] = (1, 60)
     context: int = 512
     seed: int = 0

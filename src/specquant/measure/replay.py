@@ -1,6 +1,7 @@
 """How fast is each method at true size? Every pass really runs, on random weights; acceptance is replayed."""
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,10 +26,11 @@ from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.eagle import EagleHead, describe_head
+from specquant.models.eagle import EagleHead, describe_head, head_scheme
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.options import DType
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Chances, Shapes
@@ -54,12 +56,23 @@ AGREEMENTS = (0.5, 0.7, 0.8, 0.95)
 class Parameters(Common):
     """What to decode.
 
-    model, intermediate: names in `models.synthetic.SHAPES` or model directories, whose shapes are taken; without an
-    intermediate model only decoding one by one and EAGLE-2 run. head_scheme, head_vocabulary: of the EAGLE heads; None:
-    all tokens. The chances of acceptance are fitted (`Shapes.fitted_chances`): accepted_length is that of EAGLE-2 with
-    this `tree` (nodes and iterations), hierarchical_length that of the paper's hierarchy. sweep: more plans, and
-    chances over a range. processes: fresh interpreters, each with draws of its own. dtype: that models compute in
-    (default: the target's, `models.device.default_dtype`).
+    Attributes:
+        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
+        intermediate: Likewise (default: none, and only decoding one by one and EAGLE-2 run).
+        schemes: Of the target, with commas.
+        sweep: More plans, and acceptance over a range.
+        head_scheme: Of the EAGLE heads.
+        head_vocabulary: Tokens that the heads know (default: all).
+        intermediate_scheme: Of the intermediate model.
+        accepted_length: Of EAGLE-2's --tree, to which acceptance is fitted (`Shapes.fitted_chances`).
+        tree: Nodes and iterations of it, with a comma.
+        hierarchical_length: The accepted length of the paper's hierarchy, to which acceptance is fitted, too.
+        trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
+        new_tokens: Tokens to decode by each plan.
+        prompt_length: Tokens in the cache before.
+        processes: Fresh interpreters, each with draws of its own, for intervals.
+        seed: Of weights and draws.
+        dtype: What models compute in (default: the target's, `models.device.default_dtype`).
     """
 
     model: str | Path
@@ -70,22 +83,28 @@ class Parameters(Common):
     head_vocabulary: int | None = None
     intermediate_scheme: str = "w4a16-g128"
     accepted_length: float = 3.0
-    tree: tuple[int, int] = (24, 3)
+    tree: tuple[int, ...] = (24, 3)
     hierarchical_length: float = 5.1
-    trees: str | Path = str(RECORDED_TREES)
+    trees: Path = Path(RECORDED_TREES)
     new_tokens: int = 512
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
-    dtype: str | None = None
+    dtype: DType | None = None
 
     shared = ("trees", "new_tokens", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
         super().check()
-        for scheme in (self.head_scheme, self.intermediate_scheme):
-            get_scheme(scheme)
+        get_scheme(self.intermediate_scheme)
+        head_scheme(self.head_scheme)
+        if len(self.tree) != 2:
+            raise SpecquantError(f"tree is {self.tree}: give nodes and iterations, such as 24,3")
+        for what in ("accepted_length", "hierarchical_length"):
+            if not 1 <= getattr(self, what) < math.inf:
+                named = what.replace("_", " ")
+                raise SpecquantError(f"the {named} is {getattr(self, what)}; it must be a number of at least 1")
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
@@ -111,7 +130,8 @@ class Parameters(Common):
         """The plans to decode, each with chances of acceptance: the fitted ones, or those that a sweep adds."""
         shapes = Shapes.of(read_results(self.trees))
         length = self.hierarchical_length
-        fitted = shapes.fitted_chances(self.tree, self.accepted_length, hierarchical_length=length)
+        nodes, iterations = self.tree
+        fitted = shapes.fitted_chances((nodes, iterations), self.accepted_length, hierarchical_length=length)
         without = [] if self.intermediate is not None else methods_with("intermediate")
         paper, more = (
             [plan for plan in plans if plan.method not in without] for plans in (acceptance.PAPER_PLANS, MORE_PLANS)

@@ -36,10 +36,15 @@ INNER_ACCEPTANCE = 0.8
 
 @dataclass(frozen=True)
 class Parameters(Common):
-    """What to time: rounds of a model of `models.synthetic.SHAPES` in a scheme, with each head of `HEADS`.
+    """What to time, with each head of `HEADS`.
 
-    Acceptance is replayed: trees take shapes recorded in `trees`. repeats: rounds that are timed, after those in which
-    graphs are captured.
+    Attributes:
+        model: The intermediate model: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        scheme: Of its random weights.
+        context_length: Tokens in the cache.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        repeats: Rounds that are timed, after those in which graphs are captured.
+        trees: Shapes of trees, a CSV file, from which acceptance is replayed (default: those of the tiny models).
     """
 
     model: str = "llama-3-8b"
@@ -47,7 +52,7 @@ class Parameters(Common):
     context_length: int = 512
     processes: int = 3
     repeats: int = 100
-    trees: str | Path = RECORDED_TREES
+    trees: Path = Path(RECORDED_TREES)
 
     shared = ("repeats", "trees")
 

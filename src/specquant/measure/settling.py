@@ -17,15 +17,15 @@ import torch
 
 from specquant.measure.blocks import now
 from specquant.measure.card import CardState
-from specquant.measure.checks import require_shapes
+from specquant.measure.checks import require_shapes, require_short
 from specquant.measure.drafting import prepare_draft
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.passes import prepare_passes
 from specquant.models.device import default_dtype
+from specquant.models.eagle import head_scheme
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
-from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
 from specquant.tables.schemas import SETTLING
 
@@ -37,10 +37,18 @@ ITERATIONS = 6
 
 @dataclass(frozen=True)
 class Parameters(Common):
-    """What to time: models of `models.synthetic.SHAPES` with random weights.
+    """What to time, on random weights.
 
-    behind: draft sizes of the passes before, or of the tree. idle_ms: between them and the passes of one token.
-    head_scheme: of the EAGLE head that drafts. processes: fresh interpreters, each of which measures everything.
+    Attributes:
+        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        schemes: With commas.
+        behind: Draft sizes of the passes before those of one token, with commas.
+        idle_ms: How long the card rests between them, with commas.
+        trees: Draft sizes of the trees behind drafts, with commas.
+        head_scheme: Of the EAGLE head that drafts.
+        context_length: Tokens in the cache.
+        processes: Fresh interpreters, each of which measures everything, for intervals.
+        seed: Of the random weights.
     """
 
     models: tuple[str, ...] = ("llama-3-70b", "llama-3-8b")
@@ -59,7 +67,8 @@ class Parameters(Common):
         """Raises SpecquantError for an unknown model and for numbers out of range."""
         super().check()
         require_shapes(self.models)
-        get_scheme(self.head_scheme)
+        head_scheme(self.head_scheme)
+        require_short("idle_ms", *self.idle_ms)
 
     def units(self) -> list[dict[str, Any]]:
         return [

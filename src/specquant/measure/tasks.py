@@ -4,7 +4,7 @@ An interrupted run goes on where it stopped: what the file of answers holds is n
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, read_questions
-from specquant.benchmarks.registry import get_benchmark
+from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
 from specquant.benchmarks.sandbox import wall, why_no_wall
 from specquant.decoding import Generation, Speculator, generate
-from specquant.decoding.method import DraftSettings
+from specquant.decoding.drafters import get_method
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.answers import Lines
 from specquant.measure.throughput import CLOCK, measurements
-from specquant.models.device import choose_device, dtype_parameters, named_dtype
+from specquant.models.device import choose_device, dtype_parameters
 from specquant.models.loading import load_tokenizer
+from specquant.models.options import DraftSettings, ModelOptions
 from specquant.tables.provenance import device_name, without_local_paths
 from specquant.tables.results import write_results
 from specquant.tables.speed import over_questions
@@ -44,57 +45,39 @@ class Parameters:
     """What to measure.
 
     Attributes:
-        benchmark: Its name.
-        methods: Of `decoding.drafters.METHODS`.
-        target, companions, scheme, context_length, head_options: As for `Models`; head_options are `head_scheme`,
-            `head_vocabulary` and `head_text`.
-        data_dir: Where the files of benchmarks are.
-        limit: The most questions of each task; None for all.
-        max_new_tokens: In one turn; None for the benchmark's own.
-        device: None for the GPU, if there is one.
-        dtype: That models compute in; None for `models.device.default_dtype`.
+        benchmark: Its name: {benchmarks}.
+        models: That answer.
+        methods: Of {methods}, with commas.
         settings: How methods draft.
-        unsafe: Run programs that the model wrote also where no sandbox can be made.
+        data_dir: Where the files of benchmarks are (default: results/benchmarks).
+        limit: Questions of each task, spread evenly (default: all).
+        max_new_tokens: In one turn (default: the benchmark's own).
+        unsafe: Run HumanEval's answers without bubblewrap where there is none: they may then do all that you may do.
     """
 
     benchmark: str
-    methods: Sequence[str]
-    target: str | Path
-    companions: Mapping[str, Any]
-    data_dir: str | Path
-    scheme: str | None = None
+    models: ModelOptions
+    methods: tuple[str, ...] = ("autoregressive", "eagle2")
+    settings: DraftSettings = field(default_factory=DraftSettings)
+    data_dir: Path = BENCHMARK_FILES
     limit: int | None = None
     max_new_tokens: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    settings: DraftSettings = field(default_factory=DraftSettings)
-    context_length: int | None = None
-    head_options: Mapping[str, Any] = field(default_factory=dict)
     unsafe: bool = False
 
-    def models(self, device: str) -> Models:
-        return Models(
-            self.target,
-            scheme=self.scheme,
-            dtype=named_dtype(self.dtype),
-            device=device,
-            context_length=self.context_length,
-            **self.companions,
-            **self.head_options,
-        )
-
-    def same(self, models: Models, device: str, max_new_tokens: int) -> dict[str, Any]:
+    def same(self, device: str, max_new_tokens: int) -> dict[str, Any]:
         """What all answers of one file share, beside the questions."""
+        models, text = self.models, self.models.text_of_heads
         return {
-            "models": without_local_paths({"target": Path(self.target)} | dict(self.companions)),
+            "models": without_local_paths({"target": Path(models.model)} | models.companions),
             "max_new_tokens": max_new_tokens,
-            "context_length": self.context_length,
-            **dtype_parameters(device, self.dtype),
+            "context_length": models.context_length,
+            **dtype_parameters(device, models.dtype),
             "settings": asdict(self.settings),
             "head_scheme": models.head_scheme,
             "head_vocabulary": models.head_vocabulary,
-            "head_text": Path(models.head_text).name if models.head_text else None,
+            "head_text": Path(text).name if text else None,
             "device": device_name(device),
+            **({"row_invariant": True} if models.row_invariant else {}),
         }
 
 
@@ -105,17 +88,19 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path) -> Path:
     processes may answer into one folder, and a last line that broke off is measured again. Raises SpecquantError where
     there are lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
     """
+    methods = list(dict.fromkeys(parameters.methods))
+    for method in methods:
+        get_method(method)  # refuses what is none
+    models, device = Models.of(parameters.models), choose_device(parameters.models.device)
     benchmark = get_benchmark(parameters.benchmark)
     questions, sha256 = read_questions(benchmark, parameters.data_dir, parameters.limit)
     every_question, _ = read_questions(benchmark, parameters.data_dir)
     max_new_tokens = benchmark.max_new_tokens if parameters.max_new_tokens is None else parameters.max_new_tokens
-    device = choose_device(parameters.device)
-    models = parameters.models(device)
-    speculators = {method: models.speculator(method, parameters.settings) for method in parameters.methods}
+    speculators = {method: models.speculator(method, parameters.settings) for method in methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
-    tokenizer = load_tokenizer(parameters.target)
+    tokenizer = load_tokenizer(parameters.models.model)
     same = {"benchmark": benchmark.name, "questions_sha256": sha256, "as_published": sha256 == benchmark.sha256}
-    same |= parameters.same(models, device, max_new_tokens)
+    same |= parameters.same(device, max_new_tokens)
     same |= {"sandbox": _sandbox(parameters.unsafe) if benchmark.runs_programs else None}
     lines = Lines(resolve(out_dir) / f"{benchmark.name}.jsonl", same, every_question)
     with lines.locked():  # refuses what cannot be written before anything is measured
@@ -126,7 +111,7 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path) -> Path:
             speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, parameters.unsafe
         )
 
-    todo = lines.missing(models.target.scheme.name, questions, parameters.methods)
+    todo = lines.missing(models.target.scheme.name, questions, methods)
     for method in dict.fromkeys(method for _, method in todo):
         prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
         generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))

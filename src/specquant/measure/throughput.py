@@ -1,7 +1,7 @@
 """What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Generation, acceptance_rule, generate
 from specquant.decoding.drafters import MARKS, PAPER_METHODS
-from specquant.decoding.method import DraftSettings, Plan
+from specquant.decoding.method import Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
@@ -27,6 +27,7 @@ from specquant.models.device import named_dtype
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
+from specquant.models.options import DraftSettings, DType
 from specquant.models.targets import quantized_target
 from specquant.tables.marks import Mark
 from specquant.tables.schemas import TABLES
@@ -42,19 +43,21 @@ class Decoding(Common):
     """How prompts are decoded greedily on trained models.
 
     Attributes:
-        models_dir: A directory that is laid out as `data/tiny`.
-        prompts: A file like `data/prompts/prompts.jsonl`.
-        prompts_per_task: The most prompts of each task; None for all.
+        models_dir: The folder of a target and its companions, laid out as `data/tiny`.
+        prompts: A file like `data/prompts/prompts.jsonl` (default: that one).
+        prompts_per_task: The most prompts of each task (default: all).
+        max_new_tokens: The most tokens behind a prompt.
         settings: How methods draft.
-        keep_targets_in: Where quantized copies of the target are kept.
+        keep_targets_in: The folder for quantized copies of the target.
+        device: cuda or cpu.
     """
 
-    models_dir: str | Path = "data/tiny"
-    prompts: str | Path = PROMPTS
+    models_dir: Path = Path("data/tiny")
+    prompts: Path = Path(PROMPTS)
     prompts_per_task: int | None = None
     max_new_tokens: int = 64
-    settings: DraftSettings = PAPER_SETTINGS
-    keep_targets_in: str | Path = "results/targets"
+    settings: DraftSettings = field(default_factory=DraftSettings)
+    keep_targets_in: Path = Path("results/targets")
     device: str = "cpu"
 
     shared: ClassVar[tuple[str, ...]] = ("models_dir", "prompts", "prompts_per_task", "max_new_tokens")
@@ -81,7 +84,12 @@ class Decoding(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeByScheme(Decoding):
-    """Decoding with the target in each of some schemes. name: what the tables call the target."""
+    """Decoding with the target in each of some schemes.
+
+    Attributes:
+        schemes: Of the target, with commas; the command takes "all" for those that it can have.
+        name: What the tables call the target.
+    """
 
     schemes: tuple[str, ...]
     name: str = "tiny"
@@ -100,15 +108,15 @@ class Parameters(SchemeByScheme):
     """What to measure: every method of the paper on the target in each scheme.
 
     Attributes:
-        dtype: That models compute in.
-        row_invariant: Of the target, see `Llama.make_row_invariant`.
-        against: A dtype; then tokens are compared with those that decoding one by one gives in it, else with those that
-            it gives in `dtype`.
+        dtype: What models compute in.
+        row_invariant: No row's bits depend on how many others its pass has (`Llama.make_row_invariant`).
+        against: Compare tokens with those that decoding one by one gives in this dtype (default: its own).
     """
 
-    dtype: str = "float64"
+    schemes: tuple[str, ...] = ("all",)
+    dtype: DType = "float64"
     row_invariant: bool = False
-    against: str | None = None
+    against: DType | None = None
 
     shared: ClassVar[tuple[str, ...]] = (*Decoding.shared, "dtype", "row_invariant")
 

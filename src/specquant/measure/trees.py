@@ -9,7 +9,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import generate
-from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
@@ -17,6 +16,7 @@ from specquant.measure.measure import Measure, Measured
 from specquant.measure.throughput import Decoding
 from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
+from specquant.models.options import DraftSettings
 from specquant.tables.schemas import TABLES
 
 # Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
@@ -31,12 +31,13 @@ class Parameters(Decoding):
 
     Attributes:
         name: What the table calls the models.
-        target_trees, inner_trees: Nodes and iterations of trees on the target and on the intermediate model.
     """
 
     name: str = "tiny"
-    target_trees: tuple[tuple[int, int], ...] = TARGET_TREES
-    inner_trees: tuple[tuple[int, int], ...] = INNER_TREES
+
+    # Nodes and iterations of trees on the target and on the intermediate model.
+    target_trees = TARGET_TREES
+    inner_trees = INNER_TREES
 
     def check(self) -> None:
         """Raises SpecquantError as `Decoding.check`, and for models that are missing or do not fit together."""

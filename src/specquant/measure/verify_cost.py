@@ -9,10 +9,10 @@ much.
 import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -20,15 +20,16 @@ from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
-from specquant.measure.blocks import Blocks, in_blocks, spread, time_ms
+from specquant.measure.blocks import InBlocks, in_blocks, spread, time_ms
 from specquant.measure.measure import Measure, Measured, left_out
-from specquant.measure.parameters import Common, require_type
+from specquant.measure.parameters import require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
@@ -39,34 +40,35 @@ from specquant.tables.verify_cost import pass_growth
 
 
 @dataclass(frozen=True)
-class Parameters(Common):
+class Parameters(InBlocks):
     """What to time.
 
-    model: a directory, a hub id, or a name in `models.synthetic.SHAPES`. weights: "trained", a directory's own, or
-    "synthetic", random ones of its shapes (default: trained, where there are any). processes: fresh interpreters, each
-    of which measures everything. blocks: of each draft size in a process. repeats: timed passes of a block, after
-    warm_up_passes and warm_up_ms, whichever is longer. turns: time all sizes in turn as well. device: the GPU by
-    default, if there is one; dtype: by default each scheme's on it (`models.device.default_dtype`). threads: of the
-    processor (default: all).
+    Attributes:
+        model: A directory, a hub id, or llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        schemes: With commas; the command takes "all" for those that the model can have.
+        weights: synthetic: random ones of the model's shapes (default: those of the directory, if it is one).
+        draft_sizes: Tokens in a pass, with commas (default: twelve from 1 to 64).
+        contexts: Tokens in the cache, with commas.
+        warm_up_passes: Passes before those that are timed, if they take longer than `warm_up_ms`.
+        turns: Time the draft sizes in turn, too: what that would say.
+        dtype: What models compute in (default: each scheme's on the device, `models.device.default_dtype`).
+        keep_targets_in: The folder for quantized copies of a model with weights.
+        calibration_text: What such a model reads while it is quantized, a file (default: the tiny target's own).
     """
 
     model: str | Path
-    schemes: tuple[str, ...]
-    weights: str | None = None
+    schemes: tuple[str, ...] = ("all",)
+    weights: Literal["trained", "synthetic"] | None = None
     draft_sizes: tuple[int, ...] = DRAFT_SIZES
     contexts: tuple[int, ...] = (512,)
-    processes: int = 3
-    blocks: int = 2
-    repeats: int = 20
+    blocks: int = field(default=2, kw_only=True)
     warm_up_passes: int = 8
-    warm_up_ms: float = 200.0
     turns: bool = False
-    seed: int = 0
-    dtype: str | None = None
-    keep_targets_in: str | Path = "results/targets"
-    calibration: str | Path = CALIBRATION_TEXT
+    dtype: DType | None = None
+    keep_targets_in: Path = Path("results/targets")
+    calibration_text: Path = Path(CALIBRATION_TEXT)
 
-    shared = ("seed", "draft_sizes", "blocks", "repeats", "warm_up_passes", "warm_up_ms")
+    shared = ("draft_sizes", "warm_up_passes", *InBlocks.shared)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,15 +112,11 @@ class Parameters(Common):
             for protocol in protocols
         ]
 
-    @property
-    def block(self) -> Blocks:
-        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms)
-
     def load(self, scheme: str) -> Llama:
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
         dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
         if self.weights == "trained":
-            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration)
+            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration_text)
             return load_model(copy, dtype=dtype, device=self.device)
         config, longest = (
             synthetic_config(locate(self._source, SMALL_FILES)),
@@ -132,7 +130,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     bandwidth_tb_s = None
     if parameters.device == "cuda":
         bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
-    order = random.Random(f"{parameters.seed} {units[0]['process']}")
+    order = parameters.order(units[0]["process"])
     by_scheme = [list(group) for _, group in groupby(units, key=lambda unit: unit["scheme"])]
     for of_scheme in order.sample(by_scheme, len(by_scheme)):
         try:

@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-# What a companion is to its target.
-COMPANIONS = {
-    "eagle_target": "the target's EAGLE head",
-    "intermediate": "the small model of vanilla and hierarchical decoding",
-    "eagle_intermediate": "the intermediate model's EAGLE head",
-}
+COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate")
 
 
 def directories_beside(target: Path) -> dict[str, Path]:

@@ -1,11 +1,12 @@
 """Which device a computation runs on, and in which dtype models compute there."""
 
+from typing import get_args
+
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.models.options import DType
 from specquant.quant import Scheme, get_scheme
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def choose_device(device: str | None) -> str:
@@ -45,8 +46,8 @@ def named_dtype(name: str | None) -> torch.dtype | None:
     """The dtype of a name, as options give it; None for the default. Raises SpecquantError for another name."""
     if name is None:
         return None
-    if name not in DTYPES:
-        raise SpecquantError(f"unknown dtype {name!r}: choose float16, bfloat16, float32 or float64")
+    if name not in get_args(DType):
+        raise SpecquantError(f"unknown dtype {name!r}: choose {', '.join(get_args(DType))}")
     return getattr(torch, name)
 
 

@@ -12,19 +12,20 @@ Numbers in words ("a tenth") are bounds that a notebook asserts. What a notebook
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
+from specquant.measure.planted import losslessness
 from specquant.measure.settling import steady
+from specquant.models.checkpoint import Checkpoint
 from specquant.planning.predictions import plans_against_fixed
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
-from specquant.tables.intervals import PROCESS, over_processes
+from specquant.tables.intervals import PROCESS, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
 
 PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
@@ -131,7 +132,7 @@ def known_numbers() -> dict[str, float]:
     """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
-    sources += [_of_tiny, _of_half_precision, _of_memory]
+    sources += [_of_planted, _of_tiny, _of_half_precision, _of_memory]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -233,6 +234,29 @@ def _of_settling(_: Evidence) -> dict[str, float]:
     return {"draft alone": alone, "draft behind 60": behind, "draft behind 60, of the step %": lost}
 
 
+def _of_planted(_: Evidence) -> dict[str, float]:
+    """Of planted.csv, 70B in W4A16: what differs from decoding one by one, and what row invariance costs.
+
+    "planted texts, ordinary" and "..., row-invariant": of all methods that draft, and what of them differs.
+    "planted pass of 60 nodes, row-invariant more %": over the ordinary kernels' time.
+    """
+    table = read_results("data/recorded/h200/planted.csv").query("model == 'llama-3-70b' and codes == 'uniform'")
+    known = {}
+    names = {"no": "ordinary", "yes": "row-invariant"}
+    told = losslessness(table[table.method != "autoregressive"]).groupby("row_invariant")
+    for which, counts in told[["texts", "differing_texts", "compared_tokens"]].sum().iterrows():
+        for what, count in counts.items():
+            known[f"planted {str(what).replace('_', ' ')}, {names[which]}"] = count
+    known["planted largest margin"] = told.largest_margin.max()["no"]
+    known["planted at most %"] = 100 * rule_of_three(known["planted compared tokens, row-invariant"])
+    by_plan = table.groupby(["method", "draft_size", "row_invariant"])[["verify_ms", "tokens_per_s"]].mean().unstack()
+    for (method, size), row in by_plan.iterrows():
+        plan = f"{method} {size}" if size else method
+        known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms.yes / row.verify_ms.no - 1)
+        known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
+    return known
+
+
 def _of_tiny(_: Evidence) -> dict[str, float]:
     """What was recorded of the tiny models on a CPU, and how large they are."""
     known = {}
@@ -252,7 +276,7 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
     for name in ("target", "intermediate"):
-        known[f"parameters {name}, millions"] = _parameters(project_root() / f"data/tiny/{name}") / 1e6
+        known[f"parameters {name}, millions"] = parameters(project_root() / f"data/tiny/{name}") / 1e6
     return known
 
 
@@ -264,11 +288,9 @@ def _of_half_precision(_: Evidence) -> dict[str, float]:
     return known | {"prompts in half precision": table.prompts.max()}
 
 
-def _parameters(directory: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(directory / "model.safetensors", "np") as tensors:
-        return sum(int(pd.Series(tensors.get_slice(name).get_shape()).prod()) for name in list(tensors.keys()))
+def parameters(directory: Path) -> int:
+    """How many a directory's tensors hold. Raises SpecquantError where they are missing or damaged."""
+    return sum(map(math.prod, Checkpoint(directory).shapes.values()))
 
 
 def _of_memory(_: Evidence) -> dict[str, float]:

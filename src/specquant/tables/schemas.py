@@ -200,6 +200,9 @@ QUALITY |= {"increase_percent": anything(), "agreement_percent": number(required
 KERNELS = {"model": text(required=False), "layer": text(), "scheme": text(), "implementation": text(), **_WEIGHTS}
 KERNELS |= {**_BLOCK, "draft_size": count(), "in_features": count(), "out_features": count(), **_SPREAD_US, **_CARD}
 KERNELS |= {"bytes": positive(required=False), "operations": positive(required=False)}
+PEER_DECODING = {**_TARGET, "implementation": text(), "method": text(), **_PROCESS, "prompts": count()}
+PEER_DECODING |= {"context_length": count(), "new_tokens": count(), "passes": count(), "accepted_length": positive()}
+PEER_DECODING |= {"decode_ms": positive(), "tokens_per_s": positive(), **_CARD}
 ATTENTION = {"operation": text(), "implementation": text(), **_WEIGHTS, **_BLOCK, "draft_size": count()}
 ATTENTION |= {"context_length": count(0), **_SPREAD_US, **_CARD, "bytes": positive(), "operations": number()}
 CEILINGS = {"what": text(), "unit": text(), **_WEIGHTS, **_PROCESS, "value": positive()}
@@ -240,6 +243,18 @@ TABLES = {
             pa.DataFrameSchema(KERNELS),
             unit=("model", "layer", "scheme", "implementation", "weights", "process"),
             row=("in_features", "out_features", "draft_size", "block"),
+        ),
+        Table(
+            "peers",
+            pa.DataFrameSchema(KERNELS),
+            unit=("model", "layer", "scheme", "implementation", "weights", "process"),
+            row=("in_features", "out_features", "draft_size", "block"),
+        ),
+        Table(
+            "peer_decoding",
+            pa.DataFrameSchema(PEER_DECODING),
+            unit=(*_OF_TARGET, "implementation", "method", "process"),
+            row=("context_length",),
         ),
         Table(
             "attention",

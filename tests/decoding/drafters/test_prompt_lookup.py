@@ -148,6 +148,5 @@ def test_the_command_takes_it(capsys):
         told.append(json.loads(capsys.readouterr().out))
     assert told[1]["token_ids"] == told[0]["token_ids"]
     assert max(told[0]["accepted_lengths"]) == 1 < max(told[1]["accepted_lengths"])
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
+    assert main(["generate", "--help"]) == 0
     assert "prompt-lookup" in "".join(capsys.readouterr().out.split())  # help breaks lines at hyphens

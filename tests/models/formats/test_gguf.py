@@ -173,7 +173,7 @@ def test_every_command_takes_a_file_where_it_takes_a_directory(small, tmp_path, 
     text.write_text("12 plus 1999 makes 2011. " * 90)
     assert main(["generate", "--model", str(file), "--prompt", "12 plus", "--max-new-tokens", "4", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 4
-    quantize = ["quantize", str(file), "--scheme", "w4a16-g128", "--calibration", str(text), "--device", "cpu"]
+    quantize = ["quantize", str(file), "--scheme", "w4a16-g128", "--calibration-text", str(text), "--device", "cpu"]
     assert main([*quantize, "--out", str(out)]) == 0
     assert load_model(out).scheme.name == "w4a16-g128"
     assert load_tokenizer(out)(TEXTS[0])["input_ids"] == load_tokenizer(file)(TEXTS[0])["input_ids"]

@@ -1,0 +1,200 @@
+"""Commands on models: decode, find the fastest plan, quantize, convert, train."""
+
+import json
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from specquant.commands.options import tell
+from specquant.errors import SpecquantError
+from specquant.models.options import ModelOptions
+
+
+def generate(
+    *,
+    models: ModelOptions,
+    prompt: str,
+    chat: bool = False,
+    system: str | None = None,
+    revision: str | None = None,
+    method: str = "autoregressive",
+    calibration: Path | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Continue a prompt by any method.
+
+    Args:
+        prompt: The text to continue.
+        chat: Put the prompt, a user's message, into the chat template.
+        system: A system prompt, with --chat (default: the template's own).
+        revision: Branch, tag or commit of a target on the hub (default: its main branch).
+        method: {methods}, or auto: what is predicted to be fastest here.
+        calibration: For auto: what `specquant calibrate` wrote (default: decode a little by every method first).
+        max_new_tokens: The most tokens to add.
+        temperature: 0 is greedy.
+        top_p: Sample from this nucleus; 1 is all.
+        seed: Of sampling.
+        stop: End before this text; may be repeated.
+        json: Print one object instead of streaming text.
+    """
+    from specquant.benchmarks.chat import chat_prompt
+    from specquant.decoding import acceptance_rule, checked_prompt, generate
+    from specquant.decoding.drafters import get_method
+    from specquant.decoding.method import Plan
+    from specquant.decoding.models import Models
+    from specquant.models.loading import load_tokenizer
+
+    named = replace(models, model=_at_revision(models.model, revision))
+    sampling = {"temperature": temperature, "top_p": top_p}
+    rule, ends = acceptance_rule(**sampling, seed=seed), tuple(stop or ())
+    if system is not None and not chat:
+        raise SpecquantError("--system is for --chat")
+    loaded = Models.of(named)
+    if chat:
+        prompt = chat_prompt(prompt, load_tokenizer(named.model), system)
+    plan: Plan | str = method
+    chosen: dict[str, Any] = {}
+    if method == "auto":
+        from specquant.planning.calibration import choose_plan
+
+        loaded.given_methods()  # refuses what does not fit before anything is loaded
+        one_by_one, tokenizer = loaded.speculator("autoregressive"), load_tokenizer(named.model)
+        tokens = checked_prompt(one_by_one, tokenizer, prompt, max_new_tokens, ends)
+        fastest, speeds = choose_plan(loaded, tokenizer, tokens, calibration, **sampling)
+        plan, chosen = fastest, {"plan": asdict(fastest), "predicted_tokens_per_s": speeds}
+        if not json:
+            told = ", ".join(f"{each} {speed:.0f}" for each, speed in speeds.items())
+            tell(f"decoding by {plan}; predicted tokens per second: {told}")
+    else:
+        get_method(method)  # refuses what is none
+        if calibration:
+            raise SpecquantError("--calibration is for --method auto")
+    speculator, tokenizer = loaded.speculator(plan), load_tokenizer(named.model)
+    if speculator.drafter and loaded.rounds_by_draft:
+        tell(
+            "in half precision a draft can change the text where two tokens are nearly equally likely: --row-invariant "
+            "writes what decoding one by one writes"
+        )
+    show = (lambda text: None) if json else (lambda text: print(text, end="", flush=True))
+    generation = generate(speculator, tokenizer, prompt, max_new_tokens, rule, ends, on_text=show)
+    print(_as_json(generation, chosen) if json else "")
+
+
+def _as_json(generation, chosen: dict) -> str:
+    names = ("text", "token_ids", "accepted_lengths", "tokens_per_s", "stopped_by", "prefill_ms")
+    return json.dumps({name: getattr(generation, name) for name in names} | chosen)
+
+
+def _at_revision(model: Path | str, revision: str | None) -> Path | str:
+    """The model as a hub id with its revision."""
+    from specquant.models.hub import is_hub_id
+
+    if revision is None:
+        return model
+    if not is_hub_id(model):
+        raise SpecquantError(f"--revision is for models on the hub, and {model} is not the name of one")
+    if "@" in str(model):
+        raise SpecquantError(f"{model} names a revision already: leave out --revision")
+    return Path(f"{model}@{revision}")
+
+
+def calibrate(
+    *, models: ModelOptions, prompts_per_task: int = 1, rows: int = 10, out: Path = Path("results/calibration.csv")
+) -> None:
+    """Decode a little by every method, and tell which plan would be fastest on these models here.
+
+    Args:
+        prompts_per_task: How many prompts of each of seven tasks.
+        rows: Plans to show.
+        out: The file for `generate --method auto --calibration FILE`.
+    """
+    from specquant.decoding.models import Models
+    from specquant.models.loading import load_tokenizer
+    from specquant.planning.calibration import plans_of, write_calibration
+    from specquant.tables.results import read_results
+
+    loaded = Models.of(models)
+    loaded.given_methods()  # refuses what does not fit before anything is loaded
+    path = write_calibration(loaded, load_tokenizer(models.model), out, prompts_per_task)
+    print(plans_of(loaded, read_results(path)).head(rows).round(2).to_string(index=False))
+    print(path)
+
+
+def quantize(
+    model: Path | str,
+    /,
+    *,
+    scheme: str,
+    out: Path,
+    calibration_text: Path | str | None = None,
+    quantizer: str = "calibrated",
+    device: str | None = None,
+) -> None:
+    """Quantize a model directory into another.
+
+    Args:
+        model: Fp16 weights: a directory, a GGUF file, a hub id, or smollm2.
+        scheme: Such as w4a16-g128 or w8a8; an unknown one is answered by all names.
+        out: The directory to make.
+        calibration_text: What the model reads while it is quantized, a file (default: the tiny target's own text).
+        quantizer: calibrated (GPTQ, smoothing) or round-to-nearest.
+        device: cuda or cpu (default: cuda where there is one).
+    """
+    from specquant.files import read_text
+    from specquant.models.device import choose_device
+    from specquant.models.quantize import quantize_model
+
+    if calibration_text is not None:
+        read_text(calibration_text, "calibration text")  # round-to-nearest does not
+    quantize_model(model, scheme, out, calibration_text, quantizer, choose_device(device))
+
+
+def export(model: Path | str, /, *, format: str, out: Path) -> None:
+    """Write a quantized directory in a format that other programs load.
+
+    Args:
+        model: A directory that `specquant quantize` wrote.
+        format: compressed-tensors, which transformers loads (w4a16-g128, w8a8, fp8), or gptq, which it loads with
+            gptqmodel and optimum.
+        out: The directory to make.
+    """
+    from specquant.models.export import export_model
+
+    export_model(model, format, out)
+
+
+def convert_head(head: Path | str, /, *, model: Path | str, out: Path) -> None:
+    """Write an EAGLE head for a rotated target, as other programs need it.
+
+    Args:
+        head: As published: a directory, or a hub id.
+        model: The target that we rotated.
+        out: The directory to make.
+    """
+    from specquant.models.export import convert_head
+
+    convert_head(head, model, out)
+
+
+def train_tiny(*, corpora: Path | str, out: Path, device: str | None = None, budget: float = 1.0) -> None:
+    """Train the models of data/tiny from text: minutes on one GPU.
+
+    Args:
+        corpora: The folder of the four text files.
+        out: The folder for models and their card.
+        device: cuda or cpu (default: cuda where there is one).
+        budget: Times the recipe's steps and written text.
+    """
+    from specquant.training.tiny import Recipe, train_tiny
+
+    place = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+    command = ["specquant", "train-tiny", "--corpora", str(corpora), "--out", str(place)]
+    if budget != 1:
+        command += ["--budget", f"{budget:g}"]
+    train_tiny(Path(corpora), out, Recipe().scaled(budget), device, shlex.join(command))

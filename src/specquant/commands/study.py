@@ -1,0 +1,124 @@
+"""Commands of the study: run it, plan from what it recorded, and write claims and figures."""
+
+from pathlib import Path
+
+from specquant.commands.options import tell
+from specquant.errors import SpecquantError
+
+
+def study(
+    *, profile: str = "tiny", only: list[str] | None = None, force: bool = False, results: Path | None = None
+) -> int:
+    """Run the notebooks and write results/PROFILE/ with a report.
+
+    Args:
+        profile: Parameters: notebooks/profiles/PROFILE.yaml.
+        only: Run this notebook; may be repeated.
+        force: Run notebooks whose inputs did not change, too.
+        results: Where PROFILE/ goes (default: the clone's results/).
+    """
+    _require_home()
+    from specquant.study.batch import run_study
+
+    failed = run_study(profile, only or [], force, results or "results")
+    if failed:
+        tell(f"{len(failed)} notebook(s) failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _require_home() -> None:
+    """Raises SpecquantError where there is no home folder: Jupyter, whose import would fail, keeps there what runs."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise SpecquantError(
+            "this user has no home folder, where Jupyter keeps what runs: set HOME to a folder that you can write to"
+        ) from None
+
+
+def plan(
+    *,
+    recorded: Path = Path("data/recorded/h200"),
+    target: str = "llama-3-70b",
+    intermediate: str | None = None,
+    scheme: str = "w4a16-g128",
+    head_scheme: str = "fp16",
+    trees: Path | None = None,
+    head: float | None = None,
+    inner_head: float | None = None,
+    agreement: float | None = None,
+    rows: int = 10,
+) -> None:
+    """Which method and which tree would be fastest, from recorded costs.
+
+    Args:
+        recorded: The folder of verify_cost.csv, drafting.csv and, if there, replayed.csv of one GPU.
+        target: As in these tables.
+        intermediate: Likewise (default: none).
+        scheme: Of both.
+        head_scheme: Of the EAGLE heads.
+        trees: Shapes of trees, a CSV file (default: those of the tiny models).
+        head: Probability that a token of the target's EAGLE head is accepted, in a tree of 24 nodes (default: fitted).
+        inner_head: Probability of the same on the intermediate model, in a tree of 30 nodes (default: fitted).
+        agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
+        rows: Plans to show.
+    """
+    from specquant.planning.recorded import plan_table
+
+    chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
+    given = {name: chance for name, chance in chances.items() if chance is not None}
+    where = {"trees": trees} if trees else {}
+    table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
+    print(table.head(rows).round(2).to_string(index=False))
+
+
+def fetch(*names: str, data_dir: Path | None = None) -> None:
+    """Download benchmarks.
+
+    Args:
+        names: Of {benchmarks} (default: all that are published).
+        data_dir: Where their files go (default: results/benchmarks).
+    """
+    from specquant.benchmarks.fetch import fetch
+    from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark, published
+    from specquant.files import require_writable, resolve
+
+    folder = data_dir or BENCHMARK_FILES
+    require_writable(resolve(folder))
+    for benchmark in [get_benchmark(name) for name in names or published()]:
+        print(fetch(benchmark, folder), flush=True)
+
+
+def record(*, card: str, out: Path | None = None, minutes: float | None = None) -> int:
+    """Record every table of a card, the most important first.
+
+    The commands are in data/recorded/commands.yaml. Each goes on with what its table lacks, so the same can be asked
+    for again after a stop.
+
+    Args:
+        card: cpu, or a word of the GPU's name, such as h200.
+        out: Where tables go (default: data/recorded/CARD).
+        minutes: For how long (default: until all is there).
+    """
+    from specquant.study.recordings import record_card
+
+    failed = record_card(card, out, minutes, tell)
+    if failed:
+        tell(f"{len(failed)} command(s) failed: {'; '.join(failed)}")
+    return 1 if failed else 0
+
+
+def claims() -> None:
+    """Compute anew what data/published/claims.csv answers, and write README.md's list of it."""
+    from specquant.study.claims import write_claims
+
+    for path in write_claims():
+        print(path)
+
+
+def figures() -> None:
+    """Rebuild figures/ from data/recorded and data/published alone."""
+    from specquant.study.paper import build_figures
+
+    for path in build_figures():
+        print(path)

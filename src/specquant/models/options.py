@@ -1,0 +1,86 @@
+"""What a user chooses of models and drafts, one list for every command that decodes. Without torch, for help."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from specquant.models.companions import COMPANIONS, directories_beside
+
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The models to decode with.
+
+    Attributes:
+        model: The target, fp16 or quantized: a directory, a GGUF file, a hub id as organization/name@revision, or
+            smollm2.
+        scheme: Round fp16 weights to this scheme (default: as the weights are stored).
+        eagle_target: The target's EAGLE head (default: beside the target).
+        intermediate: The small model of vanilla and hierarchical decoding (default: beside the target).
+        eagle_intermediate: The intermediate model's EAGLE head (default: beside the target).
+        head_scheme: Round EAGLE heads, with their LM heads, to this scheme: w4a16-g128.
+        head_vocabulary: Let EAGLE heads draft a text's N most frequent tokens alone (default: all tokens).
+        head_text: The text to count tokens in, a file (default: calibration.txt beside the target).
+        context_length: Positions to make room for (default: all that the models were made for).
+        device: cuda or cpu (default: cuda where there is one).
+        dtype: What models compute in (default: float16 on a GPU, else float32; float64 where activations have 8 bits).
+        row_invariant: Give a token the same bits in every pass of the target on a GPU, so that every method writes what
+            decoding one by one writes. Takes longer.
+    """
+
+    model: Path | str
+    scheme: str | None = None
+    eagle_target: Path | str | None = None
+    intermediate: Path | str | None = None
+    eagle_intermediate: Path | str | None = None
+    head_scheme: str | None = None
+    head_vocabulary: int | None = None
+    head_text: Path | str | None = None
+    context_length: int | None = None
+    device: str | None = None
+    dtype: DType | None = None
+    row_invariant: bool = False
+
+    @property
+    def named_companions(self) -> list[str]:
+        """Those that were named, rather than found beside the target."""
+        return [which for which in COMPANIONS if getattr(self, which)]
+
+    @property
+    def companions(self) -> dict[str, Path | str | None]:
+        """The companions that were named, and else those beside the target, if it is a directory."""
+        beside = directories_beside(Path(self.model))
+        return {
+            which: getattr(self, which) or (path if os.path.isdir(self.model) and os.path.isdir(path) else None)
+            for which, path in beside.items()
+        }
+
+    @property
+    def text_of_heads(self) -> Path | str | None:
+        """The text to count tokens in: the named one or, where heads are to know few tokens, the one beside."""
+        beside = Path(self.model).parent / "calibration.txt"
+        return self.head_text or (beside if self.head_vocabulary and beside.is_file() else None)
+
+
+@dataclass(frozen=True)
+class DraftSettings:
+    """How the methods draft; the defaults are the paper's (sections 3 and 5).
+
+    Attributes:
+        draft_size: Tokens of EAGLE-2's tree, its root counted.
+        iterations: Levels of that tree.
+        top_k: Tokens that an iteration follows, and that it gives each of them.
+        inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy.
+        inner_iterations: Levels of that tree.
+        min_draft_length: Tokens that a small model hands up at least.
+    """
+
+    draft_size: int = 60
+    iterations: int = 6
+    top_k: int = 10
+    inner_draft_size: int = 30
+    inner_iterations: int = 3
+    min_draft_length: int = 6

@@ -1,0 +1,102 @@
+"""Every recorded table of a card by one command: `specquant record` runs those of data/recorded/commands.yaml."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.files import project_root, read_text, resolve
+from specquant.tables.provenance import device_name
+
+COMMANDS = "data/recorded/commands.yaml"
+CPU = "cpu"
+INTERRUPTED = 130  # the exit status of a command that was interrupted, and keeps what had finished
+TIME_TO_STOP_S = 60
+
+
+def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
+    """What is run for a card, without `specquant bench`.
+
+    Args:
+        card: "cpu", or a GPU's name.
+        path: a YAML file with lists of commands, `gpu` and `cpu`.
+
+    Raises:
+        SpecquantError: where the file holds something else.
+    """
+    import yaml
+
+    path = resolve(path)
+    try:
+        lists: Any = yaml.safe_load(read_text(path, "the commands to record by"))
+    except yaml.YAMLError as error:
+        raise SpecquantError(f"{path} is no YAML ({' '.join(str(error).split())}): mend it") from None
+    kind = CPU if card == CPU else "gpu"
+    found = lists.get(kind) if isinstance(lists, dict) else None
+    if not (isinstance(found, list) and found and all(isinstance(each, str) and each for each in found)):
+        raise SpecquantError(f"{path} has no list {kind!r} of commands: give one")
+    return found
+
+
+def require_card(card: str) -> None:
+    """Raises SpecquantError where this machine has another card than the tables are of, so that none are mixed."""
+    here = device_name("cuda") if torch.cuda.is_available() else CPU
+    if card != CPU and card.lower() not in here.lower().split():
+        there = f"is {here}" if here != CPU else "has no GPU"
+        raise SpecquantError(f"the tables are to be of the card {card}, and this machine {there}: name its own card")
+
+
+def record_card(
+    card: str, out_dir: str | Path | None = None, minutes: float | None = None, tell: Callable[[str], None] = print
+) -> list[str]:
+    """Run every command of a card in turn. Each goes on with what its table lacks, so that all may be run again.
+
+    Args:
+        card: "cpu", or a word of the GPU's name, such as h200. Their tables are in data/recorded/CARD.
+        out_dir: where tables go (default: data/recorded/CARD).
+        minutes: for how long; then the command that runs is interrupted. None: until all have ended.
+        tell: takes a line about each command.
+
+    Returns:
+        The commands that failed. The others do not wait for them.
+
+    Raises:
+        SpecquantError: where this machine has another card, and for a time that is none.
+    """
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise SpecquantError(f"the time is {minutes} minutes: give more than 0")
+    require_card(card)
+    out = resolve(out_dir or f"data/recorded/{card.lower()}")
+    ends = None if minutes is None else time.monotonic() + 60 * minutes
+    failed, every = [], commands(card)
+    for number, command in enumerate(every, start=1):
+        if ends is not None and time.monotonic() >= ends:
+            tell(f"the time is over: {len(every) - number + 1} of {len(every)} commands are left")
+            break
+        tell(f"{number} of {len(every)}: specquant bench {command}")
+        status = _run(["bench", *shlex.split(command), "--out", str(out)], ends)
+        if status == INTERRUPTED:
+            tell("  the time is over: it goes on from here when the same is asked for again")
+        elif status:
+            failed.append(command)
+            tell(f"  it failed with status {status}; the next goes on")
+    return failed
+
+
+def _run(words: Sequence[str], ends: float | None) -> int:
+    """The exit status of a command of this project, which is interrupted when the time is over."""
+    process = subprocess.Popen([sys.executable, "-m", "specquant.cli", *words], cwd=project_root())
+    try:
+        return process.wait(None if ends is None else max(0, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        return process.wait(TIME_TO_STOP_S)
+    finally:
+        process.terminate()

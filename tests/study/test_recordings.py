@@ -1,0 +1,77 @@
+import shlex
+
+import pytest
+import torch
+
+from specquant.cli import command_line, parsed
+from specquant.errors import SpecquantError
+from specquant.study import recordings
+from specquant.tables.results import read_results
+
+QUICK = "peer-decoding --model data/tiny/target --new-tokens 12 --processes 1 --device cpu"
+
+
+@pytest.mark.parametrize("card", ["h200", "cpu"])
+def test_every_command_is_one_of_this_project(card):
+    every = recordings.commands(card)
+    assert len(set(every)) == len(every)
+    for command in every:
+        parsed(command_line(), ["bench", *shlex.split(command), "--out", "out"])
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """Record by other commands into a folder; gives the table's folder, a function to run them, and what it told."""
+    lines = []
+
+    def run(*every, minutes=None):
+        path = tmp_path / "commands.yaml"
+        path.write_text("cpu:\n" + "".join(f"  - {command}\n" for command in every))
+        monkeypatch.setattr(recordings, "commands", lambda card: given(card, path))
+        return recordings.record_card("cpu", tmp_path / "cpu", minutes, lines.append)
+
+    given = recordings.commands
+    return tmp_path / "cpu", run, lines
+
+
+def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_measured_again(told):
+    folder, run, lines = told
+    assert run("nonsense", QUICK) == ["nonsense"]
+    assert "  it failed with status 2; the next goes on" in lines
+    table = folder / "peer_decoding.csv"
+    first = table.read_bytes()
+    assert len(read_results(table)) == 5
+    assert run(QUICK) == []
+    assert table.read_bytes() == first
+
+
+def test_when_the_time_is_over_the_rest_is_left(told):
+    folder, run, lines = told
+    assert run(QUICK, QUICK.replace("--new-tokens 12", "--new-tokens 13"), minutes=0.01) == []
+    assert lines[-1] == "the time is over: 1 of 2 commands are left"
+    assert not (folder / "peer_decoding.csv").exists()
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(minutes):
+    with pytest.raises(SpecquantError, match="give more than 0"):
+        recordings.record_card("cpu", minutes=minutes)
+
+
+def test_tables_of_another_card_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecquantError, match="card h200, and this machine has no GPU"):
+        recordings.record_card("h200")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(recordings, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    with pytest.raises(SpecquantError, match="card h200, and this machine is NVIDIA H100"):
+        recordings.record_card("h200")
+    recordings.require_card("H100")
+
+
+@pytest.mark.parametrize("text", ["gpu: [", "gpu: kernels", "gpu: [1]", "cpu: [kernels]", "- kernels", "gpu: []"])
+def test_commands_that_are_none_are_refused(text, tmp_path):
+    path = tmp_path / "commands.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecquantError, match=r"commands\.yaml"):
+        recordings.commands("h200", path)
