@@ -20,17 +20,23 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
 PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
 ENDS_OF = "ends_of"  # in a small model's config.json: the model whose embedding and LM head it shares
+# Behind the name of a matrix in integers: what groups of its columns are multiplied by, [rows, groups]. Integers of 4
+# bits lie two in a byte, the first of them low, 8 added to each.
+SCALES = {8: ":int8_scale", 4: ":int4_scale"}
 GGUF_INDEX = "gguf.json"  # in the directory of a GGUF file (`formats.gguf`): where it is, and its tensors in it
 WEIGHT_FILES = ("*.safetensors", "*.bin", GGUF_INDEX)  # that change where a directory's weights do
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":
     """The tensors of a directory: of its safetensors files where there are any, else of pickled files; or those of the
-    GGUF file that it was made of. With the embedding and the LM head of another model, where it names one.
+    GGUF file that it was made of. With the embedding and the LM head of another model, where it names one. Matrices in
+    integers with scales (`as_integers`) are read as the fp16 matrices that they stand for.
 
     Raises SpecquantError as `Checkpoint` does, and where the model that it names is not there or was rotated.
     """
     own, lender = _open_own(Path(path)), lender_of(path)
+    if any(name.endswith(tuple(SCALES.values())) for name in own.shapes):
+        own = ScaledIntegers(own)
     return own if lender is None else BorrowedEnds(own, lender)
 
 
@@ -184,6 +190,65 @@ class BorrowedEnds(Checkpoint):
         if name in self.borrowed:
             return self.lender.read(self.borrowed[name], device)
         return self.own.read(name, device)
+
+
+class ScaledIntegers(Checkpoint):
+    """The tensors of a checkpoint, some of whose matrices `as_integers` made, as if these were in fp16."""
+
+    def __init__(self, stored: Checkpoint):
+        self.path, self.stored = stored.path, stored
+        self.bits = {
+            name.removesuffix(suffix): bits
+            for bits, suffix in SCALES.items()
+            for name in stored.shapes
+            if name.endswith(suffix)
+        }
+        self.shapes = {
+            name: shape for name, shape in stored.shapes.items() if not name.endswith(tuple(SCALES.values()))
+        }
+        for name, bits in self.bits.items():
+            shape, scales = stored.shapes.get(name, ()), stored.shapes[name + SCALES[bits]]
+            columns = shape[1] * 8 // bits if len(shape) == 2 else 0
+            if not columns or len(scales) != 2 or scales[0] != shape[0] or not scales[1] or columns % scales[1]:
+                raise SpecquantError(f"{self.path}: {name}{SCALES[bits]} fits no matrix: copy the directory again")
+            self.shapes[name] = shape[0], columns
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        tensor = self.stored.read(name, device)
+        if name not in self.bits:
+            return tensor
+        bits, (rows, columns) = self.bits[name], self.shapes[name]
+        if tensor.dtype != (torch.int8 if bits == 8 else torch.uint8):
+            raise SpecquantError(f"{self.path}: {name} is {tensor.dtype}, no {bits}-bit integers: copy it again")
+        if bits == 4:
+            tensor = torch.stack((tensor & 15, tensor >> 4), dim=-1).to(torch.int8) - 8
+        scales = self.stored.read(name + SCALES[bits], device).float()
+        return (tensor.float().view(rows, scales.shape[1], -1) * scales[..., None]).view(rows, columns).half()
+
+
+def as_integers(name: str, tensor: torch.Tensor, bits: int, group: int | None = None) -> dict[str, torch.Tensor]:
+    """A matrix rounded to integers with a scale for each `group` of a row's columns, as it is stored.
+
+    Args:
+        name: Of the matrix.
+        tensor: It, [rows, columns].
+        bits: 8 or 4.
+        group: Columns of a group, by which all are divisible; None for whole rows.
+
+    Returns:
+        The two tensors, by name: integers, and scales in fp16.
+    """
+    rows, columns = tensor.shape
+    groups = tensor.float().view(rows, -1, group or columns)
+    most = 2 ** (bits - 1) - 1
+    scales = (groups.abs().amax(dim=-1) / most).clamp(min=torch.finfo(torch.float16).tiny).half()
+    integers = (groups / scales.float()[..., None]).round().clamp(-most - 1, most).view(rows, columns)
+    if bits == 8:
+        stored = integers.to(torch.int8)
+    else:
+        low, high = (integers + 8).to(torch.uint8).view(rows, -1, 2).unbind(-1)
+        stored = low | (high << 4)
+    return {name: stored, name + SCALES[bits]: scales}
 
 
 class PickledCheckpoint(Checkpoint):

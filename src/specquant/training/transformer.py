@@ -16,7 +16,7 @@ from specquant.quant import PackedLinear, get_scheme
 
 
 def load_trainable(model: str | Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """A model that `load_model` loads as transformers' module, frozen, with the values that quantized matrices stand for.
+    """A model that `load_model` loads as transformers' module, frozen; quantized matrices are what they stand for.
 
     Args:
         model: A directory, a hub id, a GGUF file or a packaged name.
