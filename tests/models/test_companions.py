@@ -10,7 +10,8 @@ def test_those_of_a_packaged_model_ship_with_the_project(tmp_path, monkeypatch):
     (tmp_path / "intermediate").mkdir()  # of another model
     found = ModelOptions("smollm2").companions
     data = project_root() / "data/smollm2"
-    assert found == {which: data / which.replace("_", "-") for which in COMPANIONS}
+    shipped = ("eagle_target", "intermediate", "eagle_intermediate")
+    assert found == dict.fromkeys(COMPANIONS) | {which: data / which.replace("_", "-") for which in shipped}
     named = ModelOptions("smollm2", intermediate="another", head_vocabulary=100)
     assert named.companions == found | {"intermediate": "another"}
     assert named.text_of_heads == data / "calibration.txt"

@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.parameters import Common, from_json
 from specquant.models.memory import NotEnoughMemory
+from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.provenance import COMMAND, command_line
 from specquant.tables.table import Table
@@ -75,7 +75,7 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
                 if "error" in told:
                     raise SpecquantError(told["error"])
                 if "left_out" in told:
-                    tqdm.write(told["left_out"], file=sys.stderr)
+                    tell(told["left_out"])
                 else:
                     for each in parts:
                         each.join()

@@ -6,17 +6,30 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.models.packaged import is_packaged
 
-COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate")
+COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate", "eagle3_target", "eagle3_intermediate")
 
 
-def directories_beside(target: Path | str) -> dict[str, Path]:
+OWN = "self:"  # before the scheme of an intermediate model that is the target itself in fewer bits
+
+
+def directories_beside(target: Path | str, intermediate: object = None) -> dict[str, Path]:
     """Where a target's companions lie if they lie beside it, whether they do or not.
 
     Those of a packaged model are the project's own: they lie in its `data/NAME`, as if the target were there.
+
+    Args:
+        target: A directory, or a packaged model's name.
+        intermediate: The model that was named as such; where that is the target itself, its heads are the target's.
+
+    Returns:
+        A directory for each of `COMPANIONS`.
     """
-    target = place_of(target)
-    names = {which: which.replace("_", "-") for which in COMPANIONS} | {"eagle_target": f"eagle-{target.name}"}
-    return {which: target.parent / name for which, name in names.items()}
+    place = place_of(target)
+    names = {which: which.replace("_", "-") for which in COMPANIONS}
+    names |= {f"{head}_target": f"{head}-{place.name}" for head in ("eagle", "eagle3")}
+    if str(intermediate).startswith(OWN):
+        names |= {which: names[which.replace("_intermediate", "_target")] for which in names if "_" in which}
+    return {which: place.parent / name for which, name in names.items()}
 
 
 def place_of(target: Path | str) -> Path:
