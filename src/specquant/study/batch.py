@@ -12,15 +12,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
 import nbformat
 import papermill
+import papermill.engines
 import yaml
 from jupyter_core.paths import jupyter_runtime_dir
 from papermill.exceptions import PapermillExecutionError
@@ -30,9 +32,10 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, resolve, write_file
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
+from specquant.study.findings import FINDINGS, read_findings
 from specquant.study.page import page
-from specquant.study.report import write_report
-from specquant.tables.provenance import without_local_paths
+from specquant.study.report import Live, write_report
+from specquant.tables.provenance import provenance, without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
@@ -90,8 +93,11 @@ def run_study(
             if not force and _is_current(folder, name, inputs):
                 tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
                 continue
-            record = _run(notebooks[name], parameters, folder)
-            record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
+            waiting = tuple(chosen[chosen.index(name) + 1 :])
+            tell = partial(_tell, folder, profile, list(notebooks), name, waiting)
+            tell(0, 0)
+            record = _run(notebooks[name], parameters, folder, tell)
+            record |= {"inputs": inputs, "parameters": without_local_paths(parameters), **_where(parameters)}
             write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
             if record["error"] is None:
                 tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
@@ -118,6 +124,40 @@ def _reported(folder: Path, profile: str, notebooks: Iterable[str]) -> Iterator[
         raise
     _remove_unfinished(folder / "notebooks")
     tqdm.write(f"Report: {write_report(folder, profile, notebooks)}", file=sys.stderr)
+
+
+def _tell(folder: Path, profile: str, notebooks: list[str], name: str, waiting: tuple[str, ...], cell: int, cells: int):
+    """Have the report say in which cell a notebook is. What it cannot be written for now, the end of the batch says."""
+    with suppress(SpecquantError):
+        write_report(folder, profile, notebooks, Live(name, cell, cells, waiting))
+
+
+def _where(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """When a notebook ran, on what and on which commit, for the report."""
+    device = str(parameters.get("device", "cpu"))
+    try:
+        found = provenance({}, device)
+    except (RuntimeError, AssertionError):  # no such device here: the notebook has failed of it already
+        found = provenance({})
+    return {name: found[name] for name in ("date", "device", "commit", "uncommitted_changes")}
+
+
+class _Telling(papermill.engines.NBClientEngine):
+    """Papermill's own engine, which also tells before each cell where it is."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, tell: Callable[[int, int], None], **options):
+        start = nb_man.cell_start
+
+        def cell_start(cell, cell_index=None, **rest):
+            tell((cell_index or 0) + 1, len(nb_man.nb.cells))
+            return start(cell, cell_index, **rest)
+
+        nb_man.cell_start = cell_start
+        return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+
+papermill.engines.papermill_engines.register("specquant", _Telling)
 
 
 def _declared(notebooks: Mapping[str, Path], chosen: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -271,13 +311,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any]:
     """Execute one notebook and keep it, as .ipynb and .html, whether it failed or not; returns its record.
 
-    It executes into a hidden file, which takes its place when it is whole.
+    It executes into a hidden file, which takes its place when it is whole. `tell` is called before each cell.
     """
     executed = folder / "notebooks"
-    partial = executed / f".{notebook.stem}.partial.ipynb"
+    unfinished = executed / f".{notebook.stem}.partial.ipynb"
+    found = executed / f".{notebook.stem}.findings.json"
     try:
         (executed / f"{notebook.stem}.json").unlink(missing_ok=True)  # from here on there is no good run to rely on
     except OSError as refused:
@@ -286,14 +327,16 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     start = time.perf_counter()
     error, result = None, None
     try:
-        with _without_inner_bars():
+        with _environment(TQDM_DISABLE="1", **{FINDINGS: str(found.absolute())}):
             papermill.execute_notebook(
                 notebook,
-                partial,
+                unfinished,
                 parameters,
                 kernel_name="python3",
                 cwd=project_root(),
                 extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings would tear the progress bar
+                engine_name="specquant",
+                tell=tell,
                 progress_bar={"desc": f"  cells of {notebook.stem}", "position": 1, "leave": False, "file": sys.stderr},
             )
     except PapermillExecutionError as failure:
@@ -302,7 +345,7 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
         error = f"{type(failure).__name__}: {failure}"
     after = _outputs(folder)
     with suppress(OSError, ValueError, nbformat.ValidationError):  # a full disk may have cut it off
-        result = nbformat.read(partial, as_version=4)
+        result = nbformat.read(unfinished, as_version=4)
     if result is None:
         result = nbformat.read(notebook, as_version=4)
     for path in ("input_path", "output_path"):
@@ -310,12 +353,16 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
     ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
     ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem)))
-    with suppress(OSError):
-        partial.unlink(missing_ok=True)
+    findings = read_findings(found)
+    for path in (unfinished, found):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
     written = [*files, *(path.relative_to(folder).as_posix() for path in ours)]
     return {
         "error": None if error is None else " ".join(error.split()),
         "seconds": round(time.perf_counter() - start, 1),
+        "title": _title(result),
+        "findings": findings,
         "files": files,
         "written": {name: digest for name in written if (digest := _digest_of_output(folder / name))},
     }
@@ -347,17 +394,27 @@ def _digest_of_output(path: Path) -> str | None:
 
 
 @contextmanager
-def _without_inner_bars() -> Iterator[None]:
-    """Nobody sees a kernel's own progress bars while it runs; in the executed notebook they would be rubbish."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables for the kernels that start inside of this: nobody sees their own progress bars while they run, which in
+    an executed notebook would be rubbish, and they tell what they find."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _title(notebook: nbformat.NotebookNode) -> str:
+    """A notebook's first heading; nothing where it has none."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (heading := re.search(r"^# +(.+)$", cell.source, re.MULTILINE)):
+            return heading[1].strip()
+    return ""
 
 
 def _outputs(folder: Path) -> dict[str, tuple[int, int]]:
