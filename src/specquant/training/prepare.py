@@ -200,8 +200,8 @@ def make_head(shop: Workshop, out: Path, minutes: float) -> dict:
 def make_small(shop: Workshop, layers: int, out: Path, minutes: float) -> dict:
     """Have a target write, and make a small model of some of its layers. Arguments and errors are `make_head`'s."""
     require_new(out)
-    choose_layers(layers, shop.config.num_hidden_layers, SMALL.chosen)
     text, small = (share * check_minutes(minutes) for share in _parts("text", "small"))
+    choose_layers(layers, shop.config.num_hidden_layers, SMALL.chosen)
     shop.write(text)
     return shop.distill(layers, out, small)[1]
 
@@ -222,8 +222,8 @@ def prepare(shop: Workshop, layers: int, out: Path, minutes: float, say: Callabl
     Raises:
         SpecquantError: As `make_head` and `make_small` do.
     """
-    choose_layers(layers, shop.config.num_hidden_layers, SMALL.chosen)
     check_minutes(minutes)
+    choose_layers(layers, shop.config.num_hidden_layers, SMALL.chosen)
     shop.write(SHARES["text"] * minutes)
     shop.calibration_text(out / "calibration.txt")
     log = shop.train_head(out / "eagle-target", SHARES["head"] * minutes)
