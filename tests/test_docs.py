@@ -69,7 +69,9 @@ def test_every_command_is_one_that_we_have(command):
 
 
 def test_there_are_commands():
-    assert [command.split()[0] for command in commands()] == ["data", "quantize", "study", "bench", "generate"]
+    assert [command.split()[0] for command in commands()] == [
+        *("data", "quantize", "train-head", "distill", "prepare", "study", "study", "bench", "generate")
+    ]
     told = {name: {command.split()[0] for command in commands(page)} for name, page in GUIDE.items()}
     assert {name for name in told if told[name]} >= {"checkpoints", "findings", "models", "planner"}
     assert "plan" in told["findings"]
