@@ -131,8 +131,14 @@ def test_make_and_ci_set_up_from_the_lock():
     targets += ("docs", "test-browser")
     for target in targets:
         assert re.search(rf"^{target}: \.venv/\.ready", makefile, re.MULTILINE), target
-    last = (ROOT / ".ci/run").read_text().splitlines()[-6:]
-    assert last == ["make lint", "make types", "make test", "make test-bits", "make docs", "make test-browser"]
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make ")] == [
+        "make lint",
+        "make types",
+        "make test",
+        "make test-bits",
+        "make docs",
+    ]
 
 
 def test_bits_are_tested_as_on_a_processor_without_avx_512():
