@@ -199,16 +199,23 @@ def _lock(path: Path) -> IO[bytes]:
     """The lock file, held: it is the one at `path` still, and not one that its last holder has removed meanwhile."""
     while True:
         file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            return file  # some file systems have no locks
+        hold(file)
         with suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def hold(file: IO[bytes]) -> None:
+    """Keep other processes from holding an open file until it is closed; one that dies gives it back.
+
+    Where the file system has no locks, nothing is kept.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _read_identity(made_of: Path) -> dict:
