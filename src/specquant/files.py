@@ -64,7 +64,7 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
     Makes the folder. Raises SpecquantError where the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -76,6 +76,11 @@ def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
         advice = "free some, or choose a folder elsewhere" if full else "choose a folder you can write to"
         raise SpecquantError(f"cannot write {path}: {error.strerror}; {advice}") from None
     return path
+
+
+def unfinished(path: Path) -> Path:
+    """What a file is called until it is whole, in this process: another one may write the same file."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def require_writable(path: Path, whole: bool = False) -> None:

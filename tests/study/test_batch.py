@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from specquant import files
 from specquant.errors import SpecquantError
+from specquant.files import unfinished
 from specquant.study import batch, report
 from tests.study.conftest import Clone
 
@@ -469,7 +470,7 @@ def test_a_full_disk_is_a_sentence_and_the_notebook_runs_again(clone, run):
     run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "_remove_unfinished", lambda folder: None)
-        (clone.results / "tiny/notebooks/.00_first.html.tmp").symlink_to("/dev/full")
+        unfinished(clone.results / "tiny/notebooks/00_first.html").symlink_to("/dev/full")
         with pytest.raises(SpecquantError, match=r"cannot write .*00_first\.html: No space left on device; free some"):
             run(force=True)
     assert run() == []

@@ -91,15 +91,16 @@ class Sampling:
         return Verdict(padded_rows(accepted.path, len(tree), logits.device), lambda: accepted)
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Acceptance:
-        """What is accepted, drawn on the host."""
-        distributions = self.distributions(logits)
+        """What is accepted, drawn on the host. Of the nodes that are reached alone it needs the distributions."""
+        logits, reached = logits.cpu(), []
         tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
         children: dict[int, list[int]] = {}
         for row in range(1, len(tokens)):
             children.setdefault(parents[row], []).append(row)
         path, node = [], 0
         while True:
-            p = distributions[node]
+            reached.append(self.distributions(logits[node : node + 1]))
+            p = reached[-1][0]
             for child in children.get(node, ()):
                 x = tokens[child]
                 q_of_x = 1.0 if tree.q is None else float(tree.q[child, x])
@@ -109,7 +110,7 @@ class Sampling:
                 p = self.residual(p, x, None if tree.q is None else tree.q[child].to(p))
             else:
                 token = int(torch.multinomial(p, 1, generator=self.generator))
-                return Acceptance(path, [*(tokens[row] for row in path), token], distributions[[0, *path]])
+                return Acceptance(path, [*(tokens[row] for row in path), token], torch.cat(reached))
             node = path[-1]
 
     def distributions(self, logits: torch.Tensor) -> torch.Tensor:

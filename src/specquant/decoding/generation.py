@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
@@ -76,8 +76,7 @@ def generate(
     steps, accepted_lengths = [], []
     while not output.stopped_by:
         step = next(decoded)
-        # Distributions serve the level above, and there is none: over a long text they would fill the memory.
-        steps.append(replace(step, q=None, tree=replace(step.tree, q=None)))
+        steps.append(step.without_distributions())
         accepted_lengths.append(output.take(step.tokens))
     output.finish()
     if output.stopped_by == "maximum new tokens" and room < max_new_tokens:

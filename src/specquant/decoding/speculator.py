@@ -122,7 +122,7 @@ class Speculator(Drafter):
         inner = [step.accepted_length for step in rounds]
         draft_ms = _milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
-        return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)
+        return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q, tuple(rounds))
 
     def _pass(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor

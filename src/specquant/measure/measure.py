@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby
@@ -71,7 +71,10 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
     with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
         for _, of_process in groupby(missing, key=lambda unit: unit.get("process", 0)):
-            for told in _fresh_process(measure, _order(measure, parameters, list(of_process), parts)):
+            together = list(of_process)
+            shares = [together[place :: parameters.workers] for place in range(parameters.workers)]
+            orders = [_order(measure, parameters, share, parts) for share in shares if share]
+            for told in _fresh_process(measure, *orders):
                 if "error" in told:
                     raise SpecquantError(told["error"])
                 if "left_out" in told:
@@ -95,27 +98,33 @@ def _order(measure: Measure, parameters: Common, units: Sequence[Unit], parts: S
     return json.dumps(order | {"same": parts[0].same, "unnamed": parts[0].unnamed}, default=str)
 
 
-def _fresh_process(measure: Measure, order: str) -> Iterator[dict[str, Any]]:
-    """What the process that measures an order's units tells, a line for each."""
+def _fresh_process(measure: Measure, *orders: str) -> Iterator[dict[str, Any]]:
+    """What processes that measure tell, one for each order, a line for each unit. All write to one pipe."""
     command = [sys.executable, "-m", "specquant.measure"]
     environment = os.environ | {COMMAND: command_line() or ""}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    reader, writer = os.pipe()
+    processes: list[subprocess.Popen] = []
+    with ExitStack() as stack:
+        lines = stack.enter_context(open(reader, encoding="utf-8"))
         try:
-            with suppress(BrokenPipeError):  # it has died already, which its status tells
-                process.stdin.write(order)
-                process.stdin.close()
-            yield from map(json.loads, process.stdout)
+            with open(writer, "wb") as told:
+                for _ in orders:
+                    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, text=True, env=environment)
+                    processes.append(stack.enter_context(process))
+            for process, order in zip(processes, orders, strict=True):
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):  # it has died already, which its status tells
+                    process.stdin.write(order)
+                    process.stdin.close()
+            yield from map(json.loads, lines)
         except BaseException:
-            process.terminate()
+            for process in processes:
+                process.terminate()
             raise
-    if process.returncode:
+    for status in (process.returncode for process in processes if process.returncode):
         raise SpecquantError(
-            f"the process that measured {measure.name} ended with status {process.returncode}: what had finished is "
-            "kept, and the same command goes on from there"
+            f"the process that measured {measure.name} ended with status {status}: what had finished is kept, and the "
+            "same command goes on from there"
         )
 
 

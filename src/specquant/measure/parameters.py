@@ -18,7 +18,7 @@ from specquant.tables.provenance import device_name
 # The lowest values of parameters that several questions have.
 LOWEST = {"processes": 1, "blocks": 1, "repeats": 1, "warm_up_passes": 1, "warm_up_ms": 0, "threads": 1}
 MOST_THREADS = 1024
-LOWEST |= {"context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_tokens": 1}
+LOWEST |= {"workers": 1, "context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_tokens": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Common:
 
     # How often a row is measured. Not annotated: a field of the same name in a subclass then has its own place.
     repeats = 1
+    # Processes that measure at once. More than one only where nothing is timed: there it is an option.
+    workers = 1
     shared: ClassVar[tuple[str, ...]] = ()  # the names of the parameters that all rows of one table must share
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, r
 from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
 from specquant.benchmarks.sandbox import wall, why_no_wall
 from specquant.decoding import Generation, Speculator, generate
+from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafters import get_method
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
@@ -179,21 +180,8 @@ def answer_question(
     without each turn's first), cut_tokens (cut from prompts longer than `longest`), the answers, and whether the last
     is right, None where there is no right answer, or no sandbox to find out (unsafe: find out without one).
     """
-    generations: list[Generation] = []
-    cut_tokens = 0
-    for _ in question.turns:
-        answers = [generation.text for generation in generations]
-        prompt, cut = prompt_tokens(benchmark, question, answers, tokenizer, longest)
-        cut_tokens += cut
-        generations.append(generate(speculator, tokenizer, prompt, max_new_tokens))
-    together = Generation(
-        token_ids=[token for generation in generations for token in generation.token_ids],
-        text="",
-        stopped_by="",
-        accepted_lengths=[length for generation in generations for length in generation.accepted_lengths],
-        prefill_ms=sum(generation.prefill_ms for generation in generations),
-        steps=[step for generation in generations for step in generation.steps],
-    )
+    generations, cut_tokens = answer_turns(speculator, tokenizer, benchmark, question, max_new_tokens, longest)
+    together = in_one(generations)
     return {
         "benchmark": benchmark.name,
         "task": question.task,
@@ -206,6 +194,38 @@ def answer_question(
         "answers": [generation.text for generation in generations],
         "correct": benchmark.is_right(question, generations[-1].text, unsafe),
     }
+
+
+def answer_turns(
+    speculator: Speculator,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    question: Question,
+    max_new_tokens: int,
+    longest: int,
+    rule: AcceptanceRule | None = None,
+) -> tuple[list[Generation], int]:
+    """What each turn of a question gives by a rule (default: greedily), and how many tokens were cut from prompts."""
+    generations: list[Generation] = []
+    cut_tokens = 0
+    for _ in question.turns:
+        answers = [generation.text for generation in generations]
+        prompt, cut = prompt_tokens(benchmark, question, answers, tokenizer, longest)
+        cut_tokens += cut
+        generations.append(generate(speculator, tokenizer, prompt, max_new_tokens, rule))
+    return generations, cut_tokens
+
+
+def in_one(generations: Sequence[Generation]) -> Generation:
+    """The tokens, times and steps of several turns together, without their texts."""
+    return Generation(
+        token_ids=[token for generation in generations for token in generation.token_ids],
+        text="",
+        stopped_by="",
+        accepted_lengths=[length for generation in generations for length in generation.accepted_lengths],
+        prefill_ms=sum(generation.prefill_ms for generation in generations),
+        steps=[step for generation in generations for step in generation.steps],
+    )
 
 
 def benchmark_table(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -6,11 +6,13 @@ the probability 1 - 2 ** (1 - n), whatever the distribution: 75% for 3 processes
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from specquant.errors import SpecquantError
 
 PROCESS = "process"
+RESAMPLES = 2000  # of questions, for an interval over them
 SAMPLE = "sample"  # what a table of medians calls the `sample` that they are of
 
 
@@ -48,6 +50,29 @@ def over_processes(values: pd.Series) -> pd.DataFrame:
 def in_words(row: pd.Series, decimals: int = 2) -> str:
     """A median with its interval: "1.31 (1.30 to 1.32)". row: of `over_processes`."""
     return f"{row['median']:.{decimals}f} ({row['low']:.{decimals}f} to {row['high']:.{decimals}f})"
+
+
+def interval(name: str) -> tuple[str, str, str]:
+    """The columns of a number and of its interval."""
+    return name, f"{name}_low", f"{name}_high"
+
+
+def over_questions_with(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """A ratio of sums over questions with its 95% bootstrap interval over them (percentiles, seeded).
+
+    Args:
+        name: Of the number; its ends are called NAME_low and NAME_high.
+        above: What is added up above, for each question.
+        below: Likewise below. Where it adds up to nothing there is no number.
+    """
+    tops, bottoms = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if not bottoms.sum() > 0:
+        return dict.fromkeys(interval(name), float("nan"))
+    draws = np.random.default_rng(0).integers(len(tops), size=(RESAMPLES, len(tops)))
+    drawn = bottoms[draws].sum(axis=1)
+    ratios = tops[draws].sum(axis=1)[drawn > 0] / drawn[drawn > 0]
+    ends = (float(tops.sum() / bottoms.sum()), *np.quantile(ratios, [0.025, 0.975]).tolist())
+    return dict(zip(interval(name), ends, strict=True))
 
 
 def rule_of_three(trials: int) -> float:

@@ -34,6 +34,7 @@ class Parts:
         self.table, self.path, self.folder = table, path, path.with_suffix(".parts")
         self.same = json.loads(json.dumps(without_local_paths(dict(same)), default=str))
         self.unnamed = dict(unnamed or {})
+        self._checked: dict[Path, tuple[int, dict[str, Any]]] = {}  # parts, and when they were written
         if path.is_file():
             self._require_same(read_provenance(path), path)
 
@@ -84,13 +85,20 @@ class Parts:
     def _parts(self) -> Iterable[dict[str, Any]]:
         for path in sorted(self.folder.glob("*.json")):
             try:
-                part = json.loads(path.read_text(encoding="utf-8"))
-                rows, theirs = part["rows"], part["provenance"]
-                self.table.check(pd.DataFrame(rows), path)
+                written = path.stat().st_mtime_ns
+                if self._checked.get(path, (0,))[0] != written:
+                    self._checked[path] = written, self._read(path)
             except (OSError, ValueError, KeyError, TypeError):
                 raise SpecquantError(f"{path} is no part of {self.path.name}: remove it") from None
-            self._require_same(theirs, path)
-            yield part
+            yield self._checked[path][1]
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """A part from its file, looked at once: with many parts this takes long."""
+        part = json.loads(path.read_text(encoding="utf-8"))
+        rows, theirs = part["rows"], part["provenance"]
+        self.table.check(pd.DataFrame(rows), path)
+        self._require_same(theirs, path)
+        return part
 
     def _require_same(self, provenance: Mapping[str, Any], path: Path) -> None:
         theirs = {"device": provenance.get("device")} | self.unnamed | provenance["parameters"]

@@ -3,6 +3,7 @@
 import pandas as pd
 import pandera.pandas as pa
 
+from specquant.tables.intervals import interval
 from specquant.tables.table import Table, anything, count, number, positive, share, text
 
 _WEIGHTS = {"weights": text("trained", "synthetic")}
@@ -178,6 +179,35 @@ ROUNDS = Table(
     unit=("model", "scheme", "weights", "context_length", "process"),
     row=(*_HEAD,),
 )
+_ANSWERED = {**_TARGET, "benchmark": text(), "task": text(), "temperature": number(), **_PLAN}
+_OF_ANSWERED = (*_OF_TARGET, "benchmark", "task", "temperature", "method")
+_OF_PLAN = ("draft_size", "iterations", "min_draft_length")
+ACCEPTANCE = Table(
+    "acceptance",
+    pa.DataFrameSchema(
+        {
+            **_ANSWERED,
+            "acceptance": text("measured"),
+            "questions": count(),
+            "new_tokens": count(),
+            "cut_tokens": count(0),
+            "steps": count(),
+            **{name: positive() for name in interval("accepted_length")},
+            "mean_draft_size": positive(),
+            **_MEANS,
+            "judged_tokens": count(0),
+            **{name: share(required=False) for name in interval("acceptance_rate")},
+        }
+    ),
+    unit=_OF_ANSWERED,
+    row=_OF_PLAN,
+)
+TRACES = Table(
+    "traces",
+    pa.DataFrameSchema({**_ANSWERED, "id": text(), "steps": text()}),
+    unit=_OF_ANSWERED,
+    row=(*_OF_PLAN, "id"),
+)
 THROUGHPUT = {
     **_TARGET,
     "method": text(),
@@ -226,6 +256,8 @@ TABLES = {
         PLANTED,
         DRAFTING,
         ROUNDS,
+        ACCEPTANCE,
+        TRACES,
         Table(
             "throughput",
             pa.DataFrameSchema(THROUGHPUT),

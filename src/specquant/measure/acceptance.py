@@ -1,0 +1,230 @@
+"""How much of each method's drafts does a model accept on the benchmarks' questions? Nothing is timed.
+
+Every method answers in the settings of the paper, lookups in their own. What single steps verified and accepted is kept
+of a few questions (`decoding.traces`), to be replayed at other sizes. Many processes may share a GPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from specquant.benchmarks.benchmark import Benchmark, Question, read_questions
+from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
+from specquant.decoding import Generation, Speculator, acceptance_rule
+from specquant.decoding.drafters import get_method, methods_with
+from specquant.decoding.method import PAPER_PLANS, DraftSettings, Plan
+from specquant.decoding.models import Models
+from specquant.decoding.step import Step
+from specquant.decoding.traces import written
+from specquant.measure.checks import require_at_least
+from specquant.measure.measure import Measure, Measured, free
+from specquant.measure.parameters import Common
+from specquant.measure.tasks import answer_turns, in_one, longest_prompt
+from specquant.models.companions import place_of
+from specquant.models.device import choose_device, dtype_parameters, named_dtype
+from specquant.models.loading import load_tokenizer
+from specquant.models.options import DType, ModelOptions
+from specquant.models.quantize import CALIBRATION_TEXT
+from specquant.models.targets import possible_schemes, quantized_target
+from specquant.progress import tqdm
+from specquant.tables.intervals import over_questions_with
+from specquant.tables.schemas import ACCEPTANCE, TRACES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Common):
+    """What to answer.
+
+    Attributes:
+        model: The target, of fp16 weights, with its companions beside it: a directory, or smollm2.
+        name: What tables call it (default: its last part).
+        benchmarks: Of {benchmarks}, with commas.
+        methods: Of {methods}, with commas.
+        schemes: Of the target, with commas.
+        temperatures: With commas; 0 is greedy.
+        limit: The most questions of each task, spread evenly.
+        max_new_tokens: In one turn.
+        traced_questions: Of each task, of which steps are kept.
+        data_dir: Where the files of benchmarks are (default: results/benchmarks).
+        keep_targets_in: The folder for quantized copies of the target.
+        seed: Of draws above temperature 0.
+        dtype: What models compute in (default: as for `generate`).
+        workers: Processes that answer at once.
+    """
+
+    model: str | Path
+    name: str = ""
+    benchmarks: tuple[str, ...] = ("spec-bench", "humaneval", "gsm8k")
+    methods: tuple[str, ...] = ("vanilla", "eagle2", "hierarchical")
+    schemes: tuple[str, ...] = ("fp16",)
+    temperatures: tuple[float, ...] = (0.0,)
+    limit: int = 80
+    max_new_tokens: int = 64
+    traced_questions: int = 8
+    data_dir: Path = BENCHMARK_FILES
+    keep_targets_in: Path = Path("results/targets")
+    seed: int = 0
+    dtype: DType | None = None
+    workers: int = 1
+
+    shared = ("benchmark_files", "limit", "max_new_tokens", "traced_questions", "seed")
+
+    @property
+    def benchmark_files(self) -> dict[str, str]:
+        """The SHA-256 of each benchmark's file."""
+        return {name: read_questions(get_benchmark(name), self.data_dir)[1] for name in sorted(self.benchmarks)}
+
+    def check(self) -> None:
+        """Raises SpecquantError as `Common.check`, and for what is missing or does not fit together."""
+        super().check()
+        require_at_least(self, limit=1, traced_questions=1)
+        for temperature in self.temperatures:
+            acceptance_rule(temperature, seed=self.seed)
+        models = Models.of(ModelOptions(self.model, device=self.device))
+        for method in self.methods:
+            models.check_companions(method)
+        possible_schemes(",".join(self.schemes), self.model)
+        for benchmark in self.benchmarks:
+            self.questions(benchmark)
+
+    def same(self) -> dict[str, Any]:
+        return super().same() | dtype_parameters(self.device, self.dtype)
+
+    def units(self) -> list[dict[str, Any]]:
+        about = {"model": self.name or Path(self.model).name, "weights": "trained"}
+        return [
+            about
+            | {"scheme": scheme, "temperature": float(temperature), "method": method}
+            | {"benchmark": benchmark, "task": task}
+            for scheme in self.schemes
+            for temperature in self.temperatures
+            for method in self.methods
+            for benchmark in self.benchmarks
+            for task in self.questions(benchmark)
+        ]
+
+    def questions(self, benchmark: str) -> dict[str, list[Question]]:
+        """Those of each task. Raises SpecquantError where they are not there."""
+        questions, _ = read_questions(get_benchmark(benchmark), self.data_dir, self.limit)
+        return {task: list(some) for task, some in groupby(questions, key=lambda question: question.task)}
+
+    def models(self, scheme: str) -> Models:
+        """The target in a scheme, with the companions that lie beside its fp16 weights."""
+        beside = place_of(self.model).parent / "calibration.txt"
+        text = beside if beside.is_file() else CALIBRATION_TEXT
+        target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
+        companions: dict[str, Any] = dict(ModelOptions(self.model).companions)
+        dtype, device = named_dtype(self.dtype), choose_device(self.device)
+        return Models(target, **companions, dtype=dtype, device=device)
+
+
+def plans_of(method: str) -> list[Plan]:
+    """How a method drafts: as the paper's authors let it, or, if it is none of theirs, by its own defaults."""
+    return [plan for plan in PAPER_PLANS if plan.method == method] or [get_method(method).plan(DraftSettings())]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, what all its turns gave together, and the tokens cut from its prompts."""
+
+    question: Question
+    generation: Generation
+    cut_tokens: int
+
+    @property
+    def whole_steps(self) -> list[Step]:
+        """Those that no stop condition cut."""
+        lengths = zip(self.generation.steps, self.generation.accepted_lengths, strict=True)
+        return [step for step, length in lengths if step.accepted_length == length]
+
+
+def answer(
+    speculator: Speculator,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> Iterator[Answered]:
+    """Answer questions in turn; the draws of each do not depend on those before."""
+    longest = longest_prompt([speculator], max_new_tokens)
+    for place, question in enumerate(tqdm(questions, desc=questions[0].task, unit="question", leave=False)):
+        rule = acceptance_rule(temperature, seed=seed + place)
+        turns, cut = answer_turns(speculator, tokenizer, benchmark, question, max_new_tokens, longest, rule)
+        yield Answered(question, in_one(turns), cut)
+
+
+def figures(answered: Sequence[Answered], drafts_sequences: bool) -> dict[str, Any]:
+    """What some questions say of a method.
+
+    Args:
+        answered: the questions.
+        drafts_sequences: whether drafts are a small model's sequences. Then judged_tokens are those drafted tokens
+            whose predecessors were accepted, and acceptance_rate the share of them that was accepted. Greedily that is
+            the agreement with the small model, but for the positions behind drafts that were accepted whole.
+
+    Returns:
+        A row of acceptance.csv.
+    """
+    generations = [each.generation for each in answered]
+    steps = [step for generation in generations for step in generation.steps]
+    rounds = [length for step in steps for length in step.inner_accepted_lengths]
+    accepted, judged = [0] * len(answered), [0] * len(answered)
+    for place, each in enumerate(answered if drafts_sequences else ()):
+        accepted[place] = sum(len(step.path) for step in each.whole_steps)
+        judged[place] = sum(min(len(step.path) + 1, len(step.tree) - 1) for step in each.whole_steps)
+    return {
+        "acceptance": "measured",
+        "questions": len(answered),
+        "new_tokens": sum(len(generation.token_ids) for generation in generations),
+        "cut_tokens": sum(each.cut_tokens for each in answered),
+        "steps": len(steps),
+        **over_questions_with(
+            "accepted_length",
+            [sum(generation.accepted_lengths) for generation in generations],
+            [len(generation.steps) for generation in generations],
+        ),
+        "mean_draft_size": fmean([len(step.tree) for step in steps]) if steps else float("nan"),
+        "inner_rounds": len(rounds) / len(steps) if steps else float("nan"),
+        "inner_accepted_length": fmean(rounds) if rounds else float("nan"),
+        "judged_tokens": sum(judged),
+        **over_questions_with("acceptance_rate", accepted, judged),
+    }
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Answer the questions of each unit; a scheme's models are loaded once for all of its units."""
+    tokenizer = load_tokenizer(parameters.model)
+    for scheme, of_scheme in groupby(units, key=lambda unit: unit["scheme"]):
+        models = parameters.models(scheme)
+        speculators: dict[Plan, Speculator] = {}  # kept, for each captures graphs
+        for unit in of_scheme:
+            rows, traces = [], []
+            questions = parameters.questions(unit["benchmark"])[unit["task"]]
+            for plan in plans_of(unit["method"]):
+                speculator = speculators.setdefault(plan, models.speculator(plan))
+                of_unit = get_benchmark(unit["benchmark"]), questions, unit["temperature"]
+                answered = list(answer(speculator, tokenizer, *of_unit, parameters.max_new_tokens, parameters.seed))
+                size = {name: getattr(plan, name) for name in ("draft_size", "iterations", "min_draft_length")}
+                rows.append(size | figures(answered, plan.method in methods_with("intermediate")))
+                traces += traced(answered, parameters.traced_questions, size)
+            yield unit, (pd.DataFrame(rows), pd.DataFrame(traces))
+        del models, speculators
+        free(parameters.device)
+
+
+def traced(answered: Sequence[Answered], most: int, about: dict[str, int]) -> list[dict[str, Any]]:
+    """The steps of at most so many questions, spread evenly, with what their rows say besides."""
+    chosen = [each for each in answered if each.whole_steps]
+    some = [chosen[place * len(chosen) // most] for place in range(most)] if len(chosen) > most else chosen
+    return [about | {"id": each.question.id, "steps": written(each.whole_steps)} for each in some]
+
+
+MEASURE = Measure((ACCEPTANCE, TRACES), Parameters, run, "none")

@@ -1,0 +1,107 @@
+"""Acceptance on benchmarks' questions is that of decoding them, and several processes say what one says."""
+
+import pandas as pd
+import pytest
+
+from specquant.benchmarks.benchmark import prompt_tokens, read_questions
+from specquant.benchmarks.registry import BENCHMARKS
+from specquant.decoding import acceptance_rule, generate
+from specquant.decoding.method import Plan
+from specquant.decoding.models import tiny_models
+from specquant.decoding.traces import read_traces
+from specquant.errors import SpecquantError
+from specquant.measure.acceptance import MEASURE, Parameters, plans_of
+from specquant.measure.measure import record
+from specquant.models.loading import load_tokenizer
+from specquant.study import read_results
+from tests.questions import write_questions
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return write_questions(tmp_path_factory.mktemp("benchmarks"))
+
+
+def parameters(small_models, data_dir, **options) -> Parameters:
+    options = {"benchmarks": ("mt-bench",), "methods": ("vanilla", "hierarchical"), "max_new_tokens": 9} | options
+    return Parameters(model=small_models / "target", data_dir=data_dir, device="cpu", **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_is_what_decoding_the_questions_gives(small_models, data_dir, tmp_path, in_process, temperature):
+    chosen = parameters(small_models, data_dir, temperatures=(temperature,), methods=("vanilla",))
+    row = read_results(record(MEASURE, chosen, tmp_path)).iloc[0]
+    models, tokenizer = tiny_models(small_models), load_tokenizer(small_models / "target")
+    speculator = models.speculator(Plan("vanilla", min_draft_length=6))
+    questions, _ = read_questions(BENCHMARKS["mt-bench"], data_dir)
+    generations = []
+    for place, question in enumerate(questions):
+        rule, answers = acceptance_rule(temperature, seed=place), []
+        for _ in question.turns:
+            prompt, _ = prompt_tokens(BENCHMARKS["mt-bench"], question, answers, tokenizer, 119)
+            generations.append(generate(speculator, tokenizer, prompt, 9, rule))
+            answers.append(generations[-1].text)
+    lengths = [length for generation in generations for length in generation.accepted_lengths]
+    assert (row.questions, row.steps, row.new_tokens) == (2, len(lengths), sum(lengths) + 4)
+    assert row.accepted_length == pytest.approx(sum(lengths) / len(lengths))
+    assert row.accepted_length_low <= row.accepted_length <= row.accepted_length_high
+    assert 0 <= row.acceptance_rate <= 1
+    # What was accepted of all that was judged, but for steps that were cut, is in the traces.
+    traces = read_results(tmp_path / "traces.csv")
+    steps = [step for text in traces.steps for step in read_traces(text)]
+    assert len(traces) == 2
+    assert row.acceptance_rate == pytest.approx(
+        sum(len(step.path) for step in steps) / sum(min(len(step.path) + 1, len(step.parents) - 1) for step in steps)
+    )
+    assert row.judged_tokens == sum(min(len(step.path) + 1, len(step.parents) - 1) for step in steps)
+
+
+def test_a_hierarchys_traces_hold_the_trees_of_its_rounds(small_models, data_dir, tmp_path, in_process):
+    record(MEASURE, parameters(small_models, data_dir, traced_questions=1, methods=("hierarchical",)), tmp_path)
+    traces = read_results(tmp_path / "traces.csv")
+    assert traces[["draft_size", "iterations", "min_draft_length"]].values.tolist() == [[30, 3, 6]]
+    steps = read_traces(traces.steps.item())
+    assert any(step.rounds for step in steps)
+    for step in steps:
+        assert list(step.parents) == list(range(-1, len(step.parents) - 1))  # what is handed up is a sequence
+        assert sum(len(each.path) + 1 for each in step.rounds) <= len(step.parents) - 1
+
+
+def test_two_processes_write_what_one_writes(small_models, data_dir, tmp_path):
+    rows = [
+        read_results(record(MEASURE, parameters(small_models, data_dir, workers=workers), tmp_path / str(workers)))
+        for workers in (1, 2)
+    ]
+    pd.testing.assert_frame_equal(*rows)
+
+
+def test_only_what_is_lacking_is_answered(small_models, data_dir, tmp_path, in_process):
+    record(MEASURE, parameters(small_models, data_dir, methods=("vanilla",)), tmp_path)
+    record(MEASURE, parameters(small_models, data_dir, temperatures=(0.0, 1.0)), tmp_path)
+    names = [(unit["method"], unit["temperature"]) for unit in in_process]
+    assert names == [("vanilla", 0.0), ("hierarchical", 0.0), ("vanilla", 1.0), ("hierarchical", 1.0)]
+    with pytest.raises(SpecquantError, match="measured with max_new_tokens 9, not 8"):
+        record(MEASURE, parameters(small_models, data_dir, max_new_tokens=8), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"benchmarks": ("mmlu",)}, "unknown benchmark 'mmlu'"),
+        ({"methods": ("medusa",)}, "unknown method 'medusa'"),
+        ({"schemes": ("w3a16",)}, "w3a16"),
+        ({"temperatures": (-1.0,)}, "not -1"),
+        ({"limit": 0}, "limit is 0"),
+        ({"workers": 0}, "workers"),
+        ({"data_dir": "nowhere"}, "get it by `specquant data fetch mt-bench"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before(small_models, data_dir, tmp_path, options, says):
+    options = {"data_dir": data_dir} | options
+    with pytest.raises(SpecquantError, match=says):
+        record(MEASURE, parameters(small_models, **options), tmp_path)
+
+
+def test_plans_are_the_papers_and_lookups_have_their_own():
+    assert [plan.tree for plan in plans_of("eagle2")] == [(24, 3), (48, 6), (60, 6)]
+    assert plans_of("suffix") == [Plan("suffix")]

@@ -1,0 +1,25 @@
+"""Intervals over questions are those of the normal approximation where that holds, and none where there is nothing."""
+
+import math
+
+import numpy as np
+import pytest
+
+from specquant.tables.intervals import over_questions_with
+
+
+def test_a_ratio_of_sums_has_the_interval_of_its_mean():
+    lengths = np.random.default_rng(1).normal(3, 0.5, 400)
+    told = over_questions_with("accepted_length", lengths * 10, np.full(400, 10))
+    error = 1.96 * lengths.std() / 20
+    assert told["accepted_length"] == pytest.approx(lengths.mean())
+    assert told["accepted_length_low"] == pytest.approx(lengths.mean() - error, abs=0.01)
+    assert told["accepted_length_high"] == pytest.approx(lengths.mean() + error, abs=0.01)
+    assert told == over_questions_with("accepted_length", lengths * 10, np.full(400, 10))
+
+
+def test_it_is_of_sums_and_questions_without_steps_do_not_count():
+    told = over_questions_with("rate", [9, 0, 0], [10, 0, 2])
+    assert told["rate"] == 9 / 12
+    assert 0 <= told["rate_low"] <= told["rate"] <= told["rate_high"] == 0.9
+    assert all(map(math.isnan, over_questions_with("rate", [0, 0], [0, 0]).values()))
