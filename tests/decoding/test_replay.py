@@ -7,6 +7,7 @@ import torch
 from specquant.decoding import DraftTree, EagleDrafter, Speculator
 from specquant.decoding.drafters.replay import ReplayedTrees
 from specquant.decoding.replay import Replay, ShapedTree
+from specquant.decoding.traces import Trace
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
 
@@ -95,3 +96,14 @@ def test_the_same_seed_replays_the_same():
 def test_shapes_of_another_size_are_refused():
     with pytest.raises(SpecquantError, match="7 nodes needs recorded trees of that size"):
         speculator([[-1, 0]])
+
+
+def test_what_was_recorded_is_accepted_again_step_by_step():
+    """Whatever the tokens are: the rounds' paths in their order, and of the target's sequences as many tokens."""
+    rounds = [Trace(tuple(SHAPE), path) for path in ((1, 4), (2,), (1, 3, 5), ())]
+    taken = steps(rounds, Replay([0.0], 0.0, sequences=[2, 0, 3]), 6)
+    # Until at least 4 tokens are drafted.
+    assert [step.inner_accepted_lengths for step in taken[:3]] == [[3, 2], [4], [1, 3]]
+    assert [len(step.path) for step in taken] == [2, 0, 3, 2, 0, 3]
+    whole = steps(rounds, Replay([0.0], 0.0, sequences=[None]), 2)
+    assert [step.accepted_length for step in whole] == [6, 6]  # the second begins with a round that has no draft

@@ -10,7 +10,7 @@ from specquant.decoding.method import Plan
 from specquant.decoding.models import tiny_models
 from specquant.decoding.traces import read_traces
 from specquant.errors import SpecquantError
-from specquant.measure.acceptance import MEASURE, Parameters, plans_of
+from specquant.measure.acceptance import MEASURE, Parameters, over_tasks, plans_of
 from specquant.measure.measure import record
 from specquant.models.loading import load_tokenizer
 from specquant.study import read_results
@@ -105,3 +105,19 @@ def test_what_cannot_be_answered_is_refused_before(small_models, data_dir, tmp_p
 def test_plans_are_the_papers_and_lookups_have_their_own():
     assert [plan.tree for plan in plans_of("eagle2")] == [(24, 3), (48, 6), (60, 6)]
     assert plans_of("suffix") == [Plan("suffix")]
+
+
+def test_tasks_together_count_by_their_steps_and_have_a_narrower_interval():
+    about = {"model": "m", "scheme": "fp16", "benchmark": "b", "temperature": 0.0, **Plan("vanilla").__dict__}
+    rows = pd.DataFrame(
+        [
+            {"task": "a", "questions": 5, "steps": 30, "accepted_length": 2.0, "judged_tokens": 0},
+            {"task": "b", "questions": 6, "steps": 10, "accepted_length": 4.0, "judged_tokens": 50},
+        ]
+    ).assign(**about, accepted_length_low=[1.6, 3.2], accepted_length_high=[2.4, 4.8])
+    rates = {"acceptance_rate": [float("nan"), 0.5], "acceptance_rate_low": [float("nan"), 0.4]}
+    (row,) = over_tasks(rows.assign(**rates, acceptance_rate_high=[float("nan"), 0.6])).to_dict("records")
+    assert (row["questions"], row["accepted_length"]) == (11, 2.5)
+    half = (0.3**2 + 0.2**2) ** 0.5
+    assert (row["accepted_length_low"], row["accepted_length_high"]) == pytest.approx((2.5 - half, 2.5 + half))
+    assert [row[f"acceptance_rate{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.5, 0.4, 0.6])

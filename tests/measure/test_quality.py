@@ -7,9 +7,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
-from specquant.measure.quality import Prediction, by_scheme, predict, quality, read_documents
+from specquant.measure.measure import record
+from specquant.measure.quality import (
+    MEASURE,
+    Parameters,
+    Prediction,
+    answers,
+    by_scheme,
+    compare,
+    predict,
+    quality,
+    read_documents,
+)
 from specquant.models.loading import load_model, load_tokenizer
+from specquant.study import read_results
+from tests.questions import write_questions
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +130,46 @@ def test_text_that_cannot_be_read_or_predicted_is_refused(tmp_path, tokenizer):
         read_documents(tmp_path / "short.txt", lambda text, **_: {"input_ids": [7]}, 16)
     with pytest.raises(SpecquantError, match="documents need at least 2 tokens"):
         read_documents(tmp_path / "short.txt", tokenizer, 1)
+
+
+def test_the_command_says_what_the_functions_say(small_models, tmp_path, in_process):
+    """Perplexity and agreement as above, divergence by its definition, and the answers are the fp16 model's own."""
+    options = {"model": small_models / "target", "name": "small", "schemes": ("fp16", "w4a16-g128"), "dtype": "float64"}
+    options |= {"tokens_per_domain": 200, "longest": 50, "keep_targets_in": tmp_path / "targets", "max_new_tokens": 7}
+    (tmp_path / "sums.txt").write_text("17 plus 5 makes 22, and 17 times 5 makes 85.\n")
+    options |= {
+        "text": tmp_path / "sums.txt",
+        "benchmarks": ("mt-bench",),
+        "data_dir": write_questions(tmp_path / "questions"),
+    }
+    parameters = Parameters(**options)
+    rows = read_results(record(MEASURE, parameters, tmp_path)).set_index(["scheme", "domain"])
+    tokenizer, models = load_tokenizer(small_models / "target"), [parameters.loaded(s) for s in options["schemes"]]
+    texts, reference = parameters.texts(tokenizer), None
+    for model in models:
+        expected, own = quality(model, "small", "trained", texts, reference)
+        reference = reference or own
+        for each in expected.itertuples():
+            row = rows.loc[(each.scheme, each.domain)]
+            assert row.tokens == each.tokens
+            assert row.perplexity == pytest.approx(each.perplexity)
+            assert row.increase_percent == pytest.approx(each.increase_percent, abs=1e-9)
+            assert row.agreement_percent == pytest.approx(each.agreement_percent)
+            assert row.increase_percent_low <= row.increase_percent <= row.increase_percent_high
+    fp16, quantized = (rows.loc[(scheme, "answers, MT-Bench")] for scheme in options["schemes"])
+    assert fp16.documents == 2
+    assert fp16.divergence == 0 < quantized.divergence_low <= quantized.divergence <= quantized.divergence_high
+
+    (first, _) = answers(parameters, models[0], tokenizer)["answers, MT-Bench"]
+    generation = generate(Speculator(models[0]), tokenizer, "2 plus 3 makes\n\n", 7)
+    assert first.tokens[first.given :] == generation.token_ids
+    (told,) = compare(models[1], models[0], [first])
+    ids = torch.tensor(first.tokens)
+    with torch.inference_mode():
+        q, p = (
+            model.logits(model.prefill(ids, model.new_cache(99)))[first.given - 1 :].softmax(-1)
+            for model in models[::-1]
+        )
+    assert told["divergence"] == pytest.approx(float((p * (p / q).log()).sum()))
+    assert told["reference_loss"] == pytest.approx(-float(p[range(7), first.tokens[first.given :]].log().sum()))
+    assert told["agreed"] == int((p.argmax(-1) == q.argmax(-1)).sum())

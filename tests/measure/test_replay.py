@@ -6,6 +6,7 @@ import torch
 
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
+from specquant.measure import acceptance as measured
 from specquant.measure import replay
 from specquant.measure.measure import record
 from specquant.measure.replay import at_fitted_chances
@@ -13,6 +14,7 @@ from specquant.models.synthetic import synthetic_config
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Shapes, TreeShapes
 from specquant.study import read_results, write_results
+from tests.questions import write_questions
 
 PLANS = (
     Plan("autoregressive"),
@@ -81,6 +83,32 @@ def test_each_process_draws_anew(replayed):
     rows = read_results(replayed("fp16", intermediate=None, new_tokens=200))
     drawn = rows[rows.method == "eagle2"].set_index("process").accepted_length
     assert drawn[0] != drawn[1]
+
+
+def test_traces_of_decoding_are_replayed_with_their_accepted_lengths(small_models, tmp_path, monkeypatch, in_process):
+    """Recorded on small models, replayed on random ones of the same shapes: the same accepted lengths, no chances."""
+    for module in (acceptance, measured):
+        monkeypatch.setattr(module, "PAPER_PLANS", PLANS)
+    options = {"benchmarks": ("mt-bench",), "data_dir": write_questions(tmp_path / "questions"), "max_new_tokens": 40}
+    options |= {"methods": ("vanilla", "eagle2", "hierarchical"), "limit": 1, "device": "cpu"}
+    recorded = record(measured.MEASURE, measured.Parameters(model=small_models / "target", **options), tmp_path)
+    parameters = replay.Parameters(
+        str(small_models / "target"),
+        str(small_models / "intermediate"),
+        ("fp16",),
+        traces=tmp_path / "traces.csv",
+        new_tokens=30,
+        prompt_length=5,
+        processes=1,
+        device="cpu",
+    )
+    rows = read_results(record(replay.MEASURE, parameters, tmp_path)).set_index("method")
+    assert sorted(rows.index) == sorted(plan.method for plan in PLANS)
+    assert set(rows.acceptance) == set(rows.chances) | {"traced"} == {"traced"}
+    assert rows.head_chance.isna().all()
+    lengths = read_results(recorded).set_index("method").accepted_length
+    for method in ("vanilla", "eagle2", "hierarchical"):
+        assert rows.accepted_length[method] == pytest.approx(lengths[method], rel=0.3), method
 
 
 def test_rows_of_other_parameters_are_not_mixed(replayed):

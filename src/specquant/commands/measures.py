@@ -117,9 +117,10 @@ def _profiles(module: ModuleType, parameters: Any, out: Path) -> None:
 def _of_the_target(module: ModuleType, parameters: Any, out: Path) -> None:
     """In the schemes that a family's target can have; of those that it cannot have, a line each."""
     from specquant.files import resolve
+    from specquant.models.companions import target_in
     from specquant.models.targets import possible_schemes
 
-    schemes = possible_schemes(",".join(parameters.schemes), resolve(parameters.models_dir) / "target", tell)
+    schemes = possible_schemes(",".join(parameters.schemes), target_in(resolve(parameters.models_dir)), tell)
     _record(module, replace(parameters, schemes=tuple(schemes)), out)
 
 
@@ -162,7 +163,16 @@ def _planted(module: ModuleType, parameters: Any, out: Path) -> None:
     print(path)
 
 
+def _quality(module: ModuleType, parameters: Any, out: Path) -> None:
+    """In the schemes that the target can have; of those that it cannot have, a line each."""
+    from specquant.models.targets import possible_schemes
+
+    schemes = possible_schemes(",".join(parameters.schemes) or "all", parameters.model, tell)
+    _record(module, replace(parameters, schemes=tuple(schemes)), out)
+
+
 NAMES = {"profiles": "profile"}  # of commands that are called otherwise than their file
 # Those that do something else besides.
 OTHERS = {"tasks": _tasks, "verify_cost": _verify_cost, "kernels": _kernels, "profiles": _profiles, "planted": _planted}
+OTHERS["quality"] = _quality
 OTHERS |= dict.fromkeys(("throughput", "plans", "heads"), _of_the_target)

@@ -44,6 +44,7 @@ def plan(
     scheme: str = "w4a16-g128",
     head_scheme: str = "fp16",
     trees: Path | None = None,
+    traces: Path | None = None,
     head: float | None = None,
     inner_head: float | None = None,
     agreement: float | None = None,
@@ -58,6 +59,7 @@ def plan(
         scheme: Of both.
         head_scheme: Of the EAGLE heads.
         trees: Shapes of trees, a CSV file (default: those of the tiny models).
+        traces: What a real model accepted, a CSV file of `bench acceptance`, in place of trees and probabilities.
         head: Probability that a token of the target's EAGLE head is accepted, in a tree of 24 nodes (default: fitted).
         inner_head: Probability of the same on the intermediate model, in a tree of 30 nodes (default: fitted).
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
@@ -67,7 +69,9 @@ def plan(
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
-    where = {"trees": trees} if trees else {}
+    if traces and (given or trees):
+        raise SpecquantError("traces say what is accepted: leave out trees, head, inner-head and agreement")
+    where = {"trees": trees} if trees else {"traces": traces} if traces else {}
     table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
     print(table.head(rows).round(2).to_string(index=False))
 

@@ -12,7 +12,7 @@ from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.method import DraftSettings, Plan, TwoModels
 from specquant.errors import SpecquantError
 from specquant.files import cache_folder, read_text, resolve
-from specquant.models.companions import COMPANIONS, OWN, directories_beside
+from specquant.models.companions import COMPANIONS, OWN, directories_beside, target_in
 from specquant.models.config import load_config
 from specquant.models.device import choose_device, named_dtype
 from specquant.models.eagle import DraftHead, head_scheme, require_count
@@ -288,7 +288,8 @@ def share_ends(model: Llama, other: Llama | GraphedLlama) -> None:
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:
-    """The family in a directory laid out as `data/tiny` is; `target` may be a quantized copy of its target.
+    """The family in a directory laid out as `data/tiny` is, or as `data/smollm2`, whose target is packaged; `target`
+    may be a quantized copy of its target.
 
     A relative root is below the project root. Where heads are to know few tokens, they are counted in its calibration
     text, if not in another.
@@ -296,4 +297,4 @@ def tiny_models(root: str | Path, target: str | Path | None = None, **options) -
     root = resolve(root)
     beside = directories_beside(root / "target", options.get("intermediate"))
     usual: dict[str, Any] = {**beside, "head_text": root / "calibration.txt"}
-    return Models(target or root / "target", **usual | options)
+    return Models(target or target_in(root), **usual | options)

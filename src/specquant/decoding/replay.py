@@ -7,6 +7,7 @@ keep their cost, take the shape of trees that a trained head grew, and are accep
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ BLOCK = 32  # draws of one depth that together are spread evenly
 
 @dataclass(frozen=True)
 class ShapedTree(DraftTree):
-    """A tree with a recorded shape. longest: the rows of its longest path, of equals the first, without the root."""
+    """A tree with a recorded shape. longest: the rows of its longest path, of equals the first, without the root.
+    accepted: those that were accepted of it, where that was recorded, too."""
 
     longest: tuple[int, ...] = ()
+    accepted: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, parents: Sequence[int], device: torch.device | str) -> "ShapedTree":
+    def of(
+        cls, parents: Sequence[int], device: torch.device | str, accepted: tuple[int, ...] | None = None
+    ) -> "ShapedTree":
         """A shape alone, from the parents of its nodes; its tokens are 0."""
         shape = DraftTree.from_parents(torch.zeros(len(parents), dtype=torch.int64), torch.tensor(parents))
         path: list[int] = []
@@ -35,7 +40,7 @@ class ShapedTree(DraftTree):
             path.insert(0, row)
             row = parents[row]
         on_it = {name: getattr(shape, name).to(device) for name in ("tokens", "parents", "depths", "ancestors")}
-        return cls(**on_it, longest=tuple(path))
+        return cls(**on_it, longest=tuple(path), accepted=accepted)
 
 
 @dataclass
@@ -46,14 +51,18 @@ class Replay:
     last one also serves all deeper ones. agreement: the same for each token of a sequence, which comes from a model.
     The added token is the likeliest. Of every BLOCK draws at a depth one falls into each of as many equal parts of
     [0, 1), so that the accepted length of a few hundred tokens is nearer to the mean of very many; deep in a draft,
-    where few draws are made, it helps less. Raises SpecquantError for what is no probability.
+    where few draws are made, it helps less. sequences: how many tokens of each sequence were accepted where that was
+    recorded, None for all; they are taken in turn, and nothing is drawn. Raises SpecquantError for what is no
+    probability.
     """
 
     head: Sequence[float]
     agreement: float
     seed: int = 0
+    sequences: Sequence[int | None] = ()
     generator: np.random.Generator = field(init=False, repr=False)
     draws: dict[int, Iterator[float]] = field(init=False, repr=False)  # by depth
+    recorded: Iterator[int | None] = field(init=False, repr=False)
 
     def __post_init__(self):
         if not self.head or not all(0 <= p <= 1 for p in (*self.head, self.agreement)):
@@ -62,6 +71,7 @@ class Replay:
             )
         self.generator = np.random.default_rng(self.seed)
         self.draws = defaultdict(self._evenly)
+        self.recorded = cycle(self.sequences)
 
     def _evenly(self) -> Iterator[float]:
         while True:
@@ -79,8 +89,12 @@ class Replay:
         return Verdict(padded_rows(path, len(tree), logits.device), read)
 
     def path(self, tree: DraftTree) -> list[int]:
-        """The rows that are accepted by chance, without the root."""
+        """The rows that are accepted by chance, or that were, without the root."""
         path = list(range(1, len(tree)))
+        if isinstance(tree, ShapedTree) and tree.accepted is not None:
+            return list(tree.accepted)
+        if path and self.sequences and not isinstance(tree, ShapedTree):
+            return path[: next(self.recorded)]
         chances: Sequence[float] = [self.agreement]
         if isinstance(tree, ShapedTree):
             path, chances = list(tree.longest), self.head

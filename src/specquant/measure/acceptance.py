@@ -18,7 +18,7 @@ from specquant.benchmarks.benchmark import Benchmark, Question, read_questions
 from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
 from specquant.decoding import Generation, Speculator, acceptance_rule
 from specquant.decoding.drafters import get_method, methods_with
-from specquant.decoding.method import PAPER_PLANS, DraftSettings, Plan
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
 from specquant.decoding.models import Models
 from specquant.decoding.step import Step
 from specquant.decoding.traces import written
@@ -33,7 +33,7 @@ from specquant.models.options import DType, ModelOptions
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.targets import possible_schemes, quantized_target
 from specquant.progress import tqdm
-from specquant.tables.intervals import over_questions_with
+from specquant.tables.intervals import interval, over_questions_with
 from specquant.tables.schemas import ACCEPTANCE, TRACES
 
 
@@ -225,6 +225,29 @@ def traced(answered: Sequence[Answered], most: int, about: dict[str, int]) -> li
     chosen = [each for each in answered if each.whole_steps]
     some = [chosen[place * len(chosen) // most] for place in range(most)] if len(chosen) > most else chosen
     return [about | {"id": each.question.id, "steps": written(each.whole_steps)} for each in some]
+
+
+def over_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """All tasks of a benchmark together: means over all of its steps, or judged tokens.
+
+    Args:
+        table: acceptance.csv.
+
+    Returns:
+        A row for each of everything else, with questions, accepted_length and acceptance_rate. Tasks have questions of
+        their own, so that the half widths of their intervals add up as squares.
+    """
+    keys = ["model", "scheme", "benchmark", "temperature", *PLAN_FIELDS]
+    rows = []
+    for key, group in table.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True)) | {"questions": group.questions.sum()}
+        for name, counted in (("accepted_length", "steps"), ("acceptance_rate", "judged_tokens")):
+            share = group[counted] / group[counted].sum() if group[counted].sum() else float("nan")
+            mean = (share * group[name]).sum(min_count=1)
+            half = (((share * (group[f"{name}_high"] - group[f"{name}_low"]) / 2) ** 2).sum(min_count=1)) ** 0.5
+            row |= dict(zip(interval(name), (mean, mean - half, mean + half), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 MEASURE = Measure((ACCEPTANCE, TRACES), Parameters, run, "none")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pandas as pd
@@ -56,8 +57,9 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     """Measure what the table in `out_dir` lacks, or with `anew` everything; returns the (first) table's path.
 
     Each process of the parameters is a fresh interpreter, so that what it finds is independent of the others. The table
-    is joined after each unit. What cannot be measured, such as a scheme that does not fit, is named on stderr and left
-    out. Raises SpecquantError where the table holds rows of other parameters, a process dies, or nothing was measured.
+    is joined as units are there. What cannot be measured, such as a scheme that does not fit, is named on stderr and
+    left out. Raises SpecquantError where the table holds rows of other parameters, a process dies, or nothing was
+    measured.
     """
     parameters.check()
     paths = [resolve(out_dir) / f"{table.name}.csv" for table in measure.tables]
@@ -69,6 +71,18 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     units = parameters.units()
     lacking = [each.missing(units) for each in parts]
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
+    try:
+        _measure(measure, parameters, missing, parts)
+    except BaseException:  # an interrupt, too: what is there shall be in the table
+        with suppress(SpecquantError):
+            _join(parts)
+        raise
+    return _join(parts)
+
+
+def _measure(measure: Measure, parameters: Common, missing: Sequence[Unit], parts: Sequence[Parts]) -> None:
+    """Measure units, those of each process in fresh interpreters, as many at once as there are to be workers."""
+    next_join = 0.0
     with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
         for _, of_process in groupby(missing, key=lambda unit: unit.get("process", 0)):
             together = list(of_process)
@@ -79,12 +93,16 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
                     raise SpecquantError(told["error"])
                 if "left_out" in told:
                     tell(told["left_out"])
-                else:
-                    for each in parts:
-                        each.join()
+                elif (began := monotonic()) > next_join:  # joining many takes its time, too
+                    _join(parts)
+                    next_join = monotonic() + 10 * (monotonic() - began)
                 bar.update()
-    joined = [each.join() for each in parts]
-    return joined[0]
+
+
+def _join(parts: Sequence[Parts]) -> Path:
+    """Join the parts of each table; returns the first one's path."""
+    paths = [each.join() for each in parts]
+    return paths[0]
 
 
 def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unnamed: dict[str, Any]) -> list[Parts]:

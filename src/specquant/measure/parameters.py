@@ -45,7 +45,7 @@ class Common:
         if self.device is None or isinstance(self.device, str):  # else `check` says so
             object.__setattr__(self, "device", choose_device(self.device))
         for name, kind in get_type_hints(type(self)).items():
-            if kind is Path and isinstance(getattr(self, name), str):  # of a notebook, or out of JSON
+            if kind in (Path, Path | None) and isinstance(getattr(self, name), str):  # of a notebook, or of JSON
                 object.__setattr__(self, name, Path(getattr(self, name)))
 
     def check(self) -> None:

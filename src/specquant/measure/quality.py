@@ -1,8 +1,13 @@
-"""How good a quantized model still is: perplexity, and agreement with the fp16 model."""
+"""How good a quantized model still is: perplexity, and agreement with the fp16 model.
 
-from collections.abc import Mapping, Sequence
+On held-out text, and on what the fp16 model itself answers to benchmarks' questions.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -10,13 +15,26 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
+from specquant.benchmarks.benchmark import prompt_tokens, read_questions
+from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
+from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.checks import require_at_least
+from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
+from specquant.measure.tasks import longest_prompt
+from specquant.models.companions import place_of
+from specquant.models.device import named_dtype
+from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
+from specquant.models.loading import load_model, load_tokenizer
+from specquant.models.quantize import CALIBRATION_TEXT
+from specquant.models.targets import quantized_target
 from specquant.models.texts import tokens_of
 from specquant.progress import tqdm
+from specquant.tables.intervals import over_questions_with
+from specquant.tables.schemas import TABLES
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
 DOMAINS = ("mathematics", "code", "prose")
@@ -28,29 +46,69 @@ class Parameters(Common):
     """What to read, and how.
 
     Attributes:
+        model: The target, of fp16 weights: a directory, or smollm2.
+        name: What tables call it.
+        schemes: Of the target, with commas (default: those that it can have).
         tokens_per_domain: Of held-out text, rounded up to whole documents.
         longest: Tokens of a document that are read at once.
+        text: A file with more held-out text, a domain of its own.
+        benchmarks: Whose questions the fp16 model answers, with commas (default: none).
+        limit: The most questions of each of their tasks.
+        max_new_tokens: The most tokens of an answer.
+        data_dir: Where the files of benchmarks are (default: results/benchmarks).
+        keep_targets_in: The folder for quantized copies of the target.
         dtype: That models compute in.
+        workers: Processes that read at once, each a scheme of its own.
     """
 
+    model: str | Path = "data/tiny/target"
+    name: str = "tiny"
+    schemes: tuple[str, ...] = ()
     tokens_per_domain: int = 3000
     longest: int = 512
+    text: Path | None = None
+    benchmarks: tuple[str, ...] = ()
+    limit: int = 10
+    max_new_tokens: int = 64
+    data_dir: Path = BENCHMARK_FILES
+    keep_targets_in: Path = Path("results/targets")
     dtype: str = "float64"
     device: str = "cpu"
+    workers: int = 1
 
     shared = ("dtype", "tokens_per_domain", "longest")
 
     def check(self) -> None:
-        """Raises SpecquantError for wrong types, and for numbers out of range."""
+        """Raises SpecquantError for wrong types, for numbers out of range, and for questions that are not there."""
         super().check()
-        require_at_least(self, tokens_per_domain=1, longest=2)
+        require_at_least(self, tokens_per_domain=1, longest=2, limit=1)
+        for name in self.benchmarks:
+            read_questions(get_benchmark(name), self.data_dir, self.limit)
+
+    def same(self) -> dict[str, Any]:
+        told = super().same()
+        if self.benchmarks:
+            told |= {"benchmarks": list(self.benchmarks), "limit": self.limit, "max_new_tokens": self.max_new_tokens}
+        return told | ({"text": self.text.name} if self.text else {})
+
+    def units(self) -> list[dict[str, Any]]:
+        return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Documents]:
         """The documents of each domain in data/text."""
+        files = {domain: Path(f"data/text/{domain}.txt") for domain in DOMAINS}
+        files |= {self.text.stem: self.text} if self.text else {}
         return {
-            domain: read_documents(f"data/text/{domain}.txt", tokenizer, self.longest, self.tokens_per_domain)
-            for domain in DOMAINS
+            domain: read_documents(file, tokenizer, self.longest, self.tokens_per_domain)
+            for domain, file in files.items()
         }
+
+    def loaded(self, scheme: str, context_length: int | None = None) -> Llama:
+        """The target in a scheme."""
+        beside = place_of(self.model).parent / "calibration.txt"
+        text = beside if beside.is_file() else CALIBRATION_TEXT
+        target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
+        return load_model(target, None, named_dtype(self.dtype), self.device, context_length)
 
 
 def read_documents(
@@ -114,7 +172,7 @@ def predict(model: Llama, documents: Documents) -> Prediction:
         loss += float(F.cross_entropy(logits[:-1].double(), ids[1:], reduction="sum"))
         count += len(tokens) - 1
         greedy.append(logits.argmax(dim=-1))
-    return Prediction(float(torch.tensor(loss / count).exp()), torch.cat(greedy))
+    return Prediction(math.exp(loss / count), torch.cat(greedy))
 
 
 def quality(
@@ -150,6 +208,88 @@ def quality(
     return rows, own
 
 
+class Read(NamedTuple):
+    """Tokens to predict: all behind the first `given`, which are a document's first one, or a question's prompt."""
+
+    tokens: list[int]
+    given: int
+
+
+def answers(parameters: Parameters, model: Llama, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Read]]:
+    """What a model answers greedily to the first turn of benchmarks' questions, by task."""
+    read: dict[str, list[Read]] = {}
+    speculator = Speculator(graphed(model))
+    longest = longest_prompt([speculator], parameters.max_new_tokens)
+    for name in parameters.benchmarks:
+        benchmark = get_benchmark(name)
+        for question in tqdm(
+            read_questions(benchmark, parameters.data_dir, parameters.limit)[0], desc=name, leave=False
+        ):
+            prompt, _ = prompt_tokens(benchmark, question, [], tokenizer, longest)
+            answer = generate(speculator, tokenizer, prompt, parameters.max_new_tokens).token_ids
+            read.setdefault(f"answers, {question.task}", []).append(Read(prompt + answer, len(prompt)))
+    return read
+
+
+@torch.inference_mode()
+def compare(model: Llama, reference: Llama, read: Sequence[Read]) -> Iterator[dict[str, float]]:
+    """What two models make of each document: positions, and sums over them.
+
+    tokens: after which something is predicted. agreed: after how many both models' likeliest next tokens are the same.
+    divergence: of the model's distributions from the reference's (Kullback-Leibler, nats). predicted: tokens, with the
+    negative log-likelihoods of both models, `loss` and `reference_loss`, in nats.
+    """
+    for tokens, given in read:
+        ids = torch.tensor(tokens, device=model.device)
+        ours, theirs = (
+            each.logits(each.prefill(ids, each.new_cache(len(tokens)))[given - 1 :]).double().log_softmax(-1)
+            for each in (model, reference)
+        )
+        chosen = ids[given:, None]
+        yield {
+            "tokens": len(ours),
+            "agreed": int((ours.argmax(-1) == theirs.argmax(-1)).sum()),
+            "divergence": float((theirs.exp() * (theirs - ours)).sum()),
+            "predicted": len(chosen),
+            "loss": -float(ours[:-1].gather(1, chosen).sum()),
+            "reference_loss": -float(theirs[:-1].gather(1, chosen).sum()),
+        }
+
+
+def compared(documents: pd.DataFrame) -> dict[str, Any]:
+    """A row of quality.csv from rows of `compare`; intervals are over documents, or over questions."""
+    more = over_questions_with("more", documents.loss - documents.reference_loss, documents.predicted)
+    agreed = over_questions_with("agreement", documents.agreed, documents.tokens)
+    ends = ("", "_low", "_high")
+    return {
+        "tokens": int(documents.tokens.sum()),
+        "documents": len(documents),
+        "perplexity": math.exp(documents.loss.sum() / documents.predicted.sum()),
+        **{f"increase_percent{end}": 100 * math.expm1(more[f"more{end}"]) for end in ends},
+        **{f"agreement_percent{end}": 100 * agreed[f"agreement{end}"] for end in ends},
+        **over_questions_with("divergence", documents.divergence, documents.tokens),
+    }
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Read all text by each scheme's target, beside the fp16 target, which also writes the answers."""
+    tokenizer = load_tokenizer(parameters.model)
+    reference = parameters.loaded("fp16")
+    read = {
+        domain: [Read(tokens, 1) for tokens in documents] for domain, documents in parameters.texts(tokenizer).items()
+    }
+    read |= answers(parameters, reference, tokenizer)
+    for unit in units:
+        model = reference if unit["scheme"] == "fp16" else parameters.loaded(unit["scheme"])
+        rows = [
+            {"domain": domain} | compared(pd.DataFrame(compare(model, reference, documents)))
+            for domain, documents in tqdm(read.items(), desc=unit["scheme"], unit="domain", leave=False)
+        ]
+        yield unit, pd.DataFrame(rows)
+        del model
+        free(parameters.device)
+
+
 def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
     """For each scheme the mean over domains of the increase in perplexity and of the agreement, in percent."""
     columns = ["increase_percent", "agreement_percent"]
@@ -173,3 +313,6 @@ def draw(frame: pd.DataFrame) -> Figure:
     axis.set_xlabel(f"perplexity above {mark(reference, SCHEMES).label} (%)")
     legend_above(figure, axis, columns=3)
     return figure
+
+
+MEASURE = Measure((TABLES["quality"],), Parameters, run, "none")

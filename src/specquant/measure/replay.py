@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.drafters import by_plan, get_method, methods_with
+from specquant.decoding.drafters import PAPER_METHODS, by_plan, get_method, methods_with
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees
 from specquant.decoding.generation import Generation, decode_steps
@@ -35,6 +35,7 @@ from specquant.models.options import DType
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
@@ -70,6 +71,7 @@ class Parameters(Common):
         tree: Nodes and iterations of it, with a comma.
         hierarchical_length: The accepted length of the paper's hierarchy, to which acceptance is fitted, too.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
+        traces: What a real model accepted step by step, a CSV file (`bench acceptance`), in place of all chances.
         new_tokens: Tokens to decode by each plan.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, each with draws of its own, for intervals.
@@ -88,6 +90,7 @@ class Parameters(Common):
     tree: tuple[int, ...] = (24, 3)
     hierarchical_length: float = 5.1
     trees: Path = Path(RECORDED_TREES)
+    traces: Path | None = None
     new_tokens: int = 512
     prompt_length: int = 512
     processes: int = 3
@@ -111,7 +114,8 @@ class Parameters(Common):
             if name is not None:
                 synthetic_config(name)
         require_at_least(self, new_tokens=1, prompt_length=1)
-        self.points("fitted")
+        for scheme in self.schemes:
+            self.points("traced" if self.traces else "fitted", scheme)
 
     def same(self) -> dict[str, Any]:
         return super().same() | dtype_parameters(self.device, self.dtype)
@@ -123,26 +127,33 @@ class Parameters(Common):
         about |= {"intermediate_scheme": self.intermediate_scheme}
         return [
             about | {"scheme": scheme, "chances": chances, "process": process}
-            for chances in (("fitted", "swept") if self.sweep else ("fitted",))
+            for chances in (("traced",) if self.traces else ("fitted", "swept") if self.sweep else ("fitted",))
             for process in range(self.processes)
             for scheme in self.schemes
         ]
 
-    def points(self, chances: str) -> list[tuple[Plan, Chances]]:
-        """The plans to decode, each with chances of acceptance: the fitted ones, or those that a sweep adds."""
+    def points(self, chances: str, scheme: str) -> Sequence[tuple[Plan, Chances | Traces]]:
+        """The plans to decode, each with chances of acceptance: the fitted ones, or those that a sweep adds; or each of
+        those that were traced, with the traces."""
+        if chances == "traced":
+            traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme)
+            return [(plan, traces) for plan in (Plan("autoregressive"), *traces.plans) if self._has(plan)]
         shapes = Shapes.of(read_results(self.trees))
         length = self.hierarchical_length
         nodes, iterations = self.tree
         fitted = shapes.fitted_chances((nodes, iterations), self.accepted_length, hierarchical_length=length)
-        without = [] if self.intermediate is not None else methods_with("intermediate")
-        paper, more = (
-            [plan for plan in plans if plan.method not in without] for plans in (acceptance.PAPER_PLANS, MORE_PLANS)
-        )
+        paper, more = ([plan for plan in plans if self._has(plan)] for plans in (acceptance.PAPER_PLANS, MORE_PLANS))
         if chances == "fitted":
             return [(plan, fitted) for plan in paper]
         one_by_one = [plan for plan in paper if plan.method == "autoregressive"]
         others = [(plan, other) for plan in paper for other in _other_chances(plan, fitted)]
         return [(plan, fitted) for plan in (*one_by_one, *more)] + others
+
+    def _has(self, plan: Plan) -> bool:
+        """Whether the models of a plan of the paper's methods are named."""
+        return plan.method in PAPER_METHODS and (
+            self.intermediate is not None or plan.method not in methods_with("intermediate")
+        )
 
 
 def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
@@ -174,7 +185,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             seed=parameters.seed,
         )
         seed = parameters.seed + unit["process"]
-        points = parameters.points(unit["chances"])
+        points = parameters.points(unit["chances"], unit["scheme"])
         try:
             rows = replay_plans(models, trees, points, parameters.prompt_length, parameters.new_tokens, seed)
             yield unit, pd.DataFrame(rows)
@@ -242,12 +253,13 @@ class SyntheticModels:
     def inner_head(self) -> EagleHead:
         return self._head(self.intermediate)
 
-    def speculator(self, plan: Plan, trees: pd.DataFrame) -> Speculator:
-        """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`)."""
+    def speculator(self, plan: Plan, trees: pd.DataFrame | Traces) -> Speculator:
+        """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`), or from traces."""
 
         def trees_for(which: str) -> Drafter:
             head = self.head if which == "target" else self.inner_head
-            shapes = tree_shapes(trees_of(trees, which), *plan.tree)
+            traced = isinstance(trees, Traces)
+            shapes = trees.trees(plan) if traced else tree_shapes(trees_of(trees, which), *plan.tree)
             drafter = EagleDrafter(head, *plan.tree, vocab_size=self.target.config.vocab_size)
             return ReplayedTrees(drafter, shapes, self.device)
 
@@ -264,7 +276,7 @@ class SyntheticModels:
 def replay_plans(
     models: SyntheticModels,
     trees: pd.DataFrame,
-    points: Sequence[tuple[Plan, Chances]],
+    points: Sequence[tuple[Plan, Chances | Traces]],
     prompt_length: int = 512,
     new_tokens: int = 512,
     seed: int = 0,
@@ -272,7 +284,8 @@ def replay_plans(
     """Decode a random prompt by each plan under its chances; a row of replayed.csv for each, as it is measured.
 
     Before its first row every plan decodes once without being timed, which captures its graphs. Times are milliseconds
-    a step. head_chance, agreement: what is replayed at every depth, 0 where the plan has no such draft.
+    a step. head_chance, agreement: what is replayed at every depth, 0 where the plan has no such draft; nothing where
+    traces are replayed, in their order.
     whole_drafts: the share of steps that accepted all of a draft.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -280,14 +293,12 @@ def replay_plans(
     prompt = torch.randint(0, config.vocab_size, (prompt_length,), generator=generator).tolist()
     speculators = {}
     for plan, chances in points:
-        method = get_method(plan.method)
-        head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of or "", [0.0])
-        agreement = chances.agreement if "intermediate" in method.companions else 0.0
+        rule, told = _rule(plan, chances, seed)
         if plan not in speculators:
-            speculators[plan] = models.speculator(plan, trees)
+            speculators[plan] = models.speculator(plan, chances if isinstance(chances, Traces) else trees)
             first = 16 if plan.method == "autoregressive" else new_tokens
-            decode(speculators[plan], prompt, Replay(head, agreement, seed), first)
-        generation = decode(speculators[plan], prompt, Replay(head, agreement, seed), new_tokens)
+            decode(speculators[plan], prompt, rule(), first)
+        generation = decode(speculators[plan], prompt, rule(), new_tokens)
         whole = [len(step.path) == len(step.tree) - 1 > 0 for step in generation.steps]
         yield {
             "model": Path(models.target_name).name,
@@ -295,17 +306,28 @@ def replay_plans(
             **asdict(plan),
             "task": "random tokens",
             "weights": "synthetic",
-            "acceptance": "replayed",
+            **told,
             **describe_head(models.head_scheme, models.head_vocabulary, config),
             "intermediate": Path(models.intermediate_name).name if models.intermediate_name else "none",
             "intermediate_scheme": models.intermediate_scheme,
-            "head_chance": round(head[0], 4),
-            "agreement": agreement,
             "seed": seed,
             "context_length": prompt_length,
             **measurements(generation),
             "whole_drafts": sum(whole) / len(whole),
         }
+
+
+def _rule(plan: Plan, chances: Chances | Traces, seed: int) -> tuple[Callable[[], Replay], dict[str, Any]]:
+    """What makes a plan's rule, and what a row tells of it."""
+    if isinstance(chances, Traces):
+        sequences = chances.sequences(plan)
+        told = {"acceptance": "traced", "head_chance": math.nan, "agreement": math.nan}
+        return lambda: Replay([0.0], 0.0, seed, sequences), told
+    method = get_method(plan.method)
+    head = {"target": chances.head, "intermediate": chances.inner_head}.get(method.trees_of or "", [0.0])
+    agreement = chances.agreement if "intermediate" in method.companions else 0.0
+    told = {"acceptance": "replayed", "head_chance": round(head[0], 4), "agreement": agreement}
+    return lambda: Replay(head, agreement, seed), told
 
 
 def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int) -> Generation:

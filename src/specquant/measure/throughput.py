@@ -22,11 +22,13 @@ from specquant.files import resolve
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.parameters import Common
+from specquant.models.companions import target_in
 from specquant.models.device import named_dtype
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, DType
+from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.targets import quantized_target
 from specquant.progress import tqdm
 from specquant.tables.marks import Mark
@@ -44,7 +46,7 @@ class Decoding(Common):
     """How prompts are decoded greedily on trained models.
 
     Attributes:
-        models_dir: The folder of a target and its companions, laid out as `data/tiny`.
+        models_dir: The folder of a target and its companions, laid out as `data/tiny` or `data/smollm2`.
         prompts: A file like `data/prompts/prompts.jsonl` (default: that one).
         prompts_per_task: The most prompts of each task (default: all).
         max_new_tokens: The most tokens behind a prompt.
@@ -80,7 +82,12 @@ class Decoding(Common):
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
-        return quantized_target(resolve(self.models_dir) / "target", scheme, self.keep_targets_in)
+        root = resolve(self.models_dir)
+        text = root / "calibration.txt"
+        calibration = text if text.is_file() else CALIBRATION_TEXT
+        return quantized_target(
+            target_in(root), scheme, self.keep_targets_in, device=self.device, calibration=calibration
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

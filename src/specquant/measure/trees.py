@@ -13,6 +13,7 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.throughput import Decoding
+from specquant.models.companions import target_in
 from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings
@@ -89,7 +90,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the prompts once for each size of tree, by EAGLE-2 on the target and on the intermediate model."""
     family, models_dir = tiny_models(parameters.models_dir), resolve(parameters.models_dir)
     inner = Models(models_dir / "intermediate", models_dir / "eagle-intermediate")
-    tokenizer, prompts = load_tokenizer(models_dir / "target"), parameters.chosen_prompts()
+    tokenizer, prompts = load_tokenizer(target_in(models_dir)), parameters.chosen_prompts()
     for unit in units:
         models = family if unit["model"].endswith("target") else inner
         settings = replace(parameters.settings, draft_size=unit["draft_size"], iterations=unit["iterations"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root
-from specquant.models.packaged import is_packaged
+from specquant.models.packaged import PACKAGED, is_packaged
 
 COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate", "eagle3_target", "eagle3_intermediate")
 
@@ -30,6 +30,12 @@ def directories_beside(target: Path | str, intermediate: object = None) -> dict[
     if str(intermediate).startswith(OWN):
         names |= {which: names[which.replace("_intermediate", "_target")] for which in names if "_" in which}
     return {which: place.parent / name for which, name in names.items()}
+
+
+def target_in(root: Path | str) -> Path | str:
+    """The target of a family in a folder: `root/target`, or the packaged model whose companions lie there."""
+    inside = Path(root) / "target"
+    return next((name for name in PACKAGED if is_packaged(name) and place_of(name) == inside), inside)
 
 
 def place_of(target: Path | str) -> Path:

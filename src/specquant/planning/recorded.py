@@ -14,6 +14,7 @@ from specquant.planning.acceptance import Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs
 from specquant.planning.planner import Planner
+from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES
 from specquant.tables.results import read_medians, read_results
 
@@ -99,12 +100,14 @@ def plan_table(
     head_scheme: str = "fp16",
     chances: Mapping[str, float] | None = None,
     trees: str | Path = RECORDED_TREES,
+    traces: str | Path | None = None,
 ) -> pd.DataFrame:
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
-    (`Shapes.fitted_chances`). Bookkeeping between passes is left out. Raises SpecquantError where a chance is no
-    probability, a table is missing, or a model was not measured in the scheme.
+    (`Shapes.fitted_chances`). traces: what a real model accepted, a table (`Traces`), in place of chances and shapes;
+    only plans with trees that were traced are then known. Bookkeeping between passes is left out. Raises
+    SpecquantError where a chance is no probability, a table is missing, or a model was not measured in the scheme.
     """
     given: dict[str, Any] = {}
     for name, chance in (chances or {}).items():
@@ -112,7 +115,6 @@ def plan_table(
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
     passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
-    shapes = Shapes.of(read_results(trees, table="trees"))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(
             f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
@@ -122,4 +124,7 @@ def plan_table(
         return measured_costs(passes, drafting, model, scheme, head_scheme)
 
     planner = Planner(costs(target), costs(intermediate) if intermediate else None)
+    if traces:
+        return planner.table(Traces(read_results(traces, table="traces"), scheme).statistics())
+    shapes = Shapes.of(read_results(trees, table="trees"))
     return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))

@@ -67,12 +67,12 @@ REPLAYED = Table(
             **_HEAD,
             "intermediate": text(),
             "intermediate_scheme": text(),
-            "chances": text("fitted", "swept"),
+            "chances": text("fitted", "swept", "traced"),
             "process": count(0),
             **_PLAN,
-            "head_chance": share(),
-            "agreement": share(),
-            "acceptance": text("replayed"),
+            "head_chance": share(required=False),
+            "agreement": share(required=False),
+            "acceptance": text("replayed", "traced"),
             "context_length": count(),
             "new_tokens": count(),
             "steps": count(),
@@ -227,6 +227,9 @@ PLANS |= {"mean_draft_size": positive(required=False), **_STEP, "tokens_per_s": 
 PLANS |= {"prompts": count(required=False), **_PLAN, "predicted_tokens_per_s": positive(required=False)}
 QUALITY = {**_TARGET, "domain": text(), "tokens": count(required=False), "perplexity": positive()}
 QUALITY |= {"increase_percent": anything(), "agreement_percent": number(required=False)}
+QUALITY |= {"increase_percent_low": anything(), "increase_percent_high": anything(), "documents": count(required=False)}
+QUALITY |= {f"agreement_percent_{end}": number(required=False) for end in ("low", "high")}
+QUALITY |= {name: anything() for name in interval("divergence")}
 KERNELS = {"model": text(required=False), "layer": text(), "scheme": text(), "implementation": text(), **_WEIGHTS}
 KERNELS |= {**_BLOCK, "draft_size": count(), "in_features": count(), "out_features": count(), **_SPREAD_US, **_CARD}
 KERNELS |= {"bytes": positive(required=False), "operations": positive(required=False)}

@@ -8,6 +8,7 @@ import torch
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.replay import ShapedTree
+from specquant.decoding.traces import Trace
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 
@@ -15,10 +16,13 @@ from specquant.errors import SpecquantError
 class ReplayedTrees(Drafter):
     """A drafter whose trees take recorded shapes, in turn. It drafts as ever, tokens included."""
 
-    def __init__(self, drafter: Drafter, shapes: Sequence[Sequence[int]], device: torch.device | str):
-        """shapes: the parents of every tree's nodes, as many as `drafter` drafts."""
+    def __init__(self, drafter: Drafter, shapes: Sequence[Sequence[int]] | Sequence[Trace], device: torch.device | str):
+        """shapes: the parents of every tree's nodes, as many as `drafter` drafts, or steps with what they accepted."""
         self.drafter = drafter
-        self.shapes = [ShapedTree.of(parents, device) for parents in shapes]
+        self.shapes = [
+            ShapedTree.of(*((shape.parents, device, shape.path) if isinstance(shape, Trace) else (shape, device)))
+            for shape in shapes
+        ]
         self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
         self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
         self.feature_layers = drafter.feature_layers

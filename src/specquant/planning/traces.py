@@ -1,0 +1,86 @@
+"""What a real model accepted, step by step (traces.csv), in place of chances that are fitted to published lengths."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from specquant.decoding.drafters import get_method
+from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.traces import Trace, read_traces
+from specquant.errors import SpecquantError
+from specquant.planning.acceptance import AcceptanceStatistics
+
+FEWEST = 10  # sequences that reached a place, for its chance to be told
+
+
+class Traces:
+    """The greedy steps of one target.
+
+    Args:
+        rows: traces.csv.
+        scheme: Of the target; where it was not traced, the first that was.
+
+    Raises:
+        SpecquantError: No step was traced at temperature 0, or a step is none.
+    """
+
+    def __init__(self, rows: pd.DataFrame, scheme: str = "fp16"):
+        greedy = rows[rows.temperature == 0]
+        if greedy.empty:
+            raise SpecquantError("the traces hold no step at temperature 0: record some (specquant bench acceptance)")
+        chosen = greedy[greedy.scheme == (scheme if (greedy.scheme == scheme).any() else greedy.scheme.iloc[0])]
+        self._steps: dict[Plan, list[Trace]] = {
+            Plan(*plan): [step for text in of_plan.steps for step in read_traces(text)]
+            for plan, of_plan in chosen.groupby(list(PLAN_FIELDS), sort=False)
+        }
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Those that were traced."""
+        return list(self._steps)
+
+    def trees(self, plan: Plan) -> list[Trace]:
+        """EAGLE-2's trees of full size, on the model that verifies them. Raises SpecquantError where there are none."""
+        steps, of = self._drafted(plan), get_method(plan.method).trees_of
+        verified = steps if of == "target" else [tree for step in steps for tree in step.rounds]
+        trees = [tree for tree in verified if len(tree.parents) == plan.draft_size]
+        if not trees:
+            raise SpecquantError(f"no trees of {plan} were traced: trace that plan, or leave out --traces")
+        return trees
+
+    def sequences(self, plan: Plan) -> list[int | None]:
+        """How many tokens of each sequence the target accepted; None where it accepted all."""
+        steps = self._drafted(plan)
+        return [len(step.path) if len(step.path) < len(step.parents) - 1 else None for step in steps]
+
+    def _drafted(self, plan: Plan) -> list[Trace]:
+        """Steps of a plan, but those that were to draft fewer tokens than it asks for, at the end of a text."""
+        return [step for step in self._steps.get(plan, []) if len(step.parents) > plan.min_draft_length]
+
+    def statistics(self) -> AcceptanceStatistics:
+        """How often drafts were accepted, for the planner."""
+        of_trees: dict[str, dict] = {"target": {}, "intermediate": {}}
+        sequences = []
+        for plan, steps in self._steps.items():
+            method = get_method(plan.method)
+            if method.trees_of:
+                lengths = [len(tree.path) for tree in self.trees(plan)]
+                of_trees[method.trees_of][plan.tree] = np.bincount(lengths) / len(lengths)
+            if "intermediate" in method.companions:
+                sequences += [(len(step.path), len(step.parents) - 1) for step in steps]
+        return AcceptanceStatistics(of_trees["target"], of_trees["intermediate"], _by_place(sequences) or [0.0])
+
+
+def _by_place(sequences: Sequence[tuple[int, int]]) -> list[float]:
+    """By its place in a sequence, how often a token was accepted once those before it were.
+
+    Places that hardly any sequence reached count together: the last one serves all later tokens.
+    """
+    chances: list[float] = []
+    for place in range(max((drafted for _, drafted in sequences), default=0)):
+        judged = [accepted > place for accepted, drafted in sequences if drafted > place and accepted >= place]
+        if len(judged) < FEWEST:
+            break
+        chances.append(float(np.mean(judged)))
+    return chances
