@@ -78,6 +78,7 @@ class Parameters(Common):
         head_vocabulary: Tokens that the heads know (default: all).
         intermediate_scheme: Of the intermediate model.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
+        row_invariance: Of the target: "no", "yes", or both, with commas.
         processes: Fresh interpreters, each with prompts and errors of its own.
         seed: Of weights, prompts and errors.
         dtype: What models compute in (default: the target's, `models.device.default_dtype`).
@@ -101,6 +102,7 @@ class Parameters(Common):
     head_vocabulary: int | None = None
     intermediate_scheme: str = "w4a16-g128"
     trees: Path = Path(RECORDED_TREES)
+    row_invariance: tuple[Literal["no", "yes"], ...] = ("no", "yes")
     processes: int = 3
     seed: int = 0
     dtype: DType | None = None
@@ -162,7 +164,7 @@ class Parameters(Common):
             about | {"scheme": scheme, "row_invariant": row_invariant, "process": process}
             for process in range(self.processes)
             for scheme in self.schemes
-            for row_invariant in ("no", "yes")
+            for row_invariant in self.row_invariance
         ]
 
     def plans(self) -> list[Plan]:
