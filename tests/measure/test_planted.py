@@ -218,7 +218,8 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
     text = tmp_path / "text.txt"
     text.write_text("1 plus 1 makes 2, and 2 plus 2 makes 4. " * 200)
     for codes in ("trained", "uniform"):
-        measure(settings("w4a16-g128", codes=codes, calibration_text=text, **options), tmp_path / codes)
+        rows = measure(settings("w4a16-g128", codes=codes, calibration_text=text, **options), tmp_path)
+    assert set(rows.codes) == {"trained", "uniform"}  # one table holds both
     copy = next((tmp_path / "targets").iterdir())
     wanted = code_shares(load_model(copy))
     trained, _, uniform, _ = [float((shares - wanted).abs().sum()) for shares in drawn]

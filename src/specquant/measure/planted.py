@@ -83,7 +83,7 @@ class Parameters(Common):
         seed: Of weights, prompts and errors.
         dtype: What models compute in (default: the target's, `models.device.default_dtype`).
         codes: Of synthetic weights: "uniform", or "trained", drawn as often as a trained model has each.
-        codes_from: That trained model's directory.
+        codes_from: That trained model's directory (default: SmolLM2's small model, which is in W4A16-g128).
         keep_targets_in: Where quantized copies of trained models are kept.
         calibration_text: What they are calibrated on, a text file.
     """
@@ -107,7 +107,7 @@ class Parameters(Common):
     seed: int = 0
     dtype: DType | None = None
     codes: Literal["uniform", "trained"] = "uniform"
-    codes_from: Path = Path("data/tiny/target")
+    codes_from: Path = Path("data/smollm2/intermediate")
     keep_targets_in: Path = Path("results/targets")
     calibration_text: Path = Path(CALIBRATION_TEXT)
 
@@ -151,9 +151,11 @@ class Parameters(Common):
         return self.model if self.model in SHAPES else locate(resolve_model(self.model), SMALL_FILES)
 
     def same(self) -> dict[str, Any]:
-        same = super().same()
-        same |= {"codes_from": str(self.codes_from)} if self.codes == "trained" and self.weights == "synthetic" else {}
-        return same | dtype_parameters(self.device, self.dtype)
+        # Also of codes that are drawn uniformly: one table holds both.
+        return super().same() | {"codes_from": str(self.codes_from)} | dtype_parameters(self.device, self.dtype)
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"codes_from": str(self.codes_from)}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": self.weights, "codes": self.codes}
