@@ -35,7 +35,7 @@ from specquant.models.companions import COMPANIONS
 from specquant.study.findings import FINDINGS, read_findings
 from specquant.study.page import page
 from specquant.study.report import Live, write_report
-from specquant.tables.provenance import provenance, without_local_paths
+from specquant.tables.provenance import COMMAND, command_line, provenance, without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
@@ -327,7 +327,8 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callabl
     start = time.perf_counter()
     error, result = None, None
     try:
-        with _environment(TQDM_DISABLE="1", **{FINDINGS: str(found.absolute())}):
+        told = {FINDINGS: str(found.absolute()), COMMAND: command_line() or ""}
+        with _environment(TQDM_DISABLE="1", **told):
             papermill.execute_notebook(
                 notebook,
                 unfinished,
@@ -396,7 +397,7 @@ def _digest_of_output(path: Path) -> str | None:
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
     """Variables for the kernels that start inside of this: nobody sees their own progress bars while they run, which in
-    an executed notebook would be rubbish, and they tell what they find."""
+    an executed notebook would be rubbish, they tell what they find, and their tables say which command made them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ |= variables
     try:
