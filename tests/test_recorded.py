@@ -4,6 +4,7 @@ import json
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from itertools import takewhile
 
 import pandas as pd
 import pytest
@@ -63,7 +64,7 @@ def known(words: list[str]) -> bool:
     page = StringIO()
     try:
         with redirect_stdout(page), redirect_stderr(StringIO()):
-            status = main([*words[1:3], "--help"])
+            status = main([*takewhile(lambda word: not word.startswith("-"), words[1:3]), "--help"])
     except SystemExit as error:
         status = error.code
     return not status and all(option.partition("=")[0] in page.getvalue() for option in options)

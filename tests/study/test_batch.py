@@ -81,6 +81,14 @@ def test_what_notebooks_find_and_where_they_ran_is_in_their_records_and_the_repo
     assert "SPECQUANT_FINDINGS" not in os.environ
 
 
+def test_tables_of_notebooks_say_which_command_made_them(clone, run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/specquant", "study", "--profile", "tiny"])
+    clone.notebook("00_first", "from specquant.tables.provenance import provenance; print(provenance({})['command'])")
+    assert run() == []
+    assert clone.executed("00_first").cells[-1].outputs[0].text == "specquant study --profile tiny\n"
+    assert "SPECQUANT_COMMAND" not in os.environ
+
+
 @pytest.mark.parametrize("change", ["code", "data", "parameters"])
 def test_inputs_decide(clone, run, change):
     clone.notebook("00_first", "print(draft_size)")
