@@ -115,8 +115,9 @@ def record(*, card: str, out: Path | None = None, minutes: float | None = None) 
 def claims() -> None:
     """Compute anew what data/published/claims.csv answers, and write README.md's list of it."""
     from specquant.study.claims import write_claims
+    from specquant.study.drafters import write_drafters_card
 
-    for path in write_claims():
+    for path in (*write_claims(), *write_drafters_card()):
         print(path)
 
 

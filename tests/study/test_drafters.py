@@ -1,0 +1,64 @@
+"""The card of SmolLM2's drafters says what is recorded of them, and what it says is counted by hand here."""
+
+import pandas as pd
+import pytest
+
+from specquant.decoding.method import Plan
+from specquant.errors import SpecquantError
+from specquant.files import project_root
+from specquant.study import write_results
+from specquant.study.drafters import ABOUT, BEGIN, CARD, END, RECORDED, drafters_table, write_drafters_card
+
+PLANS = (Plan("eagle2", 24, 3), Plan("eagle2", 60, 6), Plan("vanilla", 0, 0, 6), Plan("hierarchical", 30, 3, 6))
+
+
+def acceptance() -> pd.DataFrame:
+    """Two tasks of Spec-Bench, of 30 and 10 steps, and GSM8K; other schemes and temperatures do not count."""
+    about = {"model": "smollm2", "weights": "trained", "acceptance": "measured", "new_tokens": 9, "cut_tokens": 0}
+    rows = []
+    for scheme, temperature in (("fp16", 0.0), ("fp16", 1.0), ("w8a8", 0.0)):
+        tasks = (("spec-bench", "qa", 30, 2.0), ("spec-bench", "rag", 10, 4.0), ("gsm8k", "GSM8K", 20, 3.0))
+        for benchmark, task, steps, length in tasks:
+            for plan in PLANS:
+                length += 0.01
+                rate = 0.5 if plan.method == "vanilla" else float("nan")
+                rows.append(
+                    about
+                    | {"scheme": scheme, "temperature": temperature, "benchmark": benchmark, "task": task}
+                    | plan.__dict__
+                    | {"questions": 5, "steps": steps, "accepted_length": length}
+                    | {"accepted_length_low": length - 0.4, "accepted_length_high": length + 0.4}
+                    | {"mean_draft_size": 7.0, "judged_tokens": 40 if rate == 0.5 else 0}
+                    | {"acceptance_rate": rate, "acceptance_rate_low": rate - 0.1, "acceptance_rate_high": rate + 0.1}
+                )
+    return pd.DataFrame(rows)
+
+
+def test_the_table_is_of_the_largest_trees_greedily_in_fp16():
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in drafters_table(acceptance()).splitlines()
+    ]
+    assert [line[0] for line in lines] == ["task", "---", "qa", "rag", "GSM8K", "all of Spec-Bench"]
+    assert lines[2] == ["qa", "5", "2.02 (1.62 to 2.42)", *lines[2][3:5], "50.0% (40.0 to 60.0)"]
+    assert lines[2][3] == "2.03 (1.63 to 2.43)"
+    whole, half = (30 * 2.02 + 10 * 4.02) / 40, ((0.75 * 0.4) ** 2 + (0.25 * 0.4) ** 2) ** 0.5
+    assert lines[5][1:3] == ["10", f"{whole:.2f} ({whole - half:.2f} to {whole + half:.2f})"]
+
+
+def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
+    (tmp_path / "data/smollm2").mkdir(parents=True)
+    (tmp_path / CARD).write_text("before\n")
+    assert write_drafters_card(tmp_path) == []  # nothing was recorded
+    write_results(acceptance(), tmp_path / RECORDED, {})
+    with pytest.raises(SpecquantError, match="lacks the lines"):
+        write_drafters_card(tmp_path)
+    (tmp_path / CARD).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert write_drafters_card(tmp_path) == [tmp_path / CARD]
+    expected = f"before\n{BEGIN}\n\n{ABOUT}\n\n{drafters_table(acceptance())}\n\n{END}\nafter\n"
+    assert (tmp_path / CARD).read_text() == expected
+
+
+@pytest.mark.skipif(not (project_root() / RECORDED).is_file(), reason="recorded on a GPU: see data/recorded/README.md")
+def test_the_card_says_what_is_recorded():
+    table = pd.read_csv(project_root() / RECORDED)
+    assert f"{BEGIN}\n\n{ABOUT}\n\n{drafters_table(table)}\n\n{END}" in (project_root() / CARD).read_text()
