@@ -1,6 +1,8 @@
 """LaTeX tables hold the numbers of their results, in the house's order."""
 
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
@@ -20,6 +22,7 @@ def test_schemes_are_rows_in_the_order_of_figures():
     lines = [line.strip() for line in text.splitlines()]
     assert lines.index("FP16 & 2.00 & 4.00 \\\\") < lines.index("W8A8 & 1.00 & 3.00 \\\\")
     assert "& vanilla & EAGLE-2 \\\\" in text
+    assert text.splitlines()[9:12] == ["scheme & vanilla & EAGLE-2 \\\\", "\\midrule", "FP16 & 2.00 & 4.00 \\\\"]
     assert r"Weights: trained. Acceptance: measured. Device: a 100\% CPU." in text
 
 
@@ -76,3 +79,33 @@ def test_a_table_of_several_targets_names_them_once_without_multirow():
     assert text.count("Llama-3-8B, W4A16-g128 &") == 1
     assert "multirow" not in text
     assert r"\label{tab:h200:replayed_plans}" in text
+
+
+PAGE = r"""\documentclass[twocolumn]{article}
+\usepackage{booktabs}
+\setlength{\columnwidth}{85mm}\setlength{\hsize}{85mm}\setlength{\linewidth}{85mm}
+\newsavebox{\onetable}
+\begin{document}
+\typeout{here begin our tables}
+"""
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex here: install texlive-latex-base")
+def test_all_tables_are_typeset_on_one_page_width(tmp_path):
+    """By LaTeX itself: booktabs alone, no label twice, and no tabular wider than a column of 85 mm."""
+    inputs = []
+    for path in written():
+        tabular = re.search(r"\\begin\{tabular\}.*\\end\{tabular\}", path.read_text(), re.DOTALL)[0]
+        box = "\\sbox{\\onetable}{\\footnotesize\\setlength{\\tabcolsep}{3pt}%\n" + tabular + "}"
+        inputs += [path.read_text(), box, "\\typeout{width " + path.stem + " \\the\\wd\\onetable}"]
+    (tmp_path / "page.tex").write_text(PAGE + "\n".join(inputs) + "\n\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    for _ in range(2):  # labels are known in the second
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "page.log").read_text(errors="replace")
+    assert "multiply defined" not in log
+    assert "Missing character" not in log
+    widths = {name: float(points) for name, points in re.findall(r"width (\S+) ([\d.]+)pt", log)}
+    assert {path.stem for path in written()} == set(widths)
+    assert {name: width for name, width in widths.items() if width > 85 / 25.4 * 72.27} == {}

@@ -101,6 +101,7 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
     folder: of the card, which makes its label one of its own.
     """
     arranged = recorded.arrange(frame, *beside)
+    arranged.columns = arranged.columns.set_names([None] * arranged.columns.nlevels)  # the caption says what they are
     text = arranged.to_latex(
         float_format=f"%.{recorded.decimals}f",
         caption=caption(recorded.text, frame, device).replace("%", r"\%"),
@@ -110,9 +111,17 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
         multicolumn_format="c",
         multirow=False,
     )
-    small = "\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
+    small = "\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\setlength{\\belowcaptionskip}{4pt}\n"
     text = text.replace("\\begin{table}\n", "\\begin{table}\n" + small)
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("\\cline"))
+    return "\n".join(_one_heading([line for line in text.splitlines() if not line.startswith("\\cline")])) + "\n"
+
+
+def _one_heading(lines: list[str]) -> list[str]:
+    """With the rows' names in the same line as the columns', where pandas writes one below the other."""
+    place = lines.index("\\midrule") - 1
+    columns, rows = (line.removesuffix(" \\\\").split(" & ") for line in lines[place - 1 : place + 1])
+    heading = " & ".join(column.strip() or row.strip() for column, row in zip(columns, rows, strict=True))
+    return [*lines[: place - 1], heading + " \\\\", *lines[place + 1 :]]
 
 
 def _drafted(frame: pd.DataFrame) -> pd.DataFrame:
