@@ -76,7 +76,7 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
 
     `rows`: with predictions, of `planning.roofline.rooflines`.
     """
-    figure, (axis,) = new_figure(height_in=3.0)
+    figure, (axis,) = new_figure(height_in=2.5)
     for scheme in in_order(rows["scheme"], SCHEMES):
         line = rows[rows["scheme"] == scheme].sort_values("draft_size")
         look = mark(scheme, SCHEMES)
