@@ -312,6 +312,7 @@ def test_the_site_can_be_read_and_followed(site, tmp_path, scheme):
         tab.goto((site / "notebooks/00_tour.html").as_uri())
         readable(tab, ".jp-OutputArea-output span[style*='background']")
         readable(tab, ".jp-RenderedMarkdown p, .jp-RenderedHTML td, .jp-RenderedHTML th")
+        assert not tab.locator(".celltoolbar", has_text="nbval").first.is_visible()  # the tests' own marks
         tab.goto((site / "index.html").as_uri())
         readable(tab, "article p, article td, article th, article li")
 
