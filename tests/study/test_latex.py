@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from specquant.files import project_root
+from specquant.measure.replay import fitted_speedups
+from specquant.planning.acceptance import Shapes
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_results
 
@@ -35,11 +37,16 @@ def test_passes_of_all_models_stand_beside_each_other():
 
 
 def test_plans_say_what_a_step_takes():
+    recorded, trees = read_results("data/recorded/h200/replayed.csv"), read_results("data/recorded/cpu/trees.csv")
+    text = latex(TABLES["replayed_plans"], recorded, trees, device="GPU")
     frame = read_medians("data/recorded/h200/replayed.csv")
-    text = latex(TABLES["replayed_plans"], frame, read_results("data/recorded/cpu/trees.csv"), device="GPU")
     hierarchy = frame[(frame.method == "hierarchical") & (frame.draft_size == 30)].iloc[0]
     (line,) = (line for line in text.splitlines() if line.startswith("hierarchical, 30, 6 &"))
     assert f"& {hierarchy.accepted_length:.2f} & {hierarchy.draft_ms:.2f} & {hierarchy.verify_ms:.2f} &" in line
+    gain = fitted_speedups(recorded, Shapes.of(trees))["median"].xs(
+        ("hierarchical", 30), level=("method", "draft_size")
+    )
+    assert line.endswith(f"& {gain.iloc[0]:.2f} \\\\")  # a ratio is of one process
     assert "Weights: synthetic. Acceptance: replayed. Device: GPU." in text
 
 
@@ -71,7 +78,7 @@ def test_every_label_is_there_once():
 
 
 def test_a_table_of_several_targets_names_them_once_without_multirow():
-    frame = read_medians("data/recorded/h200/replayed.csv")
+    frame = read_results("data/recorded/h200/replayed.csv")
     both = pd.concat([frame, frame.assign(model="llama-3-8b")])
     text = latex(
         TABLES["replayed_plans"], both, read_results("data/recorded/cpu/trees.csv"), device="GPU", folder="h200"

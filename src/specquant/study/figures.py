@@ -84,7 +84,7 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
         axis.plot(line["draft_size"], line["time_us"] / one, look.marker, color=look.color, label=look.label)
         axis.plot(line["draft_size"], line["predicted_us"] / one, "--", color=look.color, linewidth=0.8)
     axis.set(xlabel="draft size (tokens in one pass)", ylabel="time over that of one token")
-    axis.set_ylim(bottom=0.95)
+    axis.set_ylim(bottom=0.9)
     legend_above(figure, axis, columns=3)
     return figure
 
