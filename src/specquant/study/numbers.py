@@ -26,6 +26,7 @@ from specquant.measure.settling import steady
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
+from specquant.planning.batches import speedups_in_batches
 from specquant.planning.phases import advantages
 from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
@@ -338,15 +339,19 @@ def _of_quality() -> dict[str, float]:
 
 
 def _of_planners(evidence: Evidence) -> dict[str, float]:
-    """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance."""
+    """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance. "batch of 8,
+    eagle2": the speedup over one by one of as many sequences, 70B in W4A16."""
     names = ("verify_cost", "drafting", "rounds", "replayed")
     recorded = (read_medians(f"data/recorded/h200/{name}.csv") for name in names)
     shapes = Shapes.of(evidence.trees)
     theirs = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
     models = ("llama-3-70b", "llama-3-8b", "w4a16-g128")
     planners = planners_by_card(RecordedCosts(*recorded), *models, evidence.card, theirs)
-    told = advantages(planners, shapes.statistics(shapes.fitted_chances()))
-    return {f"advantage {name}": value for name, value in told.items()}
+    statistics = shapes.statistics(shapes.fitted_chances())
+    told = advantages(planners, statistics)
+    batches = speedups_in_batches(planners[f"W4A16, ours, {evidence.card}"], statistics).speedup
+    known = {f"batch of {batch}, {method}": speedup for (batch, method), speedup in batches.items()}
+    return known | {f"advantage {name}": value for name, value in told.items()}
 
 
 def _of_products(_: Evidence) -> dict[str, float]:
