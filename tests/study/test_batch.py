@@ -519,3 +519,28 @@ def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run,
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(SpecquantError, match=r"cannot read .*data/new\.txt \(Permission denied\)"):
         run()
+
+
+def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch):
+    pytest.importorskip("submitit")
+    from specquant.measure import executors
+    from specquant.measure.executors import Slurm, SlurmOptions
+
+    monkeypatch.setenv(executors.EXECUTOR, "")
+    monkeypatch.setattr(executors, "current", lambda: Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=5.0))
+    shown = []
+    monkeypatch.setattr(batch, "write_report", lambda *of: shown.append(of[3:]) or report.write_report(*of))
+    clone.notebook("00_first", WRITE_TABLE)
+    clone.notebook("01_second", "import os; print('dying'); raise ValueError('no')")
+    assert run() == ["01_second"]
+    assert clone.runs() == ["00_first", "01_second"]
+    assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
+    states = [each[0] for each in shown if each]
+    assert {"00_first": {"state": "running"}, "01_second": {"state": "queued"}} in [
+        {name: {"state": state["state"]} for name, state in of.items()} for of in states
+    ]
+    page = (clone.results / "tiny/index.html").read_text()
+    assert "ValueError: no" in page
+    assert run() == ["01_second"]
+    assert clone.runs() == ["00_first", "01_second", "01_second"]  # what was good is not run again
+    assert not list((clone.results / "tiny/notebooks").glob("*.jobs"))  # a notebook that failed has its traceback

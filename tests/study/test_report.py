@@ -91,3 +91,18 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SpecquantError, match=r"cannot write .*file/index\.html"):
         write_report(tmp_path / "file", "tiny", [])
+
+
+def test_what_jobs_do_is_shown_with_their_logs(tmp_path):
+    record(tmp_path, "01_first")
+    record(tmp_path, "02_second", error="its job ended with status 3", log="notebooks/02_second.jobs/1_log.err")
+    states = {
+        "03_third": {"state": "running", "log": str(tmp_path / "notebooks/03_third.jobs/2_log.err")},
+        "04_fourth": {"state": "queued"},
+    }
+    names = ["01_first", "02_second", "03_third", "04_fourth"]
+    shown = Page(write_report(tmp_path, "tiny", names, states).read_text())
+    assert {"done in 12 s", "failed", "queued"} <= set(shown.texts)
+    assert any(text.startswith("running") for text in shown.texts)
+    assert "notebooks/02_second.jobs/1_log.err" in shown.links
+    assert "notebooks/03_third.jobs/2_log.err" in shown.links

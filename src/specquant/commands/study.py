@@ -2,12 +2,18 @@
 
 from pathlib import Path
 
-from specquant.commands.options import tell
+from specquant.commands.options import Executor, tell
 from specquant.errors import SpecquantError
 
 
 def study(
-    *, profile: str = "tiny", only: list[str] | None = None, force: bool = False, results: Path | None = None
+    *,
+    profile: str = "tiny",
+    only: list[str] | None = None,
+    force: bool = False,
+    results: Path | None = None,
+    executor: Executor = "here",
+    slurm: Path | None = None,
 ) -> int:
     """Run the notebooks and write results/PROFILE/ with a report.
 
@@ -16,11 +22,15 @@ def study(
         only: Run this notebook; may be repeated.
         force: Run notebooks whose inputs did not change, too.
         results: Where PROFILE/ goes (default: the clone's results/).
+        executor: Where notebooks run, and the units of what they measure: here, or as jobs of Slurm.
+        slurm: Slurm's options (default: notebooks/slurm.yaml).
     """
     _require_home()
+    from specquant.measure.executors import chosen
     from specquant.study.batch import run_study
 
-    failed = run_study(profile, only or [], force, results or "results")
+    with chosen(executor, slurm=slurm):
+        failed = run_study(profile, only or [], force, results or "results")
     if failed:
         tell(f"{len(failed)} notebook(s) failed: {', '.join(failed)}")
     return 1 if failed else 0

@@ -1,5 +1,8 @@
 """The batch: runs the notebooks by papermill, skips those that did not change, and goes on after a failure.
 
+Notebooks run one after another, for each may read what those before it wrote; here, or each as a job of Slurm, which
+submits what it measures as jobs of its own and waits for their tables.
+
 It fills results/PROFILE/: the tables and figures that the notebooks write; notebooks/NAME.ipynb and NAME.html, as
 executed; notebooks/NAME.json, the record that decides whether a notebook runs again; and index.html, which links them.
 """
@@ -12,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -28,6 +31,8 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, resolve, write_file
+from specquant.measure import executors
+from specquant.measure.executors import Slurm, Task
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
 from specquant.study.report import write_report
@@ -79,7 +84,7 @@ def run_study(
     _remove_unfinished(executed)
 
     notebooks = {name: notebooks[name] for name in declared}
-    failed = []
+    failed, executor = [], executors.current()
     with _reported(folder, profile, notebooks), tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
         for name in bar:
             bar.set_description(name)
@@ -88,7 +93,15 @@ def run_study(
             if not force and _is_current(folder, name, inputs):
                 tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
                 continue
-            record = _run(notebooks[name], parameters, folder)
+            if isinstance(executor, Slurm):
+                waiting = {later: {"state": "queued"} for later in chosen[chosen.index(name) + 1 :]}
+
+                def show(state: dict[str, Any], name: str = name, waiting: dict[str, Any] = waiting) -> None:
+                    write_report(folder, profile, notebooks, waiting | {name: state})
+
+                record = _run_as_job(executor.of_notebooks(), notebooks[name], parameters, folder, show)
+            else:
+                record = _run(notebooks[name], parameters, folder)
             record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
             write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
             if record["error"] is None:
@@ -320,6 +333,34 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
         "files": files,
         "written": {name: digest for name in written if (digest := _digest_of_output(folder / name))},
     }
+
+
+def _run_as_job(
+    executor: Slurm,
+    notebook: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    show: Callable[[dict[str, Any]], object],
+) -> dict[str, Any]:
+    """As `_run`, by a job; `show` is called with each state of it. The job's log stays if it failed."""
+    order = {"notebook": str(notebook), "parameters": parameters, "folder": str(folder)}
+    environment = {executors.EXECUTOR: os.environ[executors.EXECUTOR]}
+    task = Task(notebook.stem, "specquant.study", json.dumps(order, default=str), environment)
+    record: dict[str, Any] = {"error": "its job told nothing", "seconds": 0.0, "files": [], "written": {}}
+    for _, told in executor.run([task], folder / "notebooks" / f"{notebook.stem}.jobs"):
+        if "state" in told:
+            show(told)
+        elif "record" in told:
+            record = told["record"]
+        elif told.get("ended") != 0:
+            why = told.get("why") or f"ended with status {told.get('ended')}"
+            record |= {"error": f"its job {why}", "log": Path(told["log"]).relative_to(folder).as_posix()}
+    return record
+
+
+def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """What the job of a notebook does."""
+    tell({"record": _run(Path(order["notebook"]), order["parameters"], Path(order["folder"]))})
 
 
 def _is_current(folder: Path, name: str, inputs: str) -> bool:

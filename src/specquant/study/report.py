@@ -1,7 +1,7 @@
 """The HTML report of a batch: what ran, how it ended, and links to everything that it wrote."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,16 @@ figcaption {{ font-size: .85rem; color: #555; }}
 """
 
 
-def write_report(folder: Path, profile: str, notebooks: Iterable[str]) -> Path:
+def write_report(
+    folder: Path, profile: str, notebooks: Iterable[str], states: Mapping[str, Mapping[str, str]] | None = None
+) -> Path:
     """Write `folder`/index.html from the notebooks' records; returns its path. Links are relative: the folder can move.
 
-    Raises SpecquantError where the folder cannot be written.
+    states: of notebooks that jobs are to run: state, such as queued or running, and log. Raises SpecquantError where
+    the folder cannot be written.
     """
     records = {name: _record(folder, name) for name in notebooks}
-    rows = "\n".join(_row(name, record) for name, record in records.items())
+    rows = "\n".join(_row(folder, name, record, (states or {}).get(name)) for name, record in records.items())
     pictures = sorted(
         {file for record in records.values() for file in record.get("files", []) if file.endswith(".png")}
     )
@@ -63,7 +66,9 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
     return record if whole else {}
 
 
-def _row(name: str, record: dict[str, Any]) -> str:
+def _row(folder: Path, name: str, record: dict[str, Any], state: Mapping[str, str] | None) -> str:
+    if state:
+        return f"<tr><td>{escape(name)}</td><td>{escape(state['state'])}{_log(folder, state)}</td><td></td></tr>"
     if not record:
         return f"<tr><td>{escape(name)}</td><td>has not run</td><td></td></tr>"
     title = f'<a href="notebooks/{name}.html">{escape(name)}</a> (<a href="notebooks/{name}.ipynb">ipynb</a>)'
@@ -71,12 +76,22 @@ def _row(name: str, record: dict[str, Any]) -> str:
         outcome = f"done in {record['seconds']:.0f} s"
     else:
         outcome = f'<span class="failed">failed</span> after {record["seconds"]:.0f} s: {escape(record["error"])}'
+        outcome += _log(folder, record)
     tables = "<br>".join(
         f'<a href="{file}">{file}</a> (<a href="{file.removesuffix(".csv")}.json">provenance</a>)'
         for file in map(escape, record["files"])
         if file.endswith(".csv")
     )
     return f"<tr><td>{title}</td><td>{outcome}</td><td>{tables}</td></tr>"
+
+
+def _log(folder: Path, of: Mapping[str, Any]) -> str:
+    """A link to the log of a job."""
+    if not isinstance(of.get("log"), str):
+        return ""
+    path = Path(of["log"])
+    place = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+    return f' (<a href="{escape(place)}">log</a>)'
 
 
 def _figure(folder: Path, picture: str) -> str:
