@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -316,7 +317,7 @@ _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
 
 
 class _Job:
-    """What submitit runs on a node: a task in a fresh process. One that is preempted begins anew."""
+    """What submitit runs on a node: a task in a fresh process. One that is preempted or requeued begins anew."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -325,6 +326,10 @@ class _Job:
         environment = os.environ | self.task.environment
         command = [sys.executable, "-m", self.task.module]
         ended = subprocess.run(command, input=self.task.order, stdout=subprocess.PIPE, text=True, env=environment)
+        if ended.returncode == -signal.SIGTERM:  # Slurm's, for it cancels or requeues: neither is a result
+            os._exit(128 + signal.SIGTERM)
+        if ended.returncode == -signal.SIGUSR2:  # submitit is about to say whether the time is over
+            time.sleep(60)
         return ended.returncode, ended.stdout
 
     def checkpoint(self) -> Any:
