@@ -1,5 +1,6 @@
 """Small random models as directories, laid out as data/tiny is, for tests that read, damage and combine them."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ def write_family(root: Path) -> Path:
         LlamaForCausalLM(config).half().save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
         _write_head(config, root / f"eagle-{name}")
+        write_eagle3_head(config, root / f"eagle3-{name}", (0, layers // 2, layers))
     return root
 
 
@@ -70,3 +72,39 @@ def _write_head(config: LlamaConfig, path: Path) -> None:
     config = LlamaConfig(**config.to_dict() | {"num_hidden_layers": 1})
     config.save_pretrained(path)
     save_file(tensors | {"fc.bias": torch.zeros(hidden, dtype=torch.float16)}, path / "model.safetensors")
+
+
+def eagle3_tensors(config: LlamaConfig, draft_vocab_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights and maps of an EAGLE-3 head, under the names that EAGLE's authors publish."""
+    hidden, inner, kv_size = config.hidden_size, config.intermediate_size, config.head_dim * config.num_key_value_heads
+    shapes = {
+        "fc": (hidden, 3 * hidden),
+        "lm_head": (draft_vocab_size, hidden),
+        "midlayer.self_attn.q_proj": (config.num_attention_heads * config.head_dim, 2 * hidden),
+        "midlayer.self_attn.k_proj": (kv_size, 2 * hidden),
+        "midlayer.self_attn.v_proj": (kv_size, 2 * hidden),
+        "midlayer.self_attn.o_proj": (hidden, config.num_attention_heads * config.head_dim),
+        "midlayer.mlp.gate_proj": (inner, hidden),
+        "midlayer.mlp.up_proj": (inner, hidden),
+        "midlayer.mlp.down_proj": (hidden, inner),
+    }
+    norms = ("norm", *(f"midlayer.{name}" for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: 0.1 * torch.randn(shape, generator=generator, dtype=torch.float32).half()
+        for name, shape in shapes.items()
+    } | {name: (0.5 + torch.rand(hidden, generator=generator)).half() for name in norms}
+    drafted = torch.randperm(config.vocab_size, generator=generator)[:draft_vocab_size].sort().values
+    tensors = {f"{name}.weight": tensor for name, tensor in tensors.items()}
+    tensors["d2t"] = drafted - torch.arange(draft_vocab_size)
+    tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill(0, drafted, True)
+    return tensors
+
+
+def write_eagle3_head(config: LlamaConfig, path: Path, layers: tuple[int, ...]) -> None:
+    """A random EAGLE-3 head for a model of that configuration, which drafts 200 of its tokens."""
+    LlamaConfig(**config.to_dict() | {"num_hidden_layers": 1}).save_pretrained(path)
+    fields = json.loads((path / "config.json").read_text())
+    fields |= {"draft_vocab_size": 200, "eagle_aux_hidden_state_layer_ids": list(layers)}
+    (path / "config.json").write_text(json.dumps(fields, indent=2))
+    save_file(eagle3_tensors(config, 200), path / "model.safetensors")

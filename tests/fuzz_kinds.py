@@ -687,7 +687,7 @@ def profiles(place: Place) -> Case:
     if place.random.random() < 0.15:
         notebook = place.pick(sorted((place.clone / "notebooks").glob("*.ipynb")))
         place.write(notebook, damaged_bytes(place, notebook.read_bytes()))
-    only = place.pick([[], ["--only", "tour"], ["--only", "05_planner"], ["--only", place.pick(WORDS)]])
+    only = place.pick([[], ["--only", "tour"], ["--only", "06_planner"], ["--only", place.pick(WORDS)]])
     return Case([["study", "--results", str(place.root / "out"), *only]])
 
 

@@ -164,14 +164,14 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
     assert capsys.readouterr().err == "specquant: first second\n"
 
 
-@pytest.mark.parametrize(("failed", "status"), [([], 0), (["01_compatibility", "03_quality"], 1)])
+@pytest.mark.parametrize(("failed", "status"), [([], 0), (["01_acceptance", "04_quality"], 1)])
 def test_study_passes_its_options_and_exits_with_1_if_a_notebook_failed(monkeypatch, capsys, tmp_path, failed, status):
     asked = []
     monkeypatch.setattr("specquant.study.batch.run_study", lambda *arguments: asked.append(arguments) or failed)
     monkeypatch.chdir(tmp_path)
-    options = ["--profile", "llama-3-8b", "--only", "tour", "--only", "03_quality", "--force", "--results", "out"]
+    options = ["--profile", "llama-3-8b", "--only", "tour", "--only", "04_quality", "--force", "--results", "out"]
     assert main(["study", *options]) == status
-    assert asked == [("llama-3-8b", ["tour", "03_quality"], True, tmp_path / "out")]
+    assert asked == [("llama-3-8b", ["tour", "04_quality"], True, tmp_path / "out")]
     err = capsys.readouterr().err
     assert all(name in err for name in failed)
 

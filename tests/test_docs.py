@@ -67,5 +67,5 @@ def test_every_command_is_one_that_we_have(command):
 
 
 def test_there_are_commands():
-    assert [command.split()[0] for command in commands()] == ["data", "quantize", "study", "bench"]
+    assert [command.split()[0] for command in commands()] == ["data", "quantize", "study", "bench", "generate"]
     assert "plan" in [command.split()[0] for command in commands(README)]

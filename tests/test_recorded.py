@@ -14,11 +14,11 @@ from specquant.files import project_root
 DATA = project_root() / "data"
 # Tables whose JSON has a caveat, and why they are kept all the same. A session on the card records them again.
 WITH_A_CAVEAT = {
-    "recorded/h100/ceilings.csv": "04_kernels and three figures rest on it",
-    "recorded/h100/kernels.csv": "04_kernels and three figures rest on it",
-    "recorded/h200/ceilings.csv": "three figures rest on it, and the largest free drafts in 01_compatibility",
+    "recorded/h100/ceilings.csv": "05_kernels and three figures rest on it",
+    "recorded/h100/kernels.csv": "05_kernels and three figures rest on it",
+    "recorded/h200/ceilings.csv": "three figures rest on it, and the largest free drafts in 02_verify_time",
     "recorded/h200/kernels.csv": "three figures rest on it",
-    "recorded/h200/pass_profiles.csv": "01_compatibility shows by it where a pass of 8B spends its time",
+    "recorded/h200/pass_profiles.csv": "02_verify_time shows by it where a pass of 8B spends its time",
     "recorded/h200/tiny/losslessness.csv": "the only one that shows how often tokens differ in half precision",
     "recorded/h200/tiny/throughput.csv": "of the same run",
 }
@@ -26,7 +26,7 @@ WITH_A_CAVEAT = {
 WITHOUT_A_COMMAND = {
     "published/specmquant_steps.csv": "the paper's own code wrote it",
     "published/specmquant_verify_cost.csv": "the paper's own code wrote it",
-    "published/specquant_blocks_and_turns.csv": "01_compatibility shows by it what sizes in turn would have said",
+    "published/specquant_blocks_and_turns.csv": "08_timing shows by it what sizes in turn would have said",
 }
 
 
@@ -49,10 +49,14 @@ def refused(table) -> list[str]:
     return found
 
 
+# Notebooks have other numbers since these recordings.
+RENAMED = {"notebooks/03_quality.ipynb": "notebooks/04_quality.ipynb"}
+
+
 def known(words: list[str]) -> bool:
     """Whether the command line, or papermill, would take these words."""
     if words[0] == "papermill":
-        return (project_root() / words[1]).is_file()
+        return (project_root() / RENAMED.get(words[1], words[1])).is_file()
     if words[0] != "specquant":
         return False
     options = [word for word in words if word.startswith("--")]

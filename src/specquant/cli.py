@@ -87,7 +87,8 @@ def command_line() -> App:
         config=read_values,
         default_parameter=Parameter(negative=(), allow_repeating=True, show_default=shown),
     )
-    flat(models.ModelOptions)
+    for options in (models.ModelOptions, models.DraftSettings):
+        flat(options)
     for command in COMMANDS:
         app.command(command)
     app.command(measuring := App(name="bench", help="Measure one thing at length and record it."))

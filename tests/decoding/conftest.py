@@ -1,10 +1,13 @@
 """Small random models whose heads and small companions agree with them sometimes, so that every path is taken."""
 
+from copy import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig
 
 from specquant.models.eagle import EagleHead
+from specquant.models.eagle3 import Eagle3Config, Eagle3Head
 from specquant.models.llama import Llama, set_compute_dtype
 
 
@@ -34,6 +37,19 @@ def random_head(model: Llama, seed=1) -> EagleHead:
     return set_compute_dtype(head, torch.float64)
 
 
+def random_eagle3_head(model: Llama, draft_vocab_size: int, layers=(0, 1, 2), seed=1, **options) -> Eagle3Head:
+    """A head that drafts every second token, and others, so many in all."""
+    config = copy(model.config)
+    config.num_hidden_layers = 1
+    eagle3 = Eagle3Config(config, draft_vocab_size, config.hidden_size, **options)
+    head = Eagle3Head(eagle3, model.embed_tokens, layers)
+    randomize(head, seed, 0.5, skip={id(model.embed_tokens.weight)})
+    if draft_vocab_size < config.vocab_size:
+        order = [*range(0, config.vocab_size, 2), *range(1, config.vocab_size, 2)]
+        head.vocabulary = torch.tensor(sorted(order[:draft_vocab_size]))
+    return set_compute_dtype(head, torch.float64)
+
+
 def randomize(module, seed, scale, skip=()):
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
@@ -45,6 +61,8 @@ def randomize(module, seed, scale, skip=()):
             if "embed" in name or "lm_head" in name:
                 values = torch.randn(tensor.shape, generator=generator) * scale
             tensor.copy_(values)
+        elif name.endswith("bias"):  # which torch draws by its own generator
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
 
 
 def perturbed(model: Llama, amount: float, seed: int) -> Llama:

@@ -131,3 +131,22 @@ def test_each_plan_is_compared_at_its_first_chances_with_the_same_head():
     assert fitted.speedup.tolist() == pytest.approx([1.0, 2.0, 1.0, 1.2])
     assert fitted.expected_length.tolist() == pytest.approx([1.0, 1.75, 1.0, 1.75])
     assert fitted.expected_speedup.tolist() == pytest.approx([1.0, 1.75, 1.0, 1.4])
+
+
+def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
+    rows = read_results("data/recorded/h200/replayed.csv")
+    rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128") & (rows.head_scheme == "w4a16-g128")]
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    figure = replay.draw_time_per_token(rows, shapes)
+    (axis,) = figure.axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    gains = [float(text.get_text().strip().partition("$")[0]) for text in axis.texts]
+    assert names[0] == "hierarchical, 30 nodes, at least 6 tokens"
+    assert gains == sorted(gains, reverse=True)
+    assert gains[-1] == 1
+    ends = [sum(patch.get_width() for patch in list(axis.patches)[place :: len(names)]) for place in range(len(names))]
+    assert [ends[-1] / end for end in ends] == pytest.approx(gains, rel=0.03)
+    factors = replay.step_factors(rows, read_results("data/published/assumptions.csv"))
+    assert factors.prod(axis=1).tolist() == pytest.approx((factors["their product"] ** 2).tolist())
+    assert factors["accepted lengths (assumed)"].tolist() == pytest.approx([5.1 / 3, 4.5 / 3.5, 5.7 / 2.5])
+    assert factors["step times (measured)"].nunique() == 1

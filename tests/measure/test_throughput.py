@@ -18,6 +18,7 @@ from specquant.measure.throughput import (
     by_task,
     decode_prompts,
     first_difference,
+    kept_lengths,
     losslessness,
     margin,
     mean_by,
@@ -289,3 +290,11 @@ def test_a_prompt_may_hold_any_line_end_of_unicode(tmp_path):
     assert read_prompts(tmp_path / "prompts.jsonl") == [prompt]
     with pytest.raises(SpecquantError, match="0 prompts of each task were asked for"):
         read_prompts(tmp_path / "prompts.jsonl", 0)
+
+
+def test_what_a_scheme_keeps_of_the_accepted_length():
+    rows = [("fp16", "code", 4.0), ("fp16", "prose", 2.0), ("w8a8", "code", 3.0), ("w8a8", "prose", 2.2)]
+    table = pd.DataFrame(rows, columns=["scheme", "task", "accepted_length"])
+    kept = kept_lengths(table, ["fp16", "w8a8"])
+    assert kept.loc["fp16"].tolist() == [3, 1, 1, 1]
+    assert kept.loc["w8a8"].tolist() == pytest.approx([2.6, 2.6 / 3, 0.75, 1.1])

@@ -7,7 +7,7 @@ from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
 from specquant.measure.measure import record
-from specquant.measure.trees import MEASURE, Parameters, acceptance_by_depth, drafted_trees
+from specquant.measure.trees import MEASURE, Parameters, drafted_trees
 from specquant.models.loading import load_tokenizer
 from specquant.planning.trees import tree_shapes
 from specquant.study import read_results
@@ -32,12 +32,6 @@ def test_trees_are_what_was_verified(trees):
 def test_a_size_that_was_not_recorded(trees):
     with pytest.raises(SpecquantError, match="no trees of 60 nodes and 6 iterations were recorded, only of 9 and 2"):
         tree_shapes(trees, 60, 6)
-
-
-def test_acceptance_by_depth():
-    """Four steps of which three accept at least a draft and one accepts two: added tokens count."""
-    by_depth = acceptance_by_depth(pd.Series([1, 2, 2, 3]))
-    assert by_depth.to_dict() == {1: 0.75, 2: pytest.approx(1 / 3)}
 
 
 @pytest.mark.parametrize("parents", ["", "-1 0", "-1 0 1 2", "-1 0 2", "-1 0 x", "-1 0 -1", "-1 0 0.5", "- 0 1"])

@@ -228,3 +228,21 @@ def test_the_second_panel_is_not_cut_off():
     flat, steep = (pd.DataFrame({"scheme": "fp16", "draft_size": [1, 60], "time_ms": [1, high]}) for high in (1.1, 9))
     figure = draw_growths({"ours": flat, "theirs": steep})
     assert all(axis.get_ylim()[1] > 9 for axis in figure.axes)
+
+
+def test_growth_is_told_beside_the_paper_s_code_the_largest_first():
+    times = {("llama-3-70b", "fp16"): (10, 11), ("llama-3-70b", "w8a8"): (5, 8), ("llama-3-8b", "fp16"): (2, 3)}
+    rows = [
+        {"model": model, "scheme": scheme, "weights": "synthetic", "context_length": 512, "process": process}
+        | {"protocol": "blocks", "draft_size": size, "time_ms": time_ms + (size > 1) * process * time_ms / 10}
+        for (model, scheme), both in times.items()
+        for process in (0, 1)
+        for size, time_ms in zip((1, 60), both, strict=True)
+    ]
+    theirs = pd.DataFrame({"model": "llama-3-70b", "scheme": "w8a8", "draft_size": [1, 60], "time_ms": [10.0, 12.5]})
+    table = verify_cost.growth_table(pass_growth(pd.DataFrame(rows)), theirs, 60)
+    assert list(table.columns) == ["Llama-3-70B, ours", "Llama-3-70B, SpecMQuant", "Llama-3-8B, ours"]
+    assert table.index.tolist() == ["w8a8", "fp16"]
+    assert table.iloc[0, 0] == "1.68 (1.60 to 1.76)"
+    assert table.iloc[0, 1] == 1.25
+    assert table.iloc[1, 1] != table.iloc[1, 1]  # they have no FP16

@@ -117,7 +117,7 @@ def test_its_context_is_its_models(small_models, tensors, write):
 
 
 def test_eagle_3_heads_are_recognized(model, tensors, write):
-    says = "holds an EAGLE-3 head, which is not supported yet: give an EAGLE or EAGLE-2 head"
+    says = "holds an EAGLE-3 head, which the method eagle3 drafts with: give an EAGLE or EAGLE-2 head"
     with pytest.raises(SpecquantError, match=says):
         load_eagle_head(write(tensors, draft_vocab_size=32000), model)
     names = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in tensors.items()}

@@ -1,7 +1,14 @@
 import pandas as pd
 import pytest
 
-from specquant.planning.free_drafts import draw_free_drafts, free_drafts, largest_free_measured, shares_reached
+from specquant.planning.free_drafts import (
+    draw_free_drafts,
+    free_drafts,
+    largest_free_measured,
+    least_growths,
+    shares_reached,
+)
+from specquant.tables.results import read_results
 
 
 def test_a_draft_is_free_up_to_the_first_slower_pass():
@@ -29,3 +36,15 @@ def test_cards_are_rows():
     (axis,) = draw_free_drafts(table).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["B200", "A100"]
     assert list(axis.lines[0].get_xdata()) == [200.0, 100.0]
+
+
+def test_a_roofline_s_growth_is_flat_and_then_in_proportion_to_the_draft():
+    passes = read_results("data/recorded/h200/verify_cost.csv")
+    ceilings = read_results("data/recorded/h200/ceilings.csv")
+    told = least_growths(passes, ["fp16", "w4a16-g128", "nowhere"], ceilings, "H200")
+    assert set(told) == {(model, scheme) for model in passes.model.unique() for scheme in ("fp16", "w4a16-g128")}
+    line = told["llama-3-70b", "w4a16-g128"]
+    assert line[1] == line[32] == 1
+    assert line[64] > line[60] > 1.3
+    assert (told["llama-3-70b", "fp16"] == 1).all()
+    assert least_growths(passes, ["fp16"], ceilings, "a card of tomorrow") == {}

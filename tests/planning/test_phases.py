@@ -6,7 +6,15 @@ from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances, Shapes
-from specquant.planning.phases import draw_phases, draw_speeds, phases, speeds_over_chances
+from specquant.planning.phases import (
+    advantages,
+    draw_phases,
+    draw_speeds,
+    gain_grids,
+    phase_grids,
+    phases,
+    speeds_over_chances,
+)
 from specquant.planning.recorded import RecordedCosts
 from specquant.tables.results import read_medians, read_results
 from tests.planning.conftest import BOTH
@@ -76,3 +84,18 @@ def test_acceptance_is_drawn_beside_decoding_one_by_one():
     replayed = read_results("data/recorded/h200/replayed.csv").query("method != 'autoregressive'")
     with pytest.raises(SpecquantError, match="has no autoregressive row to compare with"):
         draw_speeds(replayed)
+
+
+def test_gains_agree_with_phases_and_with_the_advantage_at_a_point():
+    names = ("verify_cost", "drafting", "rounds", "replayed")
+    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    planners = {"one": costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")}
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    gains, fastest = gain_grids(planners, shapes)["one"], phase_grids(planners, shapes)["one"]
+    assert (gains.to_numpy()[fastest.to_numpy() == "hierarchical"] > 1).all()
+    assert (gains.to_numpy()[fastest.to_numpy() == "eagle2"] < 1).all()
+    chance, agreement = gains.columns[10], gains.index[12]
+    told = advantages(planners, shapes.statistics(Chances([chance], [chance], agreement)))
+    assert gains.loc[agreement, chance] == pytest.approx(told["one"])
+    figure = draw_phases({"one": fastest}, (0.8, 0.86), {"one": gains})
+    assert len(figure.axes[0].collections) == 2  # the colours and the contours

@@ -473,7 +473,7 @@ def test_without_a_home_folder_there_is_one_sentence(tmp_path):
         "import pwd, sys; from specquant.cli import main\n"
         "def unknown(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = unknown\n"
-        "sys.exit(main(['study', '--only', '06_paper_figures', '--results', sys.argv[1]]))"
+        "sys.exit(main(['study', '--only', '07_paper_figures', '--results', sys.argv[1]]))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "HOME"}
     command = [sys.executable, "-c", program, str(tmp_path / "out")]

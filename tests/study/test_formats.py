@@ -110,10 +110,10 @@ def compare(name, native, tmp_path, notebooks, capfd):
 
 
 def test_one_format_is_studied_as_our_own(native, tmp_path, capfd):
-    compare("awq", native, tmp_path, ["03_quality"], capfd)
+    compare("awq", native, tmp_path, ["04_quality"], capfd)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_studied_as_our_own(native, tmp_path, capfd, name):
-    compare(name, native, tmp_path, ["01_compatibility", "02_hierarchical", "03_quality"], capfd)
+    compare(name, native, tmp_path, ["01_acceptance", "03_hierarchical", "04_quality"], capfd)

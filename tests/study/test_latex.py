@@ -1,7 +1,11 @@
 """LaTeX tables hold the numbers of their results, in the house's order."""
 
-import pandas as pd
+import re
 
+import pandas as pd
+import pytest
+
+from specquant.files import project_root
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_results
 
@@ -23,14 +27,52 @@ def test_passes_of_all_models_stand_beside_each_other():
     rows = [("a", 512, 1, 2.0), ("a", 512, 60, 3.0), ("b", 512, 1, 4.0), ("a", 2048, 1, 9.0), ("a", 512, 13, 9.0)]
     frame = pd.DataFrame(rows, columns=["model", "context_length", "draft_size", "time_ms"])
     text = latex(TABLES["pass_times"], frame.assign(scheme="fp16", weights="synthetic"), device="GPU")
-    assert "FP16 & 2.00 & 3.00 & 4.00" in text
-    assert "9.00" not in text
+    assert "FP16 & 2.0 & 3.0 & 4.0" in text
+    assert "9.0" not in text
 
 
 def test_plans_say_what_a_step_takes():
     frame = read_medians("data/recorded/h200/replayed.csv")
     text = latex(TABLES["replayed_plans"], frame, read_results("data/recorded/cpu/trees.csv"), device="GPU")
     hierarchy = frame[(frame.method == "hierarchical") & (frame.draft_size == 30)].iloc[0]
-    (line,) = (line for line in text.splitlines() if "hierarchical (30 nodes, 3 iterations, 6 tokens or more)" in line)
+    (line,) = (line for line in text.splitlines() if line.startswith("hierarchical, 30, 6 &"))
     assert f"& {hierarchy.accepted_length:.2f} & {hierarchy.draft_ms:.2f} & {hierarchy.verify_ms:.2f} &" in line
     assert "Weights: synthetic. Acceptance: replayed. Device: GPU." in text
+
+
+def millimetres(text: str) -> float:
+    """How wide a table of 8 points is at most: 1.5 mm a letter of the longest cell, and 2.2 mm between columns."""
+    lines = [line.removesuffix("\\\\").split(" & ") for line in text.splitlines() if line.endswith("\\\\")]
+    lines = [line for line in lines if "multicolumn" not in "".join(line)]
+    columns = zip(*(line for line in lines if len(line) == len(lines[-1])), strict=True)
+    return sum(1.5 * max(len(cell.strip()) for cell in column) + 2.2 for column in columns)
+
+
+def written():
+    return sorted((project_root() / "figures").glob("*/*.tex"))
+
+
+@pytest.mark.parametrize("path", written(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_table_needs_booktabs_alone_and_one_column(path):
+    text = path.read_text()
+    assert text.startswith("\\begin{table}\n\\centering\n")
+    assert set(re.findall(r"\\(\w*rule|multirow|cline|hline)", text)) == {"toprule", "midrule", "bottomrule"}
+    assert "llama-3" not in text
+    assert not re.search(r"[a-z]\\_[a-z]", text.replace(r"\label", ""))
+    assert millimetres(text) <= 85
+
+
+def test_every_label_is_there_once():
+    labels = [re.search(r"\\label\{(.*)\}", path.read_text())[1] for path in written()]
+    assert len({*labels}) == len(labels) > 5
+
+
+def test_a_table_of_several_targets_names_them_once_without_multirow():
+    frame = read_medians("data/recorded/h200/replayed.csv")
+    both = pd.concat([frame, frame.assign(model="llama-3-8b")])
+    text = latex(
+        TABLES["replayed_plans"], both, read_results("data/recorded/cpu/trees.csv"), device="GPU", folder="h200"
+    )
+    assert text.count("Llama-3-8B, W4A16-g128 &") == 1
+    assert "multirow" not in text
+    assert r"\label{tab:h200:replayed_plans}" in text

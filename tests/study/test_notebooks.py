@@ -4,6 +4,7 @@ import json
 import shutil
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
@@ -77,11 +78,20 @@ def in_full(*names):
     return (pytest.param(name, marks=pytest.mark.full) for name in names)
 
 
-@pytest.mark.parametrize("name", ["01_compatibility", "03_quality", *in_full("00_tour", "02_hierarchical")])
+@pytest.mark.parametrize("name", ["01_acceptance", "04_quality", *in_full("00_tour", "03_hierarchical")])
 def test_a_notebook_runs_on_any_family(execute, name):
     shown = execute(name)
     assert "Found on the tiny models; on these models" in shown
     assert "it does not hold" in shown  # random heads draft badly
+
+
+def test_passes_of_a_target_of_ones_own_are_timed_where_that_is_asked(execute, tmp_path):
+    execute("02_verify_time", time_target=True)
+    table = pd.read_csv(tmp_path / "results/02_verify_time/verify_cost.csv")
+    assert set(table.scheme) == {"fp16", *SMALL["schemes"].split(",")}  # others are compared with it
+    assert table.draft_size.max() == SMALL["max_draft_size"]
+    text = (tmp_path / "figures/verify_cost.txt").read_text()
+    assert "Time of a pass of the small target in float32 over that of one token." in text
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +103,7 @@ def exported(models, tmp_path_factory):
     return str(directory / "gptq")
 
 
-@pytest.mark.parametrize("name", ["02_hierarchical", *in_full("01_compatibility", "03_quality")])
+@pytest.mark.parametrize("name", ["03_hierarchical", *in_full("01_acceptance", "04_quality")])
 def test_a_target_that_others_quantized_is_studied_as_it_is(execute, exported, tmp_path, name):
     execute(name, target=exported, schemes="all")
     (table,) = [path for path in (tmp_path / "results").rglob("*.csv") if path.stem in ("throughput", "quality")]
@@ -132,7 +142,7 @@ LEFT_OUT = {
 
 
 def test_a_profile_that_names_a_target_alone_runs_what_it_can(study):
-    shown = study("target", only=["00_tour", "02_hierarchical"], scheme="fp16")
+    shown = study("target", only=["00_tour", "03_hierarchical"], scheme="fp16")
     for text in shown.values():
         for method in LEFT_OUT["target",]:
             assert f"{method} is left out: no " in text
@@ -142,11 +152,11 @@ def test_a_profile_that_names_a_target_alone_runs_what_it_can(study):
 @pytest.mark.parametrize("named", LEFT_OUT, ids=len)
 def test_every_notebook_runs_under_a_checkpoint_profile(study, named):
     shown = study(*named, schemes="w8a8,w4a16-g128", scheme="fp8")
-    assert len(shown) == 7
+    assert len(shown) == 9
     for method in ("vanilla", "eagle2", "hierarchical"):
-        for notebook in ("00_tour", "02_hierarchical"):
+        for notebook in ("00_tour", "03_hierarchical"):
             assert (f"{method} is left out: no " in shown[notebook]) == (method in LEFT_OUT[named])
-    assert ("eagle2 is left out: no eagle_target" in shown["01_compatibility"]) == ("eagle2" in LEFT_OUT[named])
+    assert ("eagle2 is left out: no eagle_target" in shown["01_acceptance"]) == ("eagle2" in LEFT_OUT[named])
 
 
 def test_a_missing_model_is_refused_before_a_notebook_runs(models, tmp_path, capfd):
@@ -168,16 +178,16 @@ def test_a_missing_model_is_refused_before_a_notebook_runs(models, tmp_path, cap
     [
         ("00_tour", {"max_new_tokens": 0}, "max_new_tokens is 0: give at least 1"),
         ("00_tour", {"step_shown": -1}, "step_shown is -1: give at least 0"),
-        ("01_compatibility", {"draft_size": -1}, "draft_size is -1: give at least 1"),
-        ("01_compatibility", {"threads": 0}, "threads is 0: give at least 1"),
-        ("01_compatibility", {"repeats": 0}, "repeats is 0: give at least 1"),
-        ("01_compatibility", {"max_draft_size": 0}, "there is no draft size to time"),
-        ("01_compatibility", {"context_length": 0}, "a context is 0: give at least 1"),
-        ("02_hierarchical", {"inner_iterations": 0}, "inner_iterations is 0: give at least 1"),
-        ("02_hierarchical", {"prompts_per_task": 1.5}, "prompts_per_task is 1.5: give a whole number or nothing"),
-        ("03_quality", {"tokens_per_domain": 0}, "tokens_per_domain is 0: give at least 1"),
-        ("03_quality", {"longest": "long"}, "longest is 'long': give a whole number"),
-        ("04_kernels", {"measure": "perhaps"}, "measure is 'perhaps': give true or false"),
+        ("01_acceptance", {"draft_size": -1}, "draft_size is -1: give at least 1"),
+        ("01_acceptance", {"threads": 0}, "threads is 0: give at least 1"),
+        ("02_verify_time", {"repeats": 0}, "repeats is 0: give at least 1"),
+        ("02_verify_time", {"max_draft_size": 0}, "there is no draft size to time"),
+        ("02_verify_time", {"context_length": 0}, "a context is 0: give at least 1"),
+        ("03_hierarchical", {"inner_iterations": 0}, "inner_iterations is 0: give at least 1"),
+        ("03_hierarchical", {"prompts_per_task": 1.5}, "prompts_per_task is 1.5: give a whole number or nothing"),
+        ("04_quality", {"tokens_per_domain": 0}, "tokens_per_domain is 0: give at least 1"),
+        ("04_quality", {"longest": "long"}, "longest is 'long': give a whole number"),
+        ("05_kernels", {"measure": "perhaps"}, "measure is 'perhaps': give true or false"),
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused_before_anything_runs(name, parameters, sentence):

@@ -55,7 +55,7 @@ def test_a_number_that_moves_by_one_in_its_last_place_is_seen(known):
 
 
 def test_a_changed_table_is_seen(known, monkeypatch):
-    """Passes of 60 tokens that take a hundredth longer: README and 01_compatibility no longer say what is recorded."""
+    """Passes of 60 tokens that take a hundredth longer: README and 02_verify_time no longer say what is recorded."""
     read = results.read_results
 
     def changed(path, *arguments, **options):
@@ -105,6 +105,7 @@ def test_a_result_that_is_typed_in_is_found(told):
         "Llama-3-8B in W4A16-g128 by EAGLE-2 on an H200.",
         "A tree of 48 to 60 nodes, behind 512 tokens, on a 4-bit target; tiles of 16, 32 and 64 rows.",
         "The paper (arXiv 2505.22179, section 3, figure 1) needs Python 3.11 or newer; Llama 2, 3, 3.1 and 3.2.",
+        "The time $T(1)$, and $$T(1) = \\frac{2}{3}$$.",
         "`0.8` in code, [a link](https://x.y/1.5), behind at least 200<!--given--> ms.",
         "## 2 things\n\n1. One.\n\n    indented 1.5\n\n```\n2.5\n```\n<!-- a comment 3.5 -->",
         "<!-- held by tests/test_docs.py -->\n| GB | 1.5 |",
@@ -137,11 +138,11 @@ def test_the_command_writes_numbers_into_pages_and_notebooks(tmp_path, monkeypat
     shutil.copy(project_root() / "README.md", tmp_path)
     monkeypatch.setattr(numbers, "known_numbers", lambda: known)
     assert numbers.write_numbers(tmp_path) == []
-    notebook = tmp_path / "notebooks/01_compatibility.ipynb"
+    notebook = tmp_path / "notebooks/01_acceptance.ipynb"
     before = notebook.read_text()
-    monkeypatch.setattr(numbers, "known_numbers", lambda: known | {"draft behind 60": 9.87})
+    monkeypatch.setattr(numbers, "known_numbers", lambda: known | {"eagle2 length tiny fp16": 9.87})
     assert numbers.write_numbers(tmp_path) == [notebook]
-    assert "9.87<!--draft behind 60-->" in notebook.read_text()
+    assert "9.9<!--eagle2 length tiny fp16-->" in notebook.read_text()
     assert len(json.loads(notebook.read_text())["cells"]) == len(json.loads(before)["cells"])
     monkeypatch.setattr(numbers, "known_numbers", lambda: known)
     assert numbers.write_numbers(tmp_path) == [notebook]

@@ -3,17 +3,22 @@
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
+from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.study import write_results
 from specquant.study.latex import RECORDED_TABLES
 from specquant.study.paper import RECORDED_FIGURES, build_figures
-from specquant.tables.style import caption
+from specquant.tables.style import COLUMN_WIDTH_IN, MAIN_SCHEMES, PAGE_WIDTH_IN, SCHEMES, caption
 from tests.study.test_figures import tables
 
 RECORDED = tables()
@@ -64,7 +69,11 @@ def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path):
 
 def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path):
     rebuilt = build_figures("data", tmp_path)
-    assert {path.stem for path in rebuilt} == {figure.name for figure in RECORDED_FIGURES}
+    assert {path.stem for path in rebuilt if path.stem in {figure.name for figure in RECORDED_FIGURES}} == {
+        figure.name for figure in RECORDED_FIGURES
+    }
+    supplements = {path.stem.removesuffix("_others") for path in rebuilt if path.stem.endswith("_others")}
+    assert supplements - {"free_drafts"} == {figure.name for figure in RECORDED_FIGURES if figure.by_scheme}
     for path in rebuilt:
         assert (project_root() / "figures" / path.relative_to(tmp_path)).is_file(), f"run make figures: {path.name}"
 
@@ -80,3 +89,48 @@ def test_a_broken_table_is_seen_before_any_figure_is_written(recorded, tmp_path)
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(SpecquantError, match="no table to draw from"):
         build_figures(tmp_path, tmp_path / "figures")
+
+
+def pictures():
+    return sorted((project_root() / "figures").rglob("*.png"))
+
+
+@pytest.mark.parametrize("path", pictures(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_figure_fits_one_column_or_two_and_its_caption_says_what_it_rests_on(path):
+    height, width = plt.imread(path).shape[:2]
+    assert width / 300 in (COLUMN_WIDTH_IN, PAGE_WIDTH_IN)
+    assert height / 300 * 25.4 <= 100
+    text = path.with_suffix(".txt").read_text()
+    assert all(f"{fact}: " in text for fact in ("Weights", "Device")), text
+    assert "n: " in text or "Caveat: recorded by an older protocol" in text  # which did not say
+    assert "Model: " in text or "Llama-3-70B" in text
+
+
+def test_a_panel_has_four_schemes_and_the_supplement_the_others_beside_fp16():
+    figure = next(figure for figure in RECORDED_FIGURES if figure.by_scheme)
+    frame = pd.DataFrame({"scheme": ["fp16", "w8a8", "w4a8-qoq", "w4a16-g128"]})
+    (main, some, _), (other, rest, text) = figure.parts(frame)
+    assert (main, other) == (figure.name, f"{figure.name}_others")
+    assert some.scheme.tolist() == ["fp16", "w8a8", "w4a16-g128"]
+    assert rest.scheme.tolist() == ["fp16", "w4a8-qoq"]
+    assert text.endswith("Supplement: the other schemes, beside FP16.")
+    assert len([*figure.parts(frame.head(2))]) == 1
+
+
+# What people with deuteranopia and protanopia see of linear RGB: Machado, Oliveira and Fernandes, IEEE TVCG 15 (2009).
+SEEN = {
+    "all": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+@pytest.mark.parametrize("marks", [{name: SCHEMES[name] for name in MAIN_SCHEMES}, MARKS], ids=["schemes", "methods"])
+def test_colours_differ_for_all_eyes_and_shapes_in_grey(marks, eyes):
+    looks = list(marks.values())
+    linear = [np.power(to_rgb(look.color), 2.2) for look in looks]
+    seen = [np.power(np.clip(np.asarray(SEEN[eyes]) @ color, 0, 1), 1 / 2.2) for color in linear]
+    for (one, first), (other, second) in combinations(zip(looks, seen, strict=True), 2):
+        assert np.linalg.norm(first - second) > 0.12, (one.label, other.label)
+        assert one.marker != other.marker

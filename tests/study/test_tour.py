@@ -17,6 +17,7 @@ from specquant.study.tour import (
     coloured_text,
     draft_tree,
     leaf_heights,
+    passes_in_words,
     rounds_table,
     steps_table,
     visible,
@@ -68,6 +69,44 @@ def test_the_coloured_text_is_the_text_and_says_who_wrote_what(tokenizer):
     assert colours[:4] == [ADDED, DRAFTED, DRAFTED, ADDED]
     assert colours[-1] == ADDED
     assert set(colours[4:-1]) == {DRAFTED}
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's, from 1 to 21."""
+
+    def luminance(color):
+        channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_coloured_text_is_read_in_a_light_and_in_a_dark_theme(tokenizer):
+    """Every letter has its own colour and background, so a theme's do not count."""
+    tokens = tokenizer(" the king", add_special_tokens=False)["input_ids"]
+    root = DraftTree.sequence(torch.zeros(1, dtype=torch.long))
+    html = coloured_text(
+        generation(tokens, [Step(tokens[1:], root, [], [], 1, 1, 1)], [len(tokens) - 1]), tokenizer
+    ).data
+    assert re.sub(r"<span.*?</span>|<[^>]+>", "", html).strip() == ""
+    pairs = re.findall(r'style="background:(#\w+);color:(#\w+)"', html)
+    assert {background for background, _ in pairs} == {DRAFTED, ADDED}
+    assert min(contrast(*pair) for pair in pairs) > 7
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_the_answer_says_how_many_passes_each_method_took():
+    one_by_one = generation([1, 2, 3], [step(1, [2]), step(1, [3])], [1, 1])
+    shorter = generation([1, 2, 3], [step(60, [2, 3, 4])], [2])
+    told = passes_in_words({"autoregressive": one_by_one, "eagle2": shorter})
+    assert told == (
+        "All methods write the same 3 tokens. After the prompt's, the target's passes are 2 (autoregressive, 1.00 "
+        "tokens each) and 1 (EAGLE-2, 2.00 tokens each)."
+    )
+    other = passes_in_words({"autoregressive": one_by_one, "eagle2": generation([1, 2, 4], shorter.steps, [2])})
+    assert "not all the same" in other
 
 
 def test_a_step_that_a_stop_cut_off_shows_what_was_kept(tokenizer):

@@ -8,7 +8,9 @@ from typing import Any
 
 from specquant.commands.options import tell
 from specquant.errors import SpecquantError
-from specquant.models.options import ModelOptions
+from specquant.models.options import DraftSettings, ModelOptions
+
+PAPER_SETTINGS = DraftSettings()
 
 
 def generate(
@@ -19,6 +21,7 @@ def generate(
     system: str | None = None,
     revision: str | None = None,
     method: str = "autoregressive",
+    settings: DraftSettings = PAPER_SETTINGS,
     calibration: Path | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -35,6 +38,7 @@ def generate(
         system: A system prompt, with --chat (default: the template's own).
         revision: Branch, tag or commit of a target on the hub (default: its main branch).
         method: {methods}, or auto: what is predicted to be fastest here.
+        settings: How the method drafts; auto chooses trees and lengths itself.
         calibration: For auto: what `specquant calibrate` wrote (default: decode a little by every method first).
         max_new_tokens: The most tokens to add.
         temperature: 0 is greedy.
@@ -75,7 +79,7 @@ def generate(
         get_method(method)  # refuses what is none
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
-    speculator, tokenizer = loaded.speculator(plan), load_tokenizer(named.model)
+    speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
     if speculator.drafter and loaded.rounds_by_draft:
         tell(
             "in half precision a draft can change the text where two tokens are nearly equally likely: --row-invariant "

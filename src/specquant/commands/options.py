@@ -25,6 +25,7 @@ COUNTS = {
     "draft_size": "the draft size",
     "iterations": "the number of iterations",
     "rows": "the number of plans to show",
+    "ngram_length": "the n-gram length",
 }
 MOST = 10**9  # of anything that is counted
 SECONDS = 86_400  # of looking for configurations

@@ -23,6 +23,8 @@ class Drafter(Protocol):
     draft_size: the nodes of its largest tree, the root counted, for which the enclosing model keeps room behind its
     context; 0 where it proposes sequences, which end within the context.
     needs_features: whether it reads the enclosing model's features; to others None is handed.
+    feature_layers: which features these are: the residual stream where these layers begin, side by side, as
+    `Llama.run` counts them; where none is named, what the final norm makes.
     rounds: the steps of its own model in the latest `propose`, where it has one.
     """
 
@@ -30,12 +32,13 @@ class Drafter(Protocol):
     context_length: int
     draft_size: int = 0
     needs_features: bool = False
+    feature_layers: tuple[int, ...] = ()
     rounds: Sequence[Step] = ()
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         """Forget everything and follow `tokens`: the prompt and the first token behind it.
 
-        features: [len(tokens) - 1, hidden], the enclosing model's at the prompt's positions, if it needs them. rule:
+        features: [len(tokens) - 1, width], the enclosing model's at the prompt's positions, if it needs them. rule:
         how the outermost level chooses tokens (greedy, or its random state).
         """
         ...
@@ -47,7 +50,7 @@ class Drafter(Protocol):
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         """The first `length` confirmed tokens stay, whatever came after them is `tokens` now.
 
-        features: [n, hidden], the enclosing model's at the n positions that follow those already known, if it needs
+        features: [n, width], the enclosing model's at the n positions that follow those already known, if it needs
         them; the last of `tokens` has none yet.
         """
         ...

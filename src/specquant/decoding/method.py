@@ -134,8 +134,9 @@ class Method:
     name: what `--method` calls it. mark: how it is drawn. place: among the methods that the paper compares, in its
     order; None for one that it does not have. companions: the models that it needs besides the target, keys of
     `models.companions.COMPANIONS` in the order of loading. trees_of: the model that verifies its EAGLE-2 trees,
-    "target" or "intermediate"; None where it has none. probes: the plans that a calibration decodes by, so that it can
-    be predicted; without them the planner leaves it out.
+    "target" or "intermediate"; None where it has none. head: the kind of head that grows its trees, "eagle" or
+    "eagle3"; a companion is called by it and by the model that it drafts for; None where it has none. probes: the plans
+    that a calibration decodes by, so that it can be predicted; without them the planner leaves it out.
 
     The planner's questions below need answers only where there are probes.
     """
@@ -145,19 +146,23 @@ class Method:
     place: int | None = None
     companions: tuple[str, ...] = ()
     trees_of: str | None = None
+    head: str | None = None
     probes: tuple[Plan, ...] = ()
 
     def plan(self, settings: DraftSettings) -> Plan:
         """How it drafts under settings."""
         return Plan(self.name)
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Drafter | None:
+    def drafter(
+        self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
+    ) -> Drafter | None:
         """What drafts for the target; None where nothing does.
 
         Args:
             plan: one of this method.
             models: the target, and the intermediate model if this method needs it.
             trees: gives what drafts the plan's trees for the "target" or for the "intermediate" model.
+            settings: how lookups draft; the rest is the plan's.
         """
         raise NotImplementedError
 

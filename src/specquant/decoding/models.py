@@ -11,42 +11,51 @@ from specquant.decoding import Drafter, EagleDrafter, Speculator
 from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.method import DraftSettings, Plan, TwoModels
 from specquant.errors import SpecquantError
-from specquant.files import read_text, resolve
-from specquant.models.companions import COMPANIONS, directories_beside
+from specquant.files import cache_folder, read_text, resolve
+from specquant.models.companions import COMPANIONS, OWN, directories_beside
 from specquant.models.config import load_config
 from specquant.models.device import choose_device, named_dtype
-from specquant.models.eagle import EagleHead, head_scheme, require_count
+from specquant.models.eagle import DraftHead, head_scheme, require_count
+from specquant.models.eagle3 import load_eagle3_config
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate
-from specquant.models.llama import Llama
+from specquant.models.llama import Llama, check_widths
 from specquant.models.loading import (
     check_drafting_model,
+    check_eagle3_head,
     check_head,
     frequent_tokens,
+    load_eagle3_head,
     load_eagle_head,
     load_head_config,
     load_model,
     load_tokenizer,
 )
 from specquant.models.options import ModelOptions
+from specquant.models.targets import quantized_target
 from specquant.quant import get_scheme
 
 
-def assemble(plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
+def assemble(
+    plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings | None = None
+) -> Speculator:
     """The decoder of a plan. trees: gives what drafts trees for the "target" or for the "intermediate" model.
+    settings: how lookups draft.
 
     Raises SpecquantError for an unknown method.
     """
-    return Speculator(models.target, get_method(plan.method).drafter(plan, models, trees))
+    return Speculator(models.target, get_method(plan.method).drafter(plan, models, trees, settings or DraftSettings()))
 
 
 class Models:
     """A target with the companions that draft for it; each is loaded when a method first needs it.
 
     target: a model directory in any scheme, or fp16 weights with a `scheme` to round them to. Its EAGLE head, the
-    intermediate model and that model's head are directories of fp16 weights. All of them may be hub ids instead
-    (`models.hub.locate`). dtype: that all of them compute in; None for the target's default
+    intermediate model, that model's head and EAGLE-3 heads of both are directories of fp16 weights. All of them may be
+    hub ids instead (`models.hub.locate`). dtype: that all of them compute in; None for the target's default
     (`models.device.default_dtype`). context_length: positions to make room for; None for all that each was made for.
+    The intermediate model may be "self:" and a scheme: the target itself in fewer bits, quantized when it is first
+    needed and kept; it shares what is the same in both, and drafts by the target's heads where it was given none.
     On a GPU, passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
     `Llama.make_row_invariant`.
 
@@ -69,13 +78,20 @@ class Models:
         head_scheme: str | None = None,
         head_vocabulary: int | None = None,
         head_text: str | Path | None = None,
+        eagle3_target: str | Path | None = None,
+        eagle3_intermediate: str | Path | None = None,
     ):
-        companions = eagle_target, intermediate, eagle_intermediate
+        companions = eagle_target, intermediate, eagle_intermediate, eagle3_target, eagle3_intermediate
         self.target_path = target
         self.paths: dict[str, str | Path | None] = {"target": target, **dict(zip(COMPANIONS, companions, strict=True))}
+        if self.own_scheme is not None:
+            for head in ("eagle", "eagle3"):
+                self.paths[f"{head}_intermediate"] = self.paths[f"{head}_intermediate"] or self.paths[f"{head}_target"]
         self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
+        self._heads: dict[str, DraftHead] = {}
+        self._checked: set[str] = set()  # companions that fit: many methods need the same one
 
     @classmethod
     def of(cls, options: ModelOptions) -> "Models":
@@ -130,15 +146,37 @@ class Models:
 
     @cached_property
     def intermediate(self) -> Llama | GraphedLlama:
-        return self._load("intermediate", self.dtype)
+        if self.own_scheme is None:
+            return self._load("intermediate", self.dtype)
+        target, scheme = self.target, self.own_scheme  # first, so that memory is asked for what comes on top of it
+        own = quantized_target(
+            Path(locate(self.target_path)).absolute(), scheme, cache_folder() / "targets", device=str(self.device)
+        )
+        model = load_model(own, None, self.dtype, self.device, self.context_length)
+        share_ends(model, target)
+        return graphed(model)
 
-    @cached_property
-    def eagle_target(self) -> EagleHead:
-        return self._load_head("eagle_target", self.target)
+    @property
+    def own_scheme(self) -> str | None:
+        """The scheme of the intermediate model where that is the target itself."""
+        path = str(self.paths["intermediate"])
+        return path.removeprefix(OWN) if path.startswith(OWN) else None
 
-    @cached_property
-    def eagle_intermediate(self) -> EagleHead:
-        return self._load_head("eagle_intermediate", self.intermediate)
+    @property
+    def eagle_target(self) -> DraftHead:
+        return self.head("eagle_target")
+
+    @property
+    def eagle_intermediate(self) -> DraftHead:
+        return self.head("eagle_intermediate")
+
+    def head(self, which: str) -> DraftHead:
+        """The head that is this companion, loaded when it is first asked for."""
+        if which not in self._heads:
+            load = load_eagle3_head if which.startswith("eagle3_") else load_eagle_head
+            model = self.target if which.endswith("_target") else self.intermediate
+            self._heads[which] = load(self._path(which), model, self.head_scheme, self._head_tokens)
+        return self._heads[which]
 
     def speculator(self, method: str | Plan, settings: DraftSettings | None = None) -> Speculator:
         """The decoder of a plan, or of a method under settings, the paper's by default.
@@ -149,12 +187,13 @@ class Models:
         settings = settings or DraftSettings()
         plan = method if isinstance(method, Plan) else get_method(method).plan(settings)
         self.check_companions(plan.method)
+        kind = get_method(plan.method).head
 
         def trees(which: str) -> EagleDrafter:
-            head = self.eagle_target if which == "target" else self.eagle_intermediate
+            head = self.head(f"{kind}_{which}")
             return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
 
-        return assemble(plan, self, trees)
+        return assemble(plan, self, trees, settings)
 
     def _path(self, which: str) -> str | Path:
         """Where a model that was given is (`check_companions`)."""
@@ -164,9 +203,6 @@ class Models:
 
     def _load(self, which: str, dtype: torch.dtype | None, scheme: str | None = None) -> Llama | GraphedLlama:
         return graphed(load_model(self._path(which), scheme, dtype, self.device, self.context_length))
-
-    def _load_head(self, which: str, model: Llama | GraphedLlama) -> EagleHead:
-        return load_eagle_head(self._path(which), model, self.head_scheme, self._head_tokens)
 
     @cached_property
     def _head_tokens(self) -> torch.Tensor | None:
@@ -203,13 +239,52 @@ class Models:
             self._check_companion(which)
 
     def _check_companion(self, which: str) -> None:
+        if which not in self._checked:
+            self._require_fit(which)
+            self._checked.add(which)
+
+    def _require_fit(self, which: str) -> None:
+        if which == "intermediate" and self.own_scheme is not None:
+            self._check_own_scheme(self.own_scheme)
+            return
         target, directory = (locate(self._path(name), SMALL_FILES) for name in ("target", which))
         if which == "intermediate":
             check_drafting_model(target, directory)
             return
-        config, model = load_head_config(directory), self.paths["target" if which == "eagle_target" else "intermediate"]
+        of_target = which.endswith("_target") or self.own_scheme is not None
+        model = self.paths["target" if of_target else "intermediate"]
+        load, check = (
+            (load_eagle3_config, check_eagle3_head) if which.startswith("eagle3_") else (load_head_config, check_head)
+        )
+        config: Any = load(directory)
         if model is not None:
-            check_head(config, load_config(locate(model, SMALL_FILES)), directory, tokenizer=target)
+            check(config, load_config(locate(model, SMALL_FILES)), directory, tokenizer=target)
+
+    def _check_own_scheme(self, name: str) -> None:
+        """Raises SpecquantError where the target cannot be its own intermediate model in a scheme: it has no fp16
+        weights, is no larger, or does not fit the scheme."""
+        own, scheme = get_scheme(name), get_scheme(self.scheme or "fp16")
+        path = locate(self.target_path, SMALL_FILES)
+        config = load_config(path)
+        if getattr(config, "quantization_config", None) is not None:
+            raise SpecquantError(
+                f"the intermediate model {OWN}{name} is made of fp16 weights, and {path} is quantized already: give "
+                "its fp16 weights, with --scheme for the target"
+            )
+        if own.weight_bits >= scheme.weight_bits:
+            raise SpecquantError(
+                f"the intermediate model {OWN}{name} has no fewer bits than the target in {scheme.name}: it would cost "
+                "as much"
+            )
+        check_widths(config, own, path, rotates=own.rotated)
+
+
+def share_ends(model: Llama, other: Llama | GraphedLlama) -> None:
+    """Let a model use embedding and LM head of another one where they are the same, so that they are there once."""
+    for name in ("embed_tokens", "lm_head"):
+        ours, theirs = getattr(model, name), getattr(other, name)
+        if ours.weight.shape == theirs.weight.shape and torch.equal(ours.weight, theirs.weight):
+            setattr(model, name, theirs)
 
 
 def tiny_models(root: str | Path, target: str | Path | None = None, **options) -> Models:
@@ -219,5 +294,6 @@ def tiny_models(root: str | Path, target: str | Path | None = None, **options) -
     text, if not in another.
     """
     root = resolve(root)
-    usual: dict[str, Any] = {**directories_beside(root / "target"), "head_text": root / "calibration.txt"}
+    beside = directories_beside(root / "target", options.get("intermediate"))
+    usual: dict[str, Any] = {**beside, "head_text": root / "calibration.txt"}
     return Models(target or root / "target", **usual | options)

@@ -53,6 +53,7 @@ class Speculator(Drafter):
         self.model = model
         self.drafter = drafter
         self._reads_features = drafter is not None and drafter.needs_features
+        self._layers = drafter.feature_layers if drafter is not None and drafter.needs_features else ()
         self.min_draft_length = min_draft_length
         self.vocab_size = vocab_size
         self.context_length = min(model.context_length, drafter.context_length) if drafter else model.context_length
@@ -64,27 +65,29 @@ class Speculator(Drafter):
     def prefill(self, prompt: list[int], rule: AcceptanceRule) -> Step:
         """The outermost level's beginning: run the prompt, choose the first token, start all drafters."""
         began = perf_counter()
-        features = self._run_prompt(prompt, rule)
+        features, handed = self._run_prompt(prompt, rule)
         root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
         (token,) = rule.judge(root, self._logits(features[-1:])).read().tokens
         verified = perf_counter()
-        self._start_drafter(token, features)
+        self._start_drafter(token, handed)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
-        self._start_drafter(tokens[-1], self._run_prompt(tokens[:-1], rule))
+        self._start_drafter(tokens[-1], self._run_prompt(tokens[:-1], rule)[1])
 
-    def _run_prompt(self, prompt: list[int], rule: AcceptanceRule) -> torch.Tensor:
+    def _run_prompt(self, prompt: list[int], rule: AcceptanceRule) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompt's features, and those that the drafter reads."""
         self.tokens, self.rule = list(prompt), rule
         self.cache.truncate(0)
-        return self.model.prefill(self._readable(torch.tensor(prompt, device=self.model.device)), self.cache)
+        tokens = self._readable(torch.tensor(prompt, device=self.model.device))
+        return self.model.run_prompt(tokens, self.cache, self._layers)
 
-    def _start_drafter(self, first_token: int, features: torch.Tensor) -> None:
+    def _start_drafter(self, first_token: int, handed: torch.Tensor) -> None:
         self.tokens.append(first_token)
         if self.drafter:
-            self.drafter.start(self.tokens, features if self._reads_features else None, self.rule)
+            self.drafter.start(self.tokens, handed if self._reads_features else None, self.rule)
 
     @torch.inference_mode()
     def step(self, limit: int) -> Step:
@@ -99,13 +102,13 @@ class Speculator(Drafter):
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
         readable, positions = self._readable(batch.tokens), self.cache.length + batch.depths
-        features = self.model(readable, positions, self.cache, batch.ancestors)
+        features, handed = self._pass(readable, positions, batch.ancestors)
         logits = self._logits(features[len(pending) :])
         verdict = self.rule.judge(tree, logits)
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)
         if self._reads_features:
-            features = features[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
+            handed = handed[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
         accepted = verdict.read()
         verified = perf_counter()
 
@@ -114,12 +117,21 @@ class Speculator(Drafter):
         tokens, length = accepted.tokens, len(self.tokens)
         self.tokens += tokens
         if self.drafter:
-            self.drafter.commit(length, tokens, features[:kept] if self._reads_features else None)
+            self.drafter.commit(length, tokens, handed[:kept] if self._reads_features else None)
         rounds = self.drafter.rounds if self.drafter and len(tree) > 1 else ()
         inner = [step.accepted_length for step in rounds]
         draft_ms = _milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q)
+
+    def _pass(
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features of new tokens, and those that the drafter reads, of one pass."""
+        if self._layers:
+            return self.model.run(tokens, positions, self.cache, mask, self._layers)
+        features = self.model(tokens, positions, self.cache, mask)
+        return features, features
 
     def _readable(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens, int64 [n], as the model can read them."""
@@ -163,7 +175,8 @@ class Speculator(Drafter):
 
     @property
     def _no_features(self) -> torch.Tensor:
-        return torch.empty(0, self.model.config.hidden_size, dtype=self.model.dtype, device=self.model.device)
+        width = self.model.config.hidden_size * max(1, len(self._layers))
+        return torch.empty(0, width, dtype=self.model.dtype, device=self.model.device)
 
     def _mark(self) -> torch.cuda.Event | float:
         """This moment, of the device: a GPU notes it when it gets there."""

@@ -45,6 +45,15 @@ class DraftTree:
         """A tree with one branch: tokens [n], the root first."""
         return cls(tokens, *_chain(len(tokens), tokens.device), q)
 
+    @classmethod
+    def from_lists(cls, tokens: list[int], parents: list[int], device: torch.device) -> "DraftTree":
+        """A tree that the host made, on a device that goes on with what it does. Raises as `from_parents` does."""
+        if parents == list(range(-1, len(parents) - 1)):
+            return cls.sequence(on_device(tokens, device))
+        tree = cls.from_parents(torch.tensor(tokens), torch.tensor(parents))
+        parts = (tree.tokens, tree.parents, tree.depths, tree.ancestors)
+        return cls(*(part.to(device, non_blocking=True) for part in parts))
+
     def after(self, chain: list[int]) -> "DraftTree":
         """This tree behind a chain of confirmed tokens that the model has not run yet, the first of them its root."""
         if not chain:

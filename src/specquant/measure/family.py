@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class Family:
                 models.check_companions(name)
 
     @property
+    def companions(self) -> dict[str, str]:
+        """Those of `COMPANIONS` that a study may name, "" where there is none."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in COMPANIONS}
+
+    @property
     def shipped(self) -> bool:
         """Whether the target is the one that comes with the project, on which the notebooks' findings were made."""
         return not is_hub_id(self.target) and resolve(self.target) == resolve("data/tiny/target")
@@ -95,7 +100,7 @@ class Family:
         """Those of `names` whose models are named; of each other one, what is missing is printed."""
         given = []
         for method in names:
-            missing = [which for which in get_method(method).companions if not getattr(self, which)]
+            missing = [which for which in get_method(method).companions if not self.companions.get(which)]
             if missing:
                 print(f"{method} is left out: no {' and no '.join(missing)} is named")
             else:
@@ -112,8 +117,9 @@ class Family:
         return self._models(self.directory(scheme, method))
 
     def _models(self, target: str | Path) -> Models:
-        companions: dict[str, Any] = {which: getattr(self, which) for which in COMPANIONS}
-        companions = {which: resolve_model(path) if path else None for which, path in companions.items()}
+        companions: dict[str, Any] = {
+            which: resolve_model(path) if path else None for which, path in self.companions.items()
+        }
         return Models(
             resolve_model(target),
             **companions,

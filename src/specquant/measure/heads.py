@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from specquant.decoding.drafters import get_method, methods_with_trees
 from specquant.decoding.models import tiny_models
@@ -14,6 +13,7 @@ from specquant.measure.throughput import SchemeByScheme, decode_prompts
 from specquant.models.device import dtype_parameters
 from specquant.models.eagle import describe_head
 from specquant.models.loading import load_tokenizer
+from specquant.progress import tqdm
 from specquant.tables.schemas import TABLES
 
 # The same of the tiny models, whose vocabulary has 4096 entries: 1024 are as many as 32768 of 128256.

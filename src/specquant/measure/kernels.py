@@ -23,7 +23,7 @@ from specquant.measure.measure import Measure, Measured, record
 from specquant.measure.passes import DRAFT_SIZES
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 from specquant.tables.schemas import TABLES
-from specquant.tables.style import SCHEMES, along_draft_sizes, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, along_draft_sizes, legend_above, mark, model_label, new_figure
 
 # Outputs and inputs of the four linear layers, q, k, v and gate, up fused.
 LAYERS = {
@@ -182,28 +182,35 @@ def product(
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Time of one linear layer against the number of tokens, by implementation and scheme. `frame`: kernels.csv."""
-    groups = list(frame.groupby(["layer", "in_features", "out_features"]))
+    """Time of one linear layer against the number of tokens, by implementation and scheme. `frame`: kernels.csv.
+
+    A panel for each layer, in rows of four: those of one model beside each other.
+    """
+    keys = ["model", "layer", "in_features", "out_features"]
+    groups = list(frame.groupby([key for key in keys if key in frame], sort=False))
     implementations = sorted(frame["implementation"].unique())
-    figure, axes = new_figure(len(groups), 1, height_in=0.9 + 1.5 * len(groups), sharex=True)
-    for axis, ((layer, in_features, out_features), rows) in zip(axes, groups, strict=True):
+    columns = min(4, len(groups))
+    rows_of_panels = -(-len(groups) // columns)
+    height_in = 0.7 + 1.55 * rows_of_panels
+    figure, axes = new_figure(rows_of_panels, columns, height_in, wide=columns > 1, sharex=True)
+    for axis in axes[len(groups) :]:
+        axis.set_axis_off()
+    for place, (axis, (key, rows)) in enumerate(zip(axes, groups, strict=False)):
         for (scheme, implementation), line in rows.groupby(["scheme", "implementation"]):
             line = line.sort_values("draft_size")
             look = mark(scheme, SCHEMES)
             dashes = ("-", "--", ":", "-.")[implementations.index(implementation) % 4]
-            axis.plot(
-                line["draft_size"],
-                line["time_us"],
-                dashes,
-                color=look.color,
-                marker=look.marker,
-                label=f"{look.label}, {implementation}",
-            )
+            label = f"{look.label}, {implementation}"
+            axis.plot(line["draft_size"], line["time_us"], dashes, color=look.color, marker=look.marker, label=label)
         along_draft_sizes(axis)
-        axis.set(title=f"{layer}, {in_features} to {out_features}", ylabel="time (µs)")
+        *model, layer, in_features, out_features = key
+        named = "".join(f"{model_label(name)}, " for name in model)
+        axis.set_title(f"{named}{layer},\n{in_features} to {out_features}")
         axis.set_ylim(bottom=0)
-    axes[-1].set_xlabel("tokens in one pass")
-    legend_above(figure, axes[0], columns=1)
+        if place % columns == 0:
+            axis.set_ylabel("time (µs)")
+    figure.supxlabel("tokens in one pass", fontsize=7)
+    legend_above(figure, axes[0], columns=4 if columns > 1 else 1)
     return figure
 
 

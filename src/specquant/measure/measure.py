@@ -6,7 +6,6 @@ Where these run is the executor's to say (`measure.executors`): one process afte
 import gc
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
@@ -26,6 +24,7 @@ from specquant.measure import executors
 from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
 from specquant.models.memory import NotEnoughMemory
+from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.provenance import COMMAND, command_line, device_name
 from specquant.tables.table import Table
@@ -122,7 +121,7 @@ def _measure_all(
             elif "ended" in told and told["ended"] != 0:
                 failed.append(_failure(measure, task, told, together))
             elif "left_out" in told:
-                tqdm.write(told["left_out"], file=sys.stderr)
+                tell(told["left_out"])
                 bar.update()
             elif "done" in told:
                 join_if_due()
@@ -136,7 +135,7 @@ def _failure(measure: Measure, task: Task, told: Mapping[str, Any], together: bo
     if together:
         return f"the process that measured {measure.name} {why}"
     failure = f"{task.name} failed ({why}; its log is {told['log']})"
-    tqdm.write(failure, file=sys.stderr)
+    tell(failure)
     return failure
 
 

@@ -21,7 +21,7 @@ import torch
 from specquant.decoding import Drafter, DraftTree, EagleDrafter, Generation, Greedy, Speculator, Step, Verdict
 from specquant.decoding.drafters import get_method, methods_with
 from specquant.decoding.drafters.planted import Errors, PlantedDrafts, PlantedModel, judged_and_accepted
-from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
 from specquant.errors import SpecquantError
 from specquant.measure.card import CardState
 from specquant.measure.checks import require_at_least
@@ -253,7 +253,7 @@ def planted_speculator(
     if plan == SEQUENCE:
         chain = list(range(-1, plan.min_draft_length))
         return Speculator(models.target, PlantedDrafts([chain], errors, models.context_length, models.device))
-    drafter = get_method(plan.method).drafter(plan, models, trees_for)
+    drafter = get_method(plan.method).drafter(plan, models, trees_for, DraftSettings())
     return Speculator(models.target, PlantedModel(drafter, errors) if isinstance(drafter, Speculator) else drafter)
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
@@ -17,6 +16,7 @@ from specquant.measure.checks import require_at_least
 from specquant.measure.parameters import Common
 from specquant.models.llama import Llama
 from specquant.models.texts import tokens_of
+from specquant.progress import tqdm
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
 
 DOMAINS = ("mathematics", "code", "prose")

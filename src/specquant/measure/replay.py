@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.drafters import get_method, methods_with
+from specquant.decoding.drafters import by_plan, get_method, methods_with
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees
 from specquant.decoding.generation import Generation, decode_steps
@@ -40,6 +41,7 @@ from specquant.tables.intervals import over_processes
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
 from specquant.tables.speed import speed, speedups
+from specquant.tables.style import new_figure, row_for_each
 
 # Around the paper's choices, to compare predictions with.
 MORE_PLANS = (
@@ -340,6 +342,54 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
         for length in ("accepted_length", "expected_length")
     )
     return rows.assign(speedup=measured, expected_speedup=expected)
+
+
+def step_factors(rows: pd.DataFrame, assumptions: pd.DataFrame) -> pd.DataFrame:
+    """The two factors of the hierarchy's gain over EAGLE-2 with 24 nodes, at the assumed lengths and at their ends.
+
+    Args:
+        rows: Rows of replayed.csv of one target, in one scheme and with one kind of head.
+        assumptions: assumptions.csv.
+
+    Returns:
+        "as assumed", "least" and "most": accepted lengths, which are assumed, times of a step, medians over processes,
+        and their product.
+    """
+    step_ms = rows.assign(step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms).set_index("process")
+    tree = step_ms[(step_ms.method == "eagle2") & (step_ms.draft_size == 24)].step_ms
+    times = tree / step_ms[step_ms.method == "hierarchical"].step_ms
+    known = assumptions.set_index("name")
+    longer, shorter = known.loc["hierarchical_length"], known.loc["eagle2_length_70b"]
+    lengths = [longer.value / shorter.value, longer.low / shorter.high, longer.high / shorter.low]
+    factors = pd.DataFrame({"accepted lengths (assumed)": lengths, "step times (measured)": times.median()})
+    factors.index = pd.Index(["as assumed", "least", "most"], name="accepted lengths")
+    return factors.assign(**{"their product": factors.prod(axis=1)})
+
+
+def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
+    """Where the time of a token goes: draft, pass and the rest of a step, over its accepted length.
+
+    The fastest plan first. Medians over processes. Behind each bar stands the speedup over decoding one by one.
+
+    Args:
+        rows: Rows of replayed.csv of one target, in one scheme and with one kind of head.
+        shapes: That the chances were fitted with; they give the accepted length, as in `fitted_speedups`.
+    """
+    told = pd.concat(at_fitted_chances(of, shapes) for _, of in rows[rows.chances == "fitted"].groupby("process"))
+    parts = {"draft_ms": ("draft", "#0173b2"), "verify_ms": ("verify", "#de8f05"), "other_ms": ("other", "#949494")}
+    each = told.assign(**{part: told[part] / told.expected_length for part in parts})
+    per_token = by_plan(each.groupby([*PLAN_FIELDS])[[*parts, "expected_speedup"]].median())
+    per_token = per_token.sort_values("expected_speedup", ascending=False)
+    figure, (axis,) = new_figure(height_in=0.8 + 0.24 * len(per_token))
+    left = pd.Series(0.0, per_token.index)
+    for part, (label, color) in parts.items():
+        axis.barh(range(len(per_token)), per_token[part], left=left, color=color, label=label, height=0.65)
+        left += per_token[part]
+    for place, (end, gain) in enumerate(zip(left, per_token.expected_speedup, strict=True)):
+        axis.text(end, place, rf" {gain:.2f}$\times$", va="center", fontsize=6.5)
+    axis.set_xlim(0, 1.3 * left.max())
+    row_for_each(figure, axis, list(per_token.index), "time per token (ms)", columns=3)
+    return figure
 
 
 MEASURE = Measure((REPLAYED,), Parameters, run, "CUDA events and host clock, sum")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from specquant.measure.blocks import now
 from specquant.measure.card import CardState
@@ -28,6 +29,7 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
 from specquant.tables.intervals import over_processes
 from specquant.tables.schemas import SETTLING
+from specquant.tables.style import legend_above, new_figure
 
 LEAD = 60  # passes that bring the card into the state that is asked about
 SUCCESSIVE = 40  # passes of one token that are timed behind them
@@ -166,6 +168,27 @@ def first_passes(rows: pd.DataFrame) -> pd.DataFrame:
     keys = [*same[:2], "behind", "idle_ms", "position", "process"]
     relative = passes.set_index(keys).time_ms
     return over_processes(relative / alone.reindex(pd.MultiIndex.from_frame(passes[same])).to_numpy())
+
+
+def draw_first_passes(after: pd.Series) -> Figure:
+    """Time of a pass of one token over its settled time, by its position behind wide passes.
+
+    A panel for each idle time.
+
+    after: by what was before (`behind`), `idle_ms` and `position`: medians of `first_passes` of one model and scheme.
+    """
+    idle = sorted(after.index.unique("idle_ms"))
+    figure, axes = new_figure(1, len(idle), height_in=2.2, wide=True, sharey=True)
+    looks = (("#000000", "o"), ("#de8f05", "s"), ("#0173b2", "^"), ("#029e73", "D"))
+    for axis, idle_ms in zip(axes, idle, strict=True):
+        of_panel = after.xs(idle_ms, level="idle_ms").unstack("position")
+        for (behind, line), (color, marker) in zip(of_panel.iterrows(), looks, strict=False):
+            name = f"behind passes of {behind} token{'s' if behind > 1 else ''}"
+            axis.plot(1 + line.index, line, color=color, marker=marker, label=name)
+        axis.set(title=f"after {idle_ms:g} ms of idling", xlabel="pass")
+    axes[0].set_ylabel("time of a pass of one token\nover its settled time")
+    legend_above(figure, axes[0], columns=3)
+    return figure
 
 
 MEASURE = Measure((SETTLING,), Parameters, run, "time.perf_counter around each")

@@ -5,13 +5,12 @@ An interrupted run goes on where it stopped: what the file of answers holds is n
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, read_questions
@@ -27,6 +26,7 @@ from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
+from specquant.progress import tqdm
 from specquant.tables.provenance import device_name, without_local_paths
 from specquant.tables.results import write_results
 from specquant.tables.speed import over_questions
@@ -72,7 +72,7 @@ class Parameters:
             "max_new_tokens": max_new_tokens,
             "context_length": models.context_length,
             **dtype_parameters(device, models.dtype),
-            "settings": asdict(self.settings),
+            "settings": self.settings.told(),
             "head_scheme": models.head_scheme,
             "head_vocabulary": models.head_vocabulary,
             "head_text": Path(text).name if text else None,

@@ -1,7 +1,7 @@
 """What each method gains: accepted lengths, where the time of a step goes, tokens per second."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
@@ -29,12 +28,14 @@ from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, DType
 from specquant.models.targets import quantized_target
+from specquant.progress import tqdm
 from specquant.tables.marks import Mark
 from specquant.tables.schemas import TABLES
 from specquant.tables.speed import over_equal_texts, speed, speedups
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure, row_for_each
 
 PAPER_SETTINGS = DraftSettings()
+MIDDLE = ["middle", "low", "high"]  # of what `_dots` draws
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
 
 
@@ -72,10 +73,10 @@ class Decoding(Common):
         return read_prompts(self.prompts, self.prompts_per_task)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | {"settings": asdict(self.settings)}
+        return super().same() | {"settings": self.settings.told()}
 
     def unnamed(self) -> dict[str, Any]:
-        return {"settings": asdict(PAPER_SETTINGS)}
+        return {"settings": PAPER_SETTINGS.told()}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
@@ -249,6 +250,23 @@ def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.Dat
     return table.groupby(column, sort=False)[values].mean()
 
 
+def kept_lengths(table: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
+    """What one method keeps of its accepted length in each scheme.
+
+    Args:
+        table: Rows of throughput.csv, all of one model and method.
+        schemes: The first is what the others are compared with.
+
+    Returns:
+        A row for each scheme: accepted_length, the mean over tasks; kept, that over the first scheme's; low and high,
+        of single tasks.
+    """
+    by_task = table.pivot_table(index="scheme", columns="task", values="accepted_length").reindex(list(schemes))
+    ratios, means = by_task / by_task.loc[schemes[0]], by_task.mean(axis=1)
+    kept = pd.DataFrame({"accepted_length": means, "kept": means / means[schemes[0]]})
+    return kept.assign(low=ratios.min(axis=1), high=ratios.max(axis=1))
+
+
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the prompts by every method of the paper, scheme by scheme."""
     prompts = parameters.chosen_prompts()
@@ -273,20 +291,23 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 
 
 def accepted_lengths(frame: pd.DataFrame) -> Figure:
-    """Accepted length (tokens per target pass) of each method, by scheme. `frame`: throughput.csv."""
-    drafted = frame[frame["method"] != "autoregressive"]
-    means = drafted.groupby(["scheme", "method"])["accepted_length"].mean()
-    return _dots(means, SCHEMES, "accepted length (tokens per target pass)")
+    """Accepted length of each method, by scheme: the mean over tasks; bars: lowest to highest task. `frame`:
+    throughput.csv."""
+    drafted = frame[frame["method"] != "autoregressive"].groupby(["scheme", "method"])["accepted_length"]
+    spread = drafted.agg(["mean", "min", "max"])
+    return _dots(spread.set_axis(MIDDLE, axis=1), SCHEMES, "accepted length (tokens per pass of the target)")
 
 
 def speedups_by_scheme(frame: pd.DataFrame) -> Figure:
-    """Speedup of each method over autoregressive decoding with the same scheme, by scheme. `frame`: throughput.csv."""
-    return _dots(_speedups(frame, "scheme"), SCHEMES, "speedup over the same scheme without drafts")
+    """Speedup of each method over autoregressive decoding with the same scheme, over as much text of each task; bars:
+    lowest to highest task. `frame`: throughput.csv."""
+    return _dots(_speedups(frame, "scheme", "task"), SCHEMES, "speedup over the same scheme without drafts")
 
 
 def speedups_by_task(frame: pd.DataFrame) -> Figure:
-    """Speedup of each method over autoregressive decoding with the same scheme, by task. `frame`: throughput.csv."""
-    return _dots(_speedups(frame, "task"), {}, "speedup over autoregressive decoding")
+    """Speedup of each method over autoregressive decoding, by task: the mean over schemes; bars: lowest to highest
+    scheme. `frame`: throughput.csv."""
+    return _dots(_speedups(frame, "task", "scheme"), {}, "speedup over autoregressive decoding")
 
 
 def step_times(frame: pd.DataFrame) -> Figure:
@@ -316,27 +337,38 @@ def step_times(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _speedups(frame: pd.DataFrame, by: str) -> pd.Series:
-    """Speedup over autoregressive decoding of the same model and scheme; index (`by`, method)."""
-    keys = list(dict.fromkeys(["model", "scheme", by, "method"]))
+def _speedups(frame: pd.DataFrame, by: str, over: str) -> pd.DataFrame:
+    """Speedup over autoregressive decoding of the same model and scheme, by `by` and method: `middle`, and the lowest
+    and highest of any `over`."""
+    each = _gained(frame, list(dict.fromkeys(["model", "scheme", by, "method"])))
+    spread = _gained(frame, list(dict.fromkeys(["model", "scheme", by, over, "method"])))
+    spread = spread.groupby([by, "method"]).agg(["min", "max"])
+    middle = each.groupby([by, "method"]).mean()
+    return pd.concat([middle, spread], axis=1).set_axis(MIDDLE, axis=1)
+
+
+def _gained(frame: pd.DataFrame, keys: list[str]) -> pd.Series:
     gained = speedups(over_equal_texts(frame, keys, "tokens_per_s"))
     if gained.isna().any():
         raise SpecquantError(
             "the throughput table lacks autoregressive rows to compare with, for each model and scheme"
         )
-    return gained.drop("autoregressive", level="method").groupby([by, "method"]).mean()
+    return gained.drop("autoregressive", level="method")
 
 
-def _dots(values: pd.Series, marks: dict[str, Mark], xlabel: str) -> Figure:
-    """A row per first index level, a mark per method."""
+def _dots(values: pd.DataFrame, marks: dict[str, Mark], xlabel: str) -> Figure:
+    """A row per first index level, a mark per method at `middle`, a bar from `low` to `high`."""
     rows = in_order(values.index.get_level_values(0).to_series(), marks)
     methods = in_order(values.index.get_level_values("method").to_series(), MARKS)
-    figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(rows))
-    for method in methods:
+    figure, (axis,) = new_figure(height_in=0.9 + 0.26 * len(rows))
+    for place, method in enumerate(methods):
         line = values.xs(method, level="method")
+        heights = [rows.index(name) + 0.22 * (place - (len(methods) - 1) / 2) for name in line.index]
         look = mark(method, MARKS)
-        axis.plot(line, [rows.index(name) for name in line.index], look.marker, color=look.color, label=look.label)
-    axis.axvline(1, color="0.4", linewidth=0.6)
+        axis.hlines(heights, line["low"], line["high"], color=look.color, linewidth=0.7)
+        axis.plot(line["middle"], heights, look.marker, color=look.color, label=look.label)
+    if values["low"].min() < 1.5:  # no gain is in sight
+        axis.axvline(1, color="0.4", linewidth=0.6)
     row_for_each(figure, axis, [mark(name, marks).label for name in rows], xlabel, columns=3)
     return figure
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import generate
@@ -17,6 +16,7 @@ from specquant.measure.throughput import Decoding
 from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings
+from specquant.progress import tqdm
 from specquant.tables.schemas import TABLES
 
 # Nodes and iterations of trees. In the paper: 60 and 6 on 8B, 48 and 6 on 70B, 24 and 3 on 70B for Spec-Bench,
@@ -83,14 +83,6 @@ def drafted_trees(
         raise SpecquantError(f"no prompt gave a tree of {settings.draft_size} nodes: decode more tokens")
     chosen = pd.DataFrame(rows[:: -(-len(rows) // most)])
     return chosen.assign(**about)[[*about, "accepted_length", "parents"]]
-
-
-def acceptance_by_depth(accepted_lengths: pd.Series) -> pd.Series:
-    """The probability that a node is accepted at each depth, from 1 on, once one was at the depth before."""
-    reached = pd.Series(
-        {depth: (accepted_lengths > depth).mean() for depth in range(int(accepted_lengths.max()))}, dtype=float
-    )
-    return (reached / reached.shift()).iloc[1:]
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:

@@ -33,9 +33,9 @@ from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, ratios
 from specquant.tables.schemas import VERIFY_COST
-from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, legend_above, mark, model_label, new_figure
 from specquant.tables.verify_cost import pass_growth
 
 
@@ -182,6 +182,31 @@ def in_turns(passes: Mapping[int, Callable[[], object]], device: torch.device, r
     )
 
 
+def growth_table(growth: pd.DataFrame, theirs: pd.DataFrame, draft_size: int) -> pd.DataFrame:
+    """The time of one pass over that of one token, ours with intervals beside the paper's code, in words.
+
+    Args:
+        growth: Of `pass_growth`, behind one context.
+        theirs: Rows of specmquant_verify_cost.csv of the same card; models that it lacks have no column of theirs.
+        draft_size: Of the pass.
+
+    Returns:
+        A row for each scheme, sorted by the growth on the first model; two columns for each model.
+    """
+    grown = growth.xs(draft_size, level="draft_size").droplevel(["weights", "context_length"])
+    their_times = theirs.pivot_table(index=["model", "scheme"], columns="draft_size", values="time_ms")
+    columns = {}
+    for model in grown.index.unique("model"):
+        ours = grown.xs(model, level="model")
+        order = ours["median"].sort_values(ascending=False).index
+        name = model_label(model)
+        columns[f"{name}, ours"] = ours.loc[order].apply(in_words, axis=1)
+        if model in their_times.index:
+            of_model = their_times.loc[model]
+            columns[f"{name}, SpecMQuant"] = (of_model[draft_size] / of_model[1]).reindex(order)
+    return pd.DataFrame(columns).reindex(next(iter(columns.values())).index).rename_axis("scheme")
+
+
 def draw(rows: pd.DataFrame) -> Figure:
     """Time of a pass against draft size, as a multiple of the pass over one token; bars from the lowest to the highest
     process.
@@ -191,8 +216,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     told = pass_growth(rows)
     groups = list(rows.groupby(["model", "context_length"]))
-    figure, axes = new_figure(len(groups), 1, height_in=0.7 + 1.6 * len(groups), sharex=True)
-    for axis, ((model, context_length), of_panel) in zip(axes, groups, strict=True):
+    columns = min(len(groups), 3)
+    rows_of_panels = -(-len(groups) // columns)
+    height_in = 0.7 + 1.8 * rows_of_panels
+    figure, axes = new_figure(rows_of_panels, columns, height_in, wide=columns > 1, sharex=True, sharey=True)
+    for axis in axes[len(groups) :]:
+        axis.set_axis_off()
+    for place, (axis, ((model, context_length), of_panel)) in enumerate(zip(axes, groups, strict=False)):
         for scheme in in_order(of_panel["scheme"], SCHEMES):
             if 1 not in set(of_panel[of_panel["scheme"] == scheme]["draft_size"]):
                 raise SpecquantError(f"verify_cost of {model} in {scheme} has no row with draft_size 1 to compare with")
@@ -202,10 +232,12 @@ def draw(rows: pd.DataFrame) -> Figure:
             about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
             axis.errorbar(line.index, line["median"], yerr=bars, **about)
         along_draft_sizes(axis)
-        axis.set(title=f"{model}, context of {context_length} tokens", ylabel="time of a pass\nover that of one token")
+        axis.set(title=f"{model_label(str(model))}, behind {context_length} tokens")
         axis.set_ylim(bottom=0.9)
-    axes[-1].set_xlabel("draft size (tokens in one pass)")
-    legend_above(figure, axes[0], columns=3)
+        if place % columns == 0:
+            axis.set_ylabel("time of a pass\nover that of one token")
+    figure.supxlabel("draft size (tokens in one pass)", fontsize=7)
+    legend_above(figure, axes[0], columns=5 if columns > 1 else 3)
     return figure
 
 
@@ -231,8 +263,7 @@ def draw_growths(tables: Mapping[str, pd.DataFrame]) -> Figure:
         along_draft_sizes(axis)
     axes[0].set_ylabel("time of a pass\nover that of one token")
     axes[0].set_ylim(bottom=0.9)  # of all panels, whose highest line is known now
-    longest = max(axes, key=lambda axis: len(axis.lines))
-    legend_above(figure, longest, columns=3)
+    legend_above(figure, axes[0], columns=3)
     return figure
 
 

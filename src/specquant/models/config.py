@@ -80,8 +80,18 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
     Raises SpecquantError if there is none, if it is damaged or lacks a size, and if it asks for more than this package
     computes.
     """
-    file = _find_config(Path(path))
-    fields = read_json(file)
+    file = find_config(Path(path))
+    config = config_of(read_json(file), file, family)
+    generation = file.with_name("generation_config.json")
+    if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
+        end_tokens = read_json(generation).get("eos_token_id", config.eos_token_id)
+        _check_tokens(end_tokens, "eos_token_id", config, generation)
+        config.eos_token_id = end_tokens
+    return config
+
+
+def config_of(fields: dict, file: Path, family: str | None = None) -> PreTrainedConfig:
+    """The configuration in the fields of a file. Raises SpecquantError as `load_config` does."""
     model_type = family or fields.get("model_type")
     if model_type not in FAMILIES:
         raise SpecquantError(f"{file}: model_type is {shown(model_type)}; this package computes {', '.join(FAMILIES)}")
@@ -104,11 +114,6 @@ def load_config(path: str | Path, family: str | None = None) -> PreTrainedConfig
     _check_rope(config, file)
     for name in ("bos_token_id", "eos_token_id"):
         _check_tokens(getattr(config, name, None), name, config, file)
-    generation = file.with_name("generation_config.json")
-    if generation.is_file():  # transformers ends texts by these: a chat model may have more of them
-        end_tokens = read_json(generation).get("eos_token_id", config.eos_token_id)
-        _check_tokens(end_tokens, "eos_token_id", config, generation)
-        config.eos_token_id = end_tokens
     return config
 
 
@@ -181,7 +186,7 @@ def _sliding_window(config: PreTrainedConfig) -> int | None:
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
 
-def _find_config(path: Path) -> Path:
+def find_config(path: Path) -> Path:
     """The config.json of a model directory, which must be there and readable."""
     file = path / "config.json"
     try:

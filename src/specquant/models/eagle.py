@@ -1,8 +1,8 @@
-"""The EAGLE draft head (EAGLE, arXiv 2401.15077; EAGLE-2, arXiv 2406.16858)."""
+"""Draft heads, and that of EAGLE (arXiv 2401.15077; EAGLE-2, arXiv 2406.16858)."""
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,20 +16,18 @@ from specquant.models.llama import LlamaLayer, RotaryEmbedding, check_widths
 from specquant.quant import PackedLinear, Scheme, get_scheme, quantize_linear
 
 
-class EagleHead(nn.Module):
-    """One decoder layer that predicts the next feature of its model from the last feature and the next token.
+class DraftHead(nn.Module):
+    """One decoder layer that drafts for a model from its features.
 
-    Row t: the embedding of token t+1 and the feature of position t go through one linear layer into one decoder layer
-    without input norm; the output approximates the model's feature of position t+1, without a final norm, and goes
-    through the model's LM head. `embed_tokens` and `lm_head` are the model's (those from before its rotation, if it
-    is rotated).
+    Row t: the embedding of token t+1, and what the head knows of position t: what it made of the model's feature
+    (`known`), or, while it drafts, its own output there. A kind of head is a subclass: it says which features it reads
+    (`feature_layers`, as `Drafter` does), makes them what it knows, and computes.
 
-    context_length: positions that it can run at most; None for all that its configuration says. `feature_map` is None,
-    or for a rotated model the matrix [hidden, hidden] that turns its features into those that the head knows.
-    `vocabulary` is None, or the tokens, int64 [n], that the rows of the LM head stand for (`shrink_head`).
+    context_length: positions that it can run at most; None for all that its configuration says. `vocabulary` is None,
+    or the tokens, int64 [n], ascending, that the rows of the LM head stand for.
     """
 
-    feature_map: torch.Tensor | None
+    feature_layers: tuple[int, ...] = ()
     vocabulary: torch.Tensor | None
 
     def __init__(
@@ -37,21 +35,19 @@ class EagleHead(nn.Module):
         config: PreTrainedConfig,
         embed_tokens: nn.Embedding,
         lm_head: nn.Linear,
-        scheme: str | Scheme = "fp16",
-        context_length: int | None = None,
+        fc: nn.Linear,
+        layer: LlamaLayer,
+        context_length: int | None,
     ):
         super().__init__()
-        scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
         self.config = config
         self.embed_tokens = embed_tokens
         self.lm_head = lm_head
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=getattr(config, "bias", True))
-        self.layer = LlamaLayer(config, scheme, input_norm=False)
+        self.fc = fc
+        self.layer = layer
         self.context_length = context_length or longest_context(config)
         self.rotary = RotaryEmbedding(config, self.context_length)
-        self.register_buffer("feature_map", None)
         self.register_buffer("vocabulary", None)
-        self.requires_grad_(False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,42 +60,100 @@ class EagleHead(nn.Module):
     def new_cache(self, capacity: int) -> KVCache:
         return KVCache(self.config, capacity, self.dtype, self.device)
 
-    @torch.inference_mode()
-    def forward(
-        self, tokens: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Predict features [rows, hidden] of the positions after `positions`.
+    def known(self, features: torch.Tensor) -> torch.Tensor:
+        """What the head knows of positions, [n, hidden], from its model's features there."""
+        raise NotImplementedError
 
-        tokens: int64 [rows], the token after each position. features: [rows, hidden] of each position. mask: as for
+    def forward(
+        self, tokens: torch.Tensor, known: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """What the head knows of the positions after `positions`, [rows, hidden].
+
+        tokens: int64 [rows], the token after each position. known: [rows, hidden] of each position. mask: as for
         `Llama.forward`.
         """
-        x = self.fc(torch.cat((self.embed_tokens(tokens), features), dim=-1))
-        x, delta = self.layer(x, x, positions, self.rotary, cache, mask)
-        return x + delta
+        raise NotImplementedError
 
     @torch.inference_mode()
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """features [rows, hidden] -> logits [rows, vocab_size], or of the tokens in `vocabulary`."""
-        return self.lm_head(features)
+    def logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """outputs [rows, hidden] -> logits [rows, vocab_size], or of the tokens in `vocabulary`."""
+        return self.lm_head(outputs)
 
     @torch.inference_mode()
-    def likeliest(self, features: torch.Tensor, k: int, among: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k likeliest next tokens after features [rows, hidden], [rows, k] of each: log-probabilities, within
+    def likeliest(self, outputs: torch.Tensor, k: int, among: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k likeliest next tokens after outputs [rows, hidden], [rows, k] of each: log-probabilities, within
         `vocabulary`, and tokens (`kernels.top_k`). among: how many of the tokens that the LM head knows may be drafted,
         the first ones (default: all)."""
-        log_p, tokens = log_softmax_top_k(self.logits(features)[:, :among], k)
+        log_p, tokens = log_softmax_top_k(self.logits(outputs)[:, :among], k)
         return log_p, tokens if self.vocabulary is None else self.vocabulary[tokens]
 
     @property
     def bytes_read(self) -> int:
         """Bytes that no iteration of drafting can do without: its matrices and the LM head."""
-        parts = [self.fc, self.lm_head, *(part for part in self.layer.modules() if isinstance(part, PackedLinear))]
+        parts = [*self._read, self.lm_head, *(part for part in self.layer.modules() if isinstance(part, PackedLinear))]
         return sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
 
+    @property
+    def _read(self) -> list[nn.Module]:
+        """Matrices beside the layer's that every iteration reads."""
+        return []
 
-def shrink_head(
-    head: EagleHead, scheme: str | Scheme | None = None, vocabulary: torch.Tensor | None = None
-) -> EagleHead:
+
+Head = TypeVar("Head", bound=DraftHead)
+
+
+class EagleHead(DraftHead):
+    """One decoder layer that predicts the next feature of its model from the last feature and the next token.
+
+    Row t: the embedding of token t+1 and the feature of position t go through one linear layer into one decoder layer
+    without input norm; the output approximates the model's feature of position t+1, without a final norm, and goes
+    through the model's LM head. `embed_tokens` and `lm_head` are the model's (those from before its rotation, if it
+    is rotated).
+
+    `feature_map` is None, or for a rotated model the matrix [hidden, hidden] that turns its features into those that
+    the head knows.
+    """
+
+    feature_map: torch.Tensor | None
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        embed_tokens: nn.Embedding,
+        lm_head: nn.Linear,
+        scheme: str | Scheme = "fp16",
+        context_length: int | None = None,
+    ):
+        scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+        fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=getattr(config, "bias", True))
+        layer = LlamaLayer(config, scheme, input_norm=False)
+        super().__init__(config, embed_tokens, lm_head, fc, layer, context_length)
+        self.register_buffer("feature_map", None)
+        self._map: torch.Tensor | None = None  # it, in the dtype of features
+        self.requires_grad_(False)
+
+    @torch.inference_mode()
+    def known(self, features: torch.Tensor) -> torch.Tensor:
+        if self.feature_map is None:
+            return features
+        if self._map is None or (self._map.dtype, self._map.device) != (features.dtype, features.device):
+            self._map = self.feature_map.to(features)
+        return features @ self._map
+
+    @torch.inference_mode()
+    def forward(
+        self, tokens: torch.Tensor, known: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
+    ) -> torch.Tensor:
+        x = self.fc(torch.cat((self.embed_tokens(tokens), known), dim=-1))
+        x, delta = self.layer(x, x, positions, self.rotary, cache, mask)
+        return x + delta
+
+    @property
+    def _read(self) -> list[nn.Module]:
+        return [self.fc]
+
+
+def shrink_head(head: Head, scheme: str | Scheme | None = None, vocabulary: torch.Tensor | None = None) -> Head:
     """The head, changed in place, with its matrices, and an LM head of its own, rounded to a scheme, and with an LM
     head that knows some tokens alone (FR-Spec, arXiv 2502.14856). It drafts otherwise; what is decoded stays.
 
@@ -109,8 +163,11 @@ def shrink_head(
     scheme = head_scheme(scheme)
     check_widths(head.config, scheme, "the EAGLE head")
     if vocabulary is not None:
-        head.vocabulary = vocabulary.to(head.device)
-        head.lm_head = _linear(head.lm_head.weight[head.vocabulary])
+        rows = vocabulary.to(head.device)
+        if head.vocabulary is not None:  # of those that it knows
+            rows = torch.isin(head.vocabulary, rows).nonzero()[:, 0]
+        head.vocabulary = rows if head.vocabulary is None else head.vocabulary[rows]
+        head.lm_head = _linear(head.lm_head.weight[rows])
     if scheme.name != "fp16":
         head.fc, head.lm_head = _rounded(head.fc, scheme), _rounded(head.lm_head, scheme)
         for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):

@@ -21,17 +21,18 @@ from specquant.models.checkpoint import (
     write_shard,
 )
 from specquant.models.config import load_config
+from specquant.models.eagle3 import FUSED, ROTATED, is_eagle3, load_eagle3_config
 from specquant.models.fields import read_json
 from specquant.models.formats.common import Matrix
 from specquant.models.formats.compressed_tensors import compressed_tensors_config, encode_compressed_tensors
 from specquant.models.formats.gptq import encode_gptq, gptq_config
 from specquant.models.hub import HEAD_FILES, is_gguf, locate
 from specquant.models.llama import Llama
-from specquant.models.loading import check_head, load_head_config, open_model, stored_scheme
+from specquant.models.loading import check_eagle3_head, check_head, load_head_config, open_model, stored_scheme
 from specquant.models.packaged import is_packaged
 from specquant.models.quantize import COPIED_FILES
-from specquant.models.transforms import original_ends
-from specquant.models.weights import EagleWeights, HuggingFaceWeights, Weights, check, read_into
+from specquant.models.transforms import original_ends, reading_rotated, rotation_of
+from specquant.models.weights import Eagle3Weights, EagleWeights, HuggingFaceWeights, Weights, check, read_into
 from specquant.quant import PackedLinear, Scheme, get_scheme
 
 SMALLEST_GROUP = 32  # that programs have kernels for
@@ -105,34 +106,76 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
 
 def convert_head(head_dir: str | Path, model_dir: str | Path, out_dir: str | Path) -> None:
     """Write an EAGLE head again for a model that `specquant quantize` has rotated, as SpecMQuant converts heads: with
-    embedding and LM head from before the rotation, and the matrix that undoes it.
+    embedding and LM head from before the rotation, and the matrix that undoes it; of an EAGLE-3 head, `fc` undoes it.
 
     Our own commands do the same when they load the published head; others do not. head_dir: a directory or a hub id.
     Raises SpecquantError where the model is not rotated, the head is not for it or has been converted already, and for
     an output directory that is not empty or cannot be written.
     """
     head_dir, model_dir, out_dir = locate(head_dir, HEAD_FILES), Path(model_dir), Path(out_dir)
+    convert, fields = (_convert_eagle3, {ROTATED: True}) if is_eagle3(head_dir) else (_convert_eagle, {})
+    tensors = convert(head_dir, model_dir, out_dir)
+    with written_whole(out_dir) as unfinished:
+        write_shard(tensors, unfinished / SINGLE_FILE)
+        shutil.copyfile(head_dir / "config.json", unfinished / "config.json")
+        if fields:
+            told = read_json(head_dir / "config.json") | fields
+            (unfinished / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _convert_eagle(head_dir: Path, model_dir: Path, out_dir: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an EAGLE or EAGLE-2 head, with those that a rotated model asks for."""
     head_config, config = load_head_config(head_dir), load_config(model_dir)
     check_head(head_config, config, head_dir, most_padding=0)
+    model, weights = _rotated(model_dir, out_dir)
+    head = EagleWeights(open_checkpoint(head_dir), head_config, get_scheme("fp16"))
+    if "feature_map" in head:
+        raise SpecquantError(f"the EAGLE head in {head_dir} has been converted already: give the published one")
+    _read_ends(model, weights)
+    embed_tokens, lm_head = original_ends(model)
+    own = {"embed_tokens.weight": embed_tokens.weight, "lm_head.weight": lm_head.weight}
+    own["rms_norm_rotation.weight"] = model.feature_map.t()
+    tensors = {name: head.checkpoint.read(name) for name in head.checkpoint.shapes}
+    return tensors | {f"{head.prefix}{name}": tensor.half() for name, tensor in own.items()}
+
+
+def _convert_eagle3(head_dir: Path, model_dir: Path, out_dir: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an EAGLE-3 head that reads a rotated model's features, with an embedding of its own."""
+    head_config, config = load_eagle3_config(head_dir), load_config(model_dir)
+    check_eagle3_head(head_config, config, head_dir, most_padding=0)
+    model, weights = _rotated(model_dir, out_dir)
+    head = Eagle3Weights(open_checkpoint(head_dir), head_config.layer, get_scheme("fp16"))
+    if head_config.reads_rotated_features:
+        raise SpecquantError(f"the EAGLE head in {head_dir} has been converted already: give the published one")
+    shape = (head_config.layer.hidden_size, FUSED * head_config.target_hidden_size)
+    (fused,) = head.sources("fc.weight", shape)
+    if head.checkpoint.shapes.get(fused) != shape:
+        raise SpecquantError(f"{head_dir}: {fused} has not the shape {shape} that config.json asks for: copy it again")
+    _read_ends(model, weights)
+    tensors = {name: head.checkpoint.read(name) for name in head.checkpoint.shapes}
+    tensors[fused] = reading_rotated(tensors[fused], rotation_of(model)[0])
+    if "embed_tokens.weight" not in head:
+        tensors[f"{head.prefix}embed_tokens.weight"] = original_ends(model)[0].weight.half()
+    return tensors
+
+
+def _rotated(model_dir: Path, out_dir: Path) -> tuple[Llama, Weights]:
+    """A model that we rotated, on the meta device, and its weights. Raises SpecquantError where it is none, and for an
+    output directory that is not empty or cannot be written."""
     model, weights = open_model(model_dir)
     if model.feature_map is None:
         raise SpecquantError(f"{model_dir} was not rotated by us: its EAGLE head needs no conversion")
     check(model, weights)
     require_new(out_dir)
-    head = EagleWeights(open_checkpoint(head_dir), head_config, get_scheme("fp16"))
-    if "feature_map" in head:
-        raise SpecquantError(f"the EAGLE head in {head_dir} has been converted already: give the published one")
+    return model, weights
+
+
+def _read_ends(model: Llama, weights: Weights) -> None:
+    """Read embedding, LM head and feature map of a rotated model."""
     for name in ("embed_tokens", "lm_head"):
         read_into(getattr(model, name), weights, "cpu", f"{name}.")
-    model.feature_map = weights.read("feature_map", torch.empty(config.hidden_size, config.hidden_size), "cpu")
-    embed_tokens, lm_head = original_ends(model)
-    own = {"embed_tokens.weight": embed_tokens.weight, "lm_head.weight": lm_head.weight}
-    own["rms_norm_rotation.weight"] = model.feature_map.t()
-    tensors = {name: head.checkpoint.read(name) for name in head.checkpoint.shapes}
-    tensors |= {f"{head.prefix}{name}": tensor.half() for name, tensor in own.items()}
-    with written_whole(out_dir) as unfinished:
-        write_shard(tensors, unfinished / SINGLE_FILE)
-        shutil.copyfile(head_dir / "config.json", unfinished / "config.json")
+    size = model.config.hidden_size
+    model.feature_map = weights.read("feature_map", torch.empty(size, size), "cpu")
 
 
 def _dtype(scheme: Scheme) -> str:

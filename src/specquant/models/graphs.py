@@ -12,7 +12,7 @@ import torch
 from specquant.kernels.attention import HEAD_DIMS
 from specquant.kernels.launch import on_gpu
 from specquant.models.cache import KVCache
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import DraftHead
 from specquant.models.llama import Llama
 
 MOST_ROWS = 64
@@ -24,7 +24,7 @@ def graphed(model: "Llama | GraphedLlama") -> "Llama | GraphedLlama":
     return GraphedLlama(model) if capturable(model) and not isinstance(model, GraphedLlama) else model
 
 
-def capturable(model: Llama | EagleHead) -> bool:
+def capturable(model: Llama | DraftHead) -> bool:
     """Whether all operations of a model have kernels where it is, so that its passes can be captured."""
     weight = model.embed_tokens.weight
     return on_gpu(weight) and weight.dtype in (torch.float16, torch.bfloat16) and model.config.head_dim in HEAD_DIMS
@@ -40,7 +40,7 @@ class GraphedLlama:
 
     def __init__(self, model: Llama):
         self.model = model
-        self._passes: WeakKeyDictionary[KVCache, dict[int, CapturedPass]] = WeakKeyDictionary()
+        self._passes: WeakKeyDictionary[KVCache, dict[tuple, CapturedPass]] = WeakKeyDictionary()
         self._latest: CapturedPass | None = None
         self._pool = torch.cuda.graph_pool_handle()  # graphs share the memory in which they do not keep results
 
@@ -52,15 +52,27 @@ class GraphedLlama:
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
     ) -> torch.Tensor:
         """As `Llama.forward`."""
+        return self.run(tokens, positions, cache, mask, ())[0]
+
+    @torch.inference_mode()
+    def run(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        mask: torch.Tensor,
+        layers: tuple[int, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Llama.run`; a graph hands out the streams of the layers that it was captured for."""
         rows = len(tokens)
         if rows > MOST_ROWS or mask.shape[1] > rows:
-            return self.model(tokens, positions, cache, mask)
+            return self.model.run(tokens, positions, cache, mask, layers)
         cache.require(rows)
-        passes = self._passes.setdefault(cache, {})
-        if rows not in passes:
-            passes[rows] = CapturedPass(self.model, cache, rows, self._pool)
-        self._latest = passes[rows]
-        return self._latest.run(tokens, positions, cache.length, mask)
+        passes, kind = self._passes.setdefault(cache, {}), (rows, layers)
+        if kind not in passes:
+            passes[kind] = CapturedPass(self.model, cache, rows, self._pool, layers)
+        self._latest = passes[kind]
+        return self._latest.run(tokens, positions, cache.length, mask), self._latest.streams
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -72,18 +84,19 @@ class GraphedLlama:
 class CapturedPass:
     """A pass of a fixed number of rows behind one cache, with all that it reads and writes."""
 
-    def __init__(self, model: Llama, cache: KVCache, rows: int, pool: tuple[int, int]):
+    def __init__(self, model: Llama, cache: KVCache, rows: int, pool: tuple[int, int], layers: tuple[int, ...] = ()):
         device = model.device
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.mask = torch.eye(rows, dtype=torch.bool, device=device)
         self.cache = CapturedCache(cache, torch.zeros(1, dtype=torch.int64, device=device))
 
-        def run() -> tuple[torch.Tensor, torch.Tensor]:
-            features = model(self.tokens, self.positions, self.cache, self.mask)
-            return features, model.logits(features)
+        def run() -> tuple[torch.Tensor, ...]:
+            features, streams = model.run(self.tokens, self.positions, self.cache, self.mask, layers)
+            return features, model.logits(features), *([streams] if layers else [])
 
-        self.replay, (self.features, self.logits) = capture(run, pool)
+        self.replay, (self.features, self.logits, *streams) = capture(run, pool)
+        self.streams = streams[0] if streams else self.features
 
     def run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor) -> torch.Tensor:
         """The features [rows, hidden] of these rows behind `length` confirmed slots."""

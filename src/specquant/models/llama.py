@@ -73,7 +73,15 @@ class LlamaLayer(nn.Module):
 
     row_invariant = False
 
-    def __init__(self, config: PreTrainedConfig, scheme: Scheme, index: int = 0, input_norm: bool = True):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        scheme: Scheme,
+        index: int = 0,
+        input_norm: bool = True,
+        inputs: int | None = None,
+    ):
+        """inputs: of qkv_proj; None for the hidden size, as in every layer of a model."""
         super().__init__()
         self.index = index
         self.heads, self.kv_heads, self.head_dim = (
@@ -84,7 +92,7 @@ class LlamaLayer(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         query_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.input_norm = RMSNorm(hidden, config.rms_norm_eps) if input_norm else None
-        self.qkv_proj = empty_linear(scheme, query_size + 2 * kv_size, hidden, has_bias(config, "qkv_proj"))
+        self.qkv_proj = empty_linear(scheme, query_size + 2 * kv_size, inputs or hidden, has_bias(config, "qkv_proj"))
         head_norms = has_head_norms(config)
         self.query_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if head_norms else None
         self.key_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if head_norms else None
@@ -195,14 +203,38 @@ class Llama(nn.Module):
         each row sees; the last `rows` of them are the rows of this pass. Returns features [rows, hidden]: the hidden
         states after the final norm.
         """
+        return self.run(tokens, positions, cache, mask, ())[0]
+
+    @torch.inference_mode()
+    def run(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        mask: torch.Tensor,
+        layers: tuple[int, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same pass, which also hands out the residual stream where some layers begin.
+
+        Args:
+            tokens: As for `forward`; so are positions, cache and mask.
+            layers: 0 for the embedding, n for what n layers made of it.
+
+        Returns:
+            The features, and [rows, len(layers) * hidden]: the streams, side by side as they were asked for. Where no
+            layer is named, the features again.
+        """
         x = self.embed_tokens(tokens)
+        streams = {0: x} if 0 in layers else {}
         first, *others = self.layers
         x, normed = first.input_norm.add(x, None, first.qkv_proj)
         following = [*((layer.input_norm, layer.qkv_proj) for layer in others), (self.norm, None)]
-        for layer, (norm, reader) in zip(self.layers, following, strict=True):
+        for index, (layer, (norm, reader)) in enumerate(zip(self.layers, following, strict=True), start=1):
             x, delta = layer(x, normed, positions, self.rotary, cache, mask)
             x, normed = norm.add(x, delta, reader)
-        return normed
+            if index in layers:
+                streams[index] = x
+        return normed, torch.cat([streams[index] for index in layers], dim=-1) if layers else normed
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -214,12 +246,28 @@ class Llama(nn.Module):
     @torch.inference_mode()
     def prefill(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Run a prompt, int64 [n], in chunks behind the confirmed slots and confirm it; gives features [n, hidden]."""
-        features = []
+        return self.run_prompt(tokens, cache, ())[0]
+
+    @torch.inference_mode()
+    def run_prompt(
+        self, tokens: torch.Tensor, cache: KVCache, layers: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `prefill`, and what `run` hands out of `layers`."""
+        parts = []
         for chunk in tokens.split(PREFILL_CHUNK):
             rows = torch.arange(len(chunk), device=self.device)
-            features.append(self(chunk, cache.length + rows, cache, causal_mask(len(chunk), self.device)))
+            mask = causal_mask(len(chunk), self.device)
+            if layers:
+                parts.append(self.run(chunk, cache.length + rows, cache, mask, layers))
+            else:
+                parts.append((self(chunk, cache.length + rows, cache, mask),) * 2)
             cache.length += len(chunk)
-        return torch.cat(features) if features else torch.empty(0, self.config.hidden_size, dtype=self.dtype)
+        if not parts:
+            sizes = (self.config.hidden_size, self.config.hidden_size * max(1, len(layers)))
+            features, handed = (torch.empty(0, size, dtype=self.dtype, device=self.device) for size in sizes)
+            return features, handed
+        features = torch.cat([part for part, _ in parts])
+        return features, torch.cat([part for _, part in parts]) if layers else features
 
 
 def check_widths(config: PreTrainedConfig, scheme: Scheme, path: str | Path, rotates: bool = False) -> None:

@@ -15,6 +15,7 @@ from specquant.models.config import MOST_OF_A_REASON, load_config
 from specquant.models.config import context_length as usable_context
 from specquant.models.device import default_dtype
 from specquant.models.eagle import EagleHead, most_frequent, shrink_head
+from specquant.models.eagle3 import Eagle3Config, Eagle3Head, is_eagle3, load_eagle3_config
 from specquant.models.fields import shown
 from specquant.models.formats import FormatWeights, find_format
 from specquant.models.formats.common import Format
@@ -24,9 +25,10 @@ from specquant.models.llama import Llama, check_widths, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.panics import panics_as_errors
 from specquant.models.texts import tokens_of
-from specquant.models.transforms import original_ends
+from specquant.models.transforms import original_ends, reading_rotated, rotation_of
 from specquant.models.weights import (
     EAGLE_3_REFUSED,
+    Eagle3Weights,
     EagleWeights,
     HuggingFaceWeights,
     Weights,
@@ -227,6 +229,85 @@ def load_eagle_head(
     return shrink_head(head, scheme, vocabulary)
 
 
+def load_eagle3_head(
+    path: str | Path, model: Llama | GraphedLlama, scheme: str | None = None, vocabulary: torch.Tensor | None = None
+) -> Eagle3Head:
+    """The EAGLE-3 head of a directory or hub id, for a model, computing in the model's dtype on its device.
+
+    It is published in SafeAILab's format, or in that of vLLM's speculators. The embedding is the head's own, where it
+    has one, else the model's: of a rotated model, the one from before its rotation. A published head reads features
+    that are not rotated; for a rotated model its `fc` undoes the rotation.
+
+    Args:
+        path: A directory or a hub id.
+        model: That it drafts for.
+        scheme: As for `shrink_head`; so is vocabulary, of which it drafts the tokens that it knows.
+
+    Raises:
+        SpecquantError: As `load_model` and `shrink_head` do; where the head is none of EAGLE-3, or of a kind that is
+            not supported; where its sizes or its layers are not the model's, or its maps of tokens do not fit.
+    """
+    path = locate(path, HEAD_FILES)
+    config = load_eagle3_config(path)
+    layers = check_eagle3_head(config, model.config, path)
+    weights = Eagle3Weights(open_checkpoint(path), config.layer, get_scheme("fp16"))
+    check_sizes(config.layer, weights.checkpoint, ends=False)
+    head = _eagle3_skeleton(config, layers, weights, model, path)
+    fill(head, weights, model.device)
+    head.take_maps(path)
+    _meet_rotation(head, config, model, path)
+    set_compute_dtype(head, model.dtype).rotary.make_tables()
+    head = head.to(model.device)
+    if head.embed_tokens is not model.embed_tokens and torch.equal(head.embed_tokens.weight, model.embed_tokens.weight):
+        head.embed_tokens = model.embed_tokens
+    if vocabulary is not None:
+        vocabulary = vocabulary[vocabulary < config.layer.vocab_size]
+    return shrink_head(head, scheme, vocabulary)
+
+
+def _eagle3_skeleton(
+    config: Eagle3Config,
+    layers: tuple[int, ...],
+    weights: Eagle3Weights,
+    model: Llama | GraphedLlama,
+    path: str | Path,
+) -> Eagle3Head:
+    """The head with all that the checkpoint is to fill on the meta device. Raises SpecquantError where it would need an
+    embedding that its model does not have."""
+    entries, hidden = config.layer.vocab_size, config.layer.hidden_size
+    own = "embed_tokens.weight" in weights
+    if not own and hidden != model.config.hidden_size:
+        raise SpecquantError(
+            f"the EAGLE-3 head in {path} has hidden_size {hidden}, its model {model.config.hidden_size}, and no "
+            "embed_tokens.weight of its own: copy it again"
+        )
+    shared = model.embed_tokens
+    if not own and model.feature_map is not None:
+        shared = original_ends(model)[0]
+    with torch.device("meta"):
+        embed_tokens = nn.Embedding(entries, hidden, dtype=torch.float16) if own else shared
+        head = Eagle3Head(config, embed_tokens, layers, context_length=model.context_length)
+        if "d2t" in weights or config.draft_vocab_size < entries:
+            head.d2t = torch.empty(config.draft_vocab_size, dtype=torch.int64)
+        if "t2d" in weights:
+            head.t2d = torch.empty(entries, dtype=torch.bool)
+    return head
+
+
+def _meet_rotation(head: Eagle3Head, config: Eagle3Config, model: Llama | GraphedLlama, path: str | Path) -> None:
+    """Let a published head read a rotated model's features. Raises SpecquantError where a converted head is for another
+    model."""
+    if config.reads_rotated_features:
+        same = head.embed_tokens.weight.shape == model.embed_tokens.weight.shape and torch.equal(
+            head.embed_tokens.weight.to(model.dtype), model.embed_tokens.weight
+        )
+        if same and model.feature_map is None:
+            raise SpecquantError(f"the EAGLE-3 head in {path} was converted for a rotated model, and its model is none")
+    elif model.feature_map is not None:
+        rotated = reading_rotated(head.fc.weight, rotation_of(model)[0])
+        head.fc.weight = nn.Parameter(rotated, requires_grad=False)
+
+
 def frequent_tokens(text: str | Path, tokenizer: PreTrainedTokenizerBase, count: int, vocab_size: int) -> torch.Tensor:
     """The `count` tokens of a vocabulary that a UTF-8 text has most often, int64, ascending (`eagle.most_frequent`).
 
@@ -241,9 +322,9 @@ def frequent_tokens(text: str | Path, tokenizer: PreTrainedTokenizerBase, count:
 
 def load_head_config(path: str | Path) -> PreTrainedConfig:
     """The configuration of the EAGLE head in a directory. Raises SpecquantError where it is none of EAGLE 1 or 2."""
-    config = load_config(path, family="llama")  # a head's layer is Llama's, whatever its model is
-    if hasattr(config, "draft_vocab_size"):
+    if is_eagle3(path):
         raise SpecquantError(f"{path} holds an EAGLE-3 head, {EAGLE_3_REFUSED}")
+    config = load_config(path, family="llama")  # a head's layer is Llama's, whatever its model is
     if config.num_hidden_layers != 1:
         raise SpecquantError(f"{path} is no EAGLE head: it has {config.num_hidden_layers} layers instead of one")
     return config
@@ -269,6 +350,28 @@ def check_head(
             raise SpecquantError(
                 f"the EAGLE head in {path} has {field} {ours}, and its model {theirs}: they do not fit"
             )
+
+
+def check_eagle3_head(
+    config: Eagle3Config,
+    model_config: PreTrainedConfig,
+    path: str | Path,
+    tokenizer: Path | None = None,
+    most_padding: int = MOST_PADDING,
+) -> tuple[int, ...]:
+    """The layers of its model that the EAGLE-3 head in `path` reads. Raises SpecquantError where the head, with that
+    configuration, is not for a model with the other; of vocabularies, as `check_head` does."""
+    if config.target_hidden_size != model_config.hidden_size:
+        raise SpecquantError(
+            f"the EAGLE-3 head in {path} reads features of {config.target_hidden_size} numbers, and its model has "
+            f"hidden_size {model_config.hidden_size}: they do not fit"
+        )
+    ours, theirs = config.layer.vocab_size, model_config.vocab_size
+    if ours != theirs and (abs(ours - theirs) > most_padding or min(ours, theirs) < _base_tokens(tokenizer)):
+        raise SpecquantError(
+            f"the EAGLE-3 head in {path} has vocab_size {ours}, and its model {theirs}: they do not fit"
+        )
+    return config.layers_of(model_config, path)
 
 
 def check_drafting_model(target: Path, drafting: Path) -> None:

@@ -1,7 +1,7 @@
 """What a user chooses of models and drafts, one list for every command that decodes. Without torch, for help."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,11 @@ class ModelOptions:
             smollm2.
         scheme: Round fp16 weights to this scheme (default: as the weights are stored).
         eagle_target: The target's EAGLE head (default: beside the target).
-        intermediate: The small model of vanilla and hierarchical decoding (default: beside the target).
+        intermediate: The small model of vanilla and hierarchical decoding; or self: and a scheme, as self:w4a8-qqq, for
+            the target in fewer bits (default: beside the target).
         eagle_intermediate: The intermediate model's EAGLE head (default: beside the target).
+        eagle3_target: The target's EAGLE-3 head (default: beside the target).
+        eagle3_intermediate: The intermediate model's EAGLE-3 head (default: beside the target).
         head_scheme: Round EAGLE heads, with their LM heads, to this scheme: w4a16-g128.
         head_vocabulary: Let EAGLE heads draft a text's N most frequent tokens alone (default: all tokens).
         head_text: The text to count tokens in, a file (default: calibration.txt beside the target).
@@ -36,6 +39,8 @@ class ModelOptions:
     eagle_target: Path | str | None = None
     intermediate: Path | str | None = None
     eagle_intermediate: Path | str | None = None
+    eagle3_target: Path | str | None = None
+    eagle3_intermediate: Path | str | None = None
     head_scheme: str | None = None
     head_vocabulary: int | None = None
     head_text: Path | str | None = None
@@ -52,7 +57,7 @@ class ModelOptions:
     @property
     def companions(self) -> dict[str, Path | str | None]:
         """The companions that were named, and else those beside the target, if it is a directory."""
-        beside = directories_beside(Path(self.model))
+        beside = directories_beside(Path(self.model), self.intermediate)
         return {
             which: getattr(self, which) or (path if os.path.isdir(self.model) and os.path.isdir(path) else None)
             for which, path in beside.items()
@@ -70,12 +75,18 @@ class DraftSettings:
     """How the methods draft; the defaults are the paper's (sections 3 and 5).
 
     Attributes:
-        draft_size: Tokens of EAGLE-2's tree, its root counted.
+        draft_size: Tokens of EAGLE's tree, its root counted.
         iterations: Levels of that tree.
         top_k: Tokens that an iteration follows, and that it gives each of them.
         inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy.
         inner_iterations: Levels of that tree.
         min_draft_length: Tokens that a small model hands up at least.
+        ngram_length: Tokens at the end of the text that prompt lookup looks for.
+        lookup_tokens: Tokens that prompt lookup and suffix draft at most.
+        lookup_branches: Of these drafts: 1 for sequences, more for trees.
+        long_match: Tokens that must have stood before so that a lookup drafts instead of the head that it is joined
+            with.
+        earlier_tokens: Of the run's earlier answers, in which suffix looks, too (default: none).
     """
 
     draft_size: int = 60
@@ -84,3 +95,17 @@ class DraftSettings:
     inner_draft_size: int = 30
     inner_iterations: int = 3
     min_draft_length: int = 6
+    ngram_length: int = 3
+    lookup_tokens: int = 10
+    lookup_branches: int = 1
+    long_match: int = 4
+    earlier_tokens: int | None = None
+
+    def told(self) -> dict[str, int]:
+        """What is recorded of them. Of those of lookups only what was chosen, as results from before them say it."""
+        first = ("draft_size", "iterations", "top_k", "inner_draft_size", "inner_iterations", "min_draft_length")
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name in first or getattr(self, field.name) != field.default
+        }

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import nn
-from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import require_new, resolve, written_in_parts
@@ -26,6 +25,7 @@ from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
 from specquant.models.texts import tokens_of
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
 from specquant.models.weights import Weights, check, read_into
+from specquant.progress import tqdm
 from specquant.quant import Scheme, get_scheme, quantize_linear
 from specquant.quant.hadamard import random_hadamard
 

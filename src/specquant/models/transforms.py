@@ -58,6 +58,21 @@ def rotate_layer(layer: LlamaLayer, rotation: torch.Tensor) -> None:
 def original_ends(model: Llama) -> tuple[nn.Embedding, nn.Linear]:
     """Embedding and LM head as they were before `rotate_ends`, up to their rounding to fp16, for an EAGLE head.
 
+    Raises SpecquantError as `rotation_of` does.
+    """
+    rotation, gain = rotation_of(model)
+    embedding = model.embed_tokens.weight.double() @ rotation.t()
+    head = model.lm_head.weight.double() @ rotation.t() / torch.where(gain == 0, torch.inf, gain)
+    embed_tokens = nn.Embedding.from_pretrained(embedding.to(model.dtype))
+    lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
+    lm_head.weight = nn.Parameter(head.to(model.dtype), requires_grad=False)
+    return embed_tokens, lm_head
+
+
+def rotation_of(model: Llama) -> tuple[torch.Tensor, torch.Tensor]:
+    """By which a rotated model's residual stream was multiplied, float64 [hidden, hidden], and the gain of its final
+    norm before, float64 [hidden].
+
     Raises SpecquantError where the model's `feature_map` does not belong to `random_hadamard`.
     """
     rotation = random_hadamard(model.config.hidden_size).to(model.device)
@@ -68,12 +83,13 @@ def original_ends(model: Llama) -> tuple[nn.Embedding, nn.Linear]:
             "the model was rotated by another matrix than this version's: give the EAGLE head the embedding and the LM "
             "head from before the rotation, or quantize the fp16 model again"
         )
-    embedding = model.embed_tokens.weight.double() @ rotation.t()
-    head = model.lm_head.weight.double() @ rotation.t() / torch.where(gain == 0, torch.inf, gain)
-    embed_tokens = nn.Embedding.from_pretrained(embedding.to(model.dtype))
-    lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
-    lm_head.weight = nn.Parameter(head.to(model.dtype), requires_grad=False)
-    return embed_tokens, lm_head
+    return rotation, gain
+
+
+def reading_rotated(fc: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """The matrix [hidden, n * width] of an EAGLE-3 head, which reads n residual streams, as it reads rotated ones."""
+    blocks = fc.double().unflatten(1, (-1, len(rotation)))
+    return (blocks @ rotation).flatten(1).to(fc.dtype)
 
 
 def smooth_layer(layer: LlamaLayer, largest: dict[str, torch.Tensor], strength: float, norms: bool) -> None:

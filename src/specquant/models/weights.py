@@ -5,11 +5,11 @@ import re
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.models.checkpoint import Checkpoint
+from specquant.progress import tqdm
 from specquant.quant import PackedLinear, Scheme, quantize_linear
 
 # Our module of a layer -> the Hugging Face modules that it holds, joined along the outputs.
@@ -27,7 +27,7 @@ LAYER_TENSORS = {
 NOT_READ = re.compile(r".*\.rotary_emb\.inv_freq")
 # What only EAGLE-3 heads have (arXiv 2503.01840): a layer of another shape, and a vocabulary of their own.
 EAGLE_3_NAMES = ("midlayer", "d2t", "t2d")
-EAGLE_3_REFUSED = "which is not supported yet: give an EAGLE or EAGLE-2 head"
+EAGLE_3_REFUSED = "which the method eagle3 drafts with: give an EAGLE or EAGLE-2 head"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights are converted between
 MOST_WEIGHTS_PER_NUMBER = 8  # that a checkpoint stores: 4 bits each in an int32
 SHOW_PROGRESS_AFTER_S = 5
@@ -146,6 +146,32 @@ class EagleWeights(HuggingFaceWeights):
         if name.startswith("layer."):
             return super().sources(name.replace("layer.", "layers.0.", 1), shape)
         return {self.prefix + ("rms_norm_rotation.weight" if name == "feature_map" else name): shape}
+
+
+class Eagle3Weights(HuggingFaceWeights):
+    """An EAGLE-3 head, as SafeAILab publishes it, with a `midlayer`, or as vLLM's speculators do, with `layers.0`.
+
+    Names may have a prefix. There may be an embedding of its own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: PreTrainedConfig, scheme: Scheme):
+        prefixes = [name.removesuffix("fc.weight") for name in checkpoint.shapes if name.endswith("fc.weight")]
+        super().__init__(checkpoint, config, scheme, min(prefixes, key=len, default=""))
+        published = any(name.startswith(f"{self.prefix}midlayer.") for name in checkpoint.shapes)
+        self.layer = "midlayer." if published else "layers.0."
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the head has our tensor `name`."""
+        return all(source in self.checkpoint for source in self.sources(name, ()))
+
+    def sources(self, name, shape):
+        if name.startswith("layer."):
+            parts = super().sources(name.replace("layer.", "layers.0.", 1), shape)
+            return {part.replace("layers.0.", self.layer, 1): size for part, size in parts.items()}
+        if name.startswith("hidden_norm."):
+            name = self.layer + name
+        # Programs write the LM head and the maps beside what has a prefix.
+        return {self.prefix + name if self.prefix + name in self.checkpoint else name: shape}
 
 
 def ties_ends(weights: Weights) -> bool:

@@ -94,6 +94,7 @@ class TreeShapes:
             for size in sorted(sizes)
         }
         self._trees = trees
+        self._by_size: pd.Series | None = None  # of `chances_by_size`, which is asked for whenever a slider moves
 
     def accepted(self, tree: Tree, head: Sequence[float]) -> np.ndarray:
         """The probabilities that 0, 1, 2, ... drafts of a tree are accepted, when `head` are a token's by depth."""
@@ -123,9 +124,11 @@ class TreeShapes:
     def chances_by_size(self) -> pd.Series:
         """The chance, by draft size, at which trees have the accepted lengths that were recorded with them; the mean
         over iterations. A smaller tree has fewer of the likely tokens, so its chance is lower."""
-        lengths = self._trees.groupby(["draft_size", "iterations"]).accepted_length.mean()
-        chances = pd.Series({tree: self.head_of(tree, length) for tree, length in lengths.items()})
-        return chances.groupby(level=0).mean()
+        if self._by_size is None:
+            lengths = self._trees.groupby(["draft_size", "iterations"]).accepted_length.mean()
+            chances = pd.Series({tree: self.head_of(tree, length) for tree, length in lengths.items()})
+            self._by_size = chances.groupby(level=0).mean()
+        return self._by_size
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pandas.api.typing import SeriesGroupBy
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
@@ -22,6 +21,7 @@ from specquant.models.eagle import describe_head
 from specquant.planning.acceptance import AcceptanceStatistics, Tree
 from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
+from specquant.progress import tqdm
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_provenance, read_results, write_results
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from specquant.planning.acceptance import Chances, Shapes, TreeShapes
 from specquant.planning.costs import measured_costs
 from specquant.planning.planner import Planner
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure, row_for_each
+from specquant.tables.style import SCHEMES, in_order, label_ends, mark, new_figure, row_for_each
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
 # leaderboard (data/published/accepted_lengths.csv). 70B: assumed.
@@ -99,10 +99,13 @@ def draw_over_draft_size(table: pd.DataFrame) -> Figure:
     `table`: scheme, draft_size and speedup.
     """
     figure, (axis,) = new_figure(height_in=2.6)
+    ends = []
     for scheme in in_order(table["scheme"], SCHEMES):
         best = table[table["scheme"] == scheme].groupby("draft_size")["speedup"].max()
         look = mark(scheme, SCHEMES)
         axis.plot(best.index, best, color=look.color, marker=look.marker, label=look.label)
+        ends.append((best.index[-1], best.iloc[-1], look.label, look.color))
     axis.set(xlabel="draft size (nodes of the tree)", ylabel="speedup over the same scheme\nwithout drafts")
-    legend_above(figure, axis, columns=3)
+    axis.set_xlim(right=1.45 * table["draft_size"].max())
+    label_ends(axis, ends)
     return figure

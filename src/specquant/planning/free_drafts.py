@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.models.synthetic import synthetic_config
-from specquant.planning.cards import PassWork, read_cards
+from specquant.planning.cards import Card, PassWork, read_cards
 from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, mark, new_figure, row_for_each
 
 
@@ -47,6 +47,38 @@ def free_drafts(model: str, schemes: Iterable[str], bandwidth: float, rates: Map
             for scheme, work in works.items()
         }
     )
+
+
+def least_growth(model: str, scheme: str, draft_sizes: Iterable[int], card: Card) -> pd.Series:
+    """What a card's roofline says of the time of a pass over that of one token, by draft size (`PassWork.time_ms`).
+
+    Raises:
+        SpecquantError: the card cannot multiply what the scheme multiplies.
+    """
+    work = PassWork(synthetic_config(model), scheme)
+    return pd.Series({size: work.time_ms(card, size) / work.time_ms(card, 1) for size in draft_sizes})
+
+
+def least_growths(
+    passes: pd.DataFrame, schemes: Iterable[str], ceilings: pd.DataFrame, card: str
+) -> dict[tuple[str, str], pd.Series]:
+    """`least_growth` by model and scheme, for a card as far as its measured ceilings go (`shares_reached`).
+
+    Args:
+        passes: Rows of verify_cost.csv: their models, and sizes from the smallest to the largest.
+        schemes: Of these, those that were measured.
+        ceilings: ceilings.csv of the same card.
+        card: Its name; of one whose data sheet is not recorded nothing is known.
+    """
+    if card not in read_cards():
+        return {}
+    reached = read_cards()[card].reached(*shares_reached(ceilings, card))
+    sizes = range(passes.draft_size.min(), passes.draft_size.max() + 1)
+    measured = passes[["model", "scheme"]].drop_duplicates().itertuples(index=False, name=None)
+    wanted = list(schemes)
+    return {
+        (model, scheme): least_growth(model, scheme, sizes, reached) for model, scheme in measured if scheme in wanted
+    }
 
 
 def draw_free_drafts(table: pd.DataFrame) -> Figure:

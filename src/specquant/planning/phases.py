@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
-from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.acceptance import AcceptanceStatistics, Chances, Shapes
 from specquant.planning.planner import Planner
 from specquant.tables.style import mark, new_figure
+
+GAINS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # of the hierarchy over EAGLE-2, at which contours are drawn
 
 
 def phases(
@@ -42,19 +44,63 @@ def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd
     return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
 
 
-def draw_phases(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | None = None) -> Figure:
+def gain_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
+    """For each planner the speed of the hierarchy over that of EAGLE-2, each with the best of the paper's trees, over
+    the same chances and agreements as `phase_grids`."""
+    chances = list(np.linspace(0.3, 0.98, 18))
+    heads = {chance: shapes.statistics(Chances([chance], [chance], 0.0)) for chance in chances}
+
+    def speed_of(method: str, planner: Planner, statistics: AcceptanceStatistics) -> float:
+        plans = (plan for plan in PAPER_PLANS if plan.method == method)
+        return max(planner.predict(plan, statistics)["tokens_per_s"] for plan in plans)
+
+    def gains(planner: Planner) -> pd.DataFrame:
+        trees = pd.Series({chance: speed_of("eagle2", planner, heads[chance]) for chance in chances})
+        rows = [
+            [speed_of("hierarchical", planner, replace(heads[chance], agreement=[agreement])) for chance in chances]
+            for agreement in chances
+        ]
+        return pd.DataFrame(rows, index=chances, columns=chances).div(trees, axis=1)
+
+    return {name: gains(planner) for name, planner in planners.items()}
+
+
+def advantages(planners: Mapping[str, Planner], statistics: AcceptanceStatistics) -> pd.Series:
+    """The speed of the hierarchy over that of EAGLE-2, each with the best of the paper's trees, by planner."""
+
+    def advantage(planner: Planner) -> float:
+        tokens_per_s = planner.table(statistics, PAPER_PLANS).groupby("method").tokens_per_s.max()
+        return tokens_per_s["hierarchical"] / tokens_per_s["eagle2"]
+
+    return pd.Series({name: advantage(planner) for name, planner in planners.items()})
+
+
+def draw_phases(
+    grids: Mapping[str, pd.DataFrame],
+    marked: Sequence[float] | None = None,
+    gains: Mapping[str, pd.DataFrame] | None = None,
+) -> Figure:
     """Which method is fastest, over the head's chances (columns) and the intermediate model's agreement (rows).
 
-    grids: tables of method names, a panel for each. marked: a point (chance, agreement) to show.
+    Args:
+        grids: Tables of method names, a panel for each.
+        marked: A point (chance, agreement) to show.
+        gains: For each panel the speed of the hierarchy over that of EAGLE-2 (`gain_grids`), drawn as contours.
     """
     methods = list(MARKS)
     colors = ListedColormap([MARKS[method].color for method in methods])
-    rows = -(-len(grids) // 2)
-    figure, axes = new_figure(rows, 2, height_in=0.8 + 1.45 * rows, sharex=True, sharey=True)
+    columns = 3 if len(grids) > 4 else 2
+    rows = -(-len(grids) // columns)
+    height_in = 0.8 + 1.45 * rows
+    figure, axes = new_figure(rows, columns, height_in=height_in, wide=columns > 2, sharex=True, sharey=True)
     for axis, (title, grid) in zip(axes, grids.items(), strict=False):
         codes = grid.map(methods.index).to_numpy()
         norm = BoundaryNorm(np.arange(len(methods) + 1) - 0.5, len(methods))
         axis.pcolormesh(grid.columns, grid.index, codes, cmap=colors, norm=norm, shading="nearest", rasterized=True)
+        if gains is not None:
+            gain = gains[title]
+            lines = axis.contour(gain.columns, gain.index, gain, GAINS, colors="black", linewidths=0.6)
+            axis.clabel(lines, fontsize=5.5, fmt=lambda level: f"{level:g}")
         if marked is not None:
             axis.plot(*marked, "+", color="black", markersize=6)
         axis.set_title(title)
@@ -67,7 +113,7 @@ def draw_phases(grids: Mapping[str, pd.DataFrame], marked: Sequence[float] | Non
         for method in methods
         if method in present
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns > 2 else 2)
     figure.supxlabel("chance that a token of the EAGLE head is accepted", fontsize=7)
     figure.supylabel("agreement of the intermediate model", fontsize=7)
     return figure

@@ -36,7 +36,8 @@ class RecordedCosts:
         Raises SpecquantError where one of these was not recorded.
         """
         outer_ms = bookkeeping_ms(self.replayed, "model", target).median()
-        inner_ms = bookkeeping_ms(self.rounds, "head_scheme", head_scheme).iloc[0]
+        whole = self.rounds[self.rounds.head_vocabulary == self.rounds.head_vocabulary.max()]
+        inner_ms = bookkeeping_ms(whole, "head_scheme", head_scheme).median()
         return Planner(
             measured_costs(self.passes, self.drafting, target, scheme, head_scheme, other_ms=outer_ms),
             measured_costs(self.passes, self.drafting, intermediate, scheme, head_scheme, other_ms=inner_ms),

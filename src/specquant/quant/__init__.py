@@ -13,7 +13,8 @@ from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
 from specquant.quant.gptq import gptq, search_clipping
 from specquant.quant.grid import in_groups, out_of_groups
-from specquant.quant.linear import STORAGE, Float16Linear, PackedLinear
+from specquant.quant.linear import STORAGE, Float16Linear
+from specquant.quant.packed import PackedLinear
 from specquant.quant.schemes import SCHEMES, Scheme, get_scheme, scheme_names
 
 __all__ = ["SCHEMES", "PackedLinear", "Scheme", "empty_linear", "get_scheme", "quantize_linear", "scheme_names"]

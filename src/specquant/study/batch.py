@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +26,6 @@ import nbformat
 import papermill
 import yaml
 from jupyter_core.paths import jupyter_runtime_dir
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -35,13 +35,15 @@ from specquant.measure import executors
 from specquant.measure.executors import Slurm, Task
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
+from specquant.study.page import page
 from specquant.study.report import write_report
 from specquant.tables.provenance import without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
 # Parameters that name the models, and where they run.
-MODELS = ("target", *COMPANIONS, "dtype", "device")
+MODELS_THAT_DRAFT = tuple(field.name for field in fields(Family) if field.name in COMPANIONS)
+MODELS = ("target", *MODELS_THAT_DRAFT, "dtype", "device")
 STUDY_NOTEBOOK = re.compile(r"\d\d_\w+")
 
 
@@ -69,7 +71,7 @@ def run_study(
     chosen = chosen or list(declared)
     values = read_profile(profile, dict(item for types in declared.values() for item in types.items()), unreadable)
     if "target" in values:
-        values = dict.fromkeys(COMPANIONS, "") | values
+        values = dict.fromkeys(MODELS_THAT_DRAFT, "") | values
         Family(**{name: values[name] for name in MODELS if name in values})
     _require_runtime_folder()
     folder = resolve(results) / profile
@@ -320,10 +322,7 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
         result.metadata.get("papermill", {}).pop(path, None)
     files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
     ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
-    page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(
-        result, resources={"metadata": {"name": notebook.stem}}
-    )
-    ours.append(write_file(executed / f"{notebook.stem}.html", page))
+    ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem)))
     with suppress(OSError):
         partial.unlink(missing_ok=True)
     written = [*files, *(path.relative_to(folder).as_posix() for path in ours)]

@@ -1,10 +1,22 @@
 """The figures: each a function from a table of results to a figure, the same for notebooks and for recorded data."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
+from specquant.tables.style import (
+    SCHEMES,
+    along_draft_sizes,
+    in_order,
+    label_ends,
+    legend_above,
+    mark,
+    model_label,
+    new_figure,
+)
 
 
 def published_speedups(frame: pd.DataFrame) -> Figure:
@@ -72,6 +84,38 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
         axis.plot(line["draft_size"], line["time_us"] / one, look.marker, color=look.color, label=look.label)
         axis.plot(line["draft_size"], line["predicted_us"] / one, "--", color=look.color, linewidth=0.8)
     axis.set(xlabel="draft size (tokens in one pass)", ylabel="time over that of one token")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=0.95)
     legend_above(figure, axis, columns=3)
+    return figure
+
+
+def verify_time(growth: pd.DataFrame, schemes: Sequence[str], predicted: Mapping[tuple[str, str], pd.Series]) -> Figure:
+    """Time of a pass over that of one token against draft size, a panel for each model; bars from the lowest
+    to the highest process.
+
+    growth: of `tables.verify_cost.pass_growth`, behind one context. schemes: those that are drawn, where they were
+    measured. predicted: the roofline's growth by model and scheme, dashed, where it is known.
+    """
+    models = list(growth.index.unique("model"))[::-1]  # tables have the largest first
+    figure, axes = new_figure(1, len(models), height_in=2.5, wide=len(models) > 1, sharey=True)
+    highest = growth["high"].max()
+    for axis, model in zip(axes, models, strict=True):
+        along_draft_sizes(axis)
+        axis.set(title=model_label(model), xlabel="draft size (tokens in one pass)", ylim=(0.95, 1.03 * highest))
+        axis.set_xlim(0.9, 190)
+        axis.set_xticks([1, 2, 4, 8, 16, 32, 64])
+        ends = []
+        measured = growth.xs(model, level="model").index.unique("scheme")
+        for scheme in (scheme for scheme in schemes if scheme in measured):
+            line = growth.xs((model, scheme), level=("model", "scheme")).droplevel(["weights", "context_length"])
+            line, look = line.sort_index(), mark(scheme, SCHEMES)
+            bars = (line["median"] - line["low"], line["high"] - line["median"])
+            about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.7}
+            axis.errorbar(line.index, line["median"], yerr=bars, **about)
+            if (model, scheme) in predicted:
+                roof = predicted[model, scheme]
+                axis.plot(roof.index, roof, "--", color=look.color, linewidth=0.8)
+            ends.append((line.index[-1], line["median"].iloc[-1], look.label, look.color))
+        label_ends(axis, ends)
+    axes[0].set_ylabel("time of a pass\nover that of one token")
     return figure

@@ -9,7 +9,7 @@ from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.measure.replay import at_fitted_chances
 from specquant.planning.acceptance import Shapes
-from specquant.tables.style import SCHEMES, caption, in_order, mark
+from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class RecordedTable:
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
     """Schemes by methods, the mean over tasks. `frame`: throughput.csv."""
-    return _named(frame.pivot_table(index="scheme", columns="method", values="accepted_length"), MARKS)
+    return _named(_drafted(frame).pivot_table(index="scheme", columns="method", values="accepted_length"), MARKS)
 
 
 def differing_prompts(frame: pd.DataFrame) -> pd.DataFrame:
     """Schemes by methods. `frame`: losslessness.csv."""
-    return _named(frame.pivot_table(index="scheme", columns="method", values="differing_prompts"), MARKS)
+    return _named(_drafted(frame).pivot_table(index="scheme", columns="method", values="differing_prompts"), MARKS)
 
 
 def perplexities(frame: pd.DataFrame) -> pd.DataFrame:
@@ -42,8 +42,8 @@ def perplexities(frame: pd.DataFrame) -> pd.DataFrame:
 
 def pass_times(frame: pd.DataFrame) -> pd.DataFrame:
     """Schemes by models and draft sizes, behind the shortest context. `frame`: verify_cost.csv."""
-    rows = frame[(frame.context_length == frame.context_length.min()) & frame.draft_size.isin([1, 16, 32, 60])]
-    return _named(rows.pivot_table(index="scheme", columns=["model", "draft_size"], values="time_ms"))
+    rows = frame[(frame.context_length == frame.context_length.min()) & frame.draft_size.isin([1, 16, 60])]
+    return _of_models(_named(rows.pivot_table(index="scheme", columns=["model", "draft_size"], values="time_ms")))
 
 
 def draft_times(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,23 +51,27 @@ def draft_times(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame.pivot_table(
         index=["head_scheme", "head_vocabulary"], columns=["model", "iterations"], values="time_ms"
     )
-    return rows.sort_index(ascending=[True, False])
+    rows = rows.sort_index(ascending=[True, False])
+    heads = [f"{mark(scheme, SCHEMES).label}, {vocabulary:,} tokens" for scheme, vocabulary in rows.index]
+    return _of_models(rows.set_axis(pd.Index(heads, name="head")))
 
 
 def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
     """Models and plans by what a step does and takes. `frame`: replayed.csv; trees: trees.csv."""
     rows = at_fitted_chances(frame, Shapes.of(trees))
-    plans = [str(Plan(*plan)) for plan in rows[[*PLAN_FIELDS]].itertuples(index=False, name=None)]
+    kinds = rows[["model", "scheme", "head_scheme"]].drop_duplicates()
+    keys = rows[[*PLAN_FIELDS]].itertuples(index=False, name=None)
+    plans = pd.Index([_short(Plan(*key)) for key in keys], name="plan")
+    if len(kinds) > 1:
+        told = rows.apply(lambda row: f"{model_label(row.model)}, {mark(row.scheme, SCHEMES).label}", axis=1)
+        plans = pd.MultiIndex.from_arrays([told, plans], names=["target", "plan"])
     columns = {
         "accepted_length": "accepted",
-        "draft_ms": "draft, ms",
-        "verify_ms": "verify, ms",
-        "tokens_per_s": "tokens/s",
-        "speedup": "speedup",
-        "expected_speedup": "expected",
+        "draft_ms": "draft",
+        "verify_ms": "pass",
+        "expected_speedup": "speedup",
     }
-    arranged = rows.assign(plan=plans).set_index(["model", "scheme", "plan"])
-    return arranged[list(columns)].rename(columns=columns)
+    return rows.set_index(plans)[list(columns)].rename(columns=columns)
 
 
 RECORDED_TABLES = (
@@ -76,7 +80,7 @@ RECORDED_TABLES = (
         "differing_prompts", "losslessness.csv", differing_prompts, "Prompts to which a method wrote other tokens.", 0
     ),
     RecordedTable("perplexities", "quality.csv", perplexities, "Held-out perplexity."),
-    RecordedTable("pass_times", "verify_cost.csv", pass_times, "Time of a pass in milliseconds, by tokens in it."),
+    RecordedTable("pass_times", "verify_cost.csv", pass_times, "Time of a pass in milliseconds, by tokens in it.", 1),
     RecordedTable(
         "draft_times", "drafting.csv", draft_times, "Time of an EAGLE-2 draft in milliseconds, by iterations."
     ),
@@ -84,24 +88,49 @@ RECORDED_TABLES = (
         "replayed_plans",
         "replayed.csv",
         replayed_plans,
-        "One step of each plan, and its speedup over decoding one by one; expected: at the mean accepted length.",
+        "One step of each plan: nodes of EAGLE-2's tree, and tokens at least where a small model drafts; times in "
+        "milliseconds; speedup over decoding one by one, at the mean accepted length.",
         other_tables=("recorded/cpu/trees.csv",),
     ),
 )
 
 
-def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, device: str) -> str:
-    """The table as a LaTeX environment that needs the booktabs package (and multirow, where rows have several names),
-    with its caption."""
+def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, device: str, folder: str = "") -> str:
+    """The table as a LaTeX environment of one column's width that needs the booktabs package alone, with its caption.
+
+    folder: of the card, which makes its label one of its own.
+    """
     arranged = recorded.arrange(frame, *beside)
-    return arranged.to_latex(
+    text = arranged.to_latex(
         float_format=f"%.{recorded.decimals}f",
         caption=caption(recorded.text, frame, device).replace("%", r"\%"),
-        label=f"tab:{recorded.name}",
+        label=":".join(part for part in ("tab", folder, recorded.name) if part),
         na_rep="--",
         escape=True,
         multicolumn_format="c",
+        multirow=False,
     )
+    small = "\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
+    text = text.replace("\\begin{table}\n", "\\begin{table}\n" + small)
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("\\cline"))
+
+
+def _drafted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without decoding one by one, of which these tables say nothing: 1 token, no prompt that differs."""
+    return frame[frame.method != "autoregressive"]
+
+
+def _short(plan: Plan) -> str:
+    """A plan in few words: its method, and what it is given."""
+    numbers = [str(number) for number in (plan.draft_size, plan.min_draft_length) if number]
+    return ", ".join([mark(plan.method, MARKS).label, *numbers])
+
+
+def _of_models(pivoted: pd.DataFrame) -> pd.DataFrame:
+    """Columns of models by sizes, with the names that papers write."""
+    columns = [(model_label(model), size) for model, size in pivoted.columns]
+    names = [name.replace("_", " ") for name in pivoted.columns.names]
+    return pivoted.set_axis(pd.MultiIndex.from_tuples(columns, names=names), axis=1)
 
 
 def _named(pivoted: pd.DataFrame, columns: dict | None = None) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 `specquant claims` writes every marked number anew from the tables, and a test holds that nothing changes by that and
 that no result stands in prose without a mark. A number states no result, and needs no mark, where
 
-* it is part of a name (W4A16, EAGLE-2, 8B, H200) or stands in code, a heading, a link or a list's margin,
+* it is part of a name (W4A16, EAGLE-2, 8B, H200) or stands in code, a formula, a heading, a link or a list's margin,
 * it counts what was chosen, and one of the words `COUNTED` follows (60 tokens, 4-bit),
 * one of the words `NAMED` stands before it (section 3, figure 1, Python 3.11),
 * or it is marked as <!--given-->: a setting or a limit that the sentence itself sets.
@@ -20,10 +20,16 @@ from pathlib import Path
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
+from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
 from specquant.measure.settling import steady
+from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
+from specquant.planning.acceptance import Shapes
+from specquant.planning.phases import advantages
 from specquant.planning.predictions import plans_against_fixed
+from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
+from specquant.planning.roofline import decoder_layer
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
 from specquant.tables.intervals import PROCESS, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
@@ -42,6 +48,8 @@ NO_PROSE = (
     r"<!-- .*?-->",
     r"^```.*?^```",
     r"`[^`]*`",
+    r"\$\$.*?\$\$",  # formulae
+    r"\$[^$\n]+\$",
     r"\]\([^)]*\)",
     r"^#+ .*?$",
     r"^\s*\d+\. ",
@@ -132,7 +140,7 @@ def known_numbers() -> dict[str, float]:
     """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
-    sources += [_of_planted, _of_tiny, _of_half_precision, _of_memory]
+    sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -257,6 +265,25 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     return known
 
 
+def _of_peers(_: Evidence) -> dict[str, float]:
+    """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process.
+
+    "transformers over ours, llama-3-8b": of peer_decoding.csv, times of decoding one by one.
+    """
+    table = read_results("data/recorded/h200/peers.csv")
+    table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
+    times = table.set_index(["scheme", "draft_size", "model", "layer", "process", "block", "theirs"]).time_us.unstack()
+    known = {}
+    for (scheme, size), ratios in (times[True] / times[False]).dropna().groupby(["scheme", "draft_size"]):
+        known[f"torch over ours, {scheme} {size} least"] = ratios.min()
+        known[f"torch over ours, {scheme} {size} most"] = ratios.max()
+        known[f"layers of both, {scheme}"] = len(ratios)
+    decoding = read_results("data/recorded/h200/peer_decoding.csv").query("method == 'autoregressive'")
+    speeds = decoding.groupby(["implementation", "model"]).tokens_per_s.median().unstack("implementation")
+    ratios = speeds["specquant"] / speeds["transformers"]
+    return known | {f"transformers over ours, {model}": ratio for model, ratio in ratios.items()}
+
+
 def _of_tiny(_: Evidence) -> dict[str, float]:
     """What was recorded of the tiny models on a CPU, and how large they are."""
     known = {}
@@ -271,13 +298,56 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
     known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
-    quality = read_results("data/recorded/cpu/quality.csv").set_index(["scheme", "domain"])
-    known["perplexity fp16 code"] = quality.perplexity["fp16", "code"]
-    sizes = read_results("data/recorded/cpu/throughput.csv").groupby("method").mean_draft_size.mean()
+    known |= _of_quality()
+    throughput = read_results("data/recorded/cpu/throughput.csv")
+    eagle2 = throughput[throughput.method == "eagle2"]
+    kept = kept_lengths(eagle2, ["fp16", *sorted({*eagle2.scheme} - {"fp16"})])
+    known["eagle2 length tiny fp16"] = kept.accepted_length["fp16"]
+    quantized = kept.drop(index="fp16")
+    known |= {"eagle2 length kept, least %": 100 * quantized.kept.min()}
+    known |= {"eagle2 length kept, most %": 100 * quantized.kept.max()}
+    known |= {"eagle2 length kept in a task, least %": 100 * quantized.low.min()}
+    known |= {"eagle2 length kept in a task, most %": 100 * quantized.high.max()}
+    sizes = throughput.groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
+    lengths = throughput.groupby("method").accepted_length.mean()
+    known |= {f"accepted length, {method}": length for method, length in lengths.items()}
     for name in ("target", "intermediate"):
         known[f"parameters {name}, millions"] = parameters(project_root() / f"data/tiny/{name}") / 1e6
     return known
+
+
+def _of_quality() -> dict[str, float]:
+    """Of quality.csv: by how many percent perplexity is above FP16's, and how often the likeliest token is FP16's."""
+    quality = read_results("data/recorded/cpu/quality.csv").set_index(["scheme", "domain"])
+    more, agreement = (quality[f"{name}_percent"].unstack("domain") for name in ("increase", "agreement"))
+    in_4_bits = [scheme for scheme in more.index if scheme.startswith("w4")]
+    known = {"perplexity fp16 code": quality.perplexity["fp16", "code"]}
+    known["perplexity more w8a8 %"] = more.loc["w8a8"].mean()
+    of = {"perplexity more 4 bits": more.loc[in_4_bits], "agreement 4 bits": agreement.loc[in_4_bits]}
+    for name, table in of.items():
+        each = {name: table.mean(axis=1), f"{name} in a domain": table.stack()}
+        for told, values in each.items():
+            known |= {f"{told}, least %": values.min(), f"{told}, most %": values.max()}
+    return known
+
+
+def _of_planners(evidence: Evidence) -> dict[str, float]:
+    """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance."""
+    names = ("verify_cost", "drafting", "rounds", "replayed")
+    recorded = (read_medians(f"data/recorded/h200/{name}.csv") for name in names)
+    shapes = Shapes.of(evidence.trees)
+    theirs = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
+    models = ("llama-3-70b", "llama-3-8b", "w4a16-g128")
+    planners = planners_by_card(RecordedCosts(*recorded), *models, evidence.card, theirs)
+    told = advantages(planners, shapes.statistics(shapes.fitted_chances()))
+    return {f"advantage {name}": value for name, value in told.items()}
+
+
+def _of_products(_: Evidence) -> dict[str, float]:
+    """ "products 60 over one w8a8": of one layer of 70B on the H100."""
+    rows = decoder_layer(read_medians("data/recorded/h100/kernels.csv"), "llama-3-70b")
+    return {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in rows.itertuples()}
 
 
 def _of_half_precision(_: Evidence) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """For a paper: every figure and table that rests on recorded data, rebuilt from `data/` alone."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve, write_file
 from specquant.measure import kernels, quality, throughput
 from specquant.measure.kernels import BENCH_SCHEMES, FP8_SCHEMES
+from specquant.measure.replay import draw_time_per_token
 from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.measure.verify_cost import draw_growths
 from specquant.planning.acceptance import Shapes
@@ -25,17 +26,20 @@ from specquant.planning.eagle2_speedups import (
     eagle2_speedups,
     with_published,
 )
-from specquant.planning.free_drafts import draw_free_drafts, free_drafts, shares_reached
-from specquant.planning.phases import draw_phases, draw_speeds, phase_grids, speeds_over_chances
+from specquant.planning.free_drafts import draw_free_drafts, free_drafts, least_growths, shares_reached
+from specquant.planning.phases import draw_phases, draw_speeds, gain_grids, phase_grids, speeds_over_chances
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer, rooflines
 from specquant.planning.trees import trees_of
 from specquant.study import figures
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_provenance, read_results
-from specquant.tables.style import caption, save_figure
+from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figure
+from specquant.tables.verify_cost import pass_growth
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
+TARGET, INTERMEDIATE = map(model_label, (LARGEST, SMALL))
+OTHER_SCHEMES = ("fp16", *(scheme for scheme in BENCH_SCHEMES + FP8_SCHEMES if scheme not in MAIN_SCHEMES))
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class RecordedFigure:
 
     draw: takes the table, and `other_tables`, which are below `data/`, with GPU for the folder's name; None where
     there is nothing in them to draw. A figure is left out where one of its tables is missing. Tables have one row for
-    each quantity (`medians`); with every_process the first one as it was recorded.
+    each quantity (`medians`); with every_process the first one as it was recorded. by_scheme: drawn of `MAIN_SCHEMES`,
+    and of the others beside FP16 in a supplement of its own.
     """
 
     name: str
@@ -54,6 +59,20 @@ class RecordedFigure:
     published: bool = False
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
+    by_scheme: bool = False
+
+    def parts(self, frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str]]:
+        """The name, the rows and the caption's text of each figure that it becomes."""
+        if not self.by_scheme:
+            yield self.name, frame, self.text
+            return
+        main = frame[frame.scheme.isin(MAIN_SCHEMES)]
+        others = frame[~frame.scheme.isin(MAIN_SCHEMES)]
+        if len(main):
+            yield self.name, main, self.text
+        if len(others):
+            beside = frame[frame.scheme.isin(["fp16", *others.scheme.unique()])]
+            yield f"{self.name}_others", beside, f"{self.text} Supplement: the other schemes, beside FP16."
 
 
 def roofline(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
@@ -72,10 +91,23 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
     ours = _first_context(passes[passes.model == model])
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
-    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu)]
+    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(ours.scheme)]
     tables = {f"ours, {gpu}": ours, f"SpecMQuant, {gpu}": theirs}
     tables = {title: table for title, table in tables.items() if len(table)}  # theirs, where it was measured there
     return draw_growths(tables) if len(ours) else None
+
+
+def verify_time(passes: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
+    gpu, passes = passes.attrs["device"].removeprefix("NVIDIA "), _first_context(passes)
+    predicted = least_growths(passes, MAIN_SCHEMES, ceilings, gpu)
+    growth = pass_growth(passes)
+    return figures.verify_time(growth, MAIN_SCHEMES, predicted) if len(growth) else None
+
+
+def time_per_token(replayed: pd.DataFrame, trees: pd.DataFrame) -> Figure | None:
+    rows = replayed[(replayed.model == LARGEST) & (replayed.scheme == "w4a16-g128")]
+    rows = rows[rows.head_scheme == "w4a16-g128"]
+    return draw_time_per_token(rows, Shapes.of(trees)) if len(rows) else None
 
 
 def eagle2_speedups_of_paper(
@@ -93,11 +125,11 @@ def speedup_over_draft_size(passes: pd.DataFrame, drafting: pd.DataFrame, trees:
     return None if predicted is None else draw_over_draft_size(predicted)
 
 
-def largest_free_drafts(ceilings: pd.DataFrame) -> Figure | None:
+def largest_free_drafts(ceilings: pd.DataFrame, schemes: Sequence[str]) -> Figure | None:
     card = ceilings.attrs["device"].removeprefix("NVIDIA ")
     if card not in read_cards():
         return None
-    return draw_free_drafts(free_drafts(LARGEST, BENCH_SCHEMES + FP8_SCHEMES, *shares_reached(ceilings, card)))
+    return draw_free_drafts(free_drafts(LARGEST, schemes, *shares_reached(ceilings, card)))
 
 
 def speeds_over_acceptance(
@@ -126,7 +158,8 @@ def phases(
     their_planner = specmquant_planner(theirs, their_steps, gpu)
     planners = planners_by_card(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
     fitted = shapes.fitted_chances()
-    return draw_phases(phase_grids(planners, shapes), marked=(fitted.head[0], fitted.agreement))
+    marked = (fitted.head[0], fitted.agreement)
+    return draw_phases(phase_grids(planners, shapes), marked, gain_grids(planners, shapes))
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
@@ -144,8 +177,28 @@ RECORDED_FIGURES = (
         "speedups.csv",
         figures.published_speedups,
         "Speedups that arXiv 2505.22179 reports in its figure 1 on MT-Bench, read off the figure to one decimal. "
-        "EAGLE-2 adds least where the weights have 4 bits. Weights: trained. Acceptance: measured.",
+        "EAGLE-2 adds least where the weights have 4 bits. Model: Llama-3-8B, Llama-3-70B. Weights: trained. "
+        "Acceptance: measured. Device: A100, RTX 3090. n: not told.",
         published=True,
+    ),
+    RecordedFigure(
+        "verify_time",
+        "verify_cost.csv",
+        verify_time,
+        "Time of a pass behind 512 tokens over that of one token: the median over processes; bars: lowest to highest "
+        "process. Dashed: the roofline of the card's measured bandwidth and rates, which stays at 1 where no dashed "
+        "line rises.",
+        other_tables=("recorded/GPU/ceilings.csv",),
+        every_process=True,
+    ),
+    RecordedFigure(
+        "time_per_token",
+        "replayed.csv",
+        time_per_token,
+        f"Where the time of a token goes, by plan: a step's draft, pass and the rest over the assumed accepted length, "
+        f"and the speedup over decoding one by one. Small model: {INTERMEDIATE}. Both and their heads in W4A16.",
+        other_tables=("recorded/cpu/trees.csv",),
+        every_process=True,
     ),
     RecordedFigure(
         "verify_cost",
@@ -154,53 +207,70 @@ RECORDED_FIGURES = (
         "Time of one verification pass against the number of tokens in it, over the time for one token: the "
         "median over processes; bars span the lowest to the highest process.",
         every_process=True,
+        by_scheme=True,
     ),
     RecordedFigure(
         "accepted_lengths",
         "throughput.csv",
         throughput.accepted_lengths,
-        "Tokens per pass of the target, by scheme and method.",
+        "Tokens per pass of the target, by scheme and method: the mean over seven tasks; bars: lowest to highest task.",
     ),
     RecordedFigure(
         "speedups_by_scheme",
         "throughput.csv",
         throughput.speedups_by_scheme,
-        "Decoding speedup over the same scheme without drafts, prefill excluded.",
+        "Decoding speedup over the same scheme without drafts, prefill excluded, over as much text of each task; bars: "
+        "lowest to highest task; line: no gain.",
     ),
     RecordedFigure(
         "speedups_by_task",
         "throughput.csv",
         throughput.speedups_by_task,
-        "Decoding speedup over autoregressive decoding by task, prefill excluded.",
+        "Decoding speedup over autoregressive decoding by task, prefill excluded: the mean over schemes; bars: lowest "
+        "to highest scheme; line: no gain.",
     ),
-    RecordedFigure("step_times", "throughput.csv", throughput.step_times, "Where the time of one decoding step goes."),
+    RecordedFigure(
+        "step_times",
+        "throughput.csv",
+        throughput.step_times,
+        "Where the time of one decoding step goes, by scheme and method.",
+        by_scheme=True,
+    ),
     RecordedFigure("quality", "quality.csv", quality.draw, "Held-out perplexity of each scheme above FP16, by domain."),
     RecordedFigure(
-        "kernels", "kernels.csv", kernels.draw, "Time of one linear layer against the number of tokens in one pass."
+        "kernels",
+        "kernels.csv",
+        kernels.draw,
+        "Time of one linear layer against the number of tokens in one pass.",
+        by_scheme=True,
     ),
     RecordedFigure(
         "roofline",
         "kernels.csv",
         roofline,
-        f"Rates of the products of one {LARGEST} decoder layer, 1 to 64 tokens, below this card's best.",
+        f"Rates of the products of one {TARGET} decoder layer, 1 to 64 tokens, below this card's best.",
         other_tables=("recorded/GPU/ceilings.csv",),
+        by_scheme=True,
     ),
     RecordedFigure(
         "predicted_times",
         "kernels.csv",
         predicted_times,
-        f"Time of the products of one {LARGEST} decoder layer over that of one token; dashed: fitted rooflines.",
+        f"Time of the products of one {TARGET} decoder layer over that of one token; dashed: fitted rooflines.",
         other_tables=("recorded/GPU/ceilings.csv",),
+        by_scheme=True,
     ),
     *(
         RecordedFigure(
             f"verify_cost_{model}",
             "verify_cost.csv",
             partial(verify_cost_growths, model=model),
-            f"Time of a pass of {model} behind 512 tokens over that of one token: our kernels (median over processes; "
-            "bars span the lowest to the highest), and the paper's CUDA code, measured by us on the same kind of card.",
+            f"Time of a pass of {model_label(model)} behind 512 tokens over that of one token: our kernels (median "
+            "over processes; bars span the lowest to the highest), and the paper's CUDA code, measured by us on the "
+            "same kind of card.",
             other_tables=("published/specmquant_verify_cost.csv",),
             every_process=True,
+            by_scheme=True,
         )
         for model in ACCEPTED_LENGTHS
     ),
@@ -209,30 +279,37 @@ RECORDED_FIGURES = (
         "verify_cost.csv",
         eagle2_speedups_of_paper,
         "EAGLE-2's speedup: the paper's, measured with trained weights; ours, predicted from measured passes and "
-        "drafts with assumed acceptance.",
+        "drafts with assumed acceptance; line: no gain. The paper's cards are in the legend.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
     ),
     RecordedFigure(
         "speedup_over_draft_size",
         "verify_cost.csv",
         speedup_over_draft_size,
-        f"EAGLE-2's speedup over its tree's size on {LARGEST}, each with its best number of iterations, predicted from "
-        "measured passes and drafts with assumed acceptance.",
+        f"EAGLE-2's speedup over its tree's size on {TARGET}, each with its best number of iterations, predicted "
+        "from measured passes and drafts with assumed acceptance.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
+        by_scheme=True,
     ),
-    RecordedFigure(
-        "free_drafts",
-        "ceilings.csv",
-        largest_free_drafts,
-        f"The draft size up to which reading the weights of {LARGEST} takes longer than multiplying; dotted: 60. "
-        "Predicted: every card at the shares of its data sheet that were measured on this one.",
+    *(
+        RecordedFigure(
+            name,
+            "ceilings.csv",
+            partial(largest_free_drafts, schemes=schemes),
+            f"The draft size up to which reading the weights of {TARGET} takes longer than multiplying; "
+            f"dotted: 60. Predicted: every card at the shares of its data sheet that were measured on this one.{which}",
+        )
+        for name, schemes, which in (
+            ("free_drafts", MAIN_SCHEMES, ""),
+            ("free_drafts_others", OTHER_SCHEMES, " Supplement: the other schemes, beside FP16."),
+        )
     ),
     RecordedFigure(
         "speeds_over_acceptance",
         "verify_cost.csv",
         speeds_over_acceptance,
-        f"Tokens per second of {LARGEST} with {SMALL}, both and their heads in W4A16, predicted from measured passes, "
-        "drafts and rounds over assumed acceptance; dashed: decoding one by one.",
+        f"Tokens per second of {TARGET} with {INTERMEDIATE}, both and their heads in W4A16, predicted from measured "
+        "passes, drafts and rounds over assumed acceptance; dashed: decoding one by one.",
         other_tables=(
             *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
             "recorded/cpu/trees.csv",
@@ -242,8 +319,10 @@ RECORDED_FIGURES = (
         "phases",
         "verify_cost.csv",
         phases,
-        f"The fastest of the paper's methods for {LARGEST} with {SMALL}, predicted over assumed acceptance; cross: "
-        "fitted acceptance. Ours with heads in W4A16, the others in FP16.",
+        f"The fastest of the paper's methods for {TARGET} with {INTERMEDIATE}, predicted over assumed "
+        "acceptance; contours: the speed of the hierarchy over that of EAGLE-2, each with its best tree; cross: the "
+        "chosen acceptance. Ours with heads in W4A16, the others in FP16; A100 and B200: the least that their data "
+        "sheets allow.",
         other_tables=(
             *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
             "recorded/cpu/trees.csv",
@@ -267,17 +346,19 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         frame = read_results(table) if figure.every_process else read_medians(table)
         device = None if figure.published else _device(table)
         frame.attrs["device"] = device
-        drawing = figure.draw(frame, *map(read_medians, others))
-        if drawing is not None:
-            text = caption(figure.text, frame, device) + _caveats(table, *others)
-            drawings.append((folder, figure.name, drawing, text))
-            plt.close(drawing)  # pyplot forgets it; it can still be saved
+        beside = list(map(read_medians, others))
+        for name, rows, told in figure.parts(frame):
+            drawing = figure.draw(rows, *beside)
+            if drawing is not None:
+                text = told if figure.published else caption(told, rows, device)
+                drawings.append((folder, name, drawing, text + _caveats(table, *others)))
+                plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
     for folder in _device_folders(data_dir):
         for table in RECORDED_TABLES:
             paths = [folder / table.table, *(data_dir / path for path in table.other_tables)]
             if all(path.is_file() for path in paths):
-                text = latex(table, *map(read_medians, paths), device=_device(paths[0]))
+                text = latex(table, *map(read_medians, paths), device=_device(paths[0]), folder=folder.name)
                 tables[folder / f"{table.name}.tex"] = text
     if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")

@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import DraftTree, Generation
+from specquant.decoding.drafters import MARKS
 from specquant.measure.throughput import measurements
-from specquant.tables.style import new_figure
+from specquant.tables.style import mark, new_figure
 
 ACCEPTED, REJECTED = "#0173b2", "0.55"
 # Light backgrounds from the same palette: drafted and accepted, added by the target.
-DRAFTED, ADDED = "#b8dcf0", "#ffd9a8"
+DRAFTED, ADDED, INK = "#b8dcf0", "#ffd9a8", "#111111"
 INCHES_PER_LEAF = 0.12
 
 
@@ -84,13 +85,28 @@ def coloured_text(generation: Generation, tokenizer: PreTrainedTokenizerBase) ->
         text = tokenizer.decode(generation.token_ids[:count], skip_special_tokens=True)
         if text.endswith("\ufffd"):
             continue  # half a character: the token that completes it shows it
-        spans.append(f'<span style="background:{DRAFTED if drafted else ADDED}">{escape(text[len(shown) :])}</span>')
+        spans.append(_on(DRAFTED if drafted else ADDED, text[len(shown) :]))
         shown = text
-    legend = (
-        f'<span style="background:{DRAFTED}">drafted and accepted</span> '
-        f'<span style="background:{ADDED}">the target\'s own</span>'
-    )
+    legend = " ".join([_on(DRAFTED, "drafted and accepted"), _on(ADDED, "the target's own")])
     return HTML(f'<p>{legend}</p><pre style="white-space:pre-wrap">{"".join(spans)}</pre>')
+
+
+def _on(background: str, text: str) -> str:
+    """Dark text on a light background, whatever the theme."""
+    return f'<span style="background:{background};color:{INK}">{escape(text)}</span>'
+
+
+def passes_in_words(generations: Mapping[str, Generation]) -> str:
+    """Whether all methods wrote the same, and how many passes of the target each of them took."""
+    texts = [generation.token_ids for generation in generations.values()]
+    same = all(tokens == texts[0] for tokens in texts)
+    count = f"the same {len(texts[0])}" if same else f"{len(texts[0])} or so, **not all the same,**"
+    passes = []
+    for method, generation in generations.items():
+        length = measurements(generation)["accepted_length"]
+        passes.append(f"{len(generation.steps)} ({mark(method, MARKS).label}, {length:.2f} tokens each)")
+    listed = " and ".join([", ".join(passes[:-1]), passes[-1]] if len(passes) > 1 else passes)
+    return f"All methods write {count} tokens. After the prompt's, the target's passes are {listed}."
 
 
 def steps_table(generations: Mapping[str, Generation]) -> pd.DataFrame:

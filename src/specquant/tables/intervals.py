@@ -11,6 +11,7 @@ import pandas as pd
 from specquant.errors import SpecquantError
 
 PROCESS = "process"
+SAMPLE = "sample"  # what a table of medians calls the `sample` that they are of
 
 
 def in_each_process(rows: pd.DataFrame, keys: Sequence[str], value: str = "time_ms") -> pd.Series:
@@ -44,6 +45,11 @@ def over_processes(values: pd.Series) -> pd.DataFrame:
     )
 
 
+def in_words(row: pd.Series, decimals: int = 2) -> str:
+    """A median with its interval: "1.31 (1.30 to 1.32)". row: of `over_processes`."""
+    return f"{row['median']:.{decimals}f} ({row['low']:.{decimals}f} to {row['high']:.{decimals}f})"
+
+
 def rule_of_three(trials: int) -> float:
     """How often something may happen, at most, of which not one of so many trials saw anything: 3 / trials.
 
@@ -63,3 +69,22 @@ def rule_of_three(trials: int) -> float:
     if trials < 1:
         raise SpecquantError(f"{trials} trials say nothing of how often something happens: make at least 1")
     return min(3 / trials, 1.0)
+
+
+def sample(frame: pd.DataFrame) -> str:
+    """How many processes, prompts, tokens or repeats a table's numbers are of; "" where it does not say.
+
+    Of medians the table that they are of says it: `read_medians` keeps it.
+    """
+    if SAMPLE in frame.attrs:
+        return frame.attrs[SAMPLE]
+    for column, total in (("process", "nunique"), ("prompts", "sum"), ("tokens", "sum"), ("repeats", "max")):
+        if column in frame.columns and frame[column].notna().any():
+            keys = [key for key in ("model", "scheme", "method") if key in frame.columns]
+            counts = frame.groupby(keys)[column].agg(total) if keys else pd.Series([frame[column].agg(total)])
+            least, most = (f"{int(count):,}" for count in (counts.min(), counts.max()))
+            name = {"process": "processes", "repeats": "repeats in one process"}.get(column, column)
+            if least == most == "1":
+                name = {"processes": "process", "repeats in one process": "repeat"}.get(name, name.removesuffix("s"))
+            return f"{most} {name}" if least == most else f"{least} to {most} {name}"
+    return ""

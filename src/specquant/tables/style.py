@@ -15,11 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from specquant.files import resolve, write_file
+from specquant.tables.intervals import sample
 from specquant.tables.marks import Mark
 
-COLUMN_WIDTH_IN = 3.3
+COLUMN_WIDTH_IN = 3.34  # 85 mm
+PAGE_WIDTH_IN = 7.0  # 178 mm: two columns
+MOST_HEIGHT_IN = 100 / 25.4
 
 
+# Three or four in a panel can be told apart: the others are in a figure of their own, beside FP16.
+MAIN_SCHEMES = ("fp16", "w8a8", "w4a8-qqq", "w4a16-g128")
 # Colours are seaborn's "colorblind" palette; shapes differ too, so that print in grey still tells them apart.
 SCHEMES = {
     "fp16": Mark("FP16", "#000000", "o"),
@@ -56,13 +61,18 @@ RC: dict[Any, Any] = {
 }
 
 
-def new_figure(rows: int = 1, columns: int = 1, height_in: float = 2.2, **subplots) -> tuple[Figure, list[Axes]]:
-    """A figure of one column's width and `height_in` in the house style, and its axes in reading order.
+def new_figure(
+    rows: int = 1, columns: int = 1, height_in: float = 2.2, wide: bool = False, **subplots
+) -> tuple[Figure, list[Axes]]:
+    """A figure of one column's width, or of two (`wide`), and `height_in` in the house style, and its axes in reading
+    order.
 
-    Sets the style for the process, so that what a notebook draws by itself matches.
+    Sets the style for the process, so that what a notebook draws by itself matches. None is taller than
+    `MOST_HEIGHT_IN`.
     """
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc=RC)
-    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH_IN, height_in), squeeze=False, **subplots)
+    size = (PAGE_WIDTH_IN if wide else COLUMN_WIDTH_IN, min(height_in, MOST_HEIGHT_IN))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **subplots)
     return figure, list(axes.flat)
 
 
@@ -77,10 +87,42 @@ def mark(name: str, marks: dict[str, Mark]) -> Mark:
     return marks.get(name, Mark(name, "#ece133", "*"))
 
 
+def model_label(name: str) -> str:
+    """A model's name as papers write it, "Llama-3-70B"; other words as they are."""
+    return f"Llama-3-{name.removeprefix('llama-3-').upper()}" if name.startswith("llama-3-") else name
+
+
 def along_draft_sizes(axis: Axes) -> None:
     """A logarithmic axis of draft sizes, which are written out."""
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+
+
+def label_ends(axis: Axes, lines: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name behind its end, in its colour, instead of a legend.
+
+    Args:
+        axis: whose limits are final.
+        lines: x and y of an end, name, colour. Names that would cover each other are moved apart.
+    """
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    points_high = axis.get_position().height * figure.get_figheight() * 72
+    bottom, top = axis.get_ylim()
+    apart = (top - bottom) * 1.15 * float(RC["legend.fontsize"]) / points_high
+    place = -float("inf")
+    for x, y, name, color in sorted(lines, key=lambda line: line[1]):
+        place = max(y, place + apart)
+        axis.annotate(
+            name,
+            (x, y),
+            xytext=(6, (place - y) / (top - bottom) * points_high),
+            textcoords="offset points",
+            color=color,
+            fontsize=RC["legend.fontsize"],
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def row_for_each(figure: Figure, axis: Axes, labels: Sequence[str], xlabel: str, columns: int) -> None:
@@ -92,8 +134,16 @@ def row_for_each(figure: Figure, axis: Axes, labels: Sequence[str], xlabel: str,
 
 
 def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
-    """The legend of one of the figure's axes, above all of them, in up to so many columns as the figure is wide for."""
+    """The legend of all that any panel shows, above them, in up to so many columns as the figure is wide for.
+
+    axis: whose names come first.
+    """
     handles, labels = axis.get_legend_handles_labels()
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            if panel is not axis and label not in labels:
+                handles.append(handle)
+                labels.append(label)
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     if columns > 1 and legend.get_window_extent().width > 1.04 * figure.bbox.width:  # its edges are empty
         legend.remove()
@@ -101,14 +151,17 @@ def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
-    """`text`, followed by what the numbers rest on: the table's `weights` and `acceptance` columns, and the device."""
+    """`text`, followed by what the numbers rest on: the table's `model`, `weights` and `acceptance` columns, the
+    device, and how many were measured."""
     facts = [
-        f"{column.capitalize()}: {', '.join(sorted(frame[column].dropna().unique()))}."
-        for column in ("weights", "acceptance")
+        f"{column.capitalize()}: {', '.join(map(model_label, sorted(frame[column].dropna().unique())))}."
+        for column in ("model", "weights", "acceptance")
         if column in frame.columns and frame[column].notna().any()
     ]
     if device is not None:
         facts.append(f"Device: {device}.")
+    if number := sample(frame):
+        facts.append(f"n: {number}.")
     return " ".join([text, *facts])
 
 

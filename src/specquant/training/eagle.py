@@ -40,19 +40,29 @@ class EagleHead(nn.Module):
         """
         length = features.shape[1]
         positions = torch.arange(length, device=features.device)
-        distance = positions[:, None] - positions[None, :]
         rotary = self.rotary(features, positions[None])
         cache, predicted, inputs = DynamicCache(), [], features
         for step in range(depth):
             hidden = self.fc(torch.cat((embeddings, inputs), dim=-1)).float()
-            seen = None  # causal
-            if step:
-                own = [distance == step - d for d in range(1, step + 1)]
-                seen = torch.cat([distance >= step, *own], dim=1)[None, None]
+            seen = seen_by_chains(positions, step)
             hidden = self.layers[0](hidden, attention_mask=seen, position_embeddings=rotary, past_key_values=cache)
             predicted.append(hidden)
             inputs = torch.cat((features[:, :1], hidden[:, :-1]), dim=1)
         return predicted
+
+
+def seen_by_chains(positions: torch.Tensor, step: int) -> torch.Tensor | None:
+    """Which keys chains see that are `step` drafts from the model's features, [1, 1, n, (step + 1) * n]; None where
+    they just left them: all that are not behind.
+
+    A cache holds the keys of each step so far, n at a time: a chain sees the first ones up to where it left the
+    features, and then of each step the one that it made itself.
+    """
+    if not step:
+        return None
+    distance = positions[:, None] - positions[None, :]
+    own = [distance == step - d for d in range(1, step + 1)]
+    return torch.cat([distance >= step, *own], dim=1)[None, None]
 
 
 @torch.no_grad()

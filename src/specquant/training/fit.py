@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from specquant.progress import tqdm
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Text that a model writes itself: many rows at once, each at its own temperature."""
 
 import torch
-from tqdm import tqdm
 from transformers import DynamicCache, LlamaForCausalLM
+
+from specquant.progress import tqdm
 
 NOT_GIVEN = -1
 

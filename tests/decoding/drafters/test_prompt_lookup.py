@@ -52,6 +52,28 @@ def test_drafts_by_hand(tokens, settings, expected):
     assert drafted(tokens, **settings) == expected
 
 
+def test_a_tree_follows_the_first_matches_with_an_equal_share_of_the_tokens():
+    text = [2, 8, 5, 3, 2, 8, 6, 3, 2, 9, 7, 3, 2]
+    drafter = PromptLookupDrafter(100, 100, ngram_length=1, draft_tokens=6, branches=2)
+    assert drafter.draft_size == 7
+    for options, tokens, parents in (
+        ({"branches": 2}, [2, 8, 5, 3, 6, 3], [-1, 0, 1, 2, 1, 4]),  # 8 is drafted once
+        ({"branches": 3}, [2, 8, 5, 6, 9, 7], [-1, 0, 1, 1, 0, 4]),
+        ({"branches": 9}, [2, 8, 9], [-1, 0, 0]),
+        ({"branches": 2, "limit": 1}, [2, 8], [-1, 0]),
+    ):
+        drafter = PromptLookupDrafter(100, 100, ngram_length=1, draft_tokens=6, branches=options["branches"])
+        drafter.start(text, None, Greedy())
+        tree = drafter.propose(options.get("limit", 100))
+        assert (tree.tokens.tolist(), tree.parents.tolist()) == (tokens, parents)
+        assert len(tree) <= drafter.draft_size
+
+
+def test_a_match_may_have_to_be_longer_than_one_token():
+    assert drafted([9, 3, 7, 2, 3, 8, 5, 2, 3], shortest_match=2) == [8, 5, 2, 3]
+    assert drafted([9, 3, 7, 2, 3, 8, 5, 2, 3], shortest_match=3) == []
+
+
 def test_what_was_taken_back_is_not_looked_up():
     drafter = PromptLookupDrafter(100, 100)
     drafter.start([1, 2, 3], None, Greedy())
@@ -96,7 +118,7 @@ def test_greedy_decoding_is_lossless_in_one_pass_a_step(target, intermediate, me
 
 def test_sampling_has_the_targets_joint_distribution():
     """Of few tokens, so that most of them stood before and are looked up."""
-    target = random_model(VOCABULARY, layers=1, seed=7, scale=0.7, context_length=16)
+    target = random_model(VOCABULARY, layers=1, seed=7, scale=0.3, context_length=16)
     assert_targets_joint_distribution(target, Speculator(target, lookup(target)), draws=1500)
     small = perturbed(target, 0.3, seed=8)
     inner = Speculator(small, lookup(small), min_draft_length=2)
@@ -120,6 +142,8 @@ def test_sampling_accepts_and_rejects_drafts(target):
     [
         ({"ngram_length": 0}, "the n-gram length of prompt lookup is 0; it must be at least 1"),
         ({"draft_tokens": 0}, "the number of tokens that prompt lookup drafts is 0; it must be at least 1"),
+        ({"branches": 0}, "the number of branches of prompt lookup is 0; it must be at least 1"),
+        ({"shortest_match": 0}, "the shortest match of prompt lookup is 0; it must be at least 1"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, sentence):

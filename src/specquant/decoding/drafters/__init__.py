@@ -8,9 +8,10 @@ import math
 from importlib import import_module
 from pkgutil import iter_modules
 
-from specquant.decoding.method import Method
+import pandas as pd
+
+from specquant.decoding.method import PLAN_FIELDS, Method, Plan
 from specquant.errors import SpecquantError
-from specquant.tables.marks import Mark
 
 
 def _found() -> dict[str, Method]:
@@ -29,8 +30,8 @@ def _found() -> dict[str, Method]:
 METHODS = _found()
 # The methods that the paper compares, and that tables, notebooks and figures compare here.
 PAPER_METHODS = tuple(name for name, method in METHODS.items() if method.place is not None)
-# How methods are drawn: ours, and those of which only others have published numbers.
-MARKS = {name: method.mark for name, method in METHODS.items()} | {"eagle3": Mark("EAGLE-3", "#cc78bc", "v")}
+# How methods are drawn.
+MARKS = {name: method.mark for name, method in METHODS.items()}
 
 
 def get_method(name: str) -> Method:
@@ -38,6 +39,20 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise SpecquantError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def plan_label(plan: Plan) -> str:
+    """A plan as figures and tables name it: "EAGLE-2, 24 nodes"."""
+    name = MARKS[plan.method].label if plan.method in MARKS else plan.method
+    tree = f"{plan.draft_size} nodes" if plan.draft_size else ""
+    least = f"at least {plan.min_draft_length} tokens" if plan.min_draft_length else ""
+    return ", ".join(part for part in (name, tree, least) if part)
+
+
+def by_plan(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose index holds the fields of plans, with their labels for an index."""
+    keys = table.index.to_frame()[list(PLAN_FIELDS)].itertuples(index=False, name=None)
+    return table.set_axis(pd.Index([plan_label(Plan(*key)) for key in keys], name="plan"))
 
 
 def methods_with_trees(of: tuple[str, ...] = ("target", "intermediate")) -> list[str]:

@@ -10,7 +10,7 @@ class Autoregressive(Method):
     place = 0
     probes = (Plan("autoregressive"),)
 
-    def drafter(self, plan, models, trees) -> None:
+    def drafter(self, plan, models, trees, settings) -> None:
         return None
 
     def plans(self, costs, statistics, min_draft_lengths) -> list[Plan]:

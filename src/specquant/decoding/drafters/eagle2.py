@@ -22,9 +22,11 @@ from specquant.kernels.activations import compute_dtype
 from specquant.kernels.tree import Frontier, Proposals, Tree, expand, rerank
 from specquant.models import graphs
 from specquant.models.cache import KVCache
-from specquant.models.eagle import EagleHead
+from specquant.models.eagle import DraftHead
 from specquant.models.llama import PREFILL_CHUNK, causal_mask
 from specquant.tables.marks import Mark
+
+MOST_FIRST_ROWS = 16  # confirmed tokens that a draft begins with; a level's step brings fewer, and each is a graph
 
 
 class EagleDrafter(Drafter):
@@ -49,7 +51,7 @@ class EagleDrafter(Drafter):
 
     def __init__(
         self,
-        head: EagleHead,
+        head: DraftHead,
         draft_size: int = 60,
         iterations: int = 6,
         top_k: int = 10,
@@ -74,7 +76,7 @@ class EagleDrafter(Drafter):
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({known})")
         self.head = head
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
-        self.feature_map = None if head.feature_map is None else head.feature_map.to(head.dtype)
+        self.feature_layers = head.feature_layers
         self.vocab_size, self.known_tokens = vocab_size, known
         self.context_length = head.context_length
         self.cache = head.new_cache(self.context_length + iterations * top_k)
@@ -89,8 +91,11 @@ class EagleDrafter(Drafter):
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
         self.commit(0, tokens, features)
-        # The prompt's rows but the last, which the first draft needs the output of.
-        for first in range(1, self.known, PREFILL_CHUNK):
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Run the confirmed rows but the last, of which the next draft needs the output."""
+        for first in range(self.cache.length + 1, self.known, PREFILL_CHUNK):
             chunk = self.tokens[first : min(first + PREFILL_CHUNK, self.known)]
             self._run_confirmed(on_device(chunk, self.head.device), self.cache)
 
@@ -98,9 +103,7 @@ class EagleDrafter(Drafter):
         assert features is not None  # `needs_features`
         self.tokens[length:] = tokens
         self.known = min(self.known, length)
-        if self.feature_map is not None:
-            features = features @ self.feature_map
-        self.features[self.known : self.known + len(features)] = features
+        self.features[self.known : self.known + len(features)] = self.head.known(features)
         self.known += len(features)
         # Row t holds token t + 1; and the last confirmed row always runs again, for its output.
         self.cache.truncate(max(min(length - 1, len(self.tokens) - 2), 0))
@@ -111,6 +114,8 @@ class EagleDrafter(Drafter):
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
             return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+        if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
+            self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
         tokens = self.tokens[length + 1 :]
         if self._graphs is None:
@@ -179,13 +184,16 @@ class Eagle2(Method):
     place = 2
     companions = ("eagle_target",)
     trees_of = "target"
+    head = "eagle"
     probes = tuple(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6)))
 
     def plan(self, settings: DraftSettings) -> Plan:
         return Plan(self.name, settings.draft_size, settings.iterations)
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Drafter:
-        return trees(self.trees_of)
+    def drafter(
+        self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
+    ) -> Drafter:
+        return trees("target")
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
         return [Plan(self.name, *tree) for tree in known_trees(statistics.trees, costs.target)]

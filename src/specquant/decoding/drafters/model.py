@@ -33,8 +33,10 @@ class Vanilla(Method):
     def plan(self, settings: DraftSettings) -> Plan:
         return Plan(self.name, min_draft_length=settings.min_draft_length)
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> Speculator:
-        below = trees(self.trees_of) if self.trees_of else None
+    def drafter(
+        self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
+    ) -> Speculator:
+        below = trees("intermediate") if self.head else None
         return Speculator(models.intermediate, below, plan.min_draft_length, models.target.config.vocab_size)
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
@@ -80,6 +82,7 @@ class Hierarchical(Vanilla):
     place = 3
     companions = ("intermediate", "eagle_intermediate")
     trees_of = "intermediate"
+    head = "eagle"
     probes = tuple(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3)))
 
     def plan(self, settings: DraftSettings) -> Plan:

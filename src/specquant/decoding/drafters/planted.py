@@ -106,6 +106,7 @@ class PlantedDrafts(Drafter):
         self.draft_size = max(sizes)
         if drafter:
             self.context_length, self.needs_features = drafter.context_length, drafter.needs_features
+            self.feature_layers = drafter.feature_layers
             if sizes != {drafter.draft_size}:
                 raise SpecquantError(f"a drafter of {drafter.draft_size} nodes needs recorded trees of that size")
         if self.draft_size >= self.vocab_size:

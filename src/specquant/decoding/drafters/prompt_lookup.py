@@ -5,31 +5,37 @@ do that quote their question. After A. Saxena's "Prompt Lookup Decoding" (github
 2023), whose draft length this is.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.drafter import Drafter
-from specquant.decoding.method import Method, Plan, TwoModels
-from specquant.decoding.tree import DraftTree, on_device
-from specquant.errors import SpecquantError
+from specquant.decoding.lookup import HierarchicalLookup, Lookup, LookupMethod, LookupOrHead
+from specquant.decoding.method import DraftSettings
+from specquant.decoding.tree import DraftTree
+from specquant.models.graphs import GraphedLlama
+from specquant.models.llama import Llama
 from specquant.tables.marks import Mark
 
 
-class PromptLookupDrafter(Drafter):
-    """Drafts the tokens that followed the longest earlier match of the last tokens.
+class PromptLookupDrafter(Lookup):
+    """Drafts the tokens that followed the longest earlier match of the last tokens, where it stood first.
+
+    A tree follows the first few places where that match stood, each for an equal share of the tokens.
 
     Args:
         vocab_size: of the tokens that it takes and gives: the enclosing model's.
-        context_length: positions that it can follow: the enclosing model's.
-        device: where drafts are put.
-        ngram_length: tokens at the end of the text that are looked up; fewer, down to one, where so many are not found.
-        draft_tokens: how many tokens are drafted at most.
+        context_length: as for `Lookup`.
+        device: as for `Lookup`.
+        ngram_length: tokens at the end of the text that are looked up; fewer, down to `shortest_match`, where so many
+            are not found.
+        draft_tokens: as for `Lookup`; so are branches and shortest_match.
 
     Raises:
-        SpecquantError: if an n-gram or a draft would have no token.
+        SpecquantError: if an n-gram, a draft or a match would have no token.
     """
+
+    name = "prompt lookup"
 
     def __init__(
         self,
@@ -38,16 +44,25 @@ class PromptLookupDrafter(Drafter):
         device: torch.device | str = "cpu",
         ngram_length: int = 3,
         draft_tokens: int = 10,
+        branches: int = 1,
+        shortest_match: int = 1,
     ):
-        if ngram_length < 1:
-            raise SpecquantError(f"the n-gram length of prompt lookup is {ngram_length}; it must be at least 1")
-        if draft_tokens < 1:
-            raise SpecquantError(
-                f"the number of tokens that prompt lookup drafts is {draft_tokens}; it must be at least 1"
-            )
-        self.vocab_size, self.context_length = vocab_size, context_length
-        self.device, self.ngram_length, self.draft_tokens = torch.device(device), ngram_length, draft_tokens
+        self._require({"the n-gram length of {}": ngram_length})
+        super().__init__(vocab_size, context_length, device, draft_tokens, branches, shortest_match)
+        self.ngram_length = ngram_length
         self.tokens: list[int] = []
+
+    @classmethod
+    def below(cls, model: Llama | GraphedLlama, vocab_size: int, settings: DraftSettings, shortest_match: int = 1):
+        return cls(
+            vocab_size,
+            model.context_length,
+            model.device,
+            settings.ngram_length,
+            settings.lookup_tokens,
+            settings.lookup_branches,
+            shortest_match,
+        )
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens = list(tokens)
@@ -56,36 +71,62 @@ class PromptLookupDrafter(Drafter):
         self.tokens[length:] = tokens
 
     def propose(self, limit: int) -> DraftTree:
-        draft = self._following(min(self.draft_tokens, limit))
-        return DraftTree.sequence(on_device([self.tokens[-1], *draft], self.device))
+        drafted, parents = [self.tokens[-1]], [-1]
+        places: dict[tuple[int, int], int] = {}  # rows by parent and token: siblings differ
+        for branch in self._followings(max(min(self.draft_tokens // self.branches or 1, limit), 0)):
+            row = 0
+            for token in branch:
+                if (row, token) not in places:
+                    if len(drafted) > self.draft_tokens:
+                        break
+                    places[row, token] = len(drafted)
+                    drafted.append(token)
+                    parents.append(row)
+                row = places[row, token]
+        return DraftTree.from_lists(drafted, parents, self.device)
 
-    def _following(self, count: int) -> list[int]:
-        """Up to `count` tokens behind the first match of the longest n-gram that has one; none where none has."""
-        for length in range(min(self.ngram_length, len(self.tokens) - 1), 0, -1):
-            end = self._first_match(length)
-            if end is not None:
-                return self.tokens[end : end + max(count, 0)]
-        return []
+    def _followings(self, count: int) -> Iterator[list[int]]:
+        """Up to `count` tokens behind each of the first matches of the longest n-gram that has one."""
+        for length in range(min(self.ngram_length, len(self.tokens) - 1), self.shortest_match - 1, -1):
+            ends = self._matches(length)
+            if ends:
+                return iter([self.tokens[end : end + count] for end in ends])
+        return iter([])
 
-    def _first_match(self, length: int) -> int | None:
-        """Where the first earlier occurrence of the last `length` tokens ends; None where there is none."""
+    def _matches(self, length: int) -> list[int]:
+        """Where the first earlier occurrences of the last `length` tokens end, as many as there are branches."""
         ngram, last = self.tokens[-length:], len(self.tokens) - length
         start = -1
-        while True:
+        ends: list[int] = []
+        while len(ends) < self.branches:
             try:
                 start = self.tokens.index(ngram[0], start + 1, last)
             except ValueError:
-                return None
+                break
             if self.tokens[start : start + length] == ngram:
-                return start + length
+                ends.append(start + length)
+        return ends
 
 
-class PromptLookup(Method):
+class PromptLookup(LookupMethod):
     """The target verifies what the text itself suggests."""
 
     name = "prompt-lookup"
     mark = Mark("prompt lookup", "#d55e00", "P")
+    lookup = PromptLookupDrafter
 
-    def drafter(self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter]) -> PromptLookupDrafter:
-        target = models.target
-        return PromptLookupDrafter(target.config.vocab_size, target.context_length, target.device)
+
+class HierarchicalPromptLookup(HierarchicalLookup):
+    """The intermediate model verifies it."""
+
+    name = "hierarchical-prompt-lookup"
+    mark = Mark("hierarchical, prompt lookup", "#ca9161", "p")
+    lookup = PromptLookupDrafter
+
+
+class PromptLookupEagle2(LookupOrHead):
+    """Where a long n-gram stood before; else EAGLE-2."""
+
+    name = "prompt-lookup-eagle2"
+    mark = Mark("prompt lookup or EAGLE-2", "#56b4e9", "*")
+    lookup = PromptLookupDrafter

@@ -21,6 +21,7 @@ class ReplayedTrees(Drafter):
         self.shapes = [ShapedTree.of(parents, device) for parents in shapes]
         self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
         self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
+        self.feature_layers = drafter.feature_layers
         if {len(shape) for shape in self.shapes} != {self.draft_size}:
             raise SpecquantError(f"a drafter of {self.draft_size} nodes needs recorded trees of that size")
         self.turn = 0

@@ -1,0 +1,92 @@
+"""What the sliders of the planner's notebook move."""
+
+from time import perf_counter
+
+import matplotlib.pyplot as plt
+import pytest
+
+from specquant.decoding.method import Plan
+from specquant.errors import SpecquantError
+from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.recorded import RecordedCosts
+from specquant.planning.what_if import FITTED_AT, WhatIf, draw_refusal, draw_what_if
+from specquant.study.display import picture
+from specquant.study.sliders import answer
+from specquant.tables.results import read_medians, read_results
+
+MEASURED = "H200, measured"
+CHOSEN = {"scheme": "w4a16-g128", "card": MEASURED, "draft_size": 24, "head": 0.8, "inner_head": 0.8, "agreement": 0.86}
+
+
+@pytest.fixture(scope="module")
+def what_if():
+    names = ("verify_cost", "drafting", "rounds", "replayed")
+    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    theirs = costs.planner("llama-3-70b", "llama-3-8b", "w8a8", "w4a16-g128")
+    return WhatIf(costs, "H200", shapes, "llama-3-70b", "llama-3-8b", "w4a16-g128", {("theirs", "w4a16-g128"): theirs})
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def test_speeds_are_the_planner_s_at_the_best_iterations(what_if):
+    chances = Chances([0.8], [0.8], 0.86)
+    speeds = what_if.speeds(MEASURED, "w4a16-g128", chances).set_index(["method", "draft_size"])
+    planner, statistics = what_if.planner(MEASURED, "w4a16-g128"), what_if.shapes.statistics(chances, FITTED_AT)
+    told = [planner.predict(Plan("eagle2", 24, count), statistics)["tokens_per_s"] for count in (2, 3, 4, 6, 8)]
+    known = [count for count in (2, 3, 4, 6, 8) if count in planner.target.draft_ms.index]
+    assert known  # others are interpolated or left out
+    assert speeds.tokens_per_s["eagle2", 24] == pytest.approx(max(told))
+    assert speeds.speedup["autoregressive", 0] == 1
+    assert {method for method, _ in speeds.index} == {"autoregressive", "vanilla", "eagle2", "hierarchical"}
+
+
+def test_each_choice_moves_the_figure(what_if):
+    pictures = {picture(answer(what_if, **CHOSEN)[0]).data}
+    moved = {"scheme": "w8a8", "card": "A100, by its data sheet", "draft_size": 48, "head": 0.6, "agreement": 0.7}
+    for name, value in (moved | {"inner_head": 0.5}).items():
+        pictures.add(picture(answer(what_if, **CHOSEN | {name: value})[0]).data)
+    assert len(pictures) == 7
+
+
+def test_it_is_drawn_anew_within_0_3_seconds(what_if):
+    picture(answer(what_if, **CHOSEN)[0])  # the first draws fonts as well
+    times = []
+    for agreement in (0.5, 0.6, 0.7, 0.8, 0.9):
+        start = perf_counter()
+        picture(answer(what_if, **CHOSEN | {"agreement": agreement})[0])
+        times.append(perf_counter() - start)
+    assert min(times) < 0.3  # the machine may have other work to do
+
+
+def test_names_stand_beside_lines_with_the_speedup_at_the_chosen_size(what_if):
+    speeds = what_if.speeds(MEASURED, "w4a16-g128", Chances([0.8], [0.8], 0.86))
+    (axis,) = draw_what_if(speeds, 48).axes
+    at = speeds.set_index(["method", "draft_size"]).speedup
+    told = {text.get_text() for text in axis.texts}
+    assert f"EAGLE-2 {at['eagle2', 48]:.2f}" in told
+    assert f"hierarchical {at['hierarchical', 30]:.2f}" in told  # no inner tree is larger
+    assert "autoregressive 1.00" in told
+
+
+def test_what_is_not_known_is_said_where_the_figure_would_be(what_if):
+    with pytest.raises(SpecquantError, match="theirs was not measured in w8a8: choose another scheme or card"):
+        what_if.planner("theirs", "w8a8")
+    figure, text = answer(what_if, **CHOSEN | {"card": "theirs", "scheme": "w8a8"})
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "theirs was not measured in w8a8: choose another scheme or card"
+    ]
+    assert text.startswith("Nothing is predicted. Model: Llama-3-70B and Llama-3-8B, W8A8.")
+    assert not draw_refusal("no").axes[0].axison
+
+
+def test_cards_and_schemes_that_can_be_chosen(what_if):
+    assert what_if.cards[:3] == [MEASURED, "theirs", "A100, by its data sheet"]
+    assert {"fp16", "w8a8", "w4a16-g128", "w4a8-qqq"} <= {*what_if.schemes}
+    assert what_if.planner("theirs", "w4a16-g128") is what_if.others["theirs", "w4a16-g128"]
+    with pytest.raises(SpecquantError, match="multiplies no fp8"):
+        what_if.planner("A100, by its data sheet", "fp8")
