@@ -9,7 +9,8 @@ CARD ?= h200
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-bits test-full fuzz test-gpu test-slurm coverage figures record notebooks lab lint types lock clean
+.PHONY: help study test test-bits test-full fuzz test-gpu test-slurm coverage figures record notebooks lab docs \
+  test-browser lint types lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -18,7 +19,7 @@ study: .venv/.ready  ## run the study and link it from results/PROFILE/index.htm
 	$(BIN)/specquant study --profile $(PROFILE)
 
 test: .venv/.ready  ## run the tests and the notebooks' checks that take minutes
-	$(PYTEST) -m "not gpu and not full"
+	$(PYTEST) -m "not gpu and not full and not browser"
 
 # What numpy's and torch's products take on a processor without AVX-512; each of these libraries has its own name for it.
 test-bits: export OPENBLAS_CORETYPE = Haswell
@@ -26,10 +27,10 @@ test-bits: export MKL_ENABLE_INSTRUCTIONS = AVX2
 test-bits: export ONEDNN_MAX_CPU_ISA = AVX2
 test-bits: export ATEN_CPU_CAPABILITY = avx2
 test-bits: .venv/.ready  ## run the tests that compare bits as a processor without AVX-512 would
-	$(BIN)/python -m pytest tests -m "bits and not gpu and not full" -n 2
+	$(BIN)/python -m pytest tests -m "bits and not gpu and not full and not browser" -n 2
 
 test-full: .venv/.ready  ## run the long tests as well
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not browser"
 
 fuzz: .venv/.ready  ## run 2,000 cases of damaged input over all commands (CASES=2000, SEED=0)
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
@@ -46,7 +47,7 @@ test-slurm: .venv/.ready  ## run jobs on a real Slurm of this machine (root; ins
 
 # Without the notebooks: with --cov nbval starts coverage in their kernels as well, and its start gets no answer.
 coverage: .venv/.ready  ## run the tests of make test, and show which lines they do not reach
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not gpu and not full" --cov --cov-report=term-missing
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not gpu and not full and not browser" --cov --cov-report=term-missing
 
 figures: .venv/.ready  ## rebuild figures/ from data/ alone
 	$(BIN)/specquant figures
@@ -58,9 +59,17 @@ notebooks: .venv/.ready  ## run the notebooks in place, to commit them with the 
 	TQDM_DISABLE=1 $(BIN)/python -m nbconvert --to notebook --execute --inplace --log-level=WARN \
 	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
-lab: .venv/.ready  ## open JupyterLab on the notebooks
+lab: .venv/.ready  ## open JupyterLab on the project, with the tour open
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (specquant)"
-	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/.ready  ## build the site, build/site/index.html, without a network
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Site: build/site/index.html"
+
+test-browser: .venv/.ready  ## open notebooks in JupyterLab, the report and the site in a browser (needs Chromium)
+	$(BIN)/python -m pytest tests -m browser
 
 lint: .venv/.ready  ## check the style
 	$(BIN)/ruff check .

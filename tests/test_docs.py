@@ -1,4 +1,4 @@
-"""docs/checkpoints.md: its numbers are those that the commands count. Its commands, and the README's, are ours."""
+"""docs/checkpoints.md: its numbers are those that the commands count. The commands of all pages are ours."""
 
 import re
 import shlex
@@ -53,7 +53,9 @@ def test_memory_is_what_the_commands_count():
             assert f"{needed(what, model) / 1e9:.1f}" == gigabytes, (what, model)
 
 
-README = (project_root() / "README.md").read_text()
+GUIDE = {
+    path.stem: path.read_text() for path in [*(project_root() / "docs").glob("*.md"), project_root() / "README.md"]
+}
 
 
 def commands(page=PAGE):
@@ -61,11 +63,19 @@ def commands(page=PAGE):
     return re.findall(r"^    specquant (.*?)(?:\s+#.*)?$", blocks, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [*commands(), *commands(README)])
+@pytest.mark.parametrize("command", [line for page in GUIDE.values() for line in commands(page)])
 def test_every_command_is_one_that_we_have(command):
     parsed(command_line(), shlex.split(command))
 
 
 def test_there_are_commands():
-    assert [command.split()[0] for command in commands()] == ["data", "quantize", "study", "bench", "generate"]
-    assert "plan" in [command.split()[0] for command in commands(README)]
+    assert [command.split()[0] for command in commands()] == [
+        *("data", "quantize", "train-head", "distill", "prepare", "study", "study", "bench", "generate")
+    ]
+    told = {name: {command.split()[0] for command in commands(page)} for name, page in GUIDE.items()}
+    assert {name for name in told if told[name]} >= {"checkpoints", "findings", "models", "planner"}
+    assert "plan" in told["findings"]
+
+
+def test_the_readme_fits_on_a_screen_or_two():
+    assert len(GUIDE["README"].splitlines()) <= 60

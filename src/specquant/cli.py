@@ -23,8 +23,10 @@ READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
 COMMANDS: tuple[Callable[..., Any], ...] = (
     *(study.study, study.plan, study.record, study.claims, study.figures),
     *(models.generate, models.calibrate, models.quantize, models.export, models.convert_head, models.train_tiny),
+    *(models.train_head, models.distill, models.prepare),
 )
-WHOLE = (models.calibrate, models.quantize, models.export, models.convert_head)  # what they write is put there whole
+# What they write is put there whole.
+WHOLE = (models.calibrate, models.quantize, models.export, models.convert_head, models.train_head, models.distill)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

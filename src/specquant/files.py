@@ -1,6 +1,7 @@
 """Where the project's files are, and how a file or a directory is written whole or not at all."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from specquant.errors import SpecquantError
@@ -169,6 +171,52 @@ def written_in_parts(directory: Path, identity: Mapping[str, object]) -> Iterato
             if not unfinished.exists() and not directory.exists():
                 for folder in new_folders:
                     folder.rmdir()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Meanwhile no other process holds the lock file `path`, which is made, and removed at the end.
+
+    Others wait. A process that dies gives its lock back. Raises SpecquantError where the file cannot be made.
+    """
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock(path)
+    except OSError as error:
+        raise SpecquantError(f"cannot write to {path.parent} ({error.strerror}): choose another directory") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        file.close()
+        with suppress(OSError):  # where nothing was made after all
+            for folder in new_folders:
+                folder.rmdir()
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """The lock file, held: it is the one at `path` still, and not one that its last holder has removed meanwhile."""
+    while True:
+        file = path.open("ab")
+        hold(file)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def hold(file: IO[bytes]) -> None:
+    """Keep other processes from holding an open file until it is closed; one that dies gives it back.
+
+    Where the file system has no locks, nothing is kept.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _read_identity(made_of: Path) -> dict:

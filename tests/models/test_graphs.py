@@ -14,7 +14,7 @@ from specquant.models import graphs, llama
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_model
-from specquant.quant import SCHEMES, linear
+from specquant.quant import SCHEMES, packed
 
 CONTEXT = 40
 TREE = torch.tensor(  # rows and columns: root, two children, a child of each
@@ -49,7 +49,7 @@ def with_kernels(device, monkeypatch):
     """A call that lets all operations run their kernels, in the interpreter where there is no GPU."""
 
     def switch():
-        for module in (attention, llama, norm, rotary, swiglu, linear):
+        for module in (attention, llama, norm, rotary, swiglu, packed):
             monkeypatch.setattr(module, "on_gpu", lambda x: x.dtype != torch.float64)
 
     return switch

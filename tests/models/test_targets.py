@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,6 +30,24 @@ def quantized(monkeypatch):
 def test_fp16_is_the_target_itself(small_models, tmp_path):
     assert quantized_target(small_models / "target", "fp16", tmp_path) == small_models / "target"
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_who_want_a_copy_at_once_one_makes_it(small_models, tmp_path, quantized, monkeypatch):
+    quantize_model, several = targets.quantize_model, threading.Barrier(3)
+
+    def slowly(*arguments, **options):
+        time.sleep(0.5)
+        quantize_model(*arguments, **options)
+
+    def want():
+        several.wait()
+        return quantized_target(small_models / "target", "w8a8", tmp_path / "kept", "round-to-nearest")
+
+    monkeypatch.setattr(targets, "quantize_model", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        (copy,) = {each.result() for each in [pool.submit(want) for _ in range(3)]}
+    assert quantized == ["w8a8"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [copy.name]
 
 
 def test_a_copy_is_made_once_for_each_scheme_and_method(small_models, tmp_path, quantized):

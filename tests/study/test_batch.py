@@ -49,6 +49,37 @@ def test_runs_all_in_order_and_skips_what_did_not_change(clone, run):
     assert leftovers == []
 
 
+def test_the_report_says_in_which_cell_a_notebook_is(clone, run):
+    """The notebook itself reads it: cell 4 of 4, for the batch adds one with the parameters."""
+    index = clone.results / "tiny/index.html"
+    clone.notebook(
+        "00_first", f"import re; print(re.findall('>((?:running|waiting).*?)<', open({str(index)!r}).read()))"
+    )
+    clone.notebook("01_second", "pass")
+    assert run() == []
+    assert clone.executed("00_first").cells[-1].outputs[0].text == "['running, cell 4 of 4', 'waiting']\n"
+    assert "running" not in index.read_text()
+
+
+def test_what_notebooks_find_and_where_they_ran_is_in_their_records_and_the_report(clone, run):
+    code = "from specquant.study import check_findings\n"
+    clone.notebook("00_first", code + "check_findings({'it is fast': True}, True)")
+    clone.notebook("01_second", code + "check_findings({'it is small': True, 'it is good': False}, True)")
+    assert run() == ["01_second"]
+    kept = {
+        name: json.loads((clone.results / f"tiny/notebooks/{name}.json").read_text())
+        for name in ("00_first", "01_second")
+    }
+    assert kept["00_first"]["findings"] == {"it is fast": True}
+    assert kept["01_second"]["findings"] == {"it is small": True, "it is good": False}
+    assert kept["00_first"]["date"].startswith("20")
+    assert kept["00_first"]["device"].endswith("threads")
+    text = (clone.results / "tiny/index.html").read_text()
+    assert text.count(">holds<") == 2
+    assert text.count(">does not hold<") == 1
+    assert "SPECQUANT_FINDINGS" not in os.environ
+
+
 @pytest.mark.parametrize("change", ["code", "data", "parameters"])
 def test_inputs_decide(clone, run, change):
     clone.notebook("00_first", "print(draft_size)")
@@ -407,7 +438,7 @@ def test_what_ends_a_batch_is_what_the_user_sees(clone, run, monkeypatch):
 
     def read_only(path, content):
         written.append(path)
-        if len(written) > 5:
+        if sum(name.suffix != ".html" or name.stem != "index" for name in written) > 4:
             raise SpecquantError(f"cannot write {path}: Read-only file system; choose a folder you can write to")
         return original(path, content)
 
@@ -528,6 +559,7 @@ def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run,
 
     monkeypatch.setenv(executors.EXECUTOR, "")
     monkeypatch.setattr(executors, "current", lambda: Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=5.0))
+    clone.results = clone.root.parent / "out"  # an absolute path: a job's folder is that of the project itself
     shown = []
     monkeypatch.setattr(batch, "write_report", lambda *of: shown.append(of[3:]) or report.write_report(*of))
     clone.notebook("00_first", WRITE_TABLE)
@@ -535,10 +567,10 @@ def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run,
     assert run() == ["01_second"]
     assert clone.runs() == ["00_first", "01_second"]
     assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
-    states = [each[0] for each in shown if each]
-    assert {"00_first": {"state": "running"}, "01_second": {"state": "queued"}} in [
-        {name: {"state": state["state"]} for name, state in of.items()} for of in states
-    ]
+    states = [(live.name, live.state(live.name), live.waiting, live.log) for (live,) in filter(None, shown)]
+    (log,) = {log for name, state, waiting, log in states if (name, state) == ("00_first", "running")}
+    assert re.fullmatch(r"notebooks/00_first\.jobs/[\w-]+/\w+_log\.err", log)
+    assert ("00_first", "running", ("01_second",), log) in states
     page = (clone.results / "tiny/index.html").read_text()
     assert "ValueError: no" in page
     assert run() == ["01_second"]

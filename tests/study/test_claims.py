@@ -120,9 +120,12 @@ def test_assumptions_are_those_that_the_code_makes(evidence):
     assert fitted.inner_head[0] == known.inner_head_chance
 
 
-def test_the_readme_shows_the_table():
-    text = (project_root() / "README.md").read_text()
-    assert claims.with_list(text, claims.shown(claims.read_claims(), "README")) == text
+@pytest.mark.parametrize(("page", "short"), [(claims.README, True), (claims.PAGE, False)])
+def test_the_pages_show_the_table(page, short):
+    text = (project_root() / page).read_text()
+    table = claims.shown(claims.read_claims(), "README")
+    assert claims.with_list(text, table, page, short) == text
+    assert all(claim.partition(":")[0] in text for claim in table.claim)
 
 
 def test_a_readme_without_markers_is_refused():
@@ -137,12 +140,15 @@ def test_an_unknown_quantity_is_refused(evidence):
 
 
 def test_the_command_rewrites_answers(tmp_path, monkeypatch, capsys):
-    table, readme = tmp_path / "claims.csv", tmp_path / "README.md"
+    table, readme, page = (tmp_path / name for name in ("claims.csv", "README.md", "findings.md"))
     claims.read_claims()[claims.FACTS].to_csv(table, index=False)
-    readme.write_text("\n".join(claims.MARKERS))
+    for text in (readme, page):
+        text.write_text("\n".join(claims.MARKERS))
     write = claims.write_claims
-    monkeypatch.setattr(claims, "write_claims", lambda: write(table, readme))
+    monkeypatch.setattr(claims, "write_claims", lambda: write(table, readme, page))
     assert main(["claims"]) == 0
-    assert capsys.readouterr().out.split() == [str(table), str(readme)]
+    assert capsys.readouterr().out.split() == [str(table), str(readme), str(page)]
     same(claims.read_claims(table), claims.read_claims())
-    assert "* **60 tokens over one: Llama-3-8B, W8A8**: " in readme.read_text()
+    assert "* **60 tokens over one: Llama-3-8B, W8A8**: " in page.read_text()
+    row = "| 60 tokens over one: Llama-3-8B, W8A8 | under 1.2 | 1.31 (1.31 to 1.32) | not reproduced |\n"
+    assert row in readme.read_text()

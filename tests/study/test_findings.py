@@ -1,5 +1,7 @@
 """Findings are claims about the models that ship; of other models they are only put to the test."""
 
+import json
+
 import pytest
 
 from specquant.study import check_findings
@@ -20,3 +22,12 @@ def test_of_other_models_it_is_said_whether_it_holds(capsys):
         "  it holds: drafts are long",
         "  it does not hold: trees are small",
     ]
+
+
+def test_a_damaged_file_of_findings_is_written_anew(tmp_path, monkeypatch):
+    file = tmp_path / "found.json"
+    monkeypatch.setenv("SPECQUANT_FINDINGS", str(file))
+    file.write_text("[")
+    check_findings({"a": True}, True)
+    check_findings({"b": False}, False)
+    assert json.loads(file.read_text()) == {"a": True, "b": False}

@@ -55,7 +55,7 @@ def test_a_number_that_moves_by_one_in_its_last_place_is_seen(known):
 
 
 def test_a_changed_table_is_seen(known, monkeypatch):
-    """Passes of 60 tokens that take a hundredth longer: README and 02_verify_time no longer say what is recorded."""
+    """Passes of 60 tokens that take a hundredth longer: findings and 02_verify_time no longer say what is recorded."""
     read = results.read_results
 
     def changed(path, *arguments, **options):
@@ -69,7 +69,7 @@ def test_a_changed_table_is_seen(known, monkeypatch):
         monkeypatch.setattr(module, "read_results", changed)
     now = known_numbers()
     assert now["60 over one 70b w4a16-g128"] == pytest.approx(1.01 * known["60 over one 70b w4a16-g128"])
-    assert with_traced(project_root() / "README.md", now) != (project_root() / "README.md").read_text()
+    assert with_traced(project_root() / "docs/findings.md", now) != (project_root() / "docs/findings.md").read_text()
 
 
 def test_parameters_are_counted_in_the_files_headers(known, tmp_path):
@@ -108,6 +108,7 @@ def test_a_result_that_is_typed_in_is_found(told):
         "The time $T(1)$, and $$T(1) = \\frac{2}{3}$$.",
         "`0.8` in code, [a link](https://x.y/1.5), behind at least 200<!--given--> ms.",
         "## 2 things\n\n1. One.\n\n    indented 1.5\n\n```\n2.5\n```\n<!-- a comment 3.5 -->",
+        'An image: <img src="x.png" width="480">.',
         "<!-- held by tests/test_docs.py -->\n| GB | 1.5 |",
     ],
 )

@@ -2,11 +2,13 @@
 
 import json
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
 from specquant.errors import SpecquantError
-from specquant.study.report import write_report
+from specquant.study.claims import read_claims, shown
+from specquant.study.report import Live, write_report
 
 
 class Page(HTMLParser):
@@ -93,16 +95,82 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path):
         write_report(tmp_path / "file", "tiny", [])
 
 
-def test_what_jobs_do_is_shown_with_their_logs(tmp_path):
+def test_the_claims_stand_in_it_with_their_verdicts(tmp_path):
+    texts = page(tmp_path).texts
+    table = shown(read_claims(), "README")
+    assert len(table) > 5
+    for line in table.to_dict("records"):
+        assert {line["claim"], line["verdict"]} <= set(texts)
+
+
+def test_findings_say_whether_they_hold(tmp_path):
+    record(tmp_path, "01_first", findings={"a < b": True, "c is best": False}, title="A title")
+    texts = page(tmp_path, "01_first").texts
+    assert [*texts[texts.index("A title") :]] == [
+        *["A title", "01_first", "(", "ipynb", "):", "done in 12 s"],
+        *["holds", ": a < b", "does not hold", ": c is best"],
+    ]
+
+
+def test_figures_stand_under_their_notebook(tmp_path):
+    record(tmp_path, "01_first", files=["figures/a.png"])
+    record(tmp_path, "02_second", files=["figures/b.png"])
+    text = write_report(tmp_path, "tiny", ["01_first", "02_second"]).read_text()
+    places = [text.index(word) for word in ("01_first.html", "figures/a.png", "02_second.html", "figures/b.png")]
+    assert places == sorted(places)
+
+
+def test_it_says_when_where_and_on_which_commit_notebooks_ran(tmp_path):
+    fields = {"device": "a card", "commit": "abc123"}
+    record(tmp_path, "01_first", date="2026-11-28T09:00:00+00:00", uncommitted_changes=False, **fields)
+    record(tmp_path, "02_second", date="2026-11-29T09:00:00+00:00", uncommitted_changes=True, **fields)
+    texts = page(tmp_path, "01_first", "02_second").texts
+    assert texts[texts.index("date") + 1] == "2026-11-28 09:00:00+00:00 to 2026-11-29 09:00:00+00:00"
+    assert texts[texts.index("commit") + 1] == "abc123; abc123 with uncommitted changes"
+    assert texts[texts.index("device") + 1] == "a card"
+
+
+def test_while_the_batch_runs_it_says_where_it_is_and_is_loaded_again(tmp_path):
+    record(tmp_path, "00_tour")
+    names = ["00_tour", "01_first", "02_second", "03_third"]
+    path = write_report(tmp_path, "tiny", names, Live("01_first", 4, 25, ("02_second",)))
+    texts = Page(path.read_text()).texts
+    for name, state in zip(names[1:], ("running, cell 4 of 25", "waiting", "has not run"), strict=True):
+        assert texts[texts.index(f"{name}:") + 1] == state
+    assert "done in 12 s" in texts
+    assert 'http-equiv="refresh"' in path.read_text()
+    assert "starting" in Page(write_report(tmp_path, "tiny", names, Live("01_first")).read_text()).texts
+    ended = write_report(tmp_path, "tiny", names).read_text()
+    assert "refresh" not in ended
+    assert "running" not in ended
+
+
+def test_links_work_where_the_folder_has_moved_to_and_with_any_name(tmp_path):
+    files = ["a #1?.csv", "figures/50% & more.png"]
+    (tmp_path / "old/figures").mkdir(parents=True)
+    for file in (*files, "a #1?.json", "figures/50% & more.pdf"):
+        (tmp_path / "old" / file).touch()
+    record(tmp_path / "old", "01_first", files=files)
+    for kind in ("html", "ipynb"):
+        (tmp_path / f"old/notebooks/01_first.{kind}").touch()
+    shown = page(tmp_path / "old", "01_first")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert len(shown.links) == 5
+    for link in (*shown.links, *shown.pictures):
+        assert (tmp_path / "new" / unquote(link)).is_file(), link
+
+
+def test_what_a_job_does_is_shown_with_its_log(tmp_path):
     record(tmp_path, "01_first")
-    record(tmp_path, "02_second", error="its job ended with status 3", log="notebooks/02_second.jobs/1_log.err")
-    states = {
-        "03_third": {"state": "running", "log": str(tmp_path / "notebooks/03_third.jobs/2_log.err")},
-        "04_fourth": {"state": "queued"},
-    }
+    record(tmp_path, "02_second", error="its job ended with status 3", log="notebooks/02_second.jobs/1/1_log.err")
     names = ["01_first", "02_second", "03_third", "04_fourth"]
-    shown = Page(write_report(tmp_path, "tiny", names, states).read_text())
-    assert {"done in 12 s", "failed", "queued"} <= set(shown.texts)
-    assert any(text.startswith("running") for text in shown.texts)
-    assert "notebooks/02_second.jobs/1_log.err" in shown.links
-    assert "notebooks/03_third.jobs/2_log.err" in shown.links
+    for state in ("queued", "running"):
+        live = Live("03_third", waiting=("04_fourth",), job=state, log="notebooks/03_third.jobs/2/2_log.err")
+        page = Page(write_report(tmp_path, "tiny", names, live).read_text())
+        for name, told in zip(names[2:], (state, "waiting"), strict=True):
+            assert next(text for text in page.texts[page.texts.index(f"{name}:") + 1 :] if text != "(") == told
+        assert {"done in 12 s", "failed", "after 12 s: its job ended with status 3"} <= set(page.texts)
+        assert [link for link in page.links if link.endswith(".err")] == [
+            "notebooks/02_second.jobs/1/1_log.err",
+            "notebooks/03_third.jobs/2/2_log.err",
+        ]

@@ -202,3 +202,87 @@ def train_tiny(*, corpora: Path | str, out: Path, device: str | None = None, bud
     if budget != 1:
         command += ["--budget", f"{budget:g}"]
     train_tiny(Path(corpora), out, Recipe().scaled(budget), device, shlex.join(command))
+
+
+def train_head(
+    model: Path | str,
+    /,
+    *,
+    out: Path,
+    minutes: float = 4.0,
+    prompts: Path | None = None,
+    keep_in: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Train an EAGLE head for any model, on text that the model itself writes.
+
+    Args:
+        model: The target: a directory, a GGUF file, a hub id, or smollm2.
+        out: The directory to make.
+        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
+        prompts: A file with what users say first, one to a line (default: the model thinks of it).
+        keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
+        device: cuda or cpu (default: cuda where there is one).
+    """
+    from specquant.training.prepare import Workshop, make_head, training_folder
+
+    shop = Workshop(model, keep_in or training_folder(out), prompts, device)
+    log = make_head(shop, out, minutes)
+    print(f"held-out tokens right, by depth: {' '.join(f'{share:.3f}' for share in log['accuracy'])}")
+
+
+def distill(
+    model: Path | str,
+    /,
+    *,
+    out: Path,
+    layers: int = 6,
+    minutes: float = 4.0,
+    prompts: Path | None = None,
+    keep_in: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Make a small model that drafts for any other: some of its layers, with its embedding and LM head by reference.
+
+    Args:
+        model: The target: a directory, a GGUF file, a hub id, or smollm2.
+        out: The directory to make.
+        layers: How many the small model has.
+        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
+        prompts: A file with what users say first, one to a line (default: the model thinks of it).
+        keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
+        device: cuda or cpu (default: cuda where there is one).
+    """
+    from specquant.training.prepare import Workshop, make_small, training_folder
+
+    shop = Workshop(model, keep_in or training_folder(out), prompts, device)
+    log = make_small(shop, layers, out, minutes)
+    print(f"held-out tokens that are the target's: {log['agreement']:.3f}")
+
+
+def prepare(
+    model: Path | str,
+    /,
+    *,
+    out: Path,
+    layers: int = 6,
+    minutes: float = 9.0,
+    prompts: Path | None = None,
+    keep_in: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Make all that the study needs of a model: calibration text, EAGLE head, small model, its head, and a profile.
+
+    Args:
+        model: The target: a directory, a GGUF file, a hub id, or smollm2.
+        out: The folder for all of it.
+        layers: How many the small model has.
+        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
+        prompts: A file with what users say first, one to a line (default: the model thinks of it).
+        keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
+        device: cuda or cpu (default: cuda where there is one).
+    """
+    from specquant.training.prepare import Workshop, prepare, training_folder
+
+    shop = Workshop(model, keep_in or training_folder(out), prompts, device)
+    print(prepare(shop, layers, out, minutes, tell))

@@ -1,7 +1,6 @@
 """The file of a benchmark's answers: one JSON line for each question and method as it is answered."""
 
 import errno
-import fcntl
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from specquant.benchmarks.benchmark import Question
 from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
+from specquant.files import hold
 from specquant.quant import SCHEMES
 
 # Measurements that an answer which ended at its first token does not have.
@@ -49,8 +49,7 @@ class Lines:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(open(self.path, "ab"))
-                with _without_errors(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # some file systems have no locks
-                    fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, and by a process that dies
+                hold(file)
             except OSError as error:
                 raise SpecquantError(
                     f"cannot read and write {self.path}: {error.strerror}; choose another folder"
@@ -130,16 +129,6 @@ class Lines:
             print(f"specquant: {place}: {', '.join(unit)} is there twice, and counts once", file=sys.stderr)
         else:
             self.rows[unit] = {name: nan if value is None and name in NUMBERS else value for name, value in row.items()}
-
-
-@contextmanager
-def _without_errors(*numbers: int) -> Iterator[None]:
-    """Go on after an OSError of one of these kinds."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in numbers:
-            raise
 
 
 def _wrong_field(row: dict, questions: Mapping[str, Question]) -> str | None:

@@ -19,17 +19,55 @@ from specquant.models.fields import read_json, shown
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
 PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
+ENDS_OF = "ends_of"  # in a small model's config.json: the model whose embedding and LM head it shares
+# Behind the name of a matrix in integers: what groups of its columns are multiplied by, [rows, groups]. Integers of 4
+# bits lie two in a byte, the first of them low, 8 added to each.
+SCALES = {8: ":int8_scale", 4: ":int4_scale"}
 GGUF_INDEX = "gguf.json"  # in the directory of a GGUF file (`formats.gguf`): where it is, and its tensors in it
 WEIGHT_FILES = ("*.safetensors", "*.bin", GGUF_INDEX)  # that change where a directory's weights do
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":
     """The tensors of a directory: of its safetensors files where there are any, else of pickled files; or those of the
-    GGUF file that it was made of.
+    GGUF file that it was made of. With the embedding and the LM head of another model, where it names one. Matrices in
+    integers with scales (`as_integers`) are read as the fp16 matrices that they stand for.
 
-    Raises SpecquantError as `Checkpoint` does.
+    Raises SpecquantError as `Checkpoint` does, and where the model that it names is not there or was rotated.
     """
-    path = Path(path)
+    own, lender = _open_own(Path(path)), lender_of(path)
+    if any(name.endswith(tuple(SCALES.values())) for name in own.shapes):
+        own = ScaledIntegers(own)
+    return own if lender is None else BorrowedEnds(own, lender)
+
+
+def lender_of(path: str | Path) -> Path | None:
+    """The directory of the model whose embedding and LM head the model in a directory shares (`ends_of` in its
+    config.json: as `hub.locate` reads it, or relative to the directory); None where it has its own.
+
+    Raises SpecquantError where that is not there.
+    """
+    config = Path(path) / "config.json"
+    named = read_json(config).get(ENDS_OF) if config.is_file() else None
+    if named is None:
+        return None
+    from specquant.models.hub import locate
+
+    advice = f"{config}: {ENDS_OF} names the model that has its embedding and LM head, {shown(named)}"
+    if not isinstance(named, str) or not named:
+        raise SpecquantError(f"{advice}, which is no name: give a directory, a hub id or a packaged model's name")
+    beside = Path(path) / named
+    try:
+        lender = locate(beside if beside.exists() else named)
+    except SpecquantError as error:
+        raise SpecquantError(f"{advice}, which cannot be had: {error}") from None
+    if not (lender / "config.json").is_file():
+        raise SpecquantError(f"{advice}, and there is no such model: put it there, or correct the name")
+    if lender_of(lender) is not None:
+        raise SpecquantError(f"{advice}, which borrows them itself: name the model that has them")
+    return lender
+
+
+def _open_own(path: Path) -> "Checkpoint":
     if (path / GGUF_INDEX).is_file():
         from specquant.models.formats.gguf import GGUFCheckpoint
 
@@ -131,6 +169,86 @@ class Checkpoint:
                 raise SpecquantError(
                     f"{self.path}: {file.name} has a tensor {name}, which {self.index_file} does not list"
                 )
+
+
+class BorrowedEnds(Checkpoint):
+    """The tensors of a small model, with the embedding and the LM head that it shares with the model in `lender`."""
+
+    def __init__(self, own: Checkpoint, lender: Path):
+        self.path, self.own, self.lender = own.path, own, _open_own(lender)
+        if any(name.endswith("feature_map") for name in self.lender.shapes):
+            raise SpecquantError(f"{lender} was rotated, and {own.path} shares its embedding from before: name that")
+        prefix = "model." if any(name.startswith("model.") for name in own.shapes) else ""
+        self.borrowed = {}
+        for name in ("embed_tokens.weight", "lm_head.weight"):
+            theirs = next((there for there in (name, f"model.{name}") if there in self.lender), None)
+            if theirs is not None:
+                self.borrowed[name if name.startswith("lm_head") else prefix + name] = theirs
+        self.shapes = own.shapes | {name: self.lender.shapes[theirs] for name, theirs in self.borrowed.items()}
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        if name in self.borrowed:
+            return self.lender.read(self.borrowed[name], device)
+        return self.own.read(name, device)
+
+
+class ScaledIntegers(Checkpoint):
+    """The tensors of a checkpoint, some of whose matrices `as_integers` made, as if these were in fp16."""
+
+    def __init__(self, stored: Checkpoint):
+        self.path, self.stored = stored.path, stored
+        self.bits = {
+            name.removesuffix(suffix): bits
+            for bits, suffix in SCALES.items()
+            for name in stored.shapes
+            if name.endswith(suffix)
+        }
+        self.shapes = {
+            name: shape for name, shape in stored.shapes.items() if not name.endswith(tuple(SCALES.values()))
+        }
+        for name, bits in self.bits.items():
+            shape, scales = stored.shapes.get(name, ()), stored.shapes[name + SCALES[bits]]
+            columns = shape[1] * 8 // bits if len(shape) == 2 else 0
+            if not columns or len(scales) != 2 or scales[0] != shape[0] or not scales[1] or columns % scales[1]:
+                raise SpecquantError(f"{self.path}: {name}{SCALES[bits]} fits no matrix: copy the directory again")
+            self.shapes[name] = shape[0], columns
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        tensor = self.stored.read(name, device)
+        if name not in self.bits:
+            return tensor
+        bits, (rows, columns) = self.bits[name], self.shapes[name]
+        if tensor.dtype != (torch.int8 if bits == 8 else torch.uint8):
+            raise SpecquantError(f"{self.path}: {name} is {tensor.dtype}, no {bits}-bit integers: copy it again")
+        if bits == 4:
+            tensor = torch.stack((tensor & 15, tensor >> 4), dim=-1).to(torch.int8) - 8
+        scales = self.stored.read(name + SCALES[bits], device).float()
+        return (tensor.float().view(rows, scales.shape[1], -1) * scales[..., None]).view(rows, columns).half()
+
+
+def as_integers(name: str, tensor: torch.Tensor, bits: int, group: int | None = None) -> dict[str, torch.Tensor]:
+    """A matrix rounded to integers with a scale for each `group` of a row's columns, as it is stored.
+
+    Args:
+        name: Of the matrix.
+        tensor: It, [rows, columns].
+        bits: 8 or 4.
+        group: Columns of a group, by which all are divisible; None for whole rows.
+
+    Returns:
+        The two tensors, by name: integers, and scales in fp16.
+    """
+    rows, columns = tensor.shape
+    groups = tensor.float().view(rows, -1, group or columns)
+    most = 2 ** (bits - 1) - 1
+    scales = (groups.abs().amax(dim=-1) / most).clamp(min=torch.finfo(torch.float16).tiny).half()
+    integers = (groups / scales.float()[..., None]).round().clamp(-most - 1, most).view(rows, columns)
+    if bits == 8:
+        stored = integers.to(torch.int8)
+    else:
+        low, high = (integers + 8).to(torch.uint8).view(rows, -1, 2).unbind(-1)
+        stored = low | (high << 4)
+    return {name: stored, name + SCALES[bits]: scales}
 
 
 class PickledCheckpoint(Checkpoint):

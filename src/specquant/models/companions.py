@@ -2,24 +2,41 @@
 
 from pathlib import Path
 
+from specquant.errors import SpecquantError
+from specquant.files import project_root
+from specquant.models.packaged import is_packaged
+
 COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate", "eagle3_target", "eagle3_intermediate")
 
 
 OWN = "self:"  # before the scheme of an intermediate model that is the target itself in fewer bits
 
 
-def directories_beside(target: Path, intermediate: object = None) -> dict[str, Path]:
+def directories_beside(target: Path | str, intermediate: object = None) -> dict[str, Path]:
     """Where a target's companions lie if they lie beside it, whether they do or not.
 
+    Those of a packaged model are the project's own: they lie in its `data/NAME`, as if the target were there.
+
     Args:
-        target: A directory.
+        target: A directory, or a packaged model's name.
         intermediate: The model that was named as such; where that is the target itself, its heads are the target's.
 
     Returns:
         A directory for each of `COMPANIONS`.
     """
+    place = place_of(target)
     names = {which: which.replace("_", "-") for which in COMPANIONS}
-    names |= {f"{head}_target": f"{head}-{target.name}" for head in ("eagle", "eagle3")}
+    names |= {f"{head}_target": f"{head}-{place.name}" for head in ("eagle", "eagle3")}
     if str(intermediate).startswith(OWN):
         names |= {which: names[which.replace("_intermediate", "_target")] for which in names if "_" in which}
-    return {which: target.parent / name for which, name in names.items()}
+    return {which: place.parent / name for which, name in names.items()}
+
+
+def place_of(target: Path | str) -> Path:
+    """The directory that a target's companions lie beside: its own, or `data/NAME/target` for a packaged model."""
+    if not is_packaged(target):
+        return Path(target)
+    try:
+        return project_root() / "data" / str(target) / "target"
+    except SpecquantError:  # installed without the clone: nothing lies beside it
+        return Path(target) / "target"

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
-from specquant.models.checkpoint import open_checkpoint
+from specquant.models.checkpoint import lender_of, open_checkpoint
 from specquant.models.config import MOST_OF_A_REASON, load_config
 from specquant.models.config import context_length as usable_context
 from specquant.models.device import default_dtype
@@ -45,6 +45,8 @@ SHORTEST_CONTEXT = 128  # positions; a shorter one is not worth advising
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory or hub id. Raises SpecquantError where there is none, or a damaged one."""
     path = locate(path, SMALL_FILES)
+    if not os.path.isfile(Path(path) / "tokenizer.json"):
+        path = lender_of(path) or path
     if not os.path.isfile(Path(path) / "tokenizer.json"):
         raise SpecquantError(f"{path} has no tokenizer.json: give a model directory with its tokenizer")
     try:

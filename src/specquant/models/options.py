@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from specquant.models.companions import COMPANIONS, directories_beside
+from specquant.models.companions import COMPANIONS, directories_beside, place_of
+from specquant.models.packaged import is_packaged
 
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 
@@ -56,17 +57,18 @@ class ModelOptions:
 
     @property
     def companions(self) -> dict[str, Path | str | None]:
-        """The companions that were named, and else those beside the target, if it is a directory."""
-        beside = directories_beside(Path(self.model), self.intermediate)
+        """The companions that were named, and else those beside the target, if it is a directory, or those that ship
+        with the project for a packaged one."""
+        has_place = os.path.isdir(self.model) or is_packaged(self.model)
         return {
-            which: getattr(self, which) or (path if os.path.isdir(self.model) and os.path.isdir(path) else None)
-            for which, path in beside.items()
+            which: getattr(self, which) or (path if has_place and os.path.isdir(path) else None)
+            for which, path in directories_beside(self.model, self.intermediate).items()
         }
 
     @property
     def text_of_heads(self) -> Path | str | None:
         """The text to count tokens in: the named one or, where heads are to know few tokens, the one beside."""
-        beside = Path(self.model).parent / "calibration.txt"
+        beside = place_of(self.model).parent / "calibration.txt"
         return self.head_text or (beside if self.head_vocabulary and beside.is_file() else None)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import reduce
@@ -15,7 +16,15 @@ from torch import nn
 from specquant.errors import SpecquantError
 from specquant.files import require_new, resolve, written_in_parts
 from specquant.models.cache import KVCache
-from specquant.models.checkpoint import WEIGHT_FILES, Checkpoint, shard_name, write_index, write_shard
+from specquant.models.checkpoint import (
+    ENDS_OF,
+    WEIGHT_FILES,
+    Checkpoint,
+    lender_of,
+    shard_name,
+    write_index,
+    write_shard,
+)
 from specquant.models.config import load_config, longest_context
 from specquant.models.fields import read_json
 from specquant.models.hub import locate
@@ -48,6 +57,7 @@ COPIED_FILES = (
     "generation_config.json",
 )
 METHODS = ("calibrated", "round-to-nearest")
+BORROWED_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # of a small model that shares another's ends
 
 
 def quantize_model(
@@ -104,6 +114,11 @@ def quantize_model(
         fields = read_json(model_dir / "config.json")
         tied = model.config.tie_word_embeddings and not scheme.rotated
         fields |= {"tie_word_embeddings": tied, "quantization_config": record}
+        if lender_of(model_dir) is not None:
+            if scheme.rotated:
+                del fields[ENDS_OF]  # a rotated model's ends are its own
+            elif (model_dir / fields[ENDS_OF]).exists():
+                fields[ENDS_OF] = os.path.relpath(model_dir / fields[ENDS_OF], out_dir)
         (unfinished / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name in COPIED_FILES:
             if (model_dir / name).is_file():
@@ -207,11 +222,13 @@ def _write_layers(
     rotation = random_hadamard(model.config.hidden_size).to(device) if scheme.rotated else None
     ends = out_dir / shard_name(count, count)
     if not ends.is_file():
-        write_shard(_ends(model, weights, rotation, device), ends)
+        tensors = _ends(model, weights, rotation, device)
+        borrowed = BORROWED_TENSORS if rotation is None and lender_of(weights.checkpoint.path) else ()
+        write_shard({name: tensor for name, tensor in tensors.items() if name not in borrowed}, ends)
+        del tensors
     model.rotary.make_tables()
     model.rotary.to(device)
-    with safe_open(ends, framework="pt") as archive:
-        chunks = sequences and chunks_of(sequences, archive.get_tensor("embed_tokens.weight"))
+    chunks = sequences and chunks_of(sequences, _embedding(ends, model, weights))
     bar = tqdm(range(count - 1), desc=f"quantizing to {scheme.name}", unit="layer", disable=not progress)
     for index in bar:
         file, prefix = out_dir / shard_name(index + 1, count), f"layers.{index}."
@@ -231,6 +248,14 @@ def _write_layers(
             set_compute_dtype(layer, torch.float64).to(device)
             chunks = run_layer(model, layer, chunks, lambda *_: None)
             del layer
+
+
+def _embedding(ends: Path, model: Llama, weights: Weights) -> torch.Tensor:
+    """The embedding in the file of the ends or, where that is borrowed, of the model that it is borrowed of."""
+    with safe_open(ends, framework="pt") as archive:
+        if "embed_tokens.weight" in archive.keys():  # noqa: SIM118
+            return archive.get_tensor("embed_tokens.weight")
+    return weights.read("embed_tokens.weight", model.embed_tokens.weight, "cpu").half()
 
 
 def _ends(model: Llama, weights: Weights, rotation: torch.Tensor | None, device: str) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
-from specquant.files import resolve
+from specquant.files import locked, resolve
 from specquant.models.checkpoint import GGUF_INDEX
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
@@ -42,7 +42,9 @@ def quantized_target(
     text = resolve(calibration)
     copy = resolve(keep_in) / f"{scheme}-{method}-{_digest(model_dir, text)[:12]}"
     if not copy.is_dir():
-        quantize_model(model_dir, scheme, copy, text, method=method, device=device, progress=False)
+        with locked(copy.with_name(f".{copy.name}.lock")):  # another process may be making it
+            if not copy.is_dir():
+                quantize_model(model_dir, scheme, copy, text, method=method, device=device, progress=False)
     return copy
 
 

@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
 import nbformat
 import papermill
+import papermill.engines
 import yaml
 from jupyter_core.paths import jupyter_runtime_dir
 from papermill.exceptions import PapermillExecutionError
@@ -35,9 +37,10 @@ from specquant.measure import executors
 from specquant.measure.executors import Slurm, Task
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
+from specquant.study.findings import FINDINGS, read_findings
 from specquant.study.page import page
-from specquant.study.report import write_report
-from specquant.tables.provenance import without_local_paths
+from specquant.study.report import Live, write_report
+from specquant.tables.provenance import provenance, without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
@@ -95,15 +98,13 @@ def run_study(
             if not force and _is_current(folder, name, inputs):
                 tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
                 continue
+            waiting = tuple(chosen[chosen.index(name) + 1 :])
+            show = partial(_show, folder, profile, list(notebooks), name, waiting)
+            show()
             if isinstance(executor, Slurm):
-                waiting = {later: {"state": "queued"} for later in chosen[chosen.index(name) + 1 :]}
-
-                def show(state: dict[str, Any], name: str = name, waiting: dict[str, Any] = waiting) -> None:
-                    write_report(folder, profile, notebooks, waiting | {name: state})
-
                 record = _run_as_job(executor.of_notebooks(), notebooks[name], parameters, folder, show)
             else:
-                record = _run(notebooks[name], parameters, folder)
+                record = _run(notebooks[name], parameters, folder, show)
             record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
             write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
             if record["error"] is None:
@@ -131,6 +132,50 @@ def _reported(folder: Path, profile: str, notebooks: Iterable[str]) -> Iterator[
         raise
     _remove_unfinished(folder / "notebooks")
     tqdm.write(f"Report: {write_report(folder, profile, notebooks)}", file=sys.stderr)
+
+
+def _show(
+    folder: Path,
+    profile: str,
+    notebooks: list[str],
+    name: str,
+    waiting: tuple[str, ...],
+    cell: int = 0,
+    cells: int = 0,
+    job: str | None = None,
+    log: str | None = None,
+) -> None:
+    """Have the report say where a notebook is. What it cannot be written for now, the end of the batch says."""
+    with suppress(SpecquantError):
+        write_report(folder, profile, notebooks, Live(name, cell, cells, waiting, job, log))
+
+
+def _where(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """When a notebook ran, on what and on which commit, for the report."""
+    device = str(parameters.get("device", "cpu"))
+    try:
+        found = provenance({}, device)
+    except (RuntimeError, AssertionError):  # no such device here: the notebook has failed of it already
+        found = provenance({})
+    return {name: found[name] for name in ("date", "device", "commit", "uncommitted_changes")}
+
+
+class _Telling(papermill.engines.NBClientEngine):
+    """Papermill's own engine, which also tells before each cell where it is."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, tell: Callable[[int, int], None], **options):
+        start = nb_man.cell_start
+
+        def cell_start(cell, cell_index=None, **rest):
+            tell((cell_index or 0) + 1, len(nb_man.nb.cells))
+            return start(cell, cell_index, **rest)
+
+        nb_man.cell_start = cell_start
+        return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+
+papermill.engines.papermill_engines.register("specquant", _Telling)
 
 
 def _declared(notebooks: Mapping[str, Path], chosen: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -284,13 +329,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any]:
     """Execute one notebook and keep it, as .ipynb and .html, whether it failed or not; returns its record.
 
-    It executes into a hidden file, which takes its place when it is whole.
+    It executes into a hidden file, which takes its place when it is whole. `tell` is called before each cell.
     """
     executed = folder / "notebooks"
-    partial = executed / f".{notebook.stem}.partial.ipynb"
+    unfinished = executed / f".{notebook.stem}.partial.ipynb"
+    found = executed / f".{notebook.stem}.findings.json"
     try:
         (executed / f"{notebook.stem}.json").unlink(missing_ok=True)  # from here on there is no good run to rely on
     except OSError as refused:
@@ -299,14 +345,16 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     start = time.perf_counter()
     error, result = None, None
     try:
-        with _without_inner_bars():
+        with _environment(TQDM_DISABLE="1", **{FINDINGS: str(found.absolute())}):
             papermill.execute_notebook(
                 notebook,
-                partial,
+                unfinished,
                 parameters,
                 kernel_name="python3",
                 cwd=project_root(),
                 extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings would tear the progress bar
+                engine_name="specquant",
+                tell=tell,
                 progress_bar={"desc": f"  cells of {notebook.stem}", "position": 1, "leave": False, "file": sys.stderr},
             )
     except PapermillExecutionError as failure:
@@ -315,7 +363,7 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
         error = f"{type(failure).__name__}: {failure}"
     after = _outputs(folder)
     with suppress(OSError, ValueError, nbformat.ValidationError):  # a full disk may have cut it off
-        result = nbformat.read(partial, as_version=4)
+        result = nbformat.read(unfinished, as_version=4)
     if result is None:
         result = nbformat.read(notebook, as_version=4)
     for path in ("input_path", "output_path"):
@@ -323,12 +371,17 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path) -> dict[str, 
     files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
     ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
     ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem)))
-    with suppress(OSError):
-        partial.unlink(missing_ok=True)
+    findings = read_findings(found)
+    for path in (unfinished, found):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
     written = [*files, *(path.relative_to(folder).as_posix() for path in ours)]
     return {
         "error": None if error is None else " ".join(error.split()),
         "seconds": round(time.perf_counter() - start, 1),
+        **_where(parameters),
+        "title": _title(result),
+        "findings": findings,
         "files": files,
         "written": {name: digest for name in written if (digest := _digest_of_output(folder / name))},
     }
@@ -339,27 +392,34 @@ def _run_as_job(
     notebook: Path,
     parameters: dict[str, Any],
     folder: Path,
-    show: Callable[[dict[str, Any]], object],
+    show: Callable[..., None],
 ) -> dict[str, Any]:
-    """As `_run`, by a job; `show` is called with each state of it. The job's log stays if it failed."""
+    """As `_run`, by a job; `show` is called with each state of it and its log, which stays if it failed."""
     order = {"notebook": str(notebook), "parameters": parameters, "folder": str(folder)}
     environment = {executors.EXECUTOR: os.environ[executors.EXECUTOR]}
     task = Task(notebook.stem, "specquant.study", json.dumps(order, default=str), environment)
     record: dict[str, Any] = {"error": "its job told nothing", "seconds": 0.0, "files": [], "written": {}}
+    began = time.perf_counter()
     for _, told in executor.run([task], folder / "notebooks" / f"{notebook.stem}.jobs"):
         if "state" in told:
-            show(told)
+            show(job=told["state"], log=_below(folder, told["log"]))
         elif "record" in told:
             record = told["record"]
         elif told.get("ended") != 0:
             why = told.get("why") or f"ended with status {told.get('ended')}"
-            record |= {"error": f"its job {why}", "log": Path(told["log"]).relative_to(folder).as_posix()}
+            record |= {"error": f"its job {why}", "log": _below(folder, told["log"])}
+            record["seconds"] = record["seconds"] or round(time.perf_counter() - began, 1)
     return record
+
+
+def _below(folder: Path, file: str) -> str:
+    """A file's place in a folder, which may move."""
+    return Path(file).relative_to(folder).as_posix()
 
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What the job of a notebook does."""
-    tell({"record": _run(Path(order["notebook"]), order["parameters"], Path(order["folder"]))})
+    tell({"record": _run(Path(order["notebook"]), order["parameters"], Path(order["folder"]), lambda *_: None)})
 
 
 def _is_current(folder: Path, name: str, inputs: str) -> bool:
@@ -388,17 +448,27 @@ def _digest_of_output(path: Path) -> str | None:
 
 
 @contextmanager
-def _without_inner_bars() -> Iterator[None]:
-    """Nobody sees a kernel's own progress bars while it runs; in the executed notebook they would be rubbish."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables for the kernels that start inside of this: nobody sees their own progress bars while they run, which in
+    an executed notebook would be rubbish, and they tell what they find."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _title(notebook: nbformat.NotebookNode) -> str:
+    """A notebook's first heading; nothing where it has none."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (heading := re.search(r"^# +(.+)$", cell.source, re.MULTILINE)):
+            return heading[1].strip()
+    return ""
 
 
 def _outputs(folder: Path) -> dict[str, tuple[int, int]]:

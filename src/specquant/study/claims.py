@@ -6,6 +6,7 @@ tested: where an answer also needs an acceptance that was assumed, and where no 
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from specquant.tables.verify_cost import KEYS
 
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
+PAGE = "docs/findings.md"
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
 FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
@@ -262,31 +264,49 @@ def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
     return read_results(path, FACTS)
 
 
-def write_claims(path: str | Path = CLAIMS, readme: str | Path = README) -> list[Path]:
-    """Compute the answers anew and write them into claims.csv, the short list into README.md, and every marked number
-    into the prose that has it; returns the paths of the first two, and of what else changed.
+def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: str | Path = PAGE) -> list[Path]:
+    """Compute the answers anew, write them into claims.csv and the lists of them, and every marked number into prose.
 
-    Raises SpecquantError where a table is missing, README.md has lost its markers, or a mark names no number.
+    Args:
+        path: claims.csv.
+        readme: Has the short list between its markers.
+        page: Has the long one.
+
+    Returns:
+        The paths of these three, and of what else changed.
+
+    Raises:
+        SpecquantError: A table is missing, a page has lost its markers, or a mark names no number.
     """
     from specquant.study.numbers import write_numbers  # which reads what is written here
 
     answered = answer(read_claims(path), Evidence.read())
-    table = write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
-    text = resolve(readme).read_text(encoding="utf-8")
-    page = write_file(resolve(readme), with_list(text, shown(read_claims(path), "README")))
-    return [table, page, *(changed for changed in write_numbers() if changed != page)]
+    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))]
+    table = shown(read_claims(path), "README")
+    for where, short in ((readme, True), (page, False)):
+        text = resolve(where).read_text(encoding="utf-8")
+        written.append(write_file(resolve(where), with_list(text, table, where, short)))
+    return [*written, *(changed for changed in write_numbers() if changed not in written)]
 
 
-def with_list(text: str, table: pd.DataFrame) -> str:
-    """README.md's text with what this table says between its markers: an item for each claim, as `shown` tells it.
+def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short: bool = False) -> str:
+    """A page's text with what this table says between its markers.
 
-    Raises SpecquantError where the markers are not there.
+    Args:
+        text: The page's.
+        table: As `shown` tells it.
+        where: The page, to name it.
+        short: A row for each claim, in place of an item with all that is known.
+
+    Raises:
+        SpecquantError: The markers are not there.
     """
     begin, end = MARKERS
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise SpecquantError(f"{README} lacks the lines {begin} and {end}, in this order: put them where the claims go")
-    items = "".join(_item(line) for line in table.to_dict("records"))
-    return f"{text[: text.index(begin)]}{begin}\n{items}{text[text.index(end) :]}"
+        raise SpecquantError(f"{where} lacks the lines {begin} and {end}, in this order: put them where the claims go")
+    lines = table.to_dict("records")
+    told = _rows(lines) if short else "".join(map(_item, lines))
+    return f"{text[: text.index(begin)]}{begin}\n{told}{text[text.index(end) :]}"
 
 
 def _item(line: dict[str, str]) -> str:
@@ -298,6 +318,17 @@ def _item(line: dict[str, str]) -> str:
     ]
     said = " ".join([f"**{line['claim']}**: {line['verdict']}.", *told])
     return textwrap.fill(said, WIDTH, initial_indent="* ", subsequent_indent="  ") + "\n"
+
+
+def _rows(lines: list[dict[str, str]]) -> str:
+    """A table of claims: the paper's value, ours with its widest interval, and the verdict."""
+    rows = [["claim", "the paper", "ours", "verdict"], ["---"] * 4]
+    for line in lines:
+        (ours,) = (value for name, value in line.items() if name.startswith("ours"))
+        value = re.sub(r", \d+ process(es)?\)", ")", ours)
+        value = re.sub(r" \(.*\); (.*) over assumed acceptance", r" (\1 assumed)", value)
+        rows.append([line["claim"], line["the paper"].rpartition(", ")[0], value, line["verdict"]])
+    return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
 
 
 def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:

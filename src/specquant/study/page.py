@@ -1,6 +1,11 @@
-"""A notebook as an HTML page: as JupyterLab shows it, folded cells folded."""
+"""A notebook as an HTML page: as JupyterLab shows it, folded cells folded, and nothing loaded from other servers."""
 
+import re
+from collections.abc import Iterator
+
+from bs4 import BeautifulSoup, NavigableString
 from jinja2 import DictLoader
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
@@ -18,6 +23,8 @@ FOLDING = """
 {%- endblock input -%}
 """
 
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$]+?)(?<!\s)\$(?![\w$])", re.DOTALL)
+
 
 def page(notebook: NotebookNode, name: str, theme: str = "light") -> str:
     """The HTML of a notebook, in one file; theme: "light" or "dark"."""
@@ -28,4 +35,49 @@ def page(notebook: NotebookNode, name: str, theme: str = "light") -> str:
         theme=theme,
     )
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})
-    return html
+    soup = BeautifulSoup(html, "html.parser")
+    drop_foreign_scripts(soup)
+    draw_formulae(soup)
+    _keep_links_inside(soup)
+    return str(soup)
+
+
+def _keep_links_inside(soup: BeautifulSoup) -> None:
+    """Notebooks link other notebooks' pages; what is elsewhere in the clone is named, for the page may be moved."""
+    for link in soup.select("a[href]"):
+        address = link["href"]
+        if "://" in address or address.startswith(("#", "mailto:", "data:")):
+            continue
+        path, _, fragment = address.partition("#")
+        if path.startswith("../"):
+            link.name = "span"
+            link.attrs = {"title": f"{path.removeprefix('../')} in the clone"}
+        elif path.endswith(".ipynb"):
+            link["href"] = path.removesuffix(".ipynb") + ".html" + (f"#{fragment}" if fragment else "")
+
+
+def drop_foreign_scripts(soup: BeautifulSoup) -> None:
+    """Remove nbconvert's scripts that load MathJax, Mermaid and widgets from other servers."""
+    for script in soup.find_all("script"):
+        if "://" in script.get("src", "") or re.search(r"(?i)(import|from|src)[^\n]*https?://", script.text):
+            script.decompose()
+
+
+def draw_formulae(soup: BeautifulSoup) -> None:
+    """Replace LaTeX between dollars in a page's text, not in its code, by MathML, which browsers draw by themselves."""
+    for text in list(_prose(soup)):
+        pieces: list[NavigableString | BeautifulSoup | str] = []
+        last = 0
+        for found in FORMULA.finditer(text):
+            pieces.append(text[last : found.start()])
+            display = "inline" if found[1] is None else "block"
+            pieces.append(BeautifulSoup(convert(found[1] or found[2], display=display), "html.parser"))
+            last = found.end()
+        if pieces:
+            text.replace_with(*pieces, text[last:])
+
+
+def _prose(soup: BeautifulSoup) -> Iterator[NavigableString]:
+    for text in soup.find_all(string=True):
+        if type(text) is NavigableString and "$" in text and not text.find_parent(["code", "pre", "script", "style"]):
+            yield text

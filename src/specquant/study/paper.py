@@ -392,10 +392,15 @@ def _device_folders(data_dir: Path) -> list[Path]:
 
 
 def _caveats(*tables: Path) -> str:
-    """What has to be said of tables that were not recorded as they are today, as their provenance says it."""
-    recorded = [table for table in tables if table.with_suffix(".json").is_file()]
-    told = [read_provenance(table).get("caveat") for table in recorded]
-    return "".join(f" Caveat: {text}." for text in dict.fromkeys(told) if text)
+    """What has to be said of tables that were not recorded as they are today, as their provenance says it.
+
+    Of others than the first it is said by name.
+    """
+    told: dict[str, str] = {}
+    for place, table in enumerate(tables):
+        if table.with_suffix(".json").is_file() and (text := read_provenance(table).get("caveat")):
+            told.setdefault(text, f" of {table.name}" if place else "")
+    return "".join(f" Caveat{which}: {text}." for text, which in told.items())
 
 
 def _device(table: Path) -> str:

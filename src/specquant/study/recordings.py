@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def _run(words: Sequence[str], ends: float | None) -> int:
         return process.wait(None if ends is None else max(0, ends - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        return process.wait(TIME_TO_STOP_S)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(TIME_TO_STOP_S)
+        return INTERRUPTED  # whatever it says: at its start Python ends otherwise
     finally:
         process.terminate()

@@ -1,56 +1,71 @@
-"""The HTML report of a batch: what ran, how it ended, and links to everything that it wrote."""
+"""The HTML report of a batch: the claims, what each notebook found or is just doing, and links to all that it wrote."""
 
 import json
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from specquant.errors import SpecquantError
 from specquant.files import write_file
+from specquant.study.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, read_claims, shown
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>specquant: {profile}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #ddd; }}
-.failed {{ color: #b3261e; font-weight: 600; }}
-figure {{ display: inline-block; width: 24rem; max-width: 100%; margin: 1rem 1rem 1rem 0; vertical-align: top; }}
-figure img {{ width: 100%; }}
-figcaption {{ font-size: .85rem; color: #555; }}
-</style>
-</head>
-<body>
-<h1>specquant: the study with profile {profile}</h1>
-<table>
-<tr><th>notebook</th><th>last run</th><th>tables</th></tr>
-{rows}
-</table>
-{figures}
-</body>
-</html>
-"""
+TEMPLATE = Path(__file__).with_suffix(".html")
+# How a verdict looks: classes of the template.
+LOOK = {REPRODUCED: "good", NOT_REPRODUCED: "bad", NOT_TESTED: "open"}
 
 
-def write_report(
-    folder: Path, profile: str, notebooks: Iterable[str], states: Mapping[str, Mapping[str, str]] | None = None
-) -> Path:
-    """Write `folder`/index.html from the notebooks' records; returns its path. Links are relative: the folder can move.
+@dataclass(frozen=True)
+class Live:
+    """Where a batch is.
 
-    states: of notebooks that jobs are to run: state, such as queued or running, and log. Raises SpecquantError where
-    the folder cannot be written.
+    Attributes:
+        name: Of the notebook that it runs.
+        cell: In which cell that is.
+        cells: Of how many.
+        waiting: Notebooks that are still to come.
+        job: Where a job runs the notebook: queued or running.
+        log: That job's log, as seen from the report.
+    """
+
+    name: str
+    cell: int = 0
+    cells: int = 0
+    waiting: tuple[str, ...] = ()
+    job: str | None = None
+    log: str | None = None
+
+    def state(self, name: str) -> str | None:
+        """What a notebook is doing; None where this batch does nothing with it any more."""
+        if name == self.name:
+            return f"running, cell {self.cell} of {self.cells}" if self.cells else self.job or "starting"
+        return "waiting" if name in self.waiting else None
+
+
+def write_report(folder: Path, profile: str, notebooks: Iterable[str], live: Live | None = None) -> Path:
+    """Write `folder`/index.html from the notebooks' records; returns its path.
+
+    Links are relative: the folder can move. While a batch runs (`live`), a browser loads the page again and again.
+
+    Raises:
+        SpecquantError: The folder cannot be written.
     """
     records = {name: _record(folder, name) for name in notebooks}
-    rows = "\n".join(_row(folder, name, record, (states or {}).get(name)) for name, record in records.items())
-    pictures = sorted(
-        {file for record in records.values() for file in record.get("files", []) if file.endswith(".png")}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        profile=profile,
+        live=live,
+        facts=_facts(records.values(), live),
+        claims=_claims(),
+        look=LOOK,
+        notebooks=[_notebook(folder, name, record, live) for name, record in records.items()],
     )
-    figures = "\n".join(_figure(folder, picture) for picture in pictures)
-    return write_file(folder / "index.html", PAGE.format(profile=escape(profile), rows=rows, figures=figures))
+    return write_file(folder / "index.html", page)
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
@@ -66,42 +81,77 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
     return record if whole else {}
 
 
-def _row(folder: Path, name: str, record: dict[str, Any], state: Mapping[str, str] | None) -> str:
-    if state:
-        return f"<tr><td>{escape(name)}</td><td>{escape(state['state'])}{_log(folder, state)}</td><td></td></tr>"
-    if not record:
-        return f"<tr><td>{escape(name)}</td><td>has not run</td><td></td></tr>"
-    title = f'<a href="notebooks/{name}.html">{escape(name)}</a> (<a href="notebooks/{name}.ipynb">ipynb</a>)'
-    if record["error"] is None:
-        outcome = f"done in {record['seconds']:.0f} s"
+def _facts(records: Iterable[dict[str, Any]], live: Live | None) -> dict[str, str]:
+    """What ran, when and where, as the records say; several values where notebooks ran at different times."""
+    records = [record for record in records if record]
+    if live:
+        now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        facts = {"now": f"{live.name}: {live.state(live.name)} (as of {now})"}
     else:
-        outcome = f'<span class="failed">failed</span> after {record["seconds"]:.0f} s: {escape(record["error"])}'
-        outcome += _log(folder, record)
-    tables = "<br>".join(
-        f'<a href="{file}">{file}</a> (<a href="{file.removesuffix(".csv")}.json">provenance</a>)'
-        for file in map(escape, record["files"])
-        if file.endswith(".csv")
-    )
-    return f"<tr><td>{title}</td><td>{outcome}</td><td>{tables}</td></tr>"
+        facts = {}
+    dates = sorted(str(record["date"]) for record in records if record.get("date"))
+    if dates:
+        first, last = (date.replace("T", " ") for date in (dates[0], dates[-1]))
+        facts["date"] = first if first == last else f"{first} to {last}"
+    commits = [
+        f"{record['commit']}{' with uncommitted changes' if record.get('uncommitted_changes') else ''}"
+        for record in records
+        if record.get("commit")
+    ]
+    for name, values in {"commit": commits, "device": [record.get("device") for record in records]}.items():
+        if told := list(dict.fromkeys(str(value) for value in values if value)):
+            facts[name] = "; ".join(told)
+    return facts
 
 
-def _log(folder: Path, of: Mapping[str, Any]) -> str:
-    """A link to the log of a job."""
-    if not isinstance(of.get("log"), str):
-        return ""
-    path = Path(of["log"])
-    place = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-    return f' (<a href="{escape(place)}">log</a>)'
-
-
-def _figure(folder: Path, picture: str) -> str:
-    caption = folder / Path(picture).with_suffix(".txt")
+def _claims() -> pd.DataFrame | str:
+    """The claims that README.md shows, or why they are not to be had."""
     try:
-        text = caption.read_text(encoding="utf-8", errors="replace")
+        return shown(read_claims(), "README")
+    except SpecquantError as error:
+        return str(error)
+
+
+def _notebook(folder: Path, name: str, record: dict[str, Any], live: Live | None) -> dict[str, Any]:
+    """What the template tells of one notebook."""
+    files = record.get("files", [])
+    findings = record.get("findings")
+    state, look, log = (live.state(name) if live else None), "open", live.log if live and live.name == name else None
+    if state is None:
+        (state, look), log = _outcome(record), record.get("log")
+    return {
+        "name": name,
+        "title": record.get("title") or "",
+        "ran": bool(record),
+        "page": f"notebooks/{quote(name)}.html",
+        "source": f"notebooks/{quote(name)}.ipynb",
+        "error": record.get("error"),
+        "state": state,
+        "look": look,
+        "log": quote(log) if isinstance(log, str) else None,
+        "findings": findings if isinstance(findings, dict) else {},
+        "tables": [
+            {"file": quote(file), "name": file, "provenance": quote(str(Path(file).with_suffix(".json").as_posix()))}
+            for file in files
+            if file.endswith(".csv")
+        ],
+        "figures": [_figure(folder, file) for file in sorted(files) if file.endswith(".png")],
+    }
+
+
+def _outcome(record: dict[str, Any]) -> tuple[str, str]:
+    """How a notebook's last run ended, and how that looks."""
+    if not record:
+        return "has not run", ""
+    if record["error"] is None:
+        return f"done in {record['seconds']:.0f} s", "good"
+    return f"after {record['seconds']:.0f} s: {record['error']}", ""
+
+
+def _figure(folder: Path, picture: str) -> dict[str, str]:
+    try:
+        caption = (folder / picture).with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = Path(picture).stem
-    pdf = escape(str(Path(picture).with_suffix(".pdf").as_posix()))
-    return (
-        f'<figure><a href="{pdf}"><img src="{escape(picture)}" alt="{escape(text)}"></a>'
-        f"<figcaption>{escape(text)}</figcaption></figure>"
-    )
+        caption = Path(picture).stem
+    pdf = Path(picture).with_suffix(".pdf").as_posix()
+    return {"png": quote(picture), "pdf": quote(pdf), "caption": caption}

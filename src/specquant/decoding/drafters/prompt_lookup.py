@@ -120,7 +120,7 @@ class HierarchicalPromptLookup(HierarchicalLookup):
     """The intermediate model verifies it."""
 
     name = "hierarchical-prompt-lookup"
-    mark = Mark("hierarchical, prompt lookup", "#ca9161", "p")
+    mark = Mark("hierarchical, prompt lookup", "#d39e5b", "p")
     lookup = PromptLookupDrafter
 
 
@@ -128,5 +128,5 @@ class PromptLookupEagle2(LookupOrHead):
     """Where a long n-gram stood before; else EAGLE-2."""
 
     name = "prompt-lookup-eagle2"
-    mark = Mark("prompt lookup or EAGLE-2", "#56b4e9", "*")
+    mark = Mark("prompt lookup or EAGLE-2", "#56b4e0", "*")
     lookup = PromptLookupDrafter

@@ -274,7 +274,7 @@ class Suffix(LookupMethod):
     """The target verifies what most often followed."""
 
     name = "suffix"
-    mark = Mark("suffix", "#b8860b", "X")
+    mark = Mark("suffix", "#b98d38", "X")
     lookup = SuffixDrafter
 
 
@@ -290,5 +290,5 @@ class SuffixEagle2(LookupOrHead):
     """Where a long suffix stood before; else EAGLE-2."""
 
     name = "suffix-eagle2"
-    mark = Mark("suffix or EAGLE-2", "#023eff", "d")
+    mark = Mark("suffix or EAGLE-2", "#0d3ee0", "d")
     lookup = SuffixDrafter

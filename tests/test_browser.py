@@ -1,0 +1,309 @@
+"""In the distribution's Chromium: notebooks in JupyterLab, the report, and the site (make test-browser)."""
+
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+from specquant.files import project_root
+from specquant.study.page import page as notebook_page
+from specquant.study.report import Live, write_report
+from tests.study.test_site import build
+
+pytestmark = pytest.mark.browser
+
+ROOT = project_root()
+NOTEBOOKS = [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+SLIDERS = [name for name in NOTEBOOKS if "study.sliders import" in (ROOT / "notebooks" / name).read_text()]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+MINUTES = 60_000  # in milliseconds
+# What a page's text looks like: its contrast, by WCAG, with the nearest background behind it that is not transparent.
+CONTRAST = """elements => elements.filter(e => e.innerText && e.innerText.trim() && e.offsetParent).map(e => {
+  const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
+  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255).map(
+    v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  let behind = [255, 255, 255], dark = matchMedia('(prefers-color-scheme: dark)').matches;
+  if (dark) behind = [18, 18, 18];
+  for (let n = e; n; n = n.parentElement) {
+    const c = parse(getComputedStyle(n).backgroundColor);
+    if (c.length === 3 || c[3] > 0.9) { behind = c; break; } }
+  const front = parse(getComputedStyle(e).color), alpha = front.length === 4 ? front[3] : 1;
+  const seen = front.slice(0, 3).map((v, i) => alpha * v + (1 - alpha) * behind[i]);
+  const [a, b] = [light(seen), light(behind)].sort((x, y) => y - x);
+  return [(a + 0.05) / (b + 0.05), e.innerText.slice(0, 40)]; })"""
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@contextmanager
+def browser(folder, scheme="light"):
+    """A window of Chromium, 1280 pixels wide; skips where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here: install it (apt install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make .venv/.ready")
+    with playwright.sync_playwright() as driver:
+        window = driver.chromium.launch_persistent_context(
+            folder,
+            executable_path=CHROMIUM,
+            headless=True,
+            chromium_sandbox=False,
+            args=[*QUIET.split(), "--disable-sync"],
+            viewport={"width": 1280, "height": 900},
+            color_scheme=scheme,
+        )
+        try:
+            yield window
+        finally:
+            window.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab as `make lab` starts it, on copies of the notebooks that write elsewhere; its address and folder."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here: install it (apt install chromium)")
+    root = tmp_path_factory.mktemp("lab")
+    (root / "notebooks").mkdir()
+    for name in NOTEBOOKS:
+        text = (ROOT / "notebooks" / name).read_text()
+        (root / "notebooks" / name).write_text(text.replace('\\"results/tiny', f'\\"{root}/results'))
+    (options,) = re.findall(r"^\t\$\(BIN\)/python -m jupyterlab (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    ours = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", "--LabApp.user_settings_dir"]
+    ours[-1] += f"={root}/settings"
+    command = [sys.executable, "-m", "jupyterlab", *shlex.split(options), *ours]
+    with open(root / "log.txt", "w") as log:
+        server = subprocess.Popen(command, cwd=root, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: asked(f"{address}/api"), (root / "log.txt").read_text)
+        yield address, root
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def asked(address, method="GET"):
+    """What a server answers; None where it does not."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=10) as answer:
+            return json.loads(answer.read() or "{}")
+    except OSError:
+        return None
+
+
+def wait_for(condition, explain=str, minutes=4):
+    until = time.monotonic() + 60 * minutes
+    while not condition():
+        assert time.monotonic() < until, explain()
+        time.sleep(0.5)
+
+
+def close_kernels(address):
+    for session in asked(f"{address}/api/sessions") or []:
+        asked(f"{address}/api/sessions/{session['id']}", "DELETE")
+
+
+def opened(window, address, name=""):
+    """A notebook in JupyterLab, by a window of its own; without a name what JupyterLab opens by itself."""
+    tab = window.new_page()
+    tab.set_default_timeout(2 * MINUTES)
+    tab.goto(f"{address}/lab/tree/notebooks/{name}?reset" if name else address)
+    tab.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1")
+    return tab
+
+
+def run_all(tab, address, path):
+    """Run a notebook to its end by JupyterLab's menu, and save it; returns it."""
+    tab.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+    tab.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+    def ended():
+        tab.wait_for_timeout(2000)
+        tab.keyboard.press("Control+s")
+        tab.wait_for_timeout(1000)
+        ran = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        busy = [kernel for kernel in asked(f"{address}/api/kernels") or [] if kernel["execution_state"] != "idle"]
+        failed = any(output.output_type == "error" for cell in ran for output in cell.outputs)
+        return failed or (not busy and ran[-1].execution_count == len(code))
+
+    wait_for(ended, minutes=6)
+    return nbformat.read(path, 4)
+
+
+def cleared(path):
+    """Take the outputs away, so that what is there afterwards is of the run."""
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+    return path
+
+
+def scroll_to(tab, locator):
+    """JupyterLab draws only what is near the screen: scroll until it is there."""
+    for _ in range(60):
+        if locator.count() and locator.first.is_visible():
+            locator.first.scroll_into_view_if_needed()
+            return locator.first
+        tab.mouse.move(640, 500)
+        tab.mouse.wheel(0, 500)
+        tab.wait_for_timeout(300)
+    raise AssertionError(f"{locator} is nowhere in the notebook")
+
+
+def test_lab_opens_on_the_tour_and_shows_the_project(lab, tmp_path):
+    address, _ = lab
+    with browser(tmp_path / "profile") as window:
+        tab = opened(window, address)
+        assert tab.locator(".lm-TabBar-tab.lm-mod-current", has_text="00_tour.ipynb").is_visible()
+        assert "notebooks" in [item["name"] for item in asked(f"{address}/api/contents/")["content"]]
+        close_kernels(address)
+
+
+def test_lab_opens_each_notebook(lab, tmp_path):
+    address, _ = lab
+    with browser(tmp_path / "profile") as window:
+        for name in NOTEBOOKS:
+            tab = opened(window, address, name)
+            title = next(c for c in nbformat.read(ROOT / "notebooks" / name, 4).cells if c.cell_type == "markdown")
+            assert tab.locator(".jp-Notebook h1").first.inner_text().rstrip("¶").strip() in title.source, name
+            wide = tab.evaluate(
+                "[...document.querySelectorAll('.jp-WindowedPanel-outer')].map(e => e.scrollWidth - e.clientWidth)"
+            )
+            assert max(wide) <= 0, f"{name} is wider than the screen"
+            tab.close()
+            close_kernels(address)
+
+
+def test_the_tour_runs_to_its_end(lab, tmp_path):
+    address, root = lab
+    path = cleared(root / "notebooks/00_tour.ipynb")
+    with browser(tmp_path / "profile") as window:
+        tab = opened(window, address, path.name)
+        notebook = run_all(tab, address, path)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output.output_type == "error"]
+        close_kernels(address)
+
+
+@pytest.mark.parametrize("name", SLIDERS)
+def test_a_slider_moves_the_figure(lab, tmp_path, name):
+    address, root = lab
+    path = cleared(root / "notebooks" / name)
+    with browser(tmp_path / "profile") as window:
+        tab = opened(window, address, name)
+        run_all(tab, address, path)
+        handle = scroll_to(tab, tab.locator(".widget-slider .noUi-handle"))
+        changes(tab, lambda: (handle.focus(), [tab.keyboard.press("ArrowRight") for _ in range(3)]))
+        close_kernels(address)
+
+
+def changes(tab, act):
+    """Assert that a figure on the screen is another one after this."""
+    pictures = "[...document.querySelectorAll('.jp-RenderedImage img')].map(e => e.src).join()"
+    before = tab.evaluate(pictures)
+    assert before
+    act()
+    tab.wait_for_function(f"before => {pictures} !== before", arg=before, timeout=MINUTES)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("docs") / "site")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of all notebooks as they are committed, one of them failed, with figures and a table."""
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "notebooks").mkdir()
+    shutil.copytree(ROOT / "figures/h200", folder / "figures")
+    for table in ("csv", "json"):
+        shutil.copy(ROOT / f"data/recorded/h200/verify_cost.{table}", folder)
+    figures = sorted(f"figures/{path.name}" for path in (folder / "figures").glob("*.png"))
+    for place, name in enumerate(NOTEBOOKS):
+        notebook, stem = nbformat.read(ROOT / "notebooks" / name, 4), Path(name).stem
+        (folder / f"notebooks/{stem}.html").write_text(notebook_page(notebook, stem))
+        shutil.copy(ROOT / "notebooks" / name, folder / "notebooks")
+        record = {"error": "ValueError: it fails" if place == 1 else None, "seconds": 3, "title": stem}
+        record |= {"files": ["verify_cost.csv", *figures[:2]], "findings": {"it is so": True, "or so": False}}
+        (folder / f"notebooks/{stem}.json").write_text(json.dumps(record))
+    write_report(folder, "tiny", [Path(name).stem for name in NOTEBOOKS])
+    return folder
+
+
+def readable(tab, selector, least=4.5):
+    """Assert that there is such text, and that it stands out from what is behind it."""
+    contrasts = tab.eval_on_selector_all(selector, CONTRAST)
+    assert contrasts, selector
+    assert [told for told in contrasts if told[0] < least] == [], selector
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_can_be_read_and_followed(report, tmp_path, scheme):
+    with browser(tmp_path / "profile", scheme) as window:
+        follow(window, report, report / "index.html")
+        tab = window.new_page()
+        tab.goto((report / "index.html").as_uri())
+        readable(tab, "h1, h2, h3, p, td, th, li, dd, dt, a, span, figcaption")
+        assert tab.evaluate(TOO_WIDE) <= 0
+
+
+def test_the_report_of_a_running_batch_is_loaded_again(report, tmp_path):
+    names = [Path(name).stem for name in NOTEBOOKS]
+    write_report(report, "tiny", names, Live(names[0], 4, 25, tuple(names[1:])))
+    with browser(tmp_path / "profile") as window:
+        tab = window.new_page()
+        tab.goto((report / "index.html").as_uri())
+        tab.get_by_text("running, cell 4 of 25").first.wait_for()
+        write_report(report, "tiny", names)
+        tab.get_by_text("running, cell 4 of 25").first.wait_for(state="detached", timeout=MINUTES)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_site_can_be_read_and_followed(site, tmp_path, scheme):
+    with browser(tmp_path / "profile", scheme) as window:
+        follow(window, site, site / "index.html")
+        tab = window.new_page()
+        tab.goto((site / "notebooks/00_tour.html").as_uri())
+        readable(tab, ".jp-OutputArea-output span[style*='background']")
+        readable(tab, ".jp-RenderedMarkdown p, .jp-RenderedHTML td, .jp-RenderedHTML th")
+        tab.goto((site / "index.html").as_uri())
+        readable(tab, "article p, article td, article th, article li")
+
+
+def follow(window, folder, start):
+    """Open every page that is linked from here, directly or not; nothing may be missing, wide, or fetched elsewhere."""
+    tab, fetched, seen, ahead = window.new_page(), [], set(), [start]
+    tab.on("request", lambda request: fetched.append(request.url))
+    while ahead:
+        path = ahead.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        tab.goto(path.as_uri())
+        if path.suffix == ".html" and path.parent.name != "api":  # names of the API are as long as they are
+            assert tab.evaluate(TOO_WIDE) <= 0, f"{path.relative_to(folder)} is wider than the screen"
+        for link in tab.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"):
+            if link.startswith("file:"):
+                target = Path(unquote(urlsplit(link).path))
+                assert target.is_file(), f"{path.relative_to(folder)} links {link}"
+                ahead += [target] if target.suffix == ".html" else []
+    assert len(seen) > 5
+    assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -1,0 +1,141 @@
+"""By one command: text, heads, a small model and a profile, for any target; again, and it goes on."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from specquant.cli import main
+from specquant.decoding import generate
+from specquant.decoding.models import Models
+from specquant.errors import SpecquantError
+from specquant.files import project_root
+from specquant.models.loading import load_model, load_tokenizer
+from specquant.study.batch import parameter_types
+from specquant.training import prepare as module
+from specquant.training.prepare import Size, Workshop, make_head, make_small, prepare, prompts_of
+from specquant.training.writing import Writing
+
+SIZE = Size(Writing(row_length=40, question_tokens=6, answer_tokens=8), part_rows=16, step_rows=4)
+MINUTES = 0.03
+
+
+def read_profile_of(values):
+    """Those that notebooks have a parameter for, and of its type."""
+    types = {}
+    for notebook in (project_root() / "notebooks").glob("0*.ipynb"):
+        types |= parameter_types(notebook)
+    return {name: value for name, value in values.items() if types.get(name) == type(value).__name__}
+
+
+@pytest.fixture
+def shop(small_models, tmp_path):
+    return Workshop(small_models / "target", tmp_path / "training", None, "cpu", SIZE)
+
+
+def test_all_of_it_is_made_and_decodes(small_models, shop, tmp_path):
+    said = []
+    out = tmp_path / "out"
+    profile = yaml.safe_load(prepare(shop, 1, out, MINUTES, said.append).read_text())
+    assert [line.split(" has")[0] for line in said] == ["the EAGLE head", "the small model", "its EAGLE head"]
+    assert "\n\f\n" in (out / "calibration.txt").read_text()
+    assert profile["target"] == str(small_models / "target")
+    assert read_profile_of(profile) == profile
+    drafters = {name: profile[name] for name in ("eagle_target", "intermediate", "eagle_intermediate")}
+    models = Models(profile["target"], **drafters, dtype=torch.float64)
+    tokenizer = load_tokenizer(small_models / "target")
+    texts = {
+        method: generate(models.speculator(method), tokenizer, "1 plus 2", 16).token_ids
+        for method in ("autoregressive", "eagle2", "vanilla", "hierarchical")
+    }
+    assert len(set(map(tuple, texts.values()))) == 1
+    assert len(models.intermediate.layers) == 1
+    assert torch.equal(models.intermediate.embed_tokens.weight, models.target.embed_tokens.weight)
+
+
+def test_an_interrupted_call_goes_on(small_models, shop, tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "distill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(shop, 1, tmp_path / "out", MINUTES, print)
+    head = (tmp_path / "out/eagle-target/model.safetensors").read_bytes()
+    text = json.loads((tmp_path / "training/text/text.json").read_text())
+    again = Workshop(small_models / "target", tmp_path / "training", None, "cpu", SIZE)
+    prepare(again, 1, tmp_path / "out", MINUTES, print)
+    assert (tmp_path / "out/eagle-target/model.safetensors").read_bytes() == head
+    assert json.loads((tmp_path / "training/text/text.json").read_text())["identity"] == text["identity"]
+
+
+def test_head_and_small_model_share_a_text(small_models, shop, tmp_path):
+    log = make_head(shop, tmp_path / "head", MINUTES)
+    assert len(log["accuracy"]) == 4
+    log = make_small(shop, 2, tmp_path / "small", MINUTES)
+    assert log["layers"] == [0, 1]
+    assert len(load_model(tmp_path / "small").layers) == 2
+    with pytest.raises(SpecquantError, match="head exists and is not empty"):
+        make_head(shop, tmp_path / "head", MINUTES)
+
+
+def test_the_small_model_finds_its_ends_after_both_moved(small_models, tmp_path):
+    import shutil
+
+    (tmp_path / "a").mkdir()
+    target = shutil.copytree(small_models / "target", tmp_path / "a/target")
+    shop = Workshop(target, tmp_path / "training", None, "cpu", SIZE)
+    make_small(shop, 1, tmp_path / "a/small", MINUTES)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len(load_model(tmp_path / "b/small").layers) == 1
+
+
+def test_text_of_other_prompts_is_not_mixed_in(small_models, shop, tmp_path):
+    shop.write(MINUTES / 10)
+    (tmp_path / "prompts.txt").write_text("1 plus 2\n\nAnd then?\n")
+    other = Workshop(small_models / "target", tmp_path / "training", tmp_path / "prompts.txt", "cpu", SIZE)
+    assert other.prompts == ["1 plus 2", "And then?"]
+    with pytest.raises(SpecquantError, match="holds text of another model or in another form: choose another"):
+        other.write(MINUTES / 10)
+
+
+def test_prompts_begin_rows(small_models, tmp_path):
+    (tmp_path / "prompts.txt").write_text("1 plus 2 makes")
+    shop = Workshop(small_models / "target", tmp_path / "training", tmp_path / "prompts.txt", "cpu", SIZE)
+    shop.write(MINUTES / 10)
+    begins = [shop.tokenizer.decode(row, skip_special_tokens=True) for row in shop.written.tokens]
+    assert sum(text.startswith("1 plus 2 makes") for text in begins) >= len(begins) // 2
+
+
+def test_prompts_that_are_none(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(SpecquantError, match="holds no prompts: write one to a line"):
+        prompts_of(tmp_path / "empty.txt")
+    with pytest.raises(SpecquantError, match="cannot read prompts"):
+        prompts_of(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("train-head", ["--minutes", "0"], "--minutes is 0: give a number above 0"),
+        ("prepare", ["--minutes", "nan"], "--minutes is nan: give a number above 0"),
+        ("distill", ["--minutes", "-3"], "--minutes is -3: give a number above 0"),
+        ("distill", ["--layers", "3"], "a target of 2 layers has no small model of 3: give --layers 1 to 2"),
+        ("prepare", ["--layers", "6"], "a target of 2 layers has no small model of 6: give --layers 1 to 2"),
+        ("prepare", ["--prompts", "nowhere.txt"], "cannot read prompts"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(small_models, tmp_path, capsys, command, options, says):
+    words = [command, str(small_models / "target"), "--out", str(tmp_path / "out"), "--device", "cpu", *options]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_none(tmp_path, capsys):
+    assert main(["train-head", str(tmp_path / "no"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
