@@ -1,6 +1,7 @@
 """Units run as jobs, or several at a time: each in a process of its own, wholly in the table or not at all."""
 
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,58 +42,43 @@ def begun(notes: Path) -> dict[int, int]:
 @pytest.mark.parametrize(
     "executor", [Here(), Here(2), local("debug"), local()], ids=["here", "two here", "debug", "local"]
 )
-def test_every_executor_gives_the_same_table_and_goes_on_with_what_it_lacks(executor, tmp_path, notes, monkeypatch):
+def test_a_unit_that_dies_stops_no_other_and_the_same_command_goes_on(executor, tmp_path, notes, monkeypatch):
+    """By every executor: which unit died is said, with its log; what it lacks is measured later, and nothing else."""
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")  # of this machine; another's processes do not inherit it
     use(monkeypatch, executor)
-    path = record(MEASURE, Parameters(count=1, notes=notes), tmp_path / "out")
-    assert read_results(path).square.tolist() == [0, 0]
-    record(MEASURE, Parameters(count=2, notes=notes), tmp_path / "out")
+    with pytest.raises(SpecquantError, match=r"status 3.*: what had finished is kept") as error:
+        record(MEASURE, Parameters(count=2, notes=notes, dying=(0,)), tmp_path / "out")
+    path = tmp_path / "out/sleeping.csv"
+    assert read_results(path).process.tolist() == [1, 1]
+    if executor == Here():
+        assert str(error.value).startswith("the process that measured sleeping ended with status 3: ")
+    else:
+        said = r"sleeping synthetic 0 failed \(ended with status 3; its log is (.*?)\): what"
+        log = Path(re.match(said, str(error.value))[1])
+        if executor != local("debug"):  # of which all is on the terminal
+            assert "the reason why it died" in log.read_text()
+        kept = {path.stem for path in (tmp_path / "out/sleeping.jobs").rglob("*log*")}
+        assert kept == {log.stem}  # those of others are gone
+    assert record(MEASURE, Parameters(count=2, notes=notes), tmp_path / "out") == path
     assert read_results(path).to_csv(index=False) == (
         "weights,process,size,square\n"
         + "".join(f"synthetic,{n},{size},{n * n}\n" for n in range(2) for size in (1, 2))
     )
-    assert begun(notes) == {0: 1, 1: 1}
-    assert "node" not in read_provenance(path)
+    assert begun(notes) == {0: 2, 1: 1}
+    assert read_provenance(path).get("node") == (None if executor.elsewhere else "node7")
     assert read_provenance(path)["device"] == read_provenance(path)["parameters"]["device"]
-    assert not (tmp_path / "out/sleeping.jobs").exists()  # all went well
 
 
-@pytest.mark.parametrize("executor", [Here(2), local()], ids=["two here", "local"])
-def test_a_unit_that_fails_keeps_its_log_and_stops_no_other(executor, tmp_path, notes, monkeypatch):
-    use(monkeypatch, executor)
-    with pytest.raises(
-        SpecquantError,
-        match=r"^sleeping synthetic 1 failed \(ended with status 3; its log is (.*)\): what had finished",
-    ) as error:
-        record(MEASURE, Parameters(count=2, notes=notes, dying=(1,)), tmp_path / "out")
-    log = Path(str(error.value).split("its log is ")[1].split("): what")[0])
-    assert "the reason why it died" in log.read_text()
+def test_the_sentence_of_a_job_is_that_of_the_command_also_for_another_card(tmp_path, notes, monkeypatch):
+    use(monkeypatch, local())
+    sentence = r"^2 processes failed, the first of them: sleeping synthetic [12]: this unit cannot be measured"
+    with pytest.raises(SpecquantError, match=sentence):
+        record(MEASURE, Parameters(count=3, notes=notes, refusing=(1, 2)), tmp_path / "out")
+    assert not (tmp_path / "out/sleeping.jobs").exists()  # no log says more than these sentences
+    (tmp_path / "out/sleeping.parts/.device").write_text("NVIDIA A100")
+    with pytest.raises(SpecquantError, match=r"sleeping synthetic 1: sleeping\.csv is of NVIDIA A100, and this is "):
+        record(MEASURE, Parameters(count=2, notes=notes), tmp_path / "out")
     assert read_results(tmp_path / "out/sleeping.csv").process.tolist() == [0, 0]
-
-
-def test_a_sentence_of_a_job_is_that_of_the_command(tmp_path, notes, monkeypatch):
-    use(monkeypatch, local())
-    sentence = r"^2 processes failed, the first of them: sleeping synthetic [01]: this unit cannot be measured"
-    with pytest.raises(SpecquantError, match=sentence):
-        record(MEASURE, Parameters(count=2, notes=notes, refusing=(0, 1)), tmp_path / "out")
-
-
-def test_here_a_process_that_dies_does_not_stop_the_next(tmp_path, notes):
-    sentence = r"^the process that measured sleeping ended with status 3: what had finished"
-    with pytest.raises(SpecquantError, match=sentence):
-        record(MEASURE, Parameters(count=2, notes=notes, dying=(0,)), tmp_path / "out")
-    assert read_results(tmp_path / "out/sleeping.csv").process.tolist() == [1, 1]
-
-
-def test_a_job_that_begins_when_its_unit_is_there_measures_nothing(tmp_path, notes, monkeypatch):
-    """Of two commands at once the second's jobs may wait for long; what the first's have done is not done again."""
-    parts = Parts(TABLE, tmp_path / "out/sleeping.csv", {"seconds": 0.0})
-    monkeypatch.setattr(Parts, "missing", lambda self, units: list(units))  # as it was when the second began
-    use(monkeypatch, local())
-    record(MEASURE, Parameters(count=1, notes=notes), tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in parts.folder.glob("*.json")}
-    record(MEASURE, Parameters(count=1, notes=notes), tmp_path / "out")
-    assert begun(notes) == {0: 1}
-    assert {path.name: path.read_bytes() for path in parts.folder.glob("*.json")} == before
 
 
 def test_two_commands_at_once_never_count_a_unit_twice(tmp_path, notes, monkeypatch):
@@ -100,9 +86,14 @@ def test_two_commands_at_once_never_count_a_unit_twice(tmp_path, notes, monkeypa
     parameters = Parameters(count=2, seconds=0.1, notes=notes)
     with ThreadPoolExecutor(2) as both:
         running = [both.submit(record, MEASURE, parameters, tmp_path / "out") for _ in range(2)]
-        paths = [each.result() for each in running]
-    assert read_results(paths[0]).process.tolist() == [0, 0, 1, 1]
+        path, _ = (each.result() for each in running)
+    assert read_results(path).process.tolist() == [0, 0, 1, 1]
     assert not list((tmp_path / "out").rglob("*.tmp"))
+    # The second's jobs may also wait until the first's are done, and then do nothing again.
+    before = begun(notes), {part: part.read_bytes() for part in (tmp_path / "out/sleeping.parts").glob("*.json")}
+    monkeypatch.setattr(Parts, "missing", lambda self, units: list(units)[:1])  # as it was when the second began
+    record(MEASURE, parameters, tmp_path / "out")
+    assert before == (begun(notes), {part: part.read_bytes() for part in before[1]})
 
 
 def test_jobs_of_two_cards_are_not_mixed(tmp_path):
@@ -118,21 +109,6 @@ def test_jobs_of_two_cards_are_not_mixed(tmp_path):
     of("NVIDIA A100").forget_device()  # no row came of it
     of("NVIDIA A100").claim_device()
     assert [path.name for path in (tmp_path / "sleeping.parts").iterdir()] == [".device"]
-
-
-def test_a_job_of_another_card_is_refused_by_the_command(tmp_path, notes, monkeypatch):
-    use(monkeypatch, local())
-    record(MEASURE, Parameters(count=1, notes=notes), tmp_path / "out")
-    (tmp_path / "out/sleeping.parts/.device").write_text("NVIDIA A100")
-    with pytest.raises(SpecquantError, match=r"sleeping synthetic 1: sleeping\.csv is of NVIDIA A100, and this is "):
-        record(MEASURE, Parameters(count=2, notes=notes), tmp_path / "out")
-    assert read_results(tmp_path / "out/sleeping.csv").process.tolist() == [0, 0]
-
-
-def test_a_part_says_on_which_node_it_was_measured(tmp_path, notes, monkeypatch):
-    monkeypatch.setenv("SLURMD_NODENAME", "node7")
-    path = record(MEASURE, Parameters(count=1, notes=notes), tmp_path / "out")
-    assert read_provenance(path)["node"] == "node7"
 
 
 def test_what_is_timed_has_this_machine_to_itself(tmp_path, notes, monkeypatch):
