@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,10 +39,11 @@ ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
+SlurmdParameters=config_overrides
 JobRequeue=1
 SchedulerParameters=sched_interval=1,bf_interval=1
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cores} State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cores} State=UNKNOWN
 PartitionName=test Nodes=node1,node2 Default=YES MaxTime=60 State=UP
 """
 
@@ -53,18 +56,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A Slurm that runs while these tests do. Gives the executor for its jobs."""
-    lacking = [name for name in DAEMONS if not shutil.which(name)]
-    if lacking or os.geteuid() != 0:
-        pytest.fail(f"a Slurm of one's own needs root, and Debian's slurm-wlm and munge (not here: {lacking})")
-    folder = tmp_path_factory.mktemp("slurm")
+@contextmanager
+def started(folder: Path, cores: int = 1) -> Iterator[Slurm]:
+    """A Slurm of two nodes, with all its files in a folder, that runs meanwhile. Gives the executor for its jobs."""
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
-    text = CONFIGURATION.format(folder=folder, host=socket.gethostname().split(".")[0], ports=free_ports(3))
-    (folder / "slurm.conf").write_text(text)
+    host = socket.gethostname().split(".")[0]
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, host=host, ports=free_ports(3), cores=cores))
     at = ("key-file", "key"), ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed")
     munge = [f"--{option}={folder}/munge.{name}" for option, name in at]
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
@@ -80,6 +79,15 @@ def slurm(tmp_path_factory):
             daemon.terminate()
             daemon.wait(30)
         del os.environ["SLURM_CONF"]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    lacking = [name for name in DAEMONS if not shutil.which(name)]
+    if lacking or os.geteuid() != 0:
+        pytest.fail(f"a Slurm of one's own needs root, and Debian's slurm-wlm and munge (not here: {lacking})")
+    with started(tmp_path_factory.mktemp("slurm")) as executor:
+        yield executor
 
 
 @pytest.fixture(autouse=True)
