@@ -1,5 +1,6 @@
 """Units run as jobs, or several at a time: each in a process of its own, wholly in the table or not at all."""
 
+import json
 import os
 import re
 import sys
@@ -10,8 +11,8 @@ import pytest
 
 from specquant.errors import SpecquantError
 from specquant.measure import executors
-from specquant.measure.executors import Here, Slurm, SlurmOptions, chosen, current, read_options
-from specquant.measure.measure import record
+from specquant.measure.executors import CARD, Here, Slurm, SlurmOptions, chosen, current, read_options
+from specquant.measure.measure import _task, record, serve
 from specquant.tables.parts import Parts
 from specquant.tables.provenance import DEVICE_OF_JOBS
 from specquant.tables.results import read_provenance, read_results
@@ -109,6 +110,17 @@ def test_jobs_of_two_cards_are_not_mixed(tmp_path):
     of("NVIDIA A100").forget_device()  # no row came of it
     of("NVIDIA A100").claim_device()
     assert [path.name for path in (tmp_path / "sleeping.parts").iterdir()] == [".device"]
+
+
+def test_a_job_on_another_card_than_the_tables_are_to_be_of_measures_nothing(tmp_path, notes, monkeypatch):
+    parameters, told = Parameters(count=1, notes=notes), []
+    parts = Parts(TABLE, tmp_path / "sleeping.csv", {"seconds": 0.0})
+    task = _task(MEASURE, parameters, parameters.units(), [parts])
+    monkeypatch.setenv(CARD, "h200")
+    serve(json.loads(task.order), told.append)
+    assert [list(each) for each in told] == [["error"]]
+    assert told[0]["error"].startswith("the tables are to be of the card h200, and this machine is ")
+    assert begun(notes) == {}
 
 
 def test_what_is_timed_has_this_machine_to_itself(tmp_path, notes, monkeypatch):

@@ -44,24 +44,16 @@ def _command(name: str, source: ast.Module) -> Callable[..., None]:
         named = module.Parameters(**{name: value for name, value in given.items() if value is not UNSET})
         OTHERS.get(name, _record)(module, named, out)
 
-    def alone(*, parameters: Any, out: Path) -> None:
-        measured(parameters, out)
-
-    def by_units(*, parameters: Any, out: Path, executor: Executor, jobs: int, slurm: Path | None) -> None:
+    def command(*, parameters: Any, out: Path, executor: Executor, jobs: int, slurm: Path | None) -> None:
         from specquant.measure.executors import chosen
 
         with chosen(executor, jobs, slurm):
             measured(parameters, out)
 
-    has_units = any(_assigns(node, "MEASURE") for node in source.body)
-    command = by_units if has_units else alone
     command.__name__ = NAMES.get(name, name)
-    told = f"{ast.get_docstring(source)}\n\nArgs:\n    out: The folder for what is measured."
-    command.__doc__ = told + (OF_EXECUTORS if has_units else "")
+    command.__doc__ = f"{ast.get_docstring(source)}\n\nArgs:\n    out: The folder for what is measured.{OF_EXECUTORS}"
     command.__annotations__["parameters"] = kind
-    command.__kwdefaults__ = {"out": Path("results") / name}
-    if has_units:
-        command.__kwdefaults__ |= {"executor": "here", "jobs": 1, "slurm": None}
+    command.__kwdefaults__ = {"out": Path("results") / name, "executor": "here", "jobs": 1, "slurm": None}
     if all(each.default is not MISSING or each.default_factory is not MISSING for each in fields(kind)):
         command.__kwdefaults__["parameters"] = kind()
     return command

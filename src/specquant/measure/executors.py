@@ -27,6 +27,7 @@ from specquant.tables.provenance import DEVICE_OF_JOBS
 
 EXECUTOR = "SPECQUANT_EXECUTOR"  # how a process knows what a command that started it chose, as JSON
 OF_ITSELF = {EXECUTOR: "", DEVICE_OF_JOBS: ""}  # the environment of a task that computes where it runs
+CARD = "SPECQUANT_CARD"  # which all tables are to be of: a word of its name; any where it is not set, or cpu
 SLURM_FILE = "notebooks/slurm.yaml"
 MOST_OF_AN_ARRAY = 1000  # jobs; Slurm's MaxArraySize is 1001 where nobody changed it
 
@@ -63,10 +64,18 @@ class Here:
 
     Attributes:
         jobs: How many at a time.
+        for_several: Commands, some of which take times: these run their processes one after another.
     """
 
     jobs: int = 1
+    for_several: bool = False
     elsewhere = False
+
+    def require_alone(self, name: str) -> "Here":
+        """The executor for what is timed. Raises SpecquantError where it was told to run several at a time."""
+        if self.jobs > 1 and not self.for_several:
+            raise SpecquantError(f"{name} takes times, which need this machine to themselves: leave --jobs out")
+        return Here()
 
     def run(self, tasks: Sequence[Task], folder: Path) -> Told:
         """Run tasks, one after another with all they say on the terminal, or several at a time with logs in `folder`,
@@ -383,13 +392,16 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def chosen(executor: str = "here", jobs: int = 1, slurm: str | Path | None = None) -> Iterator[None]:
+def chosen(
+    executor: str = "here", jobs: int = 1, slurm: str | Path | None = None, for_several: bool = False
+) -> Iterator[None]:
     """Have what is recorded in the meantime, by this process and those that it starts, run by an executor.
 
     Args:
         executor: here or slurm.
         jobs: Processes at a time, here.
         slurm: The file of Slurm's options (default: notebooks/slurm.yaml).
+        for_several: As of `Here`.
 
     Raises:
         SpecquantError: for a file that is not there or holds something else, and options that do not belong together.
@@ -401,7 +413,7 @@ def chosen(executor: str = "here", jobs: int = 1, slurm: str | Path | None = Non
         raise SpecquantError("--slurm is for --executor slurm")
     if executor == "slurm" and jobs != 1:
         raise SpecquantError("--jobs is for --executor here: of Slurm's jobs, at_once in its file says how many run")
-    handed_on: dict[str, Any] = {"jobs": jobs}
+    handed_on: dict[str, Any] = {"jobs": jobs, "for_several": for_several}
     variables = {}
     if executor == "slurm":
         _submitit()

@@ -5,6 +5,7 @@ Where these run is the executor's to say (`measure.executors`): one process afte
 
 import gc
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,8 +72,8 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     Raises SpecquantError where the table holds rows of other parameters, a process died, or nothing was measured.
     """
     executor = executors.current()
-    if measure.timed and executor.jobs > 1:
-        raise SpecquantError(f"{measure.name} takes times, which need this machine to themselves: leave --jobs out")
+    if measure.timed and isinstance(executor, Here):
+        executor = executor.require_alone(measure.name)
     parameters.check()
     paths = [resolve(out_dir) / f"{table.name}.csv" for table in measure.tables]
     for path in paths if anew else ():
@@ -175,7 +176,7 @@ def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unname
 
 def _task(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> Task:
     """A process that measures units, by `serve`."""
-    order: dict[str, Any] = {"module": measure.run.__module__, "measure": measure.name}
+    order: dict[str, Any] = {"served_by": __name__, "module": measure.run.__module__, "measure": measure.name}
     order |= {"parameters": asdict(parameters), "units": units, "paths": [each.path for each in parts]}
     order |= {"same": parts[0].same, "unnamed": parts[0].unnamed}
     names = " ".join(str(units[0][name]) for name in measure.tables[0].unit if name in units[0])
@@ -190,9 +191,11 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
     parameters = from_json(measure.parameters, order["parameters"])
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
-    same = {"device": device_name(parameters.device)} | order["same"]
+    device = device_name(parameters.device)
+    same = {"device": device} | order["same"]
     how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
     try:
+        require_card(os.environ.get(executors.CARD), device)
         parts = _parts(measure, [Path(path) for path in order["paths"]], same, order["unnamed"])
         for each in parts:
             each.claim_device()
@@ -209,6 +212,13 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
                 tell({"done": unit})
     except SpecquantError as error:
         tell({"error": str(error)})
+
+
+def require_card(card: str | None, device: str | None) -> None:
+    """Raises SpecquantError where a GPU's word is not in the name of the device; None is no GPU."""
+    if card and card != "cpu" and card.lower() not in (device or "").lower().split():
+        there = f"is {device}" if device else "has no GPU"
+        raise SpecquantError(f"the tables are to be of the card {card}, and this machine {there}: name its own card")
 
 
 def free(device: str) -> None:

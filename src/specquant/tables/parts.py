@@ -115,7 +115,7 @@ class Parts:
         if self.path.is_file():
             records.append(read_provenance(self.path))
         write_file(self.path, rows.to_csv(index=False, lineterminator="\n"), by_several=True)
-        told = json.dumps(_joined(records), indent=2) + "\n"
+        told = json.dumps(joined_provenance(records), indent=2) + "\n"
         write_file(self.path.with_suffix(".json"), told, by_several=True)
 
     def _rows(self, parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -191,7 +191,7 @@ def _slug(names: Sequence[Any]) -> str:
     return text if len(text) <= 120 else f"{text[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined_provenance(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One provenance of several: what they agree on once; where they differ all values, sorted, of dates the ends."""
     joined: dict[str, Any] = {}
     for name in dict.fromkeys(name for record in records for name in record):
