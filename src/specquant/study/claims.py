@@ -150,10 +150,11 @@ def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
             )
             continue
         found = QUANTITIES[claim.quantity](evidence, MODELS[claim.model], claim.scheme)
-        median, low, high = found.values.median(), found.values.min(), found.values.max()
+        values = found.values.dropna()  # a ratio needs a process that measured both
+        median, low, high = values.median(), values.min(), values.max()
         basis = TIMES_ASSUMED if found.assumption else MEASURED
         facts |= {"our_card": evidence.card, "our_value": median, "low": low, "high": high}
-        facts |= {"processes": len(found.values), "basis": basis, "assumption": found.assumption or None}
+        facts |= {"processes": len(values), "basis": basis, "assumption": found.assumption or None}
         if found.assumption:
             low_factor, high_factor = found.span
             facts |= {"over_assumption_low": median * low_factor, "over_assumption_high": median * high_factor}

@@ -244,22 +244,26 @@ def _of_settling(_: Evidence) -> dict[str, float]:
 
 
 def _of_planted(_: Evidence) -> dict[str, float]:
-    """Of planted.csv, 70B in W4A16: what differs from decoding one by one, and what row invariance costs.
+    """Of planted.csv: what differs from decoding one by one, and what row invariance costs.
 
-    "planted texts, ordinary" and "..., row-invariant": of all methods that draft, and what of them differs.
-    "planted pass of 60 nodes, row-invariant more %": over the ordinary kernels' time.
+    "planted texts, 70b w4a16-g128 ordinary" and "..., row-invariant": of all methods that draft, and what of them
+    differs. "planted pass, eagle2 60, row-invariant more %": on 70B, over the ordinary kernels in the same process.
     """
-    table = read_results("data/recorded/h200/planted.csv").query("model == 'llama-3-70b' and codes == 'uniform'")
+    table = read_results("data/recorded/h200/planted.csv").query("codes == 'uniform'")
     known = {}
     names = {"no": "ordinary", "yes": "row-invariant"}
-    told = losslessness(table[table.method != "autoregressive"]).groupby("row_invariant")
-    for which, counts in told[["texts", "differing_texts", "compared_tokens"]].sum().iterrows():
-        for what, count in counts.items():
-            known[f"planted {str(what).replace('_', ' ')}, {names[which]}"] = count
-    known["planted largest margin"] = told.largest_margin.max()["no"]
-    known["planted at most %"] = 100 * rule_of_three(known["planted compared tokens, row-invariant"])
-    by_plan = table.groupby(["method", "draft_size", "row_invariant"])[["verify_ms", "tokens_per_s"]].mean().unstack()
-    for (method, size), row in by_plan.iterrows():
+    told = losslessness(table[table.method != "autoregressive"])
+    for (model, scheme, which), of in told.groupby(["model", "scheme", "row_invariant"]):
+        what = f"{str(model).removeprefix('llama-3-')} {scheme} {names[str(which)]}"
+        for column in ("texts", "differing_texts", "compared_tokens"):
+            known[f"planted {column.replace('_', ' ')}, {what}"] = of[column].sum()
+        if which == "no":
+            known[f"planted largest margin, {what}"] = of.largest_margin.max()
+        else:
+            known[f"planted at most %, {what}"] = 100 * rule_of_three(of.compared_tokens.sum())
+    runs = table[(table.model == "llama-3-70b") & (table.intermediate != "none")]
+    in_run = runs.set_index(["method", "draft_size", "process", "row_invariant"])[["verify_ms", "tokens_per_s"]]
+    for (method, size), row in in_run.unstack().dropna().groupby(["method", "draft_size"]).mean().iterrows():
         plan = f"{method} {size}" if size else method
         known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms.yes / row.verify_ms.no - 1)
         known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
