@@ -97,7 +97,7 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
 
 
 def _measure_all(
-    measure: Measure, parameters: Common, missing: list[Unit], parts: list[Parts], executor: Here | Slurm
+    measure: Measure, parameters: Common, missing: Sequence[Unit], parts: list[Parts], executor: Here | Slurm
 ) -> list[str]:
     """Measure units and join the table in the meantime; returns what went wrong, a sentence for each process."""
     together = executor.jobs == 1 and not executor.elsewhere

@@ -73,8 +73,8 @@ def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm)
         number = f"{len(failed)} jobs failed, the first of them: " if len(failed) > 1 else ""
         raise SpecquantError(f"{number}{failed[0]}: what was answered is kept, and the same command goes on from there")
     path = write_table(answers.lines())
-    told = [read_provenance(file) for file in sorted(answers.folder.glob(f"*/{benchmark.name}.csv"))]
-    write_file(path.with_suffix(".json"), json.dumps(joined_provenance(told), indent=2) + "\n", by_several=True)
+    records = [read_provenance(file) for file in sorted(answers.folder.glob(f"*/{benchmark.name}.csv"))]
+    write_file(path.with_suffix(".json"), json.dumps(joined_provenance(records), indent=2) + "\n", by_several=True)
     return path
 
 
