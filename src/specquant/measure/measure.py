@@ -33,7 +33,7 @@ from specquant.tables.table import Table
 # The rows of each unit, a frame for each table, or why it has none.
 Measured = Iterator[tuple[dict[str, Any], pd.DataFrame | tuple[pd.DataFrame, ...] | SpecquantError]]
 NO_CLOCK = "none"  # of what is not timed
-SHARE_OF_JOINS = 0.05  # of the time from the end of one join to that of the next, but for the last
+SHARE_OF_JOINS = 0.05  # a join of some time is followed by 1 / 0.05 of it without one, but for the last
 
 
 @dataclass(frozen=True)
