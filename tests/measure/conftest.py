@@ -4,19 +4,21 @@ import json
 
 import pytest
 
-from specquant.measure import measure
+from specquant.measure import executors, measure
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Gives the list of units that were ordered, as `measure._fresh_process` would be asked for them."""
+    """Gives the list of units that were ordered, as fresh processes would be asked for them."""
     ordered = []
 
-    def fresh(question, order):
-        told = []
-        ordered.extend(json.loads(order)["units"])
-        measure.serve(json.loads(order), told.append)
-        return iter(told)
+    def run(executor, tasks, folder):
+        for task in tasks:
+            told, order = [], json.loads(task.order)
+            ordered.extend(order["units"])
+            measure.serve(order, told.append)
+            yield from ((task, each) for each in told)
+            yield task, {"ended": 0, "log": None}
 
-    monkeypatch.setattr(measure, "_fresh_process", fresh)
+    monkeypatch.setattr(executors.Here, "run", run)
     return ordered

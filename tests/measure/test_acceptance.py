@@ -11,6 +11,7 @@ from specquant.decoding.models import tiny_models
 from specquant.decoding.traces import read_traces
 from specquant.errors import SpecquantError
 from specquant.measure.acceptance import MEASURE, Parameters, over_tasks, plans_of
+from specquant.measure.executors import chosen
 from specquant.measure.measure import record
 from specquant.models.loading import load_tokenizer
 from specquant.study import read_results
@@ -67,11 +68,11 @@ def test_a_hierarchys_traces_hold_the_trees_of_its_rounds(small_models, data_dir
         assert sum(len(each.path) + 1 for each in step.rounds) <= len(step.parents) - 1
 
 
-def test_two_processes_write_what_one_writes(small_models, data_dir, tmp_path):
-    rows = [
-        read_results(record(MEASURE, parameters(small_models, data_dir, workers=workers), tmp_path / str(workers)))
-        for workers in (1, 2)
-    ]
+def test_two_processes_at_a_time_write_what_one_writes(small_models, data_dir, tmp_path):
+    rows = []
+    for jobs in (1, 2):
+        with chosen("here", jobs, None):
+            rows.append(read_results(record(MEASURE, parameters(small_models, data_dir), tmp_path / str(jobs))))
     pd.testing.assert_frame_equal(*rows)
 
 
@@ -92,7 +93,6 @@ def test_only_what_is_lacking_is_answered(small_models, data_dir, tmp_path, in_p
         ({"schemes": ("w3a16",)}, "w3a16"),
         ({"temperatures": (-1.0,)}, "not -1"),
         ({"limit": 0}, "limit is 0"),
-        ({"workers": 0}, "workers"),
         ({"data_dir": "nowhere"}, "get it by `specquant data fetch mt-bench"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specquant.errors import SpecquantError
-from specquant.files import project_root, unfinished
+from specquant.files import project_root
 from specquant.study import read_provenance, read_results, write_results
 from specquant.tables.schemas import TABLES
 
@@ -256,7 +256,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_old_table(tmp_path):
     path = write_results(verify_cost(), tmp_path / "verify_cost.csv", {"seed": 1})
     before = {file: file.read_text() for file in tmp_path.iterdir()}
     for name in ("verify_cost.json", "verify_cost.csv"):
-        unfinished(tmp_path / name).symlink_to("/dev/full")
+        (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
         with pytest.raises(SpecquantError, match=rf"cannot write .*{name}: No space left on device; free some, or"):
             write_results(verify_cost().iloc[:1], path, {"seed": 1})
         assert path.read_text() == before[path]

@@ -55,7 +55,6 @@ class Parameters(Common):
         keep_targets_in: The folder for quantized copies of the target.
         seed: Of draws above temperature 0.
         dtype: What models compute in (default: as for `generate`).
-        workers: Processes that answer at once.
     """
 
     model: str | Path
@@ -71,7 +70,6 @@ class Parameters(Common):
     keep_targets_in: Path = Path("results/targets")
     seed: int = 0
     dtype: DType | None = None
-    workers: int = 1
 
     shared = ("benchmark_files", "limit", "max_new_tokens", "traced_questions", "seed")
 

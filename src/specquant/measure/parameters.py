@@ -5,12 +5,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
 from specquant.errors import SpecquantError
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least, require_short
-from specquant.models.device import choose_device, named_dtype
+from specquant.models.device import choose_device, gpu_is_available, named_dtype
 from specquant.models.options import DType
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
@@ -18,7 +16,7 @@ from specquant.tables.provenance import device_name
 # The lowest values of parameters that several questions have.
 LOWEST = {"processes": 1, "blocks": 1, "repeats": 1, "warm_up_passes": 1, "warm_up_ms": 0, "threads": 1}
 MOST_THREADS = 1024
-LOWEST |= {"workers": 1, "context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_tokens": 1}
+LOWEST |= {"context_length": 1, "context": 1, "prompts_per_task": 1, "max_new_tokens": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +35,6 @@ class Common:
 
     # How often a row is measured. Not annotated: a field of the same name in a subclass then has its own place.
     repeats = 1
-    # Processes that measure at once. More than one only where nothing is timed: there it is an option.
-    workers = 1
     shared: ClassVar[tuple[str, ...]] = ()  # the names of the parameters that all rows of one table must share
 
     def __post_init__(self) -> None:
@@ -96,7 +92,7 @@ def require_gpu(device: str) -> None:
     """Raises SpecquantError where kernels cannot run on `device`."""
     if device != "cuda":
         choose_device(device)  # refuses what names no device at all
-    if triton is None or not torch.cuda.is_available() or device != "cuda":
+    if triton is None or not gpu_is_available() or device != "cuda":
         raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
 
 

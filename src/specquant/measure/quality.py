@@ -58,7 +58,6 @@ class Parameters(Common):
         data_dir: Where the files of benchmarks are (default: results/benchmarks).
         keep_targets_in: The folder for quantized copies of the target.
         dtype: That models compute in.
-        workers: Processes that read at once, each a scheme of its own.
     """
 
     model: str | Path = "data/tiny/target"
@@ -74,7 +73,6 @@ class Parameters(Common):
     keep_targets_in: Path = Path("results/targets")
     dtype: str = "float64"
     device: str = "cpu"
-    workers: int = 1
 
     shared = ("dtype", "tokens_per_domain", "longest")
 

@@ -282,7 +282,7 @@ def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: s
     from specquant.study.numbers import write_numbers  # which reads what is written here
 
     answered = answer(read_claims(path), Evidence.read())
-    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))]
+    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))]
     table = shown(read_claims(path), "README")
     for where, short in ((readme, True), (page, False)):
         text = resolve(where).read_text(encoding="utf-8")
