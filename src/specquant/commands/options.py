@@ -21,6 +21,7 @@ COUNTS = {
     "context_length": "the context length",
     "context": "the number of tokens in the cache",
     "head_vocabulary": "the number of tokens that an EAGLE head knows",
+    "draft_vocabulary": "the number of tokens that an EAGLE-3 head drafts",
     "confirmed_rows": "the number of new tokens that a draft begins with",
     "draft_size": "the draft size",
     "iterations": "the number of iterations",
@@ -90,7 +91,7 @@ def _part(argument: Argument, kind: Any) -> None:
 
 def check_values(values: Mapping[str, Any]) -> None:
     """Raises SpecquantError for numbers that no command can use, whether this one would use them or not."""
-    for name, value in _by_field(values).items():
+    for name, value in by_field(values).items():
         what = COUNTS.get(name, option(name))
         if name == "seed":
             if not -(2**63) <= value < 2**64:
@@ -106,12 +107,12 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise SpecquantError(f"--tune is {value}: give seconds, from 0 to {SECONDS}")
 
 
-def _by_field(values: Mapping[str, Any]) -> dict[str, Any]:
+def by_field(values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by name, with the fields of dataclasses in place of these."""
     named: dict[str, Any] = {}
     for name, value in values.items():
         if is_dataclass(value) and not isinstance(value, type):
-            named |= _by_field({field.name: getattr(value, field.name) for field in fields(value)})
+            named |= by_field({field.name: getattr(value, field.name) for field in fields(value)})
         elif value is not UNSET:
             named[name] = value
     return named
