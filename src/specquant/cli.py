@@ -89,10 +89,10 @@ def command_line() -> App:
         config=read_values,
         default_parameter=Parameter(negative=(), allow_repeating=True, show_default=shown),
     )
-    for options in (models.ModelOptions, models.DraftSettings):
-        flat(options)
-    for options in (models.TrainingOptions, models.AllTrainingOptions, models.HeadOptions):
-        flat(options)
+    options: tuple[type, ...] = (models.ModelOptions, models.DraftSettings)
+    options += (models.TrainingOptions, models.AllTrainingOptions, models.HeadOptions)
+    for each in options:
+        flat(each)
     for command in COMMANDS:
         app.command(command)
     app.command(measuring := App(name="bench", help="Measure one thing at length and record it."))
