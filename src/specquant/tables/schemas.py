@@ -192,6 +192,8 @@ LOSSLESSNESS = {"scheme": text(), "method": text(), **_WEIGHTS, **_DECODED, "lar
 HEADS = {"scheme": text(), **_WEIGHTS, **_HEAD, "method": text(), **_DECODED, "accepted_length": positive()}
 HEADS |= {"head_accepted_length": positive(), "ratio": positive()}
 TREES = {**_TARGET, "draft_size": count(), "iterations": count(), "accepted_length": positive(), "parents": text()}
+CONFIDENCES = {**_TARGET, "iterations": count(), "task": text(), "id": text(), "step": count(0)}
+CONFIDENCES |= dict.fromkeys(("confidence", "parents", "accepted"), text())
 PLANS = {**_TARGET, "task": text(), "acceptance": text(), "accepted_length": positive(), **_MEANS}
 PLANS |= {"mean_draft_size": positive(required=False), **_STEP, "tokens_per_s": positive()}
 PLANS |= {"prompts": count(required=False), **_PLAN, "predicted_tokens_per_s": positive(required=False)}
@@ -236,6 +238,7 @@ TABLES = {
         Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS), ("scheme", "weights"), ("method",)),
         Table("heads", pa.DataFrameSchema(HEADS), ("scheme", "weights"), (*_HEAD, "method")),
         Table("trees", pa.DataFrameSchema(TREES), (*_OF_TARGET, "draft_size", "iterations")),
+        Table("confidences", pa.DataFrameSchema(CONFIDENCES), (*_OF_TARGET, "iterations"), ("task", "id", "step")),
         Table("plans", pa.DataFrameSchema(PLANS), _OF_TARGET, ("task", *_PLAN)),
         Table("quality", pa.DataFrameSchema(QUALITY), _OF_TARGET, ("domain",)),
         Table(

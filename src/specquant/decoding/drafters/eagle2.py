@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.budget import Budget
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.method import (
     DraftSettings,
@@ -19,7 +20,7 @@ from specquant.decoding.method import (
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.tree import Frontier, Proposals, Tree, expand, rerank
+from specquant.kernels.tree import Frontier, Proposals, expand, rerank
 from specquant.models import graphs
 from specquant.models.cache import KVCache
 from specquant.models.eagle import DraftHead
@@ -41,7 +42,8 @@ class EagleDrafter(Drafter):
     by position; what the head computed for drafts lies behind its cache's confirmed slots and is overwritten.
 
     vocab_size: of the tokens that it takes and gives (default: its head's configuration's). It never drafts tokens
-    beyond that, and reads those that its head lacks as the head's last one.
+    beyond that, and reads those that its head lacks as the head's last one. budget: chooses iterations and size of each
+    tree, up to these.
 
     On a GPU, with a head that computes in 16 bits, a draft is one CUDA graph for each number of confirmed tokens that
     it begins with, captured when it is first needed, and the host waits for nothing.
@@ -56,6 +58,7 @@ class EagleDrafter(Drafter):
         iterations: int = 6,
         top_k: int = 10,
         vocab_size: int | None = None,
+        budget: Budget | None = None,
     ):
         if min(draft_size, iterations, top_k) < 1:
             raise SpecquantError(
@@ -74,7 +77,7 @@ class EagleDrafter(Drafter):
             known = int((head.vocabulary < vocab_size).sum())
         if top_k > known:
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({known})")
-        self.head = head
+        self.head, self.budget = head, budget
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
         self.feature_layers = head.feature_layers
         self.vocab_size, self.known_tokens = vocab_size, known
@@ -90,6 +93,8 @@ class EagleDrafter(Drafter):
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
+        if self.budget is not None:
+            self.budget.reset()
         self.commit(0, tokens, features)
         self._catch_up()
 
@@ -113,23 +118,33 @@ class EagleDrafter(Drafter):
         iterations = min(self.iterations, limit)
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
-            return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+            return self._only_root()
+        if self.budget is not None:
+            iterations = self.budget.iterations(iterations)
+            if iterations < 1:
+                return self._only_root()
         if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
             self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
         tokens = self.tokens[length + 1 :]
         if self._graphs is None:
-            return DraftTree(*self.draft(on_device(tokens, self.head.device), self.cache, iterations))
+            return self._tree(self.draft(on_device(tokens, self.head.device), self.cache, iterations), iterations)
         key = len(tokens), iterations
         if key not in self._graphs:
             self._graphs[key] = CapturedDraft(self, *key, self._pool)
-        tree = self._graphs[key].run(tokens, length)
+        drafted = self._graphs[key].run(tokens, length)
         self.cache.length = self.known
-        return tree
+        return self._tree(drafted, iterations)
 
-    def draft(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> Tree:
-        """The tree under the last of `tokens`, int64 [n]: the confirmed tokens whose rows the cache lacks, which they
-        are confirmed in. Nothing here depends on where the draft begins, but through the cache's length."""
+    def _only_root(self) -> DraftTree:
+        return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+
+    def draft(
+        self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int
+    ) -> tuple[torch.Tensor, ...]:
+        """What `_tree` needs for the tree under the last of `tokens`, int64 [n]: the confirmed tokens whose rows the
+        cache lacks, which they are confirmed in. Where the draft begins decides about nothing here, but through the
+        cache's length."""
         k = self.top_k
         outputs, positions = self._run_confirmed(tokens, cache)
         outputs, positions = outputs[-1:], positions[-1:].repeat(k)
@@ -142,7 +157,17 @@ class EagleDrafter(Drafter):
             log_p, children = self.head.likeliest(outputs, k, self.known_tokens)
             frontier = expand(proposals, first, frontier, log_p, children)
             first += log_p.numel()
-        return rerank(proposals, self.draft_size)
+        if self.budget is None:
+            return rerank(proposals, self.draft_size)
+        return *proposals, self.budget.confidence(proposals)
+
+    def _tree(self, drafted: tuple[torch.Tensor, ...], iterations: int) -> DraftTree:
+        """The tree of what `draft` gives; where a budget chooses its size, the host waits for that."""
+        if self.budget is not None:
+            *proposals, told = drafted
+            drafted = rerank(Proposals(*proposals), self.budget.size(told, iterations))
+        tokens, parents, depths, ancestors, scores = drafted
+        return DraftTree(tokens, parents, depths, ancestors, scores=scores)
 
     def _run_confirmed(
         self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache
@@ -167,13 +192,13 @@ class CapturedDraft:
         # The length, then the tokens: the device waits for one copy while the host starts a draft.
         self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
         cache, tokens = graphs.CapturedCache(drafter.cache, self.inputs[:1]), self.inputs[1:]
-        self.replay, self.tree = graphs.capture(lambda: drafter.draft(tokens, cache, iterations), pool)
+        self.replay, self.drafted = graphs.capture(lambda: drafter.draft(tokens, cache, iterations), pool)
 
-    def run(self, tokens: list[int], length: int) -> DraftTree:
-        """The tree behind `length` rows in the head's cache."""
+    def run(self, tokens: list[int], length: int) -> tuple[torch.Tensor, ...]:
+        """What is drafted behind `length` rows in the head's cache."""
         self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
         self.replay()
-        return DraftTree(*(part.clone() for part in self.tree))  # the next draft writes to the same place
+        return tuple(part.clone() for part in self.drafted)  # the next draft writes to the same place
 
 
 class Eagle2(Method):

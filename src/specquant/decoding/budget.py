@@ -1,0 +1,191 @@
+"""How large a tree is worth its price: what it gains on this step's confidence against what its passes cost.
+
+A tree's nodes are taken in the order of the head's confidence, so a smaller tree is the beginning of a larger one, and
+the accepted length that it may expect is the sum of the chances of its nodes. A pass costs what was measured, in steps:
+a few more rows are free, then a tile more is not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.kernels.tree import Proposals
+
+SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
+MEMORY = 0.9  # of what earlier steps said about depths, at each further step
+FIRST_PAUSE, LONGEST_PAUSE = 16, 128  # steps without a draft, where none pays, until the next one
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chance that a node is accepted, by what its head makes of the path to it: lines between points.
+
+    Attributes:
+        confidence: Probabilities, ascending, from 0 to 1.
+        chance: At each of them, never falling.
+    """
+
+    confidence: Sequence[float] = (0.0, 1.0)
+    chance: Sequence[float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        points = np.array(self.confidence), np.array(self.chance)
+        fits = len(points[0]) == len(points[1]) >= 2 and all(((p >= 0) & (p <= 1)).all() for p in points)
+        fits = fits and (np.diff(points[0]) > 0).all() and (np.diff(points[1]) >= 0).all()
+        if not fits or points[0][[0, -1]].tolist() != [0, 1]:
+            raise SpecquantError(
+                "chances of acceptance must rise with confidence, both from 0 to 1, with as many of one as of the other"
+            )
+
+    def chances(self, confidence: np.ndarray) -> np.ndarray:
+        """Of the nodes of a tree, the most confident first: that is the root, which is accepted already."""
+        chances = np.interp(confidence, self.confidence, self.chance)
+        chances[0] = 1.0
+        return chances
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What steps cost, and what confidence is worth.
+
+    Attributes:
+        verify_ms: Of a pass, by draft size; 1 is one of them. Only these sizes are chosen.
+        draft_ms: Of a draft, by iterations, from 1 on.
+        other_ms: Of a step's rest.
+        calibration: Of the head that drafts.
+        rate: Tokens per millisecond that time is worth: a node pays if it gains more than its time would elsewhere.
+            None: every step for itself, the most tokens per time of this one.
+    """
+
+    verify_ms: Mapping[int, float]
+    draft_ms: Sequence[float]
+    other_ms: float = 0.0
+    calibration: Calibration = Calibration()
+    rate: float | None = None
+
+    def __post_init__(self):
+        times = np.array([*self.verify_ms.values(), *self.draft_ms, self.other_ms], dtype=float)
+        if 1 not in self.verify_ms or not self.draft_ms or not (np.isfinite(times).all() and (times >= 0).all()):
+            raise SpecquantError(
+                "the price of a draft needs times of a pass over one token and of a draft of one iteration, from 0 on"
+            )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of trees, ascending, without that of the root alone."""
+        return sorted(size for size in self.verify_ms if size > 1)
+
+    def step_ms(self, size: int, iterations: int) -> float:
+        """Of a whole step; without a draft, where there are no iterations."""
+        draft_ms = self.draft_ms[min(iterations, len(self.draft_ms)) - 1] if iterations else 0.0
+        return draft_ms + self.verify_ms[size] + self.other_ms
+
+    def worth(self, expected: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+        """By which choices are compared: the most is best."""
+        return expected / times_ms if self.rate is None else expected - self.rate * times_ms
+
+    def size(self, chances: np.ndarray, iterations: int) -> int:
+        """The best size of a tree that is drafted already.
+
+        Args:
+            chances: That its nodes are accepted, the root's, which is 1, and then in the order of confidence.
+            iterations: That it took.
+        """
+        expected = np.cumsum(chances)
+        sizes = [1, *(size for size in self.sizes if size <= len(chances))]
+        times_ms = np.array([self.step_ms(size, iterations) for size in sizes])
+        return sizes[int(np.argmax(self.worth(expected[np.array(sizes) - 1], times_ms)))]
+
+    def iterations(self, gains: Sequence[float], size: int) -> int:
+        """How many iterations are worth drafting, 0 for none.
+
+        Args:
+            gains: What each depth is expected to gain.
+            size: Of the tree.
+        """
+        expected = 1 + np.concatenate(([0.0], np.cumsum(gains)))
+        times_ms = [self.step_ms(size if count else 1, count) for count in range(len(expected))]
+        return int(np.argmax(self.worth(expected, np.array(times_ms))))
+
+
+class Budget:
+    """Chooses for one drafter, step by step, by `Prices`: iterations from what earlier drafts said, the size from this
+    one, for which the host waits until the draft is there, and reads a few bytes.
+
+    Args:
+        prices: What steps cost.
+        top_k: Of the drafter: it says which level a proposal is of.
+        device: Of its head.
+        from_previous: The size is the previous draft's instead, for which the host need not wait.
+    """
+
+    def __init__(self, prices: Prices, top_k: int, device: torch.device | str, from_previous: bool = False):
+        self.prices, self.top_k, self.from_previous = prices, top_k, from_previous
+        self.largest = max(prices.sizes, default=1)
+        points = prices.calibration
+        self._points = [
+            torch.tensor(each, dtype=torch.float32, device=device) for each in (points.confidence, points.chance)
+        ]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget a text."""
+        self.ratios: list[float] = []  # what each depth gains over that above it, smoothed
+        self.latest_size = self.largest
+        self._pause, self._waits = FIRST_PAUSE, 0
+        self._said: tuple[torch.Tensor, int] | None = None
+
+    def iterations(self, most: int) -> int:
+        """How many the next draft takes; 0: no draft."""
+        if not self.ratios:
+            return most
+        gains = np.cumprod([*self.ratios, *self.ratios[-1:] * most][:most])
+        chosen = self.prices.iterations(gains.tolist(), self.latest_size)
+        if chosen:
+            self._pause, self._waits = FIRST_PAUSE, 0
+            return chosen
+        self._waits += 1
+        if self._waits <= self._pause:
+            return 0
+        self._pause, self._waits = min(2 * self._pause, LONGEST_PAUSE), 0
+        return most
+
+    def confidence(self, proposals: Proposals) -> torch.Tensor:
+        """What the host must know of proposals, on their device: the chances of the likeliest nodes in order, then
+        their depths, [2, n], fp32."""
+        n = len(proposals.scores)
+        scores, nodes = proposals.scores.float().topk(min(self.largest, n))
+        x, y = self._points
+        p = scores.exp()
+        right = torch.searchsorted(x, p, right=True).clamp(1, len(x) - 1)
+        share = (p - x[right - 1]) / (x[right] - x[right - 1])
+        chances = y[right - 1] + share * (y[right] - y[right - 1])
+        chances[:1] = 1  # the root's
+        k = self.top_k
+        depths = torch.where(nodes > k, 2 + (nodes - 1 - k) // (k * k), (nodes > 0).long())
+        return torch.stack((chances, depths.float()))
+
+    def size(self, told: torch.Tensor, iterations: int) -> int:
+        """The size of the tree that was just drafted, of which `confidence` tells."""
+        said, self._said = self._said if self.from_previous else (told, iterations), (told, iterations)
+        if said is None:
+            return self.largest
+        chances, depths = said[0].tolist()
+        self._learn(chances, [int(depth) for depth in depths], said[1])
+        size = self.prices.size(np.array(chances), said[1])
+        if size > told.shape[1]:  # the previous draft had more nodes
+            size = max((each for each in self.prices.sizes if each <= told.shape[1]), default=1)
+        self.latest_size = max(size, min(self.prices.sizes, default=1))
+        return size
+
+    def _learn(self, chances: Sequence[float], depths: Sequence[int], iterations: int) -> None:
+        gains = np.bincount(depths, weights=chances, minlength=iterations + 1)[: iterations + 1]
+        for depth in range(1, iterations + 1):
+            ratio = float(gains[depth] / max(gains[depth - 1], 1e-6)) if depth > 1 else float(gains[1])
+            if depth > len(self.ratios):
+                self.ratios.append(ratio)
+            else:
+                self.ratios[depth - 1] += (1 - MEMORY) * (ratio - self.ratios[depth - 1])
