@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
-from specquant.decoding.budget import FIRST_PAUSE, Budget, Calibration, Prices
+from specquant.decoding.budget import FIRST_PAUSE, Budget, Calibration, Prices, worth
 from specquant.errors import SpecquantError
 from specquant.kernels.tree import Proposals
 from specquant.models import graphs
@@ -31,22 +31,22 @@ def choices(draw):
     verify_ms = {size: draw(times()) for size in (1, *sizes)}
     chances = draw(st.lists(st.floats(0, 1), min_size=1, max_size=64))
     rate = draw(st.none() | times())
-    prices = Prices(verify_ms, draw(st.lists(times(), min_size=1, max_size=6)), draw(times()), rate=rate)
-    return prices, np.array([1.0, *sorted(chances, reverse=True)])
+    prices = Prices(verify_ms, draw(st.lists(times(), min_size=1, max_size=6)), draw(times()))
+    return prices, np.array([1.0, *sorted(chances, reverse=True)]), rate
 
 
 @given(choices(), st.integers(1, 6))
 def test_the_chosen_size_is_worth_the_most(drawn, iterations):
-    prices, chances = drawn
-    chosen = prices.size(chances, iterations)
+    prices, chances, rate = drawn
+    chosen = prices.size(chances, iterations, rate)
 
-    def worth(size):
+    def of(size):
         expected, time_ms = chances[:size].sum(), prices.step_ms(size, iterations)
-        return expected / time_ms if prices.rate is None else expected - prices.rate * time_ms
+        return expected / time_ms if rate is None else expected - rate * time_ms
 
     possible = [size for size in prices.verify_ms if size <= len(chances)]
     assert chosen in possible
-    assert worth(chosen) >= max(map(worth, possible)) - 1e-9
+    assert of(chosen) >= max(map(of, possible)) - 1e-9
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=24, max_size=24), st.integers(1, 6))
@@ -59,12 +59,12 @@ def test_what_costs_nothing_is_taken_and_what_costs_as_much_as_decoding_is_not(c
 
 @given(choices(), st.lists(st.floats(0, 3), max_size=8))
 def test_the_chosen_iterations_are_worth_the_most(drawn, gains):
-    prices, _ = drawn
+    prices, _, rate = drawn
     size = prices.sizes[-1]
     expected = 1 + np.concatenate(([0.0], np.cumsum(gains)))
     times_ms = np.array([prices.step_ms(size if n else 1, n) for n in range(len(expected))])
-    worth = prices.worth(expected, times_ms)
-    assert worth[prices.iterations(gains, size)] == worth.max()
+    values = worth(expected, times_ms, rate)
+    assert values[prices.iterations(gains, size, rate)] == values.max()
 
 
 def test_the_device_says_the_chances_and_depths_of_the_likeliest_nodes():

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from specquant.cli import main
 from specquant.decoding import EagleDrafter, Speculator
-from specquant.decoding.drafters import METHODS, PAPER_METHODS
-from specquant.decoding.method import DraftSettings, Plan
+from specquant.decoding.drafters import METHODS, PAPER_METHODS, get_method
+from specquant.decoding.method import ADAPTIVE, DraftSettings, Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import project_root
@@ -80,9 +80,12 @@ def test_plans_say_what_they_are():
 
 def test_methods_that_were_given_their_companions(small_models):
     target, intermediate = small_models / "target", small_models / "intermediate"
-    assert tiny_models(small_models).given_methods() == list(PAPER_METHODS)
-    assert Models(target, intermediate=intermediate).given_methods() == ["autoregressive", "vanilla"]
-    assert Models(target, eagle_target=small_models / "eagle-target").given_methods() == ["autoregressive", "eagle2"]
+    free = ["prompt-lookup", "suffix"]
+    every = [*PAPER_METHODS, "eagle3", "hierarchical-eagle3", *free]
+    assert tiny_models(small_models).given_methods() == every
+    assert Models(target, intermediate=intermediate).given_methods() == ["autoregressive", "vanilla", *free]
+    with_head = Models(target, eagle_target=small_models / "eagle-target")
+    assert with_head.given_methods() == ["autoregressive", "eagle2", *free]
 
 
 @pytest.mark.parametrize("options", [{"head_scheme": "w8a8"}, {"head_vocabulary": 64}])
@@ -279,6 +282,33 @@ def test_a_head_drafts_for_a_rotated_target_as_for_the_target_itself(tmp_path):
         assert tokens == expected
         means.append(sum(lengths) / len(lengths))
     assert means[1] > 0.7 * means[0] > 1.1
+
+
+@pytest.mark.parametrize("method", ["eagle2", "eagle3", "suffix-eagle2", "hierarchical", "hierarchical-eagle3"])
+def test_adaptive_trees_change_no_token(small_models, method):
+    """Whatever passes cost here; and prices are measured once."""
+    models = tiny_models(small_models, dtype=torch.float64)
+    prompt = load_tokenizer(small_models / "target")("7 plus 5 makes")["input_ids"]
+    settings = DraftSettings(draft_size="adaptive", inner_draft_size="adaptive", iterations=3, top_k=4)
+    assert get_method(method).plan(settings).draft_size == ADAPTIVE
+    assert str(get_method(method).plan(settings)).startswith(f"{method} (adaptive trees, 3 iterations")
+    expected, _ = decode_with_lengths(models.speculator("autoregressive"), prompt, 24)
+    assert decode_with_lengths(models.speculator(method, settings), prompt, 24)[0] == expected
+    ((key, prices),) = models._prices.items()
+    assert sorted(prices.verify_ms) == [1, 8, 16, 24, 32]
+    assert len(prices.draft_ms) == key[1] == 3
+    assert all(time_ms > 0 for time_ms in (*prices.verify_ms.values(), *prices.draft_ms))
+    models.speculator(method, settings)
+    assert models._prices == {key: prices}
+
+
+def test_a_draft_size_of_a_wrong_word(small_models, capsys):
+    words = ["generate", "--model", str(small_models / "target"), "--prompt", "7", "--method", "eagle2"]
+    for given, says in (("adaptve", "give a whole number, or adaptive"), ("2.5", "give a whole number, or adaptive")):
+        assert main([*words, "--draft-size", given]) == 2
+        assert capsys.readouterr().err == f"specquant: --draft-size is '{given}': {says}\n"
+    assert main([*words, "--draft-size", "-1"]) == 2
+    assert capsys.readouterr().err == "specquant: the draft size is -1; it must be at least 1\n"
 
 
 def test_row_invariance_is_the_targets_and_an_option_of_all_who_decode(small_models):

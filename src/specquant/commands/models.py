@@ -8,7 +8,7 @@ from typing import Any
 
 from specquant.commands.options import tell
 from specquant.errors import SpecquantError
-from specquant.models.options import DraftSettings, ModelOptions
+from specquant.models.options import ADAPTIVE, DraftSettings, ModelOptions
 from specquant.training.options import AllTrainingOptions, HeadOptions, TrainingOptions
 
 PAPER_SETTINGS = DraftSettings()
@@ -81,6 +81,10 @@ def generate(
         get_method(method)  # refuses what is none
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
+    if ADAPTIVE in (settings.tree[0], settings.inner_tree[0], getattr(plan, "draft_size", 0)):
+        from specquant.planning.confidences import recorded_calibration
+
+        loaded.calibration = recorded_calibration()
     speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
     if speculator.drafter and loaded.rounds_by_draft:
         tell(

@@ -60,7 +60,10 @@ def read_values(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
         if kinds == [Path]:
             argument.tokens = [token.evolve(value=str(Path(token.value).absolute())) for token in argument.tokens]
         elif int in kinds and any(_whole(token.value) is None for token in argument.tokens):
-            raise SpecquantError(f"{argument.name} is {quoted(argument.tokens[-1].value)}: give a whole number")
+            words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+            if argument.tokens[-1].value not in words:
+                belongs = ", or ".join(["a whole number", *words])
+                raise SpecquantError(f"{argument.name} is {quoted(argument.tokens[-1].value)}: give {belongs}")
         elif kinds and get_origin(kinds[0]) is tuple and argument.tokens and argument.tokens[-1].keyword:
             _part(argument, get_args(kinds[0])[0])
 

@@ -16,6 +16,7 @@ from specquant.kernels.tree import Proposals
 
 SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
 MEMORY = 0.9  # of what earlier steps said about depths, at each further step
+FEWEST_STEPS = 8  # of which a rate is taken
 FIRST_PAUSE, LONGEST_PAUSE = 16, 128  # steps without a draft, where none pays, until the next one
 
 
@@ -56,15 +57,12 @@ class Prices:
         draft_ms: Of a draft, by iterations, from 1 on.
         other_ms: Of a step's rest.
         calibration: Of the head that drafts.
-        rate: Tokens per millisecond that time is worth: a node pays if it gains more than its time would elsewhere.
-            None: every step for itself, the most tokens per time of this one.
     """
 
     verify_ms: Mapping[int, float]
     draft_ms: Sequence[float]
     other_ms: float = 0.0
     calibration: Calibration = Calibration()
-    rate: float | None = None
 
     def __post_init__(self):
         times = np.array([*self.verify_ms.values(), *self.draft_ms, self.other_ms], dtype=float)
@@ -83,32 +81,40 @@ class Prices:
         draft_ms = self.draft_ms[min(iterations, len(self.draft_ms)) - 1] if iterations else 0.0
         return draft_ms + self.verify_ms[size] + self.other_ms
 
-    def worth(self, expected: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
-        """By which choices are compared: the most is best."""
-        return expected / times_ms if self.rate is None else expected - self.rate * times_ms
-
-    def size(self, chances: np.ndarray, iterations: int) -> int:
+    def size(self, chances: np.ndarray, iterations: int, rate: float | None = None) -> int:
         """The best size of a tree that is drafted already.
 
         Args:
             chances: That its nodes are accepted, the root's, which is 1, and then in the order of confidence.
             iterations: That it took.
+            rate: Of `worth`.
         """
         expected = np.cumsum(chances)
         sizes = [1, *(size for size in self.sizes if size <= len(chances))]
         times_ms = np.array([self.step_ms(size, iterations) for size in sizes])
-        return sizes[int(np.argmax(self.worth(expected[np.array(sizes) - 1], times_ms)))]
+        return sizes[int(np.argmax(worth(expected[np.array(sizes) - 1], times_ms, rate)))]
 
-    def iterations(self, gains: Sequence[float], size: int) -> int:
+    def iterations(self, gains: Sequence[float], size: int, rate: float | None = None) -> int:
         """How many iterations are worth drafting, 0 for none.
 
         Args:
             gains: What each depth is expected to gain.
             size: Of the tree.
+            rate: Of `worth`.
         """
         expected = 1 + np.concatenate(([0.0], np.cumsum(gains)))
         times_ms = [self.step_ms(size if count else 1, count) for count in range(len(expected))]
-        return int(np.argmax(self.worth(expected, np.array(times_ms))))
+        return int(np.argmax(worth(expected, np.array(times_ms), rate)))
+
+
+def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.ndarray:
+    """By which choices are compared: the most is best.
+
+    rate: Tokens per millisecond that time is worth, as all steps together reach it: a node pays if it gains more than
+    its time would in other steps (Dinkelbach, 1967, for ratios of sums). None: each step for itself, the most tokens
+    per time.
+    """
+    return expected / times_ms if rate is None else expected - rate * times_ms
 
 
 class Budget:
@@ -126,13 +132,24 @@ class Budget:
         self.prices, self.top_k, self.from_previous = prices, top_k, from_previous
         self.largest = max(prices.sizes, default=1)
         points = prices.calibration
+        self._sums = [0.0, 0.0]  # of expected tokens and milliseconds, of all steps with drafts so far
+        self._steps = 0
         self._points = [
             torch.tensor(each, dtype=torch.float32, device=device) for each in (points.confidence, points.chance)
         ]
         self.reset()
 
+    @property
+    def rate(self) -> float | None:
+        """Tokens per millisecond so far, by chances and prices; None at first."""
+        return self._sums[0] / self._sums[1] if self._steps >= FEWEST_STEPS else None
+
+    def _count(self, expected: float, time_ms: float) -> None:
+        self._sums = [self._sums[0] + expected, self._sums[1] + time_ms]
+        self._steps += 1
+
     def reset(self) -> None:
-        """Forget a text."""
+        """Forget a text; what time is worth stays."""
         self.ratios: list[float] = []  # what each depth gains over that above it, smoothed
         self.latest_size = self.largest
         self._pause, self._waits = FIRST_PAUSE, 0
@@ -143,12 +160,13 @@ class Budget:
         if not self.ratios:
             return most
         gains = np.cumprod([*self.ratios, *self.ratios[-1:] * most][:most])
-        chosen = self.prices.iterations(gains.tolist(), self.latest_size)
+        chosen = self.prices.iterations(gains.tolist(), self.latest_size, self.rate)
         if chosen:
             self._pause, self._waits = FIRST_PAUSE, 0
             return chosen
         self._waits += 1
         if self._waits <= self._pause:
+            self._count(1.0, self.prices.step_ms(1, 0))
             return 0
         self._pause, self._waits = min(2 * self._pause, LONGEST_PAUSE), 0
         return most
@@ -175,9 +193,10 @@ class Budget:
             return self.largest
         chances, depths = said[0].tolist()
         self._learn(chances, [int(depth) for depth in depths], said[1])
-        size = self.prices.size(np.array(chances), said[1])
+        size = self.prices.size(np.array(chances), said[1], self.rate)
         if size > told.shape[1]:  # the previous draft had more nodes
             size = max((each for each in self.prices.sizes if each <= told.shape[1]), default=1)
+        self._count(sum(chances[:size]), self.prices.step_ms(size, iterations))
         self.latest_size = max(size, min(self.prices.sizes, default=1))
         return size
 

@@ -1,4 +1,4 @@
-"""What an EAGLE head believes of its trees, node by node, and what its model accepts: adaptive draft sizes rest on it."""
+"""What an EAGLE head believes of its trees, node by node, and what of them its model accepts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,12 +8,12 @@ import pandas as pd
 
 from specquant.decoding import generate
 from specquant.decoding.models import Models, tiny_models
-from specquant.decoding.step import Step
 from specquant.files import resolve
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.throughput import Decoding
 from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
+from specquant.planning.confidences import in_order_of_confidence
 from specquant.progress import tqdm
 from specquant.tables.schemas import TABLES
 
@@ -46,21 +46,6 @@ class Parameters(Decoding):
             {"model": f"{self.name} {which}", "scheme": "fp16", "weights": "trained", "iterations": LARGEST[1]}
             for which in ("target", "intermediate")
         ]
-
-
-def in_order_of_confidence(step: Step) -> dict[str, str]:
-    """A step's tree with its nodes in the order in which a smaller tree would take them, the root first: confidence,
-    the probability that the head gives the path to each, parents and accepted nodes, as text."""
-    tree = step.tree
-    assert tree.scores is not None  # an EAGLE head's
-    order = tree.scores.sort(descending=True, stable=True).indices.tolist()
-    place = {row: rank for rank, row in enumerate(order)} | {-1: -1}
-    parents = tree.parents.tolist()
-    return {
-        "confidence": " ".join(f"{p:.4g}" for p in tree.scores.exp()[order].tolist()),
-        "parents": " ".join(str(place[parents[row]]) for row in order),
-        "accepted": " ".join(str(place[row]) for row in (0, *step.path)),
-    }
 
 
 def traced(models: Models, parameters: Parameters, unit: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,7 @@
 """What confidence is worth (confidences.csv): the chance of acceptance by it, and what trees of any size would gain."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,62 +10,52 @@ import torch
 from scipy.optimize import isotonic_regression
 
 from specquant.decoding.budget import SIZES, Budget, Calibration, Prices
+from specquant.decoding.method import Costs
+from specquant.decoding.replay import Trace
+from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
 from specquant.planning.costs import LevelCosts
+from specquant.tables.results import read_results
 
 RECORDED = "data/recorded/cpu/confidences.csv"
-POINTS = 24  # of a calibration
+# Between which confidences count as one: of the many nodes of little confidence fewer than of the others.
+EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOP_K = 10
 MOST_ITERATIONS = 6
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """One step's tree, its nodes in the order of confidence, the root first.
-
-    Attributes:
-        confidence: Of the path to each.
-        parents: Each lower than its own place; the root's is -1.
-        accepted: Places of the nodes that were accepted, the root's among them.
-    """
-
-    confidence: np.ndarray
-    parents: tuple[int, ...]
-    accepted: tuple[int, ...]
-
-    @cached_property
-    def depths(self) -> np.ndarray:
-        depths = [0]
-        for parent in self.parents[1:]:
-            depths.append(depths[parent] + 1)
-        return np.array(depths)
-
-    @cache  # noqa: B019  (traces live as long as what is planned with them)
-    def within(self, iterations: int) -> "Trace":
-        """What fewer iterations would have drafted of it."""
-        kept = np.flatnonzero(self.depths <= iterations)
-        place = {-1: -1} | {int(row): new for new, row in enumerate(kept)}
-        return Trace(
-            self.confidence[kept],
-            tuple(place[self.parents[row]] for row in kept),
-            tuple(place[row] for row in self.accepted if row in place),
-        )
-
-    def accepted_length(self, size: int) -> int:
-        """Of its first nodes, with the token that the model adds."""
-        return sum(row < size for row in self.accepted)
+def in_order_of_confidence(step: Step) -> dict[str, str]:
+    """A step's tree with its nodes in the order in which a smaller tree would take them, the root first: confidence,
+    the probability that the head gives the path to each, parents and accepted nodes, as text."""
+    tree = step.tree
+    assert tree.scores is not None  # an EAGLE head's
+    order = tree.scores.sort(descending=True, stable=True).indices.tolist()
+    place = {row: rank for rank, row in enumerate(order)} | {-1: -1}
+    parents = tree.parents.tolist()
+    return {
+        "confidence": " ".join(f"{p:.4g}" for p in tree.scores.exp()[order].tolist()),
+        "parents": " ".join(str(place[parents[row]]) for row in order),
+        "accepted_nodes": " ".join(str(place[row]) for row in (0, *step.path)),
+    }
 
 
 def read_traces(table: pd.DataFrame, which: str = "target") -> list[list[Trace]]:
     """The traces of one model's texts. Raises SpecquantError where a row holds no tree."""
     rows = table[table.model.str.endswith(which)]
-    return [[_trace(row) for row in text.itertuples()] for _, text in rows.groupby("id", sort=False)]
+    return [traces_of(text) for _, text in rows.groupby("id", sort=False)]
+
+
+def traces_of(rows: pd.DataFrame) -> list[Trace]:
+    """Those of rows with `in_order_of_confidence`. Raises SpecquantError where one holds no tree."""
+    return [_trace(row) for row in rows.reset_index().itertuples()]
 
 
 def _trace(row) -> Trace:
     try:
         confidence = np.array([float(word) for word in str(row.confidence).split()])
-        parents, accepted = (tuple(int(word) for word in str(text).split()) for text in (row.parents, row.accepted))
+        parents, accepted = (
+            tuple(int(word) for word in str(text).split()) for text in (row.parents, row.accepted_nodes)
+        )
     except ValueError:
         confidence, parents, accepted = np.array([]), (), ()
     in_order = all(-1 < parent < place for place, parent in enumerate(parents) if place)
@@ -74,7 +63,7 @@ def _trace(row) -> Trace:
         max(accepted) >= len(parents) or not ((confidence >= 0) & (confidence <= 1)).all()
     ):
         raise SpecquantError(
-            f"step {row.step} of {row.id} in confidences.csv is no tree in the order of confidence: record it again"
+            f"line {row.index + 2} of recorded trees holds none in the order of confidence: record it again"
         )
     return Trace(confidence, parents, accepted)
 
@@ -89,8 +78,8 @@ def fit_calibration(texts: Iterable[Sequence[Trace]]) -> Calibration:
     if not len(confidence):
         raise SpecquantError("chances of acceptance cannot be fitted: there are no trees that have drafts")
     accepted = np.concatenate([np.isin(np.arange(1, len(t.parents)), t.accepted) for t in traces]).astype(float)
-    order = np.argsort(confidence, kind="stable")
-    parts = [part for part in np.array_split(order, POINTS) if len(part)]
+    group = np.digitize(confidence, EDGES)
+    parts = [np.flatnonzero(group == each) for each in np.unique(group)]
     x = np.array([confidence[part].mean() for part in parts])
     weights = np.array([len(part) for part in parts], dtype=float)
     y = isotonic_regression([accepted[part].mean() for part in parts], weights=weights).x
@@ -100,7 +89,7 @@ def fit_calibration(texts: Iterable[Sequence[Trace]]) -> Calibration:
     return Calibration(*map(tuple, zip(*points, strict=True)))
 
 
-def prices_of(costs: LevelCosts, calibration: Calibration, most_iterations: int = MOST_ITERATIONS) -> Prices:
+def prices_of(costs: Costs, calibration: Calibration, most_iterations: int = MOST_ITERATIONS) -> Prices:
     """What one model's steps cost, for the sizes of `SIZES` that were measured.
 
     Raises SpecquantError where no draft was measured.
@@ -139,8 +128,9 @@ def simulate(texts: Iterable[Sequence[Trace]], prices: Prices, tree: tuple[int, 
         tree: Nodes and iterations of static trees; None where a `Budget` chooses.
     """
     tokens, steps, sizes, counts, drafts, passes = 0, 0, 0, 0, 0.0, 0.0
+    budget = Budget(prices, TOP_K, "cpu")
     for text in texts:
-        budget = Budget(prices, TOP_K, "cpu")
+        budget.reset()
         for trace in text:
             most = min(MOST_ITERATIONS, len(prices.draft_ms))
             iterations = tree[1] if tree else budget.iterations(most)
@@ -160,21 +150,6 @@ def simulate(texts: Iterable[Sequence[Trace]], prices: Prices, tree: tuple[int, 
     return Simulated(tokens / time_ms, *(total / steps for total in (tokens, sizes, counts, drafts, passes)))
 
 
-def with_rate(texts: Sequence[Sequence[Trace]], prices: Prices, rounds: int = 3) -> Prices:
-    """The same prices with what time is worth: the tokens per time that decoding by them reaches.
-
-    A step's own tokens per time are no measure: where little can be won a node more looks cheap, though the next step
-    would use its time better (Dinkelbach, 1967, for ratios of sums)."""
-    best, reached = prices, simulate(texts, prices).tokens_per_ms
-    for _ in range(rounds):
-        tried = replace(prices, rate=reached)
-        now = simulate(texts, tried).tokens_per_ms
-        if now <= reached:
-            break
-        best, reached = tried, now
-    return best
-
-
 def best_static(texts: Sequence[Sequence[Trace]], prices: Prices) -> tuple[tuple[int, int], Simulated]:
     """The fastest trees of one size, or none at all (1, 0), and what they reach."""
     every = [(size, count) for size in prices.sizes for count in range(1, len(prices.draft_ms) + 1)]
@@ -190,9 +165,8 @@ def predicted_gains(texts: Sequence[Sequence[Trace]], costs: Mapping[str, LevelC
     rows = {}
     for name, of_model in costs.items():
         prices = prices_of(of_model, calibration)
-        chosen = with_rate(texts[::2], prices)
         tree, static = best_static(texts[1::2], prices)
-        adaptive = simulate(texts[1::2], chosen)
+        adaptive = simulate(texts[1::2], prices)
         plain = simulate(texts[1::2], prices, (1, 0)).tokens_per_ms
         rows[name] = {
             "nodes": tree[0],
@@ -204,3 +178,12 @@ def predicted_gains(texts: Sequence[Sequence[Trace]], costs: Mapping[str, LevelC
             "mean_iterations": adaptive.iterations,
         }
     return pd.DataFrame(rows).T
+
+
+def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
+    """That of the tiny target's head, which stands in for others; where the project's data is not there, confidence is
+    taken for the chance."""
+    try:
+        return fit_calibration(read_traces(read_results(path, table="confidences")))
+    except SpecquantError:
+        return Calibration()

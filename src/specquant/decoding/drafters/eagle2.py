@@ -8,6 +8,7 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.budget import Budget
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.method import (
+    ADAPTIVE,
     DraftSettings,
     Method,
     ModelCosts,
@@ -86,6 +87,7 @@ class EagleDrafter(Drafter):
         self.features = torch.empty(self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device)
         self.tokens: list[int] = []
         self.known = 0  # positions whose true feature is known
+        self.latest_iterations = 0  # of the latest tree
         self._graphs: dict[tuple[int, int], CapturedDraft] | None = None
         if graphs.capturable(head):
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
@@ -123,6 +125,7 @@ class EagleDrafter(Drafter):
             iterations = self.budget.iterations(iterations)
             if iterations < 1:
                 return self._only_root()
+        self.latest_iterations = iterations
         if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
             self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
@@ -213,7 +216,7 @@ class Eagle2(Method):
     probes = tuple(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, settings.draft_size, settings.iterations)
+        return Plan(self.name, *settings.tree)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
@@ -221,12 +224,16 @@ class Eagle2(Method):
         return trees("target")
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
-        return [Plan(self.name, *tree) for tree in known_trees(statistics.trees, costs.target)]
+        trees = known_trees(statistics.trees, costs.target)
+        adaptive = [(ADAPTIVE, max(depth for _, depth in trees))] if trees and statistics.knows_confidence else []
+        return [Plan(self.name, *tree) for tree in (*trees, *adaptive)]
 
     def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
         return statistics.tree_length(plan)
 
     def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
+        if plan.draft_size == ADAPTIVE:
+            return statistics.adaptive(plan, costs.target)
         accepted_length, target = self.accepted_length(plan, statistics), costs.target
         times_ms = target.draft(plan.iterations), target.verify(plan.draft_size)
         return Prediction(accepted_length, plan.draft_size, 0.0, *times_ms)

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.budget import Budget
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.replay import ShapedTree
+from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.replay import ShapedTree, Trace, TracedTree
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 
@@ -38,6 +41,51 @@ class ReplayedTrees(Drafter):
             return DraftTree.sequence(tree.tokens[:1])
         self.turn += 1
         return replace(shape, tokens=tree.tokens)
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        self.drafter.commit(length, tokens, features)
+
+
+class TracedBudget(Budget):
+    """Chooses by a recorded tree, once it has read what it would have chosen by."""
+
+    trace: Trace
+
+    def size(self, told: torch.Tensor, iterations: int) -> int:
+        n = len(told.tolist()[0])  # the host waits for the draft, as ever
+        recorded = self.trace.within(iterations)
+        chances = self.prices.calibration.chances(recorded.confidence)
+        return min(super().size(torch.tensor(np.stack((chances, recorded.depths))), iterations), n)
+
+
+class TracedTrees(Drafter):
+    """A drafter whose trees are recorded ones, in turn. It drafts as ever, tokens included, and with as many nodes and
+    iterations as its budget, a `TracedBudget`, chooses for the recorded tree; without one, as many as it has."""
+
+    def __init__(self, drafter: EagleDrafter, traces: Sequence[Trace]):
+        self.drafter, self.traces = drafter, traces
+        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
+        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
+        self.feature_layers = drafter.feature_layers
+        self.shapes: dict[tuple[int, int, int], TracedTree] = {}
+        self.turn = 0
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        self.turn = 0
+        self.drafter.start(tokens, features, rule)
+
+    def propose(self, limit: int) -> DraftTree:
+        turn = self.turn % len(self.traces)
+        if isinstance(self.drafter.budget, TracedBudget):
+            self.drafter.budget.trace = self.traces[turn]
+        tree = self.drafter.propose(limit)
+        if len(tree) == 1:
+            return tree
+        self.turn += 1
+        key = turn, self.drafter.latest_iterations, len(tree)
+        if key not in self.shapes:
+            self.shapes[key] = self.traces[turn].within(key[1]).shape(len(tree), tree.tokens.device)
+        return replace(self.shapes[key], tokens=tree.tokens)
 
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         self.drafter.commit(length, tokens, features)
