@@ -56,7 +56,7 @@ def test_other_methods_are_predicted_as_they_were_measured(small_models, tokeniz
     monkeypatch.setattr(calibration, "PROBES", probes)
     steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
     planner, statistics = calibrated(steps)
-    assert set(planner.plans(statistics)) == set(probes)
+    assert set(probes) <= set(planner.plans(statistics))
     for plan in probes[1:]:
         outer = steps[(steps.method == plan.method) & (steps.level == "target")]
         told = planner.predict(plan, statistics)

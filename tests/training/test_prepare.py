@@ -13,6 +13,7 @@ from specquant.decoding import generate
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import project_root
+from specquant.models.companions import COMPANIONS
 from specquant.models.eagle3 import load_eagle3_config
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.study.batch import parameter_types
@@ -92,8 +93,9 @@ def test_eagle3_heads_are_made_as_others_are(three_layers, tmp_path):
     eagle3 = HeadOptions("eagle3", draft_vocabulary=100)
     profile = yaml.safe_load(prepare(shop, 3, out, MINUTES, lambda said: None, eagle3).read_text())
     assert {path: path.read_bytes() for path in before} == before
-    names = ("eagle_target", "intermediate", "eagle_intermediate", "eagle3_target", "eagle3_intermediate")
-    models = Models(profile["target"], **{name: profile[name] for name in names}, dtype=torch.float64)
+    assert read_profile_of(profile) == profile
+    companions = {which: out / which.replace("_", "-") for which in COMPANIONS}
+    models = Models(profile["target"], **companions, dtype=torch.float64)
     tokenizer = load_tokenizer(three_layers)
     texts = [
         generate(models.speculator(method), tokenizer, "1 plus 2", 16).token_ids

@@ -29,7 +29,6 @@ from specquant.tables.results import read_provenance, read_results, write_result
 # What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
 PROBES = tuple(plan for method in METHODS.values() for plan in method.probes)
 TRACED = 60  # nodes of the trees whose confidence is kept: the largest probe's, of which smaller trees are parts
-WORTH_DRAFTING = 1.03  # times as fast as decoding one by one, as predicted: a calibration is no more exact
 NUMBERS = (*PLAN_FIELDS[1:], "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
 COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "method", "level", *NUMBERS)
 LEVELS = ("target", "intermediate")
@@ -248,8 +247,8 @@ def choose_plan(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> tuple[Plan, dict[str, float]]:
-    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called. Decoding
-    one by one is the plan where nothing else is worth it (`WORTH_DRAFTING`).
+    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called: decoding
+    one by one where no draft pays.
 
     By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
     the context, behind shipped ones, too.
@@ -262,6 +261,4 @@ def choose_plan(
     table = plans_of(models, steps)
     best = table.drop_duplicates("method")
     plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
-    plain = best[best.method == "autoregressive"].tokens_per_s.iloc[0]
-    chosen = plans[0] if best.tokens_per_s.iloc[0] >= WORTH_DRAFTING * plain else Plan("autoregressive")
-    return chosen, {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
+    return plans[0], {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
