@@ -186,6 +186,11 @@ def test_what_is_there_is_not_measured_again(settings, tmp_path):
         measure(settings("fp16", error_rate=0.2, **options), tmp_path)
 
 
+def test_one_setting_of_row_invariance_can_be_asked_for(settings, tmp_path):
+    rows = measure(settings("fp16", methods=("eagle2",), tokens=12, row_invariance=("yes",)), tmp_path)
+    assert set(rows.row_invariant) == {"yes"}
+
+
 def test_a_row_that_is_there_twice_is_refused(settings, tmp_path):
     path = record(planted.MEASURE, settings("fp16", methods=("sequence",), tokens=12), tmp_path / "out")
     lines = path.read_text().splitlines()
@@ -213,7 +218,8 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
     text = tmp_path / "text.txt"
     text.write_text("1 plus 1 makes 2, and 2 plus 2 makes 4. " * 200)
     for codes in ("trained", "uniform"):
-        measure(settings("w4a16-g128", codes=codes, calibration_text=text, **options), tmp_path / codes)
+        rows = measure(settings("w4a16-g128", codes=codes, calibration_text=text, **options), tmp_path)
+    assert set(rows.codes) == {"trained", "uniform"}  # one table holds both
     copy = next((tmp_path / "targets").iterdir())
     wanted = code_shares(load_model(copy))
     trained, _, uniform, _ = [float((shares - wanted).abs().sum()) for shares in drawn]
@@ -236,6 +242,7 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
             {"model": "nothing", "weights": "synthetic"},
             "nothing is neither a model directory nor one of llama-3-8b, llama-3-70b",
         ),
+        ({"row_invariance": ("maybe",)}, "row_invariance is"),
         ({"codes": "odd"}, "codes is 'odd': give uniform or trained"),
         ({"codes": "trained"}, "fp16 has no integer codes"),
         ({"head_scheme": "nonsense"}, "unknown scheme 'nonsense'"),

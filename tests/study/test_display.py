@@ -5,9 +5,10 @@ import nbformat
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from specquant.files import project_root
-from specquant.study.display import MISSING, caption_under, picture, readable, told
+from specquant.study.display import MISSING, NO_KERNEL, caption_under, picture, readable, told
 from specquant.study.page import page
 from specquant.tables.intervals import sample
 from specquant.tables.style import COLUMN_WIDTH_IN, caption, label_ends, model_label, new_figure
@@ -109,6 +110,8 @@ from specquant.study.display import moved_by
 from specquant.tables.style import new_figure
 
 def draw(size):
+    if size == 8:
+        raise ValueError("there is no 8")
     figure, (axis,) = new_figure()
     axis.plot([0, size])
     return figure, f"Up to {size}."
@@ -120,14 +123,19 @@ moved_by(draw, size=size)
 
 def test_a_slider_moves_the_figure_and_its_caption_in_their_place(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(project_root() / "src"))
-    cells = [nbformat.v4.new_code_cell(source) for source in (MOVED, "size.value = 7")]
+    cells = [nbformat.v4.new_code_cell(source) for source in (MOVED, "size.value = 7", "size.value = 8")]
     notebook = nbformat.v4.new_notebook(cells=cells)
     client = NotebookClient(notebook, kernel_name="python3")
     with client.setup_kernel():
         client.execute_cell(notebook.cells[0], 0)
         before = [dict(output.data) for output in notebook.cells[0].outputs if output.output_type == "display_data"]
         client.execute_cell(notebook.cells[1], 1)
-    after = [output.data for output in notebook.cells[0].outputs if output.output_type == "display_data"]
+        after = [dict(output.data) for output in notebook.cells[0].outputs if output.output_type == "display_data"]
+        with pytest.raises(CellExecutionError):
+            client.execute_cell(notebook.cells[2], 2)
+    told = notebook.cells[0].outputs[-1].data["text/plain"]
+    assert told == "This could not be drawn. ValueError: there is no 8"
+    assert before[0]["text/plain"] == NO_KERNEL
     assert len(before) == len(after) == 3  # the controls, one figure, one caption
     assert before[1]["image/png"] != after[1]["image/png"]
     assert [each[2]["text/plain"] for each in (before, after)] == ["Up to 3.", "Up to 7."]

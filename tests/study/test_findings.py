@@ -2,9 +2,14 @@
 
 import json
 
+import nbformat
+import pandas as pd
 import pytest
 
+from specquant import study
+from specquant.files import project_root
 from specquant.study import check_findings
+from specquant.tables import results
 
 FINDINGS = {"drafts are long": True, "trees are small": False}
 
@@ -31,3 +36,24 @@ def test_a_damaged_file_of_findings_is_written_anew(tmp_path, monkeypatch):
     check_findings({"a": True}, True)
     check_findings({"b": False}, False)
     assert json.loads(file.read_text()) == {"a": True, "b": False}
+
+
+@pytest.mark.parametrize("name", ["02_verify_time", "05_kernels", "06_planner", "08_timing"])
+def test_no_finding_depends_on_the_order_of_recorded_blocks(name, tmp_path, monkeypatch):
+    """What these notebooks assert holds of tables whose rows, and so blocks and processes, come in another order."""
+    read, order = results.read_results, iter(range(100))
+
+    def read_shuffled(path, *arguments, **options):
+        table = read(path, *arguments, **options)
+        return table.sample(frac=1, random_state=next(order)) if isinstance(table, pd.DataFrame) else table
+
+    monkeypatch.setattr(study, "read_results", read_shuffled)  # what notebooks import
+    monkeypatch.setattr(results, "read_results", read_shuffled)
+    cells = [cell for cell in nbformat.read(project_root() / f"notebooks/{name}.ipynb", 4).cells]
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    names = {}
+    for source in code:
+        exec(source, names)
+        folders = {"results_dir": str(tmp_path), "figures_dir": str(tmp_path / "figures")}
+        names |= {folder: path for folder, path in folders.items() if folder in names}
+    assert next(order) > 0  # tables were read

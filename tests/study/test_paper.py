@@ -18,7 +18,7 @@ from specquant.files import project_root
 from specquant.study import write_results
 from specquant.study.latex import RECORDED_TABLES
 from specquant.study.paper import RECORDED_FIGURES, build_figures
-from specquant.tables.style import COLUMN_WIDTH_IN, MAIN_SCHEMES, PAGE_WIDTH_IN, SCHEMES, caption
+from specquant.tables.style import COLUMN_WIDTH_IN, MAIN_SCHEMES, PAGE_WIDTH_IN, SCHEMES, caption, ink, model_label
 from tests.study.test_figures import tables
 
 RECORDED = tables()
@@ -104,6 +104,25 @@ def test_a_figure_fits_one_column_or_two_and_its_caption_says_what_it_rests_on(p
     assert all(f"{fact}: " in text for fact in ("Weights", "Device")), text
     assert "n: " in text or "Caveat: recorded by an older protocol" in text  # which did not say
     assert "Model: " in text or "Llama-3-70B" in text
+
+
+@pytest.mark.parametrize(
+    "figure", [figure for figure in RECORDED_FIGURES if figure.model], ids=lambda figure: figure.name
+)
+def test_a_caption_names_the_one_model_that_is_drawn(figure):
+    told = [path.read_text() for path in (project_root() / "figures").glob(f"h*/{figure.name}*.txt")]
+    assert told
+    assert all(f"Model: {model_label(figure.model)}. Weights" in text for text in told)
+
+
+def test_words_in_the_colour_of_a_line_can_be_read_on_white():
+    assert ink("#000000") == "#000000"
+    for look in (*SCHEMES.values(), *MARKS.values()):
+        shares = [
+            channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+            for channel in to_rgb(ink(look.color))
+        ]
+        assert 1.05 / (np.dot([0.2126, 0.7152, 0.0722], shares) + 0.05) >= 4.5, look.label
 
 
 def test_a_panel_has_four_schemes_and_the_supplement_the_others_beside_fp16():

@@ -1,6 +1,7 @@
 """Every notebook, as it is committed: its first screen, its tables, its links, and nothing that looks like an error."""
 
 import re
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -51,6 +52,33 @@ def test_the_first_screen_has_question_answer_and_figure(notebook):
     assert pictures
     caption = shown[pictures[0] + 1].data["text/plain"]
     assert all(f"{fact}: " in caption for fact in ("Model", "Weights", "Device", "n")), caption
+
+
+def test_the_line_that_stands_for_a_folded_cell_fits_the_page(notebook):
+    """JupyterLab does not wrap it, and shows 108 letters of it at 1280 pixels."""
+    for cell in notebook.cells:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            assert len(cell.source.splitlines()[0]) <= 100, cell.source.splitlines()[0]
+
+
+def test_what_a_function_reads_is_not_bound_anew_further_down(notebook):
+    """Controls call it when all cells have run: then it would find another thing under the name."""
+    cells = [symtable.symtable(cell.source, "", "exec") for cell in notebook.cells if cell.cell_type == "code"]
+    for place, cell in enumerate(cells):
+        later = {
+            symbol.get_name() for each in cells[place + 1 :] for symbol in each.get_symbols() if symbol.is_assigned()
+        }
+        read = {
+            symbol.get_name() for function in functions(cell) for symbol in function.get_symbols() if symbol.is_global()
+        }
+        assert read & later == set()
+
+
+def functions(table):
+    for child in table.get_children():
+        if child.get_name() not in ("genexpr", "listcomp", "setcomp", "dictcomp"):  # these run where they stand
+            yield child
+        yield from functions(child)
 
 
 def test_every_figure_has_its_caption_under_it(notebook):

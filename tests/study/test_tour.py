@@ -6,17 +6,22 @@ from html import unescape
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from specquant.decoding import DraftTree, Generation, Step
 from specquant.files import project_root
 from specquant.models.loading import load_tokenizer
+from specquant.study import tour
 from specquant.study.tour import (
     ACCEPTED,
     ADDED,
     DRAFTED,
     coloured_text,
     draft_tree,
+    draw_passes,
+    explore_steps,
     leaf_heights,
+    origins,
     passes_in_words,
     rounds_table,
     steps_table,
@@ -107,6 +112,37 @@ def test_the_answer_says_how_many_passes_each_method_took():
     )
     other = passes_in_words({"autoregressive": one_by_one, "eagle2": generation([1, 2, 4], shorter.steps, [2])})
     assert "not all the same" in other
+
+
+def test_the_passes_are_drawn_as_the_text_was_written():
+    one_by_one = generation([1, 2, 3], [step(1, [2]), step(1, [3])], [1, 1])
+    shorter = generation([1, 2, 3, 4], [step(60, [2, 3, 4, 5])], [3])  # a stop cut the target's own token off
+    assert origins(one_by_one) == [[False], [False], [False]]
+    assert origins(shorter) == [[False], [True, True, True]]
+    figure = draw_passes({"autoregressive": one_by_one, "eagle2": shorter})
+    (axis,) = figure.axes
+    blocks = [bar for bar in axis.patches if bar.get_width() > 0]
+    assert [round(bar.get_x() + bar.get_width()) for bar in blocks] == [1, 2, 3, 1, 4]
+    assert [bar.get_facecolor() == to_rgba(ACCEPTED) for bar in blocks] == [False] * 4 + [True]
+    assert [text.get_text() for text in axis.texts] == ["2 passes", "1 passes"]
+    plt.close(figure)
+
+
+def test_a_click_on_a_step_shows_its_tree(tokenizer, tmp_path, monkeypatch):
+    shown = {}
+
+    def moved_by(draw, save_as, step):
+        shown["buttons"] = step
+        step.observe(lambda change: shown.update(drawn=draw(change.new)), "value")
+        shown["drawn"] = draw(step.value)
+
+    monkeypatch.setattr(tour, "moved_by", moved_by)
+    steps = [step(3, [2, 3]), step(1, [4])]
+    explore_steps(generation([1, 2, 3, 4], steps, [2, 1]), tokenizer, 0, "n: 1 prompt.", tmp_path)
+    assert shown["drawn"][1].startswith("What EAGLE-2 drafted in step 1: 3 nodes")
+    shown["buttons"].value = 2
+    assert shown["drawn"][1] == "What EAGLE-2 drafted in step 2: 1 nodes; the accepted path is blue. n: 1 prompt."
+    plt.close("all")
 
 
 def test_a_step_that_a_stop_cut_off_shows_what_was_kept(tokenizer):

@@ -169,10 +169,11 @@ def _unknown(what: str, given: str, names: Iterable[str], otherwise: str) -> str
 
 
 def _belongs(kinds: list[Any]) -> str:
+    kinds = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in kinds]
     for kind in kinds:
         if get_origin(kind) is Literal:
             return f"choose one of {', '.join(map(str, get_args(kind)))}"
-    kind = get_args(kinds[0])[0] if get_origin(kinds[0]) is tuple else kinds[0]
+    kind = kinds[0]
     kind = {int: "a whole number", float: "a number", bool: "yes or no, or no value at all"}.get(kind, "another value")
     return f"give {kind}"
 

@@ -78,11 +78,12 @@ class Parameters(Common):
         head_vocabulary: Tokens that the heads know (default: all).
         intermediate_scheme: Of the intermediate model.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
+        row_invariance: Of the target: "no", "yes", or both, with commas.
         processes: Fresh interpreters, each with prompts and errors of its own.
         seed: Of weights, prompts and errors.
         dtype: What models compute in (default: the target's, `models.device.default_dtype`).
         codes: Of synthetic weights: "uniform", or "trained", drawn as often as a trained model has each.
-        codes_from: That trained model's directory.
+        codes_from: That trained model's directory (default: SmolLM2's small model, which is in W4A16-g128).
         keep_targets_in: Where quantized copies of trained models are kept.
         calibration_text: What they are calibrated on, a text file.
     """
@@ -101,11 +102,12 @@ class Parameters(Common):
     head_vocabulary: int | None = None
     intermediate_scheme: str = "w4a16-g128"
     trees: Path = Path(RECORDED_TREES)
+    row_invariance: tuple[Literal["no", "yes"], ...] = ("no", "yes")
     processes: int = 3
     seed: int = 0
     dtype: DType | None = None
     codes: Literal["uniform", "trained"] = "uniform"
-    codes_from: Path = Path("data/tiny/target")
+    codes_from: Path = Path("data/smollm2/intermediate")
     keep_targets_in: Path = Path("results/targets")
     calibration_text: Path = Path(CALIBRATION_TEXT)
 
@@ -149,9 +151,11 @@ class Parameters(Common):
         return self.model if self.model in SHAPES else locate(resolve_model(self.model), SMALL_FILES)
 
     def same(self) -> dict[str, Any]:
-        same = super().same()
-        same |= {"codes_from": str(self.codes_from)} if self.codes == "trained" and self.weights == "synthetic" else {}
-        return same | dtype_parameters(self.device, self.dtype)
+        # Also of codes that are drawn uniformly: one table holds both.
+        return super().same() | {"codes_from": str(self.codes_from)} | dtype_parameters(self.device, self.dtype)
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"codes_from": str(self.codes_from)}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": self.weights, "codes": self.codes}
@@ -162,7 +166,7 @@ class Parameters(Common):
             about | {"scheme": scheme, "row_invariant": row_invariant, "process": process}
             for process in range(self.processes)
             for scheme in self.schemes
-            for row_invariant in ("no", "yes")
+            for row_invariant in self.row_invariance
         ]
 
     def plans(self) -> list[Plan]:

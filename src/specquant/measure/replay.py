@@ -387,7 +387,7 @@ def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
         left += per_token[part]
     for place, (end, gain) in enumerate(zip(left, per_token.expected_speedup, strict=True)):
         axis.text(end, place, rf" {gain:.2f}$\times$", va="center", fontsize=6.5)
-    axis.set_xlim(0, 1.3 * left.max())
+    axis.set_xlim(0, 1.4 * left.max())  # with room for what stands behind the longest
     row_for_each(figure, axis, list(per_token.index), "time per token (ms)", columns=3)
     return figure
 

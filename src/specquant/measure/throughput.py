@@ -364,7 +364,7 @@ def _dots(values: pd.DataFrame, marks: dict[str, Mark], xlabel: str) -> Figure:
     """A row per first index level, a mark per method at `middle`, a bar from `low` to `high`."""
     rows = in_order(values.index.get_level_values(0).to_series(), marks)
     methods = in_order(values.index.get_level_values("method").to_series(), MARKS)
-    figure, (axis,) = new_figure(height_in=0.9 + 0.26 * len(rows))
+    figure, (axis,) = new_figure(height_in=0.9 + (0.14 + 0.04 * len(methods)) * len(rows))
     for place, method in enumerate(methods):
         line = values.xs(method, level="method")
         heights = [rows.index(name) + 0.22 * (place - (len(methods) - 1) / 2) for name in line.index]

@@ -14,8 +14,9 @@ from specquant.tables.style import SCHEMES, along_draft_sizes, in_order, mark, n
 def largest_free_measured(times: pd.DataFrame, tolerance: float = 0.1) -> pd.Series:
     """The largest draft size up to which no pass takes longer than one of one token by more than `tolerance`.
 
-    times: a row for each model and scheme, a column for each draft size in order.
+    times: a row for each model and scheme, a column for each draft size.
     """
+    times = times.sort_index(axis=1)
     slower = times.gt(times[1] * (1 + tolerance), axis=0)
     return (~slower.cummax(axis=1)).apply(lambda free: free.index[free].max(), axis=1)
 

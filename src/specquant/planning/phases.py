@@ -91,7 +91,7 @@ def draw_phases(
     colors = ListedColormap([MARKS[method].color for method in methods])
     columns = 3 if len(grids) > 4 else 2
     rows = -(-len(grids) // columns)
-    height_in = 0.8 + 1.45 * rows
+    height_in = 0.7 + 1.1 * rows
     figure, axes = new_figure(rows, columns, height_in=height_in, wide=columns > 2, sharex=True, sharey=True)
     for axis, (title, grid) in zip(axes, grids.items(), strict=False):
         codes = grid.map(methods.index).to_numpy()

@@ -150,10 +150,11 @@ def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
             )
             continue
         found = QUANTITIES[claim.quantity](evidence, MODELS[claim.model], claim.scheme)
-        median, low, high = found.values.median(), found.values.min(), found.values.max()
+        values = found.values.dropna()  # a ratio needs a process that measured both
+        median, low, high = values.median(), values.min(), values.max()
         basis = TIMES_ASSUMED if found.assumption else MEASURED
         facts |= {"our_card": evidence.card, "our_value": median, "low": low, "high": high}
-        facts |= {"processes": len(found.values), "basis": basis, "assumption": found.assumption or None}
+        facts |= {"processes": len(values), "basis": basis, "assumption": found.assumption or None}
         if found.assumption:
             low_factor, high_factor = found.span
             facts |= {"over_assumption_low": median * low_factor, "over_assumption_high": median * high_factor}
@@ -281,7 +282,7 @@ def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: s
     from specquant.study.numbers import write_numbers  # which reads what is written here
 
     answered = answer(read_claims(path), Evidence.read())
-    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.4g", lineterminator="\n"))]
+    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))]
     table = shown(read_claims(path), "README")
     for where, short in ((readme, True), (page, False)):
         text = resolve(where).read_text(encoding="utf-8")

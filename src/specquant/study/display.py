@@ -22,6 +22,7 @@ PIXELS_PER_INCH = 150
 MOST_COLUMNS = 7  # of a table
 KINDS = {"scheme": SCHEMES, "head_scheme": SCHEMES, "method": MARKS}  # columns of names that figures have marks for
 MISSING = "—"
+NO_KERNEL = "Run the notebook in JupyterLab to have its controls here."
 
 
 def show_figure(figure: Figure, name: str, directory: str | Path, text: str) -> None:
@@ -145,6 +146,18 @@ def told(value: Any, column: str, decimals: int = 2) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{decimals}f}"
 
 
+def _shown_together(controls: list[Any]) -> Any:
+    """Controls one below the other; where there is no kernel to move them, a sentence stands in their place."""
+    from ipywidgets import VBox
+
+    class Controls(VBox):
+        def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+            bundle = super()._repr_mimebundle_(**kwargs)
+            return bundle | {"text/plain": NO_KERNEL}
+
+    return Controls(controls)
+
+
 def moved_by(
     draw: Callable[..., tuple[Figure, str]], save_as: tuple[str, str | Path] | None = None, **controls: Any
 ) -> None:
@@ -157,7 +170,6 @@ def moved_by(
         save_as: the name and the directory to save the figure under that is drawn first (`save_figure`).
         controls: ipywidgets, by those names.
     """
-    from ipywidgets import VBox
 
     def drawn() -> tuple[Figure, str]:
         return draw(**{name: control.value for name, control in controls.items()})
@@ -165,11 +177,15 @@ def moved_by(
     figure, text = drawn()
     if save_as:
         save_figure(figure, *save_as, text)
-    display(VBox(list(controls.values())))
+    display(_shown_together(list(controls.values())))
     handles = [display(each, display_id=True) for each in (picture(figure), caption_under(text))]
 
     def redraw(_: object) -> None:
-        figure, text = drawn()
+        try:
+            figure, text = drawn()
+        except Exception as error:  # which JupyterLab would show nowhere
+            handles[1].update(caption_under(f"This could not be drawn. {type(error).__name__}: {error}"))
+            raise
         for handle, each in zip(handles, (picture(figure), caption_under(text)), strict=True):
             handle.update(each)
 

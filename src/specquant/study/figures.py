@@ -76,7 +76,7 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
 
     `rows`: with predictions, of `planning.roofline.rooflines`.
     """
-    figure, (axis,) = new_figure(height_in=3.0)
+    figure, (axis,) = new_figure(height_in=2.5)
     for scheme in in_order(rows["scheme"], SCHEMES):
         line = rows[rows["scheme"] == scheme].sort_values("draft_size")
         look = mark(scheme, SCHEMES)
@@ -84,7 +84,7 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
         axis.plot(line["draft_size"], line["time_us"] / one, look.marker, color=look.color, label=look.label)
         axis.plot(line["draft_size"], line["predicted_us"] / one, "--", color=look.color, linewidth=0.8)
     axis.set(xlabel="draft size (tokens in one pass)", ylabel="time over that of one token")
-    axis.set_ylim(bottom=0.95)
+    axis.set_ylim(bottom=0.9)
     legend_above(figure, axis, columns=3)
     return figure
 

@@ -9,13 +9,17 @@ from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.measure.replay import at_fitted_chances
 from specquant.planning.acceptance import Shapes
+from specquant.tables.intervals import PROCESS
 from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
 
 
 @dataclass(frozen=True)
 class RecordedTable:
-    """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers. beside:
-    further tables below `data/` that `arrange` takes."""
+    """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers.
+
+    other_tables: Further ones, below `data/`, that `arrange` takes. every_process: It takes the first one as it was
+    recorded; else the medians over processes.
+    """
 
     name: str
     table: str
@@ -23,6 +27,7 @@ class RecordedTable:
     text: str
     decimals: int = 2
     other_tables: tuple[str, ...] = ()
+    every_process: bool = False
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -57,11 +62,16 @@ def draft_times(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
-    """Models and plans by what a step does and takes. `frame`: replayed.csv; trees: trees.csv."""
-    rows = at_fitted_chances(frame, Shapes.of(trees))
+    """Models and plans by what a step does and takes: the median over processes, of speedups too.
+
+    frame: replayed.csv of every process. trees: trees.csv.
+    """
+    shapes, keys = Shapes.of(trees), ["model", "scheme", "head_scheme", "head_vocabulary", *PLAN_FIELDS]
+    each = pd.concat(at_fitted_chances(rows, shapes) for _, rows in frame.groupby(PROCESS))
+    rows = each.groupby(keys, sort=False).median(numeric_only=True).reset_index()
     kinds = rows[["model", "scheme", "head_scheme"]].drop_duplicates()
-    keys = rows[[*PLAN_FIELDS]].itertuples(index=False, name=None)
-    plans = pd.Index([_short(Plan(*key)) for key in keys], name="plan")
+    plans = rows[[*PLAN_FIELDS]].itertuples(index=False, name=None)
+    plans = pd.Index([_short(Plan(*plan)) for plan in plans], name="plan")
     if len(kinds) > 1:
         told = rows.apply(lambda row: f"{model_label(row.model)}, {mark(row.scheme, SCHEMES).label}", axis=1)
         plans = pd.MultiIndex.from_arrays([told, plans], names=["target", "plan"])
@@ -91,6 +101,7 @@ RECORDED_TABLES = (
         "One step of each plan: nodes of EAGLE-2's tree, and tokens at least where a small model drafts; times in "
         "milliseconds; speedup over decoding one by one, at the mean accepted length.",
         other_tables=("recorded/cpu/trees.csv",),
+        every_process=True,
     ),
 )
 
@@ -101,6 +112,7 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
     folder: of the card, which makes its label one of its own.
     """
     arranged = recorded.arrange(frame, *beside)
+    arranged.columns = arranged.columns.set_names([None] * arranged.columns.nlevels)  # the caption says what they are
     text = arranged.to_latex(
         float_format=f"%.{recorded.decimals}f",
         caption=caption(recorded.text, frame, device).replace("%", r"\%"),
@@ -110,9 +122,17 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
         multicolumn_format="c",
         multirow=False,
     )
-    small = "\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
+    small = "\\centering\n\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\setlength{\\belowcaptionskip}{4pt}\n"
     text = text.replace("\\begin{table}\n", "\\begin{table}\n" + small)
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("\\cline"))
+    return "\n".join(_one_heading([line for line in text.splitlines() if not line.startswith("\\cline")])) + "\n"
+
+
+def _one_heading(lines: list[str]) -> list[str]:
+    """With the rows' names in the same line as the columns', where pandas writes one below the other."""
+    place = lines.index("\\midrule") - 1
+    columns, rows = (line.removesuffix(" \\\\").split(" & ") for line in lines[place - 1 : place + 1])
+    heading = " & ".join(column.strip() or row.strip() for column, row in zip(columns, rows, strict=True))
+    return [*lines[: place - 1], heading + " \\\\", *lines[place + 1 :]]
 
 
 def _drafted(frame: pd.DataFrame) -> pd.DataFrame:

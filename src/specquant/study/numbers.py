@@ -26,6 +26,7 @@ from specquant.measure.settling import steady
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
+from specquant.planning.batches import speedups_in_batches
 from specquant.planning.phases import advantages
 from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
@@ -244,22 +245,26 @@ def _of_settling(_: Evidence) -> dict[str, float]:
 
 
 def _of_planted(_: Evidence) -> dict[str, float]:
-    """Of planted.csv, 70B in W4A16: what differs from decoding one by one, and what row invariance costs.
+    """Of planted.csv: what differs from decoding one by one, and what row invariance costs.
 
-    "planted texts, ordinary" and "..., row-invariant": of all methods that draft, and what of them differs.
-    "planted pass of 60 nodes, row-invariant more %": over the ordinary kernels' time.
+    "planted texts, 70b w4a16-g128 ordinary" and "..., row-invariant": of all methods that draft, and what of them
+    differs. "planted pass, eagle2 60, row-invariant more %": on 70B, over the ordinary kernels in the same process.
     """
-    table = read_results("data/recorded/h200/planted.csv").query("model == 'llama-3-70b' and codes == 'uniform'")
+    table = read_results("data/recorded/h200/planted.csv").query("codes == 'uniform'")
     known = {}
     names = {"no": "ordinary", "yes": "row-invariant"}
-    told = losslessness(table[table.method != "autoregressive"]).groupby("row_invariant")
-    for which, counts in told[["texts", "differing_texts", "compared_tokens"]].sum().iterrows():
-        for what, count in counts.items():
-            known[f"planted {str(what).replace('_', ' ')}, {names[which]}"] = count
-    known["planted largest margin"] = told.largest_margin.max()["no"]
-    known["planted at most %"] = 100 * rule_of_three(known["planted compared tokens, row-invariant"])
-    by_plan = table.groupby(["method", "draft_size", "row_invariant"])[["verify_ms", "tokens_per_s"]].mean().unstack()
-    for (method, size), row in by_plan.iterrows():
+    told = losslessness(table[table.method != "autoregressive"])
+    for (model, scheme, which), of in told.groupby(["model", "scheme", "row_invariant"]):
+        what = f"{str(model).removeprefix('llama-3-')} {scheme} {names[str(which)]}"
+        for column in ("texts", "differing_texts", "compared_tokens"):
+            known[f"planted {column.replace('_', ' ')}, {what}"] = of[column].sum()
+        if which == "no":
+            known[f"planted largest margin, {what}"] = of.largest_margin.max()
+        else:
+            known[f"planted at most %, {what}"] = 100 * rule_of_three(of.compared_tokens.sum())
+    runs = table[(table.model == "llama-3-70b") & (table.intermediate != "none")]
+    in_run = runs.set_index(["method", "draft_size", "process", "row_invariant"])[["verify_ms", "tokens_per_s"]]
+    for (method, size), row in in_run.unstack().dropna().groupby(["method", "draft_size"]).mean().iterrows():
         plan = f"{method} {size}" if size else method
         known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms.yes / row.verify_ms.no - 1)
         known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
@@ -334,15 +339,19 @@ def _of_quality() -> dict[str, float]:
 
 
 def _of_planners(evidence: Evidence) -> dict[str, float]:
-    """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance."""
+    """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance. "batch of 8,
+    eagle2": the speedup over one by one of as many sequences, 70B in W4A16."""
     names = ("verify_cost", "drafting", "rounds", "replayed")
     recorded = (read_medians(f"data/recorded/h200/{name}.csv") for name in names)
     shapes = Shapes.of(evidence.trees)
     theirs = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
     models = ("llama-3-70b", "llama-3-8b", "w4a16-g128")
     planners = planners_by_card(RecordedCosts(*recorded), *models, evidence.card, theirs)
-    told = advantages(planners, shapes.statistics(shapes.fitted_chances()))
-    return {f"advantage {name}": value for name, value in told.items()}
+    statistics = shapes.statistics(shapes.fitted_chances())
+    told = advantages(planners, statistics)
+    batches = speedups_in_batches(planners[f"W4A16, ours, {evidence.card}"], statistics).speedup
+    known = {f"batch of {batch}, {method}": speedup for (batch, method), speedup in batches.items()}
+    return known | {f"advantage {name}": value for name, value in told.items()}
 
 
 def _of_products(_: Evidence) -> dict[str, float]:

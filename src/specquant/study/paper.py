@@ -50,6 +50,7 @@ class RecordedFigure:
     there is nothing in them to draw. A figure is left out where one of its tables is missing. Tables have one row for
     each quantity (`medians`); with every_process the first one as it was recorded. by_scheme: drawn of `MAIN_SCHEMES`,
     and of the others beside FP16 in a supplement of its own.
+    model: the only one of the table that it shows.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RecordedFigure:
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
     by_scheme: bool = False
+    model: str | None = None
 
     def parts(self, frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str]]:
         """The name, the rows and the caption's text of each figure that it becomes."""
@@ -199,6 +201,7 @@ RECORDED_FIGURES = (
         f"and the speedup over decoding one by one. Small model: {INTERMEDIATE}. Both and their heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
+        model=LARGEST,
     ),
     RecordedFigure(
         "verify_cost",
@@ -251,6 +254,7 @@ RECORDED_FIGURES = (
         f"Rates of the products of one {TARGET} decoder layer, 1 to 64 tokens, below this card's best.",
         other_tables=("recorded/GPU/ceilings.csv",),
         by_scheme=True,
+        model=LARGEST,
     ),
     RecordedFigure(
         "predicted_times",
@@ -259,6 +263,7 @@ RECORDED_FIGURES = (
         f"Time of the products of one {TARGET} decoder layer over that of one token; dashed: fitted rooflines.",
         other_tables=("recorded/GPU/ceilings.csv",),
         by_scheme=True,
+        model=LARGEST,
     ),
     *(
         RecordedFigure(
@@ -270,6 +275,7 @@ RECORDED_FIGURES = (
             "same kind of card.",
             other_tables=("published/specmquant_verify_cost.csv",),
             every_process=True,
+            model=model,
             by_scheme=True,
         )
         for model in ACCEPTED_LENGTHS
@@ -290,6 +296,7 @@ RECORDED_FIGURES = (
         "from measured passes and drafts with assumed acceptance.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
         by_scheme=True,
+        model=LARGEST,
     ),
     *(
         RecordedFigure(
@@ -350,7 +357,8 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for name, rows, told in figure.parts(frame):
             drawing = figure.draw(rows, *beside)
             if drawing is not None:
-                text = told if figure.published else caption(told, rows, device)
+                shown = rows if figure.model is None else rows[rows.model == figure.model]
+                text = told if figure.published else caption(told, shown, device)
                 drawings.append((folder, name, drawing, text + _caveats(table, *others)))
                 plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
@@ -358,7 +366,9 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for table in RECORDED_TABLES:
             paths = [folder / table.table, *(data_dir / path for path in table.other_tables)]
             if all(path.is_file() for path in paths):
-                text = latex(table, *map(read_medians, paths), device=_device(paths[0]), folder=folder.name)
+                frame = read_results(paths[0]) if table.every_process else read_medians(paths[0])
+                beside = map(read_medians, paths[1:])
+                text = latex(table, frame, *beside, device=_device(paths[0]), folder=folder.name)
                 tables[folder / f"{table.name}.tex"] = text
     if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")

@@ -2,22 +2,86 @@
 
 from collections.abc import Mapping
 from html import escape
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from ipywidgets import ToggleButtons
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from specquant.decoding import DraftTree, Generation
 from specquant.decoding.drafters import MARKS
 from specquant.measure.throughput import measurements
-from specquant.tables.style import mark, new_figure
+from specquant.study.display import moved_by
+from specquant.tables.style import mark, new_figure, row_for_each
 
 ACCEPTED, REJECTED = "#0173b2", "0.55"
 # Light backgrounds from the same palette: drafted and accepted, added by the target.
 DRAFTED, ADDED, INK = "#b8dcf0", "#ffd9a8", "#111111"
+OWN = "#de8f05"  # what the target added, in figures; what it accepted is ACCEPTED
 INCHES_PER_LEAF = 0.12
+
+
+def origins(generation: Generation) -> list[list[bool]]:
+    """For each pass of the target, the prompt's first: of each token that it added, whether it was drafted."""
+    passes = [[False]]
+    for step, length in zip(generation.steps, generation.accepted_lengths, strict=True):
+        passes.append(([True] * (len(step.tokens) - 1) + [False])[:length])
+    return passes
+
+
+def draw_passes(generations: Mapping[str, Generation]) -> Figure:
+    """The text as a row of tokens for each method, a block for each pass of the target that wrote some of it."""
+    figure, (axis,) = new_figure(height_in=0.6 + 0.25 * len(generations), wide=True)
+    for row, generation in enumerate(generations.values()):
+        start = 0
+        for drafted in origins(generation):
+            accepted = sum(drafted)
+            if accepted:
+                axis.barh(row, accepted - 0.1, left=start + 0.1, height=0.6, color=ACCEPTED, linewidth=0)
+            added = len(drafted) - accepted
+            if added:
+                gap = 0 if accepted else 0.1
+                axis.barh(row, added - gap, left=start + accepted + gap, height=0.6, color=OWN, linewidth=0)
+            start += len(drafted)
+        passes = f"{len(generation.steps)} passes"
+        axis.annotate(
+            passes, (start, row), xytext=(4, 0), textcoords="offset points", va="center", annotation_clip=False
+        )
+    for color, label in ((ACCEPTED, "drafted and accepted"), (OWN, "the target's own")):
+        axis.barh(0, 0, color=color, label=label)
+    axis.set_xlim(0, max(len(generation.token_ids) for generation in generations.values()))
+    axis.grid(visible=False, axis="y")
+    row_for_each(figure, axis, [mark(method, MARKS).label for method in generations], "tokens written", columns=2)
+    return figure
+
+
+def explore_steps(
+    generation: Generation, tokenizer: PreTrainedTokenizerBase, first: int, basis: str, figures_dir: str | Path
+) -> None:
+    """Show a button for each step of a generation by EAGLE-2, and the tree of the one that was clicked.
+
+    Args:
+        generation: Whose steps they are.
+        tokenizer: Of its tokens.
+        first: The step that is shown first, from 0.
+        basis: What the caption says behind what is drawn.
+        figures_dir: For `draft_tree.png` and its PDF.
+    """
+
+    def tree_of(step: int) -> tuple[Figure, str]:
+        drafted = generation.steps[step - 1]
+        text = f"What EAGLE-2 drafted in step {step}: {len(drafted.tree)} nodes; the accepted path is blue. {basis}"
+        return draft_tree(drafted.tree, drafted.path, tokenizer), text
+
+    count = len(generation.steps)
+    options = [(str(step), step) for step in range(1, count + 1)]
+    value = min(first + 1, count)
+    buttons = ToggleButtons(options=options, value=value, description="step", style={"button_width": "3em"})
+    moved_by(tree_of, ("draft_tree", figures_dir), step=buttons)
 
 
 def draft_tree(tree: DraftTree, path: list[int], tokenizer: PreTrainedTokenizerBase) -> Figure:
@@ -77,11 +141,8 @@ def visible(text: str) -> str:
 
 def coloured_text(generation: Generation, tokenizer: PreTrainedTokenizerBase) -> HTML:
     """The new text of a generation: accepted drafts on one colour, the target's own tokens on another."""
-    origins = [False]  # the prompt's pass chose the first token
-    for step, length in zip(generation.steps, generation.accepted_lengths, strict=True):
-        origins += ([True] * (len(step.tokens) - 1) + [False])[:length]
     spans, shown = [], ""
-    for count, drafted in enumerate(origins, start=1):
+    for count, drafted in enumerate(chain(*origins(generation)), start=1):
         text = tokenizer.decode(generation.token_ids[:count], skip_special_tokens=True)
         if text.endswith("\ufffd"):
             continue  # half a character: the token that completes it shows it

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -98,6 +99,19 @@ def along_draft_sizes(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
 
 
+def ink(color: str) -> str:
+    """A colour for words on white, darkened until they can be read (a contrast of 4.5, WCAG 2's AA)."""
+    red, green, blue = to_rgb(color)
+    while 1.05 / (_luminance(red, green, blue) + 0.05) < 4.5:
+        red, green, blue = 0.95 * red, 0.95 * green, 0.95 * blue
+    return to_hex((red, green, blue))
+
+
+def _luminance(*channels: float) -> float:
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def label_ends(axis: Axes, lines: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each line's name behind its end, in its colour, instead of a legend.
 
@@ -118,7 +132,7 @@ def label_ends(axis: Axes, lines: Sequence[tuple[float, float, str, str]]) -> No
             (x, y),
             xytext=(6, (place - y) / (top - bottom) * points_high),
             textcoords="offset points",
-            color=color,
+            color=ink(color),
             fontsize=RC["legend.fontsize"],
             va="center",
             annotation_clip=False,
