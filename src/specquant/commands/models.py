@@ -8,7 +8,7 @@ from typing import Any
 
 from specquant.commands.options import tell
 from specquant.errors import SpecquantError
-from specquant.models.options import ADAPTIVE, DraftSettings, ModelOptions
+from specquant.models.options import DraftSettings, ModelOptions
 from specquant.training.options import AllTrainingOptions, HeadOptions, TrainingOptions
 
 PAPER_SETTINGS = DraftSettings()
@@ -55,6 +55,7 @@ def generate(
     from specquant.decoding.method import Plan
     from specquant.decoding.models import Models
     from specquant.models.loading import load_tokenizer
+    from specquant.planning.confidences import calibrate_heads
 
     named = replace(models, model=_at_revision(models.model, revision))
     sampling = {"temperature": temperature, "top_p": top_p}
@@ -81,10 +82,7 @@ def generate(
         get_method(method)  # refuses what is none
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
-    if ADAPTIVE in (settings.tree[0], settings.inner_tree[0], getattr(plan, "draft_size", 0)):
-        from specquant.planning.confidences import recorded_calibration
-
-        loaded.calibration = recorded_calibration()
+    calibrate_heads(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
     speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
     if speculator.drafter and loaded.rounds_by_draft:
         tell(

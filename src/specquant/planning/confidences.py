@@ -10,7 +10,8 @@ import torch
 from scipy.optimize import isotonic_regression
 
 from specquant.decoding.budget import SIZES, Budget, Calibration, Prices
-from specquant.decoding.method import Costs
+from specquant.decoding.method import ADAPTIVE, Costs
+from specquant.decoding.models import Models
 from specquant.decoding.replay import Trace
 from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
@@ -178,6 +179,12 @@ def predicted_gains(texts: Sequence[Sequence[Trace]], costs: Mapping[str, LevelC
             "mean_iterations": adaptive.iterations,
         }
     return pd.DataFrame(rows).T
+
+
+def calibrate_heads(models: Models, *trees: tuple[int, int]) -> None:
+    """Where one of these trees is adaptive, take confidence for what it was worth where that was recorded."""
+    if ADAPTIVE in (nodes for nodes, _ in trees):
+        models.calibration = recorded_calibration()
 
 
 def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
