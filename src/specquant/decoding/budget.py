@@ -15,7 +15,9 @@ from specquant.errors import SpecquantError
 from specquant.kernels.tree import Proposals
 
 SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
-MEMORY = 0.9  # of what earlier steps said about depths, at each further step
+MEMORY = 0.9  # of what earlier drafts said, at each further one
+FIRST_RATIO = 0.8  # until drafts said how much a depth gains over the one above it
+TINY = 1e-6
 FEWEST_STEPS = 8  # of which a rate is taken
 FIRST_PAUSE, LONGEST_PAUSE = 16, 128  # steps without a draft, where none pays, until the next one
 
@@ -94,18 +96,6 @@ class Prices:
         times_ms = np.array([self.step_ms(size, iterations) for size in sizes])
         return sizes[int(np.argmax(worth(expected[np.array(sizes) - 1], times_ms, rate)))]
 
-    def iterations(self, gains: Sequence[float], size: int, rate: float | None = None) -> int:
-        """How many iterations are worth drafting, 0 for none.
-
-        Args:
-            gains: What each depth is expected to gain.
-            size: Of the tree.
-            rate: Of `worth`.
-        """
-        expected = 1 + np.concatenate(([0.0], np.cumsum(gains)))
-        times_ms = [self.step_ms(size if count else 1, count) for count in range(len(expected))]
-        return int(np.argmax(worth(expected, np.array(times_ms), rate)))
-
 
 def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.ndarray:
     """By which choices are compared: the most is best.
@@ -118,58 +108,48 @@ def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.
 
 
 class Budget:
-    """Chooses for one drafter, step by step, by `Prices`: iterations from what earlier drafts said, the size from this
-    one, for which the host waits until the draft is there, and reads a few bytes.
+    """Chooses for one drafter, step by step, by `Prices`: whether to draft at all, by what earlier drafts were worth;
+    and from this draft's confidence, which the host reads after each iteration, how many iterations and nodes it gets.
 
     Args:
         prices: What steps cost.
         top_k: Of the drafter: it says which level a proposal is of.
         device: Of its head.
-        from_previous: The size is the previous draft's instead, for which the host need not wait.
     """
 
-    def __init__(self, prices: Prices, top_k: int, device: torch.device | str, from_previous: bool = False):
-        self.prices, self.top_k, self.from_previous = prices, top_k, from_previous
+    def __init__(self, prices: Prices, top_k: int, device: torch.device | str):
+        self.prices, self.top_k = prices, top_k
         self.largest = max(prices.sizes, default=1)
         points = prices.calibration
-        self._sums = [0.0, 0.0]  # of expected tokens and milliseconds, of all steps with drafts so far
-        self._steps = 0
         self._points = [
             torch.tensor(each, dtype=torch.float32, device=device) for each in (points.confidence, points.chance)
         ]
-        self.reset()
+        self._sums, self._steps = np.zeros(2), 0  # expected tokens and milliseconds of all steps
+        self._drafts = np.zeros(2)  # of those with a draft, the latest ones most
+        self._ratios = [FIRST_RATIO] * (len(prices.draft_ms) + 1)  # by depth, what the next one gains over its frontier
+        self._pause, self._waits = FIRST_PAUSE, 0
 
     @property
     def rate(self) -> float | None:
         """Tokens per millisecond so far, by chances and prices; None at first."""
         return self._sums[0] / self._sums[1] if self._steps >= FEWEST_STEPS else None
 
-    def _count(self, expected: float, time_ms: float) -> None:
-        self._sums = [self._sums[0] + expected, self._sums[1] + time_ms]
-        self._steps += 1
-
-    def reset(self) -> None:
-        """Forget a text; what time is worth stays."""
-        self.ratios: list[float] = []  # what each depth gains over that above it, smoothed
-        self.latest_size = self.largest
-        self._pause, self._waits = FIRST_PAUSE, 0
-        self._said: tuple[torch.Tensor, int] | None = None
-
-    def iterations(self, most: int) -> int:
-        """How many the next draft takes; 0: no draft."""
-        if not self.ratios:
-            return most
-        gains = np.cumprod([*self.ratios, *self.ratios[-1:] * most][:most])
-        chosen = self.prices.iterations(gains.tolist(), self.latest_size, self.rate)
-        if chosen:
+    def drafts(self) -> bool:
+        """Whether the next step has a draft; where none pays, one is tried after a pause."""
+        plain_ms = self.prices.step_ms(1, 0)
+        if not self._drafts[1] or self._drafts[0] / self._drafts[1] > 1 / plain_ms:
             self._pause, self._waits = FIRST_PAUSE, 0
-            return chosen
+            return True
         self._waits += 1
         if self._waits <= self._pause:
-            self._count(1.0, self.prices.step_ms(1, 0))
-            return 0
+            self._count(1.0, plain_ms)
+            return False
         self._pause, self._waits = min(2 * self._pause, LONGEST_PAUSE), 0
-        return most
+        return True
+
+    def _count(self, expected: float, time_ms: float) -> None:
+        self._sums += (expected, time_ms)
+        self._steps += 1
 
     def confidence(self, proposals: Proposals) -> torch.Tensor:
         """What the host must know of proposals, on their device: the chances of the likeliest nodes in order, then
@@ -186,25 +166,35 @@ class Budget:
         depths = torch.where(nodes > k, 2 + (nodes - 1 - k) // (k * k), (nodes > 0).long())
         return torch.stack((chances, depths.float()))
 
-    def size(self, told: torch.Tensor, iterations: int) -> int:
-        """The size of the tree that was just drafted, of which `confidence` tells."""
-        said, self._said = self._said if self.from_previous else (told, iterations), (told, iterations)
-        if said is None:
-            return self.largest
-        chances, depths = said[0].tolist()
-        self._learn(chances, [int(depth) for depth in depths], said[1])
-        size = self.prices.size(np.array(chances), said[1], self.rate)
-        if size > told.shape[1]:  # the previous draft had more nodes
-            size = max((each for each in self.prices.sizes if each <= told.shape[1]), default=1)
-        self._count(sum(chances[:size]), self.prices.step_ms(size, iterations))
-        self.latest_size = max(size, min(self.prices.sizes, default=1))
-        return size
+    def goes_on(self, told: Sequence[Sequence[float]], iterations: int) -> bool:
+        """Whether a further iteration pays after so many.
 
-    def _learn(self, chances: Sequence[float], depths: Sequence[int], iterations: int) -> None:
-        gains = np.bincount(depths, weights=chances, minlength=iterations + 1)[: iterations + 1]
-        for depth in range(1, iterations + 1):
-            ratio = float(gains[depth] / max(gains[depth - 1], 1e-6)) if depth > 1 else float(gains[1])
-            if depth > len(self.ratios):
-                self.ratios.append(ratio)
-            else:
-                self.ratios[depth - 1] += (1 - MEMORY) * (ratio - self.ratios[depth - 1])
+        Args:
+            told: `confidence` of what they drafted.
+            iterations: Their number.
+        """
+        chances, depths = (np.array(each) for each in told)
+        if iterations > 1:  # what the latest one made of the frontier before it
+            gained = chances[depths == iterations].sum() / max(self._frontier(chances, depths, iterations - 1), TINY)
+            self._ratios[iterations - 1] += (1 - MEMORY) * (gained - self._ratios[iterations - 1])
+        if iterations >= len(self.prices.draft_ms):
+            return False
+        gain = self._frontier(chances, depths, iterations) * self._ratios[iterations]
+        more_ms = self.prices.draft_ms[iterations] - self.prices.draft_ms[iterations - 1]
+        rate = self.rate
+        if rate is None:
+            return gain > more_ms * chances.sum() / self.prices.step_ms(self.largest, iterations)
+        return gain > rate * more_ms
+
+    def _frontier(self, chances: np.ndarray, depths: np.ndarray, depth: int) -> float:
+        """The chances of the nodes of a depth that were followed, together."""
+        return float(chances[depths == depth][: self.top_k].sum())
+
+    def size(self, told: Sequence[Sequence[float]], iterations: int) -> int:
+        """The size of the tree that was just drafted; arguments are those of `goes_on`."""
+        chances = np.array(told[0])
+        size = self.prices.size(chances, iterations, self.rate)
+        spent = chances[:size].sum(), self.prices.step_ms(size, iterations)
+        self._count(*spent)
+        self._drafts = MEMORY * self._drafts + spent
+        return size

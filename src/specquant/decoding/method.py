@@ -183,7 +183,7 @@ class Method:
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> Iterable[Plan]:
         """Every plan whose acceptance is known and whose passes were measured."""
-        return tuple(plan for plan in self.probes if plan in statistics.measured)
+        return tuple(plan for plan in (statistics.measured if self.probes else ()) if plan.method == self.name)
 
     def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
         """The mean number of tokens that a step of the target adds. Raises SpecquantError where it is not known."""
@@ -194,7 +194,7 @@ class Method:
         return self._measured(plan, statistics)
 
     def _measured(self, plan: Plan, statistics: Statistics) -> Prediction:
-        if plan not in self.probes or plan not in statistics.measured:
+        if not self.probes or plan not in statistics.measured:
             raise self._unpredictable
         return statistics.measured[plan]
 

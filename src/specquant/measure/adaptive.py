@@ -33,7 +33,7 @@ from specquant.tables.schemas import TABLES
 STATIC = ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6))  # nodes and iterations, the probes of a calibration
 MOST_ITERATIONS = 6
 COLUMNS = (*TABLES["adaptive"].schema.columns,)
-CHOICES = ("one by one", "static", "this step's confidence", "the previous step's confidence")
+CHOICES = ("one by one", "static", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def decoded(
             return Speculator(models.target)
         budget, size = None, tree[0]
         if tree[0] == ADAPTIVE:
-            budget = TracedBudget(prices, TOP_K, models.head.device, from_previous=choice == CHOICES[3])
+            budget = TracedBudget(prices, TOP_K, models.head.device)
             size = budget.largest
         drafter = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget)
         return Speculator(models.target, TracedTrees(drafter, traces))

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import isotonic_regression
 
 from specquant.decoding.budget import SIZES, Budget, Calibration, Prices
+from specquant.decoding.drafters.replay import told_of
 from specquant.decoding.method import ADAPTIVE, Costs
 from specquant.decoding.models import Models
 from specquant.decoding.replay import Trace
@@ -131,16 +131,9 @@ def simulate(texts: Iterable[Sequence[Trace]], prices: Prices, tree: tuple[int, 
     tokens, steps, sizes, counts, drafts, passes = 0, 0, 0, 0, 0.0, 0.0
     budget = Budget(prices, TOP_K, "cpu")
     for text in texts:
-        budget.reset()
         for trace in text:
-            most = min(MOST_ITERATIONS, len(prices.draft_ms))
-            iterations = tree[1] if tree else budget.iterations(most)
-            drafted, size = trace.within(iterations), 1
-            if tree:
-                size = tree[0]
-            elif iterations:
-                chances = prices.calibration.chances(drafted.confidence)
-                size = budget.size(torch.tensor(np.stack((chances, drafted.depths))), iterations)
+            size, iterations = tree or _chosen(trace, budget, min(MOST_ITERATIONS, len(prices.draft_ms)))
+            drafted = trace.within(iterations)
             tokens += drafted.accepted_length(size)
             steps, sizes, counts = steps + 1, sizes + size, counts + iterations
             drafts += prices.step_ms(size, iterations) - prices.step_ms(size, 0)
@@ -149,6 +142,17 @@ def simulate(texts: Iterable[Sequence[Trace]], prices: Prices, tree: tuple[int, 
         raise SpecquantError("there are no recorded trees to simulate with: record them (specquant bench confidences)")
     time_ms = drafts + passes + steps * prices.other_ms
     return Simulated(tokens / time_ms, *(total / steps for total in (tokens, sizes, counts, drafts, passes)))
+
+
+def _chosen(trace: Trace, budget: Budget, most: int) -> tuple[int, int]:
+    """Nodes and iterations that a budget gives a recorded tree."""
+    if not budget.drafts():
+        return 1, 0
+    for iterations in range(1, most + 1):
+        told = told_of(trace, iterations, budget.prices.calibration)
+        if not budget.goes_on(told, iterations):
+            break
+    return budget.size(told, iterations), iterations
 
 
 def best_static(texts: Sequence[Sequence[Trace]], prices: Prices) -> tuple[tuple[int, int], Simulated]:

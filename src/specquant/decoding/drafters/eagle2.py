@@ -1,6 +1,7 @@
 """EAGLE-2 drafting: a dynamic tree from a one-layer head (arXiv 2406.16858)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -21,7 +22,7 @@ from specquant.decoding.method import (
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.tree import Frontier, Proposals, expand, rerank
+from specquant.kernels.tree import Frontier, Proposals, Tree, expand, rerank
 from specquant.models import graphs
 from specquant.models.cache import KVCache
 from specquant.models.eagle import DraftHead
@@ -91,12 +92,11 @@ class EagleDrafter(Drafter):
         self._graphs: dict[tuple[int, int], CapturedDraft] | None = None
         if graphs.capturable(head):
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
+            self._growing: dict[int, CapturedGrowth] = {}
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
-        if self.budget is not None:
-            self.budget.reset()
         self.commit(0, tokens, features)
         self._catch_up()
 
@@ -121,56 +121,84 @@ class EagleDrafter(Drafter):
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
             return self._only_root()
-        if self.budget is not None:
-            iterations = self.budget.iterations(iterations)
-            if iterations < 1:
-                return self._only_root()
-        self.latest_iterations = iterations
+        if self.budget is not None and not self.budget.drafts():
+            return self._only_root()
         if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
             self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
         tokens = self.tokens[length + 1 :]
+        if self.budget is not None:
+            return self._adaptive(tokens, iterations, self.budget)
         if self._graphs is None:
-            return self._tree(self.draft(on_device(tokens, self.head.device), self.cache, iterations), iterations)
+            return _as_draft(self.draft(on_device(tokens, self.head.device), self.cache, iterations))
         key = len(tokens), iterations
         if key not in self._graphs:
             self._graphs[key] = CapturedDraft(self, *key, self._pool)
-        drafted = self._graphs[key].run(tokens, length)
+        tree = self._graphs[key].run(tokens, length)
         self.cache.length = self.known
-        return self._tree(drafted, iterations)
+        return tree
+
+    def _adaptive(self, tokens: list[int], most: int, budget: Budget) -> DraftTree:
+        """A tree with as many iterations and nodes as its budget chooses, for which the host waits after each."""
+        if self._graphs is None:
+            growths = self.growths(on_device(tokens, self.head.device), self.cache)
+        else:
+            if len(tokens) not in self._growing:
+                self._growing[len(tokens)] = CapturedGrowth(self, len(tokens), self._pool)
+            growths = self._growing[len(tokens)].run(tokens, self.cache.length)
+        for iterations, growth in enumerate(growths, start=1):
+            told = growth.told.tolist()
+            if not budget.goes_on(told, iterations) or iterations == most:
+                break
+        self.cache.length = self.known
+        self.latest_iterations = iterations
+        return _as_draft(rerank(self.drafted(growth, iterations), budget.size(told, iterations)))
 
     def _only_root(self) -> DraftTree:
         return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
 
-    def draft(
-        self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int
-    ) -> tuple[torch.Tensor, ...]:
-        """What `_tree` needs for the tree under the last of `tokens`, int64 [n]: the confirmed tokens whose rows the
-        cache lacks, which they are confirmed in. Where the draft begins decides about nothing here, but through the
-        cache's length."""
-        k = self.top_k
-        outputs, positions = self._run_confirmed(tokens, cache)
-        outputs, positions = outputs[-1:], positions[-1:].repeat(k)
-        proposals = Proposals.under(tokens[-1:], 1 + k + (iterations - 1) * k * k, compute_dtype(outputs))
-        frontier, first = Frontier.root(proposals), 1
+    def draft(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> Tree:
+        """The tree under the last of `tokens`, int64 [n]: the confirmed tokens whose rows the cache lacks, which they
+        are confirmed in. Nothing here depends on where the draft begins, but through the cache's length."""
+        growth = self.root(tokens, cache, iterations)
         for level in range(iterations):
-            if level:
-                tokens, features = self._readable(frontier.tokens), outputs[frontier.parents]
-                outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
-            log_p, children = self.head.likeliest(outputs, k, self.known_tokens)
-            frontier = expand(proposals, first, frontier, log_p, children)
-            first += log_p.numel()
-        if self.budget is None:
-            return rerank(proposals, self.draft_size)
-        return *proposals, self.budget.confidence(proposals)
+            growth = self.grow(growth, level, cache)
+        return rerank(growth.proposals, self.draft_size)
 
-    def _tree(self, drafted: tuple[torch.Tensor, ...], iterations: int) -> DraftTree:
-        """The tree of what `draft` gives; where a budget chooses its size, the host waits for that."""
-        if self.budget is not None:
-            *proposals, told = drafted
-            drafted = rerank(Proposals(*proposals), self.budget.size(told, iterations))
-        tokens, parents, depths, ancestors, scores = drafted
-        return DraftTree(tokens, parents, depths, ancestors, scores=scores)
+    def growths(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache) -> Iterator["Growth"]:
+        """As `draft`, iteration by iteration, each made when it is asked for."""
+        growth = self.root(tokens, cache, self.iterations)
+        for level in range(self.iterations):
+            growth = self.grow(growth, level, cache)
+            yield growth
+
+    def root(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> "Growth":
+        """Before the first of so many iterations at most; `tokens` as for `draft`."""
+        outputs, positions = self._run_confirmed(tokens, cache)
+        outputs, positions = outputs[-1:], positions[-1:].repeat(self.top_k)
+        proposals = Proposals.under(tokens[-1:], self._nodes(iterations), compute_dtype(outputs))
+        return Growth(outputs, positions, proposals, Frontier.root(proposals), outputs)
+
+    def grow(self, growth: "Growth", level: int, cache: KVCache | graphs.CapturedCache) -> "Growth":
+        """One iteration more; `level` were made."""
+        outputs, positions, proposals, frontier, told = growth
+        if level:
+            tokens, features = self._readable(frontier.tokens), outputs[frontier.parents]
+            outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
+        log_p, children = self.head.likeliest(outputs, self.top_k, self.known_tokens)
+        frontier = expand(proposals, self._nodes(level), frontier, log_p, children)
+        growth = Growth(outputs, positions, proposals, frontier, told)
+        if self.budget is None:
+            return growth
+        return growth._replace(told=self.budget.confidence(self.drafted(growth, level + 1)))
+
+    def drafted(self, growth: "Growth", iterations: int) -> Proposals:
+        """The proposals of so many iterations."""
+        return Proposals(*(part[: self._nodes(iterations)] for part in growth.proposals))
+
+    def _nodes(self, iterations: int) -> int:
+        """That so many iterations propose, the root counted."""
+        return 1 + self.top_k + (iterations - 1) * self.top_k**2 if iterations else 1
 
     def _run_confirmed(
         self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache
@@ -195,13 +223,66 @@ class CapturedDraft:
         # The length, then the tokens: the device waits for one copy while the host starts a draft.
         self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
         cache, tokens = graphs.CapturedCache(drafter.cache, self.inputs[:1]), self.inputs[1:]
-        self.replay, self.drafted = graphs.capture(lambda: drafter.draft(tokens, cache, iterations), pool)
+        self.replay, self.tree = graphs.capture(lambda: drafter.draft(tokens, cache, iterations), pool)
 
-    def run(self, tokens: list[int], length: int) -> tuple[torch.Tensor, ...]:
-        """What is drafted behind `length` rows in the head's cache."""
+    def run(self, tokens: list[int], length: int) -> DraftTree:
+        """The tree behind `length` rows in the head's cache."""
         self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
         self.replay()
-        return tuple(part.clone() for part in self.drafted)  # the next draft writes to the same place
+        return _as_draft(Tree(*(part.clone() for part in self.tree)))  # the next draft writes to the same place
+
+
+class Growth(NamedTuple):
+    """A draft between two iterations.
+
+    outputs: of the head, [rows, hidden]. positions: int64 [top_k], of the root. told: what a budget goes by, where
+    there is one.
+    """
+
+    outputs: torch.Tensor
+    positions: torch.Tensor
+    proposals: Proposals
+    frontier: Frontier
+    told: torch.Tensor
+
+    def flat(self) -> tuple[torch.Tensor, ...]:
+        return (self.outputs, self.positions, *self.proposals, *self.frontier, self.told)
+
+    @classmethod
+    def of(cls, parts: Sequence[torch.Tensor]) -> "Growth":
+        return cls(parts[0], parts[1], Proposals(*parts[2:5]), Frontier(*parts[5:10]), parts[10])
+
+
+class CapturedGrowth:
+    """As `CapturedDraft`, with a graph for each iteration, captured when it is first asked for."""
+
+    def __init__(self, drafter: EagleDrafter, rows: int, pool: tuple[int, int]):
+        self.drafter, self.pool = drafter, pool
+        self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
+        self.cache = graphs.CapturedCache(drafter.cache, self.inputs[:1])
+        self.stages: list[tuple[Callable[[], None], Growth]] = []
+
+    def run(self, tokens: list[int], length: int) -> Iterator[Growth]:
+        """What each iteration drafts behind `length` rows in the head's cache."""
+        self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
+        for level in range(self.drafter.iterations):
+            if level == len(self.stages):
+                replay, parts = graphs.capture(lambda level=level: self._stage(level).flat(), self.pool)
+                self.stages.append((replay, Growth.of(parts)))
+                self.inputs[:1].fill_(length + (len(tokens) if level else 0))  # capturing ran the iteration, too
+            replay, growth = self.stages[level]
+            replay()
+            yield growth
+
+    def _stage(self, level: int) -> Growth:
+        before = self.stages[level - 1][1] if level else None
+        if before is None:
+            before = self.drafter.root(self.inputs[1:], self.cache, self.drafter.iterations)
+        return self.drafter.grow(before, level, self.cache)
+
+
+def _as_draft(tree: Tree) -> DraftTree:
+    return DraftTree(tree.tokens, tree.parents, tree.depths, tree.ancestors, scores=tree.scores)
 
 
 class Eagle2(Method):

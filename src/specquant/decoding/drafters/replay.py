@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.budget import Budget
+from specquant.decoding.budget import Budget, Calibration
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.replay import ShapedTree, Trace, TracedTree
@@ -47,15 +47,22 @@ class ReplayedTrees(Drafter):
 
 
 class TracedBudget(Budget):
-    """Chooses by a recorded tree, once it has read what it would have chosen by."""
+    """Chooses by a recorded tree, as if the head had said that."""
 
     trace: Trace
 
-    def size(self, told: torch.Tensor, iterations: int) -> int:
-        n = len(told.tolist()[0])  # the host waits for the draft, as ever
-        recorded = self.trace.within(iterations)
-        chances = self.prices.calibration.chances(recorded.confidence)
-        return min(super().size(torch.tensor(np.stack((chances, recorded.depths))), iterations), n)
+    def goes_on(self, told: Sequence[Sequence[float]], iterations: int) -> bool:
+        return super().goes_on(told_of(self.trace, iterations, self.prices.calibration), iterations)
+
+    def size(self, told: Sequence[Sequence[float]], iterations: int) -> int:
+        recorded = told_of(self.trace, iterations, self.prices.calibration)
+        return min(super().size(recorded, iterations), len(told[0]))
+
+
+def told_of(trace: Trace, iterations: int, calibration: Calibration) -> list[np.ndarray]:
+    """What `Budget.confidence` would say of so many iterations of a recorded tree."""
+    part = trace.within(iterations)
+    return [calibration.chances(part.confidence), part.depths]
 
 
 class TracedTrees(Drafter):
@@ -82,7 +89,7 @@ class TracedTrees(Drafter):
         if len(tree) == 1:
             return tree
         self.turn += 1
-        key = turn, self.drafter.latest_iterations, len(tree)
+        key = turn, self.drafter.latest_iterations or self.drafter.iterations, len(tree)
         if key not in self.shapes:
             self.shapes[key] = self.traces[turn].within(key[1]).shape(len(tree), tree.tokens.device)
         return replace(self.shapes[key], tokens=tree.tokens)
