@@ -18,8 +18,9 @@ SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were meas
 MEMORY = 0.9  # of what earlier drafts said, at each further one
 FIRST_RATIO = 0.8  # until drafts said how much a depth gains over the one above it
 TINY = 1e-6
+Told = Sequence[Sequence[float]] | Sequence[np.ndarray]
 FEWEST_STEPS = 8  # of which a rate is taken
-FIRST_PAUSE, LONGEST_PAUSE = 16, 128  # steps without a draft, where none pays, until the next one
+MOST_LOST = 0.03  # of the time, where no draft pays, for trying whether one does now
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Calibration:
     def __post_init__(self):
         points = np.array(self.confidence), np.array(self.chance)
         fits = len(points[0]) == len(points[1]) >= 2 and all(((p >= 0) & (p <= 1)).all() for p in points)
-        fits = fits and (np.diff(points[0]) > 0).all() and (np.diff(points[1]) >= 0).all()
-        if not fits or points[0][[0, -1]].tolist() != [0, 1]:
+        rises = all((np.diff(points[0]) > 0).tolist()) and all((np.diff(points[1]) >= 0).tolist())
+        if not fits or not rises or points[0][[0, -1]].tolist() != [0, 1]:
             raise SpecquantError(
                 "chances of acceptance must rise with confidence, both from 0 to 1, with as many of one as of the other"
             )
@@ -127,7 +128,7 @@ class Budget:
         self._sums, self._steps = np.zeros(2), 0  # expected tokens and milliseconds of all steps
         self._drafts = np.zeros(2)  # of those with a draft, the latest ones most
         self._ratios = [FIRST_RATIO] * (len(prices.draft_ms) + 1)  # by depth, what the next one gains over its frontier
-        self._pause, self._waits = FIRST_PAUSE, 0
+        self._waits, self._latest_ms = 0, 0.0  # steps since a draft, and what that took
 
     @property
     def rate(self) -> float | None:
@@ -138,13 +139,11 @@ class Budget:
         """Whether the next step has a draft; where none pays, one is tried after a pause."""
         plain_ms = self.prices.step_ms(1, 0)
         if not self._drafts[1] or self._drafts[0] / self._drafts[1] > 1 / plain_ms:
-            self._pause, self._waits = FIRST_PAUSE, 0
             return True
-        self._waits += 1
-        if self._waits <= self._pause:
+        if self._waits * plain_ms < self._latest_ms / MOST_LOST:
+            self._waits += 1
             self._count(1.0, plain_ms)
             return False
-        self._pause, self._waits = min(2 * self._pause, LONGEST_PAUSE), 0
         return True
 
     def _count(self, expected: float, time_ms: float) -> None:
@@ -166,7 +165,7 @@ class Budget:
         depths = torch.where(nodes > k, 2 + (nodes - 1 - k) // (k * k), (nodes > 0).long())
         return torch.stack((chances, depths.float()))
 
-    def goes_on(self, told: Sequence[Sequence[float]], iterations: int) -> bool:
+    def goes_on(self, told: Told, iterations: int) -> bool:
         """Whether a further iteration pays after so many.
 
         Args:
@@ -190,11 +189,12 @@ class Budget:
         """The chances of the nodes of a depth that were followed, together."""
         return float(chances[depths == depth][: self.top_k].sum())
 
-    def size(self, told: Sequence[Sequence[float]], iterations: int) -> int:
+    def size(self, told: Told, iterations: int) -> int:
         """The size of the tree that was just drafted; arguments are those of `goes_on`."""
         chances = np.array(told[0])
         size = self.prices.size(chances, iterations, self.rate)
         spent = chances[:size].sum(), self.prices.step_ms(size, iterations)
         self._count(*spent)
+        self._waits, self._latest_ms = 0, spent[1]
         self._drafts = MEMORY * self._drafts + spent
         return size

@@ -1,6 +1,7 @@
 """What steps cost on the models at hand: a few passes and drafts, timed before decoding."""
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -44,7 +45,7 @@ def measured_prices(
         features, _ = model.run(rows, rows + context, cache, causal_mask(size, model.device), layers)
         model.logits(features)
 
-    verify_ms = {size: _median_ms(lambda size=size: verify(size), model.device) for size in sizes}
+    verify_ms = {size: _median_ms(partial(verify, size), model.device) for size in sizes}
     drafter = EagleDrafter(head, max(sizes), iterations, top_k, vocab_size)
     drafter.start(tokens.tolist(), handed, Greedy())
 
@@ -52,7 +53,7 @@ def measured_prices(
         drafter.cache.truncate(max(context - 4, 0))
         drafter.propose(count)
 
-    draft_ms = [_median_ms(lambda count=count: draft(count), model.device) for count in range(1, iterations + 1)]
+    draft_ms = [_median_ms(partial(draft, count), model.device) for count in range(1, iterations + 1)]
     return Prices(verify_ms, draft_ms, 0.0, calibration)
 
 

@@ -1,6 +1,7 @@
 """EAGLE-2 drafting: a dynamic tree from a one-layer head (arXiv 2406.16858)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -267,18 +268,18 @@ class CapturedGrowth:
         self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
         for level in range(self.drafter.iterations):
             if level == len(self.stages):
-                replay, parts = graphs.capture(lambda level=level: self._stage(level).flat(), self.pool)
+                replay, parts = graphs.capture(partial(self._stage, level), self.pool)
                 self.stages.append((replay, Growth.of(parts)))
                 self.inputs[:1].fill_(length + (len(tokens) if level else 0))  # capturing ran the iteration, too
             replay, growth = self.stages[level]
             replay()
             yield growth
 
-    def _stage(self, level: int) -> Growth:
+    def _stage(self, level: int) -> tuple[torch.Tensor, ...]:
         before = self.stages[level - 1][1] if level else None
         if before is None:
             before = self.drafter.root(self.inputs[1:], self.cache, self.drafter.iterations)
-        return self.drafter.grow(before, level, self.cache)
+        return self.drafter.grow(before, level, self.cache).flat()
 
 
 def _as_draft(tree: Tree) -> DraftTree:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.budget import Budget, Calibration
+from specquant.decoding.budget import Budget, Calibration, Told
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.replay import ShapedTree, Trace, TracedTree
@@ -51,10 +51,10 @@ class TracedBudget(Budget):
 
     trace: Trace
 
-    def goes_on(self, told: Sequence[Sequence[float]], iterations: int) -> bool:
+    def goes_on(self, told: Told, iterations: int) -> bool:
         return super().goes_on(told_of(self.trace, iterations, self.prices.calibration), iterations)
 
-    def size(self, told: Sequence[Sequence[float]], iterations: int) -> int:
+    def size(self, told: Told, iterations: int) -> int:
         recorded = told_of(self.trace, iterations, self.prices.calibration)
         return min(super().size(recorded, iterations), len(told[0]))
 
