@@ -9,7 +9,8 @@ CARD ?= h200
 PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-bits test-full fuzz test-gpu coverage figures record notebooks lab docs test-browser lint types lock clean
+.PHONY: help study test test-bits test-full fuzz test-gpu test-slurm coverage figures record notebooks lab docs \
+  test-browser lint types lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -36,6 +37,13 @@ fuzz: .venv/.ready  ## run 2,000 cases of damaged input over all commands (CASES
 
 test-gpu: .venv/.ready  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest tests -m gpu
+
+# Its own munged, slurmctld and two slurmd, with all their files in a temporary folder, on the loopback alone.
+test-slurm: .venv/.ready  ## run jobs on a real Slurm of this machine (root; installs Debian's slurm-wlm and munge)
+	@command -v slurmctld slurmd munged >/dev/null || \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null; } || \
+	  { echo "slurm-wlm and munge cannot be installed here: install them, as root, and ask again" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/measure/on_slurm.py
 
 # Without the notebooks: with --cov nbval starts coverage in their kernels as well, and its start gets no answer.
 coverage: .venv/.ready  ## run the tests of make test, and show which lines they do not reach
@@ -90,7 +98,7 @@ clean:  ## remove all that can be made again, .venv and results/ too
 # Keeps the pins that stand in the lock; to move one, add UPGRADE="--upgrade-package NAME". Left out are packages that only
 # Windows needs, and those that torch's CUDA build asks for by itself: the CPU build installs from the same lock.
 lock:  ## resolve requirements.lock anew for every supported Python, on Linux and macOS (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate $(UPGRADE) \
+	uv pip compile pyproject.toml --extra dev --extra slurm --universal --python-version 3.11 --no-annotate $(UPGRADE) \
 	  --custom-compile-command "make lock" --output-file requirements.lock
 	grep -vE "^(cuda|nvidia)-|sys_platform == 'win32'|os_name == 'nt'" requirements.lock > requirements.lock.new
 	grep -E "^nvidia-ml-py=" requirements.lock >> requirements.lock.new

@@ -128,7 +128,7 @@ def test_make_and_ci_set_up_from_the_lock():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^\.venv/\.ready: requirements\.lock$", makefile, re.MULTILINE)
     targets = ("study", "test", "test-bits", "test-full", "test-gpu", "coverage", "figures", "lab", "lint", "types")
-    targets += ("docs", "test-browser")
+    targets += ("docs", "test-browser", "test-slurm")
     for target in targets:
         assert re.search(rf"^{target}: \.venv/\.ready", makefile, re.MULTILINE), target
     lines = (ROOT / ".ci/run").read_text().splitlines()

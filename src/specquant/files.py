@@ -58,13 +58,14 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         raise SpecquantError(f"cannot read {what} {path} ({error}): give a UTF-8 text file") from None
 
 
-def write_file(path: str | os.PathLike, content: bytes | str) -> Path:
+def write_file(path: str | os.PathLike, content: bytes | str, by_several: bool = False) -> Path:
     """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part.
 
-    Makes the folder. Raises SpecquantError where the file cannot be written.
+    Makes the folder. by_several: other processes, of this machine or another, may write the same file meanwhile. Raises
+    SpecquantError where the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp" if by_several else f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

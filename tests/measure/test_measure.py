@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.measure import measure
 from specquant.measure.measure import record
 from specquant.measure.verify_cost import MEASURE, Parameters
 from specquant.study import read_provenance, read_results
@@ -42,7 +41,7 @@ def test_a_process_may_use_another_number_of_threads_than_the_one_that_started_i
 
 def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models, tmp_path, monkeypatch):
     record(MEASURE, parameters(small_models, processes=1, blocks=1), tmp_path)
-    monkeypatch.setattr(measure.sys, "executable", "/bin/false" if sys.platform != "darwin" else "/usr/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false" if sys.platform != "darwin" else "/usr/bin/false")
     with pytest.raises(SpecquantError, match="the process that measured verify_cost ended with status 1: what had fin"):
         record(MEASURE, parameters(small_models, processes=2, blocks=1), tmp_path)
     assert read_results(tmp_path / "verify_cost.csv").process.unique().tolist() == [0]

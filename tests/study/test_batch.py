@@ -550,3 +550,29 @@ def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run,
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(SpecquantError, match=r"cannot read .*data/new\.txt \(Permission denied\)"):
         run()
+
+
+def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch):
+    pytest.importorskip("submitit")
+    from specquant.measure import executors
+    from specquant.measure.executors import Slurm, SlurmOptions
+
+    monkeypatch.setenv(executors.EXECUTOR, "")
+    monkeypatch.setattr(executors, "current", lambda: Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=5.0))
+    clone.results = clone.root.parent / "out"  # an absolute path: a job's folder is that of the project itself
+    shown = []
+    monkeypatch.setattr(batch, "write_report", lambda *of: shown.append(of[3:]) or report.write_report(*of))
+    clone.notebook("00_first", WRITE_TABLE)
+    clone.notebook("01_second", "import os; print('dying'); raise ValueError('no')")
+    assert run() == ["01_second"]
+    assert clone.runs() == ["00_first", "01_second"]
+    assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
+    states = [(live.name, live.state(live.name), live.waiting, live.log) for (live,) in filter(None, shown)]
+    (log,) = {log for name, state, waiting, log in states if (name, state) == ("00_first", "running")}
+    assert re.fullmatch(r"notebooks/00_first\.jobs/[\w-]+/\w+_log\.err", log)
+    assert ("00_first", "running", ("01_second",), log) in states
+    page = (clone.results / "tiny/index.html").read_text()
+    assert "ValueError: no" in page
+    assert run() == ["01_second"]
+    assert clone.runs() == ["00_first", "01_second", "01_second"]  # what was good is not run again
+    assert not list((clone.results / "tiny/notebooks").glob("*.jobs"))  # a notebook that failed has its traceback

@@ -5,6 +5,7 @@ import torch
 
 from specquant.cli import command_line, parsed
 from specquant.errors import SpecquantError
+from specquant.measure.executors import chosen
 from specquant.study import recordings
 from specquant.tables.results import read_results
 
@@ -41,7 +42,8 @@ def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_me
     table = folder / "peer_decoding.csv"
     first = table.read_bytes()
     assert len(read_results(table)) == 5
-    assert run(QUICK) == []
+    with chosen(jobs=2, for_several=True):  # what is timed then runs alone, and is not refused
+        assert run(QUICK) == []
     assert table.read_bytes() == first
 
 
@@ -67,6 +69,23 @@ def test_tables_of_another_card_are_refused(monkeypatch):
     with pytest.raises(SpecquantError, match="card h200, and this machine is NVIDIA H100"):
         recordings.record_card("h200")
     recordings.require_card("H100")
+
+
+def test_the_options_of_executors_are_taken_and_jobs_have_the_kind_of_card(tmp_path):
+    pytest.importorskip("submitit")
+    file = tmp_path / "slurm.yaml"
+    _, bound = parsed(command_line(), ["record", "--card", "h200", "--executor", "slurm", "--slurm", str(file)])
+    assert (bound.arguments["executor"], bound.arguments["slurm"]) == ("slurm", file)
+    file.write_text("partition: cpu\n")
+    with chosen("slurm", slurm=file):
+        recordings.require_card("cpu")
+        with pytest.raises(SpecquantError, match="card h200, and the jobs have no GPU: ask for one by gres"):
+            recordings.record_card("h200")
+    file.write_text("gres: gpu:1\n")
+    with chosen("slurm", slurm=file):
+        recordings.require_card("h200")
+        with pytest.raises(SpecquantError, match="card cpu, and the jobs have a GPU: leave gres out"):
+            recordings.record_card("cpu")
 
 
 @pytest.mark.parametrize("text", ["gpu: [", "gpu: kernels", "gpu: [1]", "cpu: [kernels]", "- kernels", "gpu: []"])

@@ -158,3 +158,19 @@ def test_links_work_where_the_folder_has_moved_to_and_with_any_name(tmp_path):
     assert len(shown.links) == 5
     for link in (*shown.links, *shown.pictures):
         assert (tmp_path / "new" / unquote(link)).is_file(), link
+
+
+def test_what_a_job_does_is_shown_with_its_log(tmp_path):
+    record(tmp_path, "01_first")
+    record(tmp_path, "02_second", error="its job ended with status 3", log="notebooks/02_second.jobs/1/1_log.err")
+    names = ["01_first", "02_second", "03_third", "04_fourth"]
+    for state in ("queued", "running"):
+        live = Live("03_third", waiting=("04_fourth",), job=state, log="notebooks/03_third.jobs/2/2_log.err")
+        page = Page(write_report(tmp_path, "tiny", names, live).read_text())
+        for name, told in zip(names[2:], (state, "waiting"), strict=True):
+            assert next(text for text in page.texts[page.texts.index(f"{name}:") + 1 :] if text != "(") == told
+        assert {"done in 12 s", "failed", "after 12 s: its job ended with status 3"} <= set(page.texts)
+        assert [link for link in page.links if link.endswith(".err")] == [
+            "notebooks/02_second.jobs/1/1_log.err",
+            "notebooks/03_third.jobs/2/2_log.err",
+        ]

@@ -15,7 +15,12 @@ from typing import Any
 
 import specquant
 from specquant import measure
-from specquant.commands.options import UNSET, flat, tell
+from specquant.commands.options import UNSET, Executor, flat, tell
+
+OF_EXECUTORS = """
+    executor: Where units run: here in fresh processes, or as jobs of Slurm.
+    jobs: Processes at a time, here, for what is not timed.
+    slurm: Slurm's options (default: notebooks/slurm.yaml)."""
 
 
 def measures() -> Iterator[Callable[..., None]]:
@@ -33,16 +38,22 @@ def _assigns(node: ast.stmt, name: str) -> bool:
 def _command(name: str, source: ast.Module) -> Callable[..., None]:
     kind = flat(_parameters(source))
 
-    def command(*, parameters: Any, out: Path) -> None:
+    def measured(parameters: Any, out: Path) -> None:
         module = import_module(f"{measure.__name__}.{name}")
         given = {each.name: getattr(parameters, each.name) for each in fields(kind)}
         named = module.Parameters(**{name: value for name, value in given.items() if value is not UNSET})
         OTHERS.get(name, _record)(module, named, out)
 
+    def command(*, parameters: Any, out: Path, executor: Executor, jobs: int, slurm: Path | None) -> None:
+        from specquant.measure.executors import chosen
+
+        with chosen(executor, jobs, slurm):
+            measured(parameters, out)
+
     command.__name__ = NAMES.get(name, name)
-    command.__doc__ = f"{ast.get_docstring(source)}\n\nArgs:\n    out: The folder for what is measured."
+    command.__doc__ = f"{ast.get_docstring(source)}\n\nArgs:\n    out: The folder for what is measured.{OF_EXECUTORS}"
     command.__annotations__["parameters"] = kind
-    command.__kwdefaults__ = {"out": Path("results") / name}
+    command.__kwdefaults__ = {"out": Path("results") / name, "executor": "here", "jobs": 1, "slurm": None}
     if all(each.default is not MISSING or each.default_factory is not MISSING for each in fields(kind)):
         command.__kwdefaults__["parameters"] = kind()
     return command

@@ -30,6 +30,7 @@ COUNTS = {
 }
 MOST = 10**9  # of anything that is counted
 SECONDS = 86_400  # of looking for configurations
+Executor = Literal["here", "slurm"]  # `measure.executors`
 UNSET = object()  # in place of a default that only the code knows
 EACH_FIELD = Parameter(name="*")  # of a dataclass is an option
 

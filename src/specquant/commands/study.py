@@ -2,12 +2,18 @@
 
 from pathlib import Path
 
-from specquant.commands.options import tell
+from specquant.commands.options import Executor, tell
 from specquant.errors import SpecquantError
 
 
 def study(
-    *, profile: str = "tiny", only: list[str] | None = None, force: bool = False, results: Path | None = None
+    *,
+    profile: str = "tiny",
+    only: list[str] | None = None,
+    force: bool = False,
+    results: Path | None = None,
+    executor: Executor = "here",
+    slurm: Path | None = None,
 ) -> int:
     """Run the notebooks and write results/PROFILE/ with a report.
 
@@ -16,11 +22,15 @@ def study(
         only: Run this notebook; may be repeated.
         force: Run notebooks whose inputs did not change, too.
         results: Where PROFILE/ goes (default: the clone's results/).
+        executor: Where notebooks run, and the units of what they measure: here, or as jobs of Slurm.
+        slurm: Slurm's options (default: notebooks/slurm.yaml).
     """
     _require_home()
+    from specquant.measure.executors import chosen
     from specquant.study.batch import run_study
 
-    failed = run_study(profile, only or [], force, results or "results")
+    with chosen(executor, slurm=slurm):
+        failed = run_study(profile, only or [], force, results or "results")
     if failed:
         tell(f"{len(failed)} notebook(s) failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -89,7 +99,15 @@ def fetch(*names: str, data_dir: Path | None = None) -> None:
         print(fetch(benchmark, folder), flush=True)
 
 
-def record(*, card: str, out: Path | None = None, minutes: float | None = None) -> int:
+def record(
+    *,
+    card: str,
+    out: Path | None = None,
+    minutes: float | None = None,
+    executor: Executor = "here",
+    jobs: int = 1,
+    slurm: Path | None = None,
+) -> int:
     """Record every table of a card, the most important first.
 
     The commands are in data/recorded/commands.yaml. Each goes on with what its table lacks, so the same can be asked
@@ -99,10 +117,15 @@ def record(*, card: str, out: Path | None = None, minutes: float | None = None) 
         card: cpu, or a word of the GPU's name, such as h200.
         out: Where tables go (default: data/recorded/CARD).
         minutes: For how long (default: until all is there).
+        executor: Where units run: here in fresh processes, or as jobs of Slurm.
+        jobs: Processes at a time, here, for what is not timed.
+        slurm: Slurm's options (default: notebooks/slurm.yaml).
     """
+    from specquant.measure.executors import chosen
     from specquant.study.recordings import record_card
 
-    failed = record_card(card, out, minutes, tell)
+    with chosen(executor, jobs, slurm, for_several=True):
+        failed = record_card(card, out, minutes, tell)
     if failed:
         tell(f"{len(failed)} command(s) failed: {'; '.join(failed)}")
     return 1 if failed else 0

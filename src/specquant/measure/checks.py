@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 from specquant.errors import SpecquantError
-from specquant.models.synthetic import SHAPES
 
 LONGEST_MS = 60_000  # of what passes before something is timed
 
@@ -30,6 +29,8 @@ def require_short(name: str, *times_ms: float) -> None:
 
 def require_shapes(models: Iterable[str]) -> None:
     """Raises SpecquantError where a model has no shapes here (`models.synthetic.SHAPES`), or no model is named."""
+    from specquant.models.synthetic import SHAPES  # loads transformers, which not every unit's process needs
+
     models = list(models)
     unknown = [name for name in models if name not in SHAPES]
     if unknown or not models:

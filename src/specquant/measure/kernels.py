@@ -16,11 +16,12 @@ from specquant.errors import SpecquantError
 from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16_hopper import WarpGroups
-from specquant.measure import ceilings
+from specquant.measure import ceilings, executors
 from specquant.measure.blocks import LaunchesInBlocks, launches_in_blocks
 from specquant.measure.checks import require_at_least, require_draft_sizes
 from specquant.measure.measure import Measure, Measured, record
 from specquant.measure.passes import DRAFT_SIZES
+from specquant.models.device import gpu_is_available
 from specquant.quant import PackedLinear, get_scheme, quantize_linear, scheme_names
 from specquant.tables.schemas import TABLES
 from specquant.tables.style import SCHEMES, along_draft_sizes, legend_above, mark, model_label, new_figure
@@ -97,8 +98,12 @@ class Parameters(LaunchesInBlocks):
 
 
 def bench_schemes() -> tuple[str, ...]:
-    """The schemes that are measured by default: those in FP8 where this machine's GPU multiplies it."""
-    return BENCH_SCHEMES + (FP8_SCHEMES if multiplies_e4m3("cuda") else ())
+    """The schemes that are measured by default: those in FP8 where this machine's GPU multiplies it.
+
+    Where jobs do the work, those in FP8 as well: which cards they get, this machine does not know.
+    """
+    elsewhere = executors.current().elsewhere and gpu_is_available()
+    return BENCH_SCHEMES + (FP8_SCHEMES if elsewhere or multiplies_e4m3("cuda") else ())
 
 
 def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
@@ -107,6 +112,8 @@ def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
     if parameters.tune and not parameters.row_invariant:
         from specquant.measure.tuning import tune  # which measures by this module
 
+        if executors.current().elsewhere:
+            raise SpecquantError("--tune looks for configurations on this machine's card: leave --executor out")
         tune(parameters.models, parameters.schemes, parameters.tune)
     if parameters.row_invariant:
         return [record(MEASURE_ROW_INVARIANT, parameters, out_dir)]

@@ -1,13 +1,15 @@
-"""How every question is measured: units that the table lacks, each process's in an interpreter of its own."""
+"""How every question is measured: units that the table lacks, each process's in an interpreter of its own.
+
+Where these run is the executor's to say (`measure.executors`): one process after another here, or each unit as a job.
+"""
 
 import gc
 import json
 import os
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby
@@ -19,15 +21,19 @@ import torch
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure import executors
+from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
 from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
-from specquant.tables.provenance import COMMAND, command_line
+from specquant.tables.provenance import COMMAND, command_line, device_name
 from specquant.tables.table import Table
 
 # The rows of each unit, a frame for each table, or why it has none.
 Measured = Iterator[tuple[dict[str, Any], pd.DataFrame | tuple[pd.DataFrame, ...] | SpecquantError]]
+NO_CLOCK = "none"  # of what is not timed
+SHARE_OF_JOINS = 0.05  # a join of some time is followed by 1 / 0.05 of it without one, but for the last
 
 
 @dataclass(frozen=True)
@@ -51,72 +57,131 @@ class Measure:
     def name(self) -> str:
         return self.tables[0].name
 
+    @property
+    def timed(self) -> bool:
+        return self.clock != NO_CLOCK
+
 
 def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool = False) -> Path:
     """Measure what the table in `out_dir` lacks, or with `anew` everything; returns the (first) table's path.
 
-    Each process of the parameters is a fresh interpreter, so that what it finds is independent of the others. The table
-    is joined after each unit. What cannot be measured, such as a scheme that does not fit, is named on stderr and left
-    out. Raises SpecquantError where the table holds rows of other parameters, a process dies, or nothing was measured.
+    Each process of the parameters is a fresh interpreter, so that what it finds is independent of the others; where
+    several run at a time, or jobs, each unit is. The table is joined as units end. What cannot be measured, such as a
+    scheme that does not fit, is named on stderr and left out. A process that dies does not stop the others.
+
+    Raises SpecquantError where the table holds rows of other parameters, a process died, or nothing was measured.
     """
+    executor = executors.current()
+    if measure.timed and isinstance(executor, Here):
+        executor = executor.require_alone(measure.name)
     parameters.check()
     paths = [resolve(out_dir) / f"{table.name}.csv" for table in measure.tables]
     for path in paths if anew else ():
         shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
         for old in (path, path.with_suffix(".json")):
             old.unlink(missing_ok=True)
-    parts = _parts(measure, paths, parameters.same(), parameters.unnamed())
+    same = parameters.same()
+    if executor.elsewhere:
+        del same["device"]  # is that of the jobs
+    parts = _parts(measure, paths, same, parameters.unnamed())
     units = parameters.units()
     lacking = [each.missing(units) for each in parts]
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
-    with tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True) as bar:
-        for _, of_process in groupby(missing, key=lambda unit: unit.get("process", 0)):
-            for told in _fresh_process(measure, _order(measure, parameters, list(of_process), parts)):
-                if "error" in told:
-                    raise SpecquantError(told["error"])
-                if "left_out" in told:
-                    tell(told["left_out"])
-                else:
-                    for each in parts:
-                        each.join()
-                bar.update()
+    failed = _measure_all(measure, parameters, missing, parts, executor)
+    if failed:
+        all_of_them = f"{len(failed)} processes failed, the first of them: " if len(failed) > 1 else ""
+        kept = "what had finished is kept, and the same command goes on from there"
+        raise SpecquantError(f"{all_of_them}{failed[0]}: {kept}")
     joined = [each.join() for each in parts]
     return joined[0]
+
+
+def _measure_all(
+    measure: Measure, parameters: Common, missing: Sequence[Unit], parts: list[Parts], executor: Here | Slurm
+) -> list[str]:
+    """Measure units and join the table in the meantime; returns what went wrong, a sentence for each process."""
+    together = executor.jobs == 1 and not executor.elsewhere
+    by_process = [list(units) for _, units in groupby(missing, key=lambda unit: unit.get("process", 0))]
+    tasks = [
+        _task(measure, parameters, units, parts) for units in (by_process if together else [[unit] for unit in missing])
+    ]
+    for each in parts:
+        each.forget_device()
+    failed, states = [], dict.fromkeys(tasks, "")
+    bar = tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True)
+    with bar, _joined_as_it_grows(parts) as join_if_due:
+        for task, told in executor.run(tasks, parts[0].path.with_suffix(".jobs")):
+            if "state" in told or "ended" in told:
+                states[task] = told.get("state", "")
+                counts = [f"{[*states.values()].count(state)} {state}" for state in ("queued", "running")]
+                bar.set_postfix_str(", ".join(counts) if executor.elsewhere else "")
+            if "error" in told:
+                if together:  # the same would be wrong in the others
+                    raise SpecquantError(told["error"])
+                failed.append(f"{task.name}: {told['error']}")
+            elif "ended" in told and told["ended"] != 0:
+                failed.append(_failure(measure, task, told, together))
+            elif "left_out" in told:
+                tell(told["left_out"])
+                bar.update()
+            elif "done" in told:
+                join_if_due()
+                bar.update()
+    return failed
+
+
+def _failure(measure: Measure, task: Task, told: Mapping[str, Any], together: bool) -> str:
+    """Why a process has not ended well, and where its log is; said at once where others go on."""
+    why = told.get("why") or f"ended with status {told['ended']}"
+    if together:
+        return f"the process that measured {measure.name} {why}"
+    failure = f"{task.name} failed ({why}; its log is {told['log']})"
+    tell(failure)
+    return failure
+
+
+@contextmanager
+def _joined_as_it_grows(parts: Sequence[Parts]) -> Iterator[Callable[[], None]]:
+    """What to call when a unit is done. It joins the table in a small share of the time, for that takes longer as the
+    table grows; what is left is joined at the end, also after an interruption."""
+    due_at, left = 0.0, False
+
+    def join() -> None:
+        nonlocal due_at, left
+        began, left = time.monotonic(), False
+        for each in parts:
+            each.join()
+        due_at = time.monotonic() + (time.monotonic() - began) / SHARE_OF_JOINS
+
+    def join_if_due() -> None:
+        nonlocal left
+        left = True
+        if time.monotonic() >= due_at:
+            join()
+
+    try:
+        yield join_if_due
+    except BaseException:
+        if left:
+            with suppress(SpecquantError):  # what went wrong first is what counts
+                join()
+        raise
+    if left:
+        join()
 
 
 def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unnamed: dict[str, Any]) -> list[Parts]:
     return [Parts(table, path, same, unnamed) for table, path in zip(measure.tables, paths, strict=True)]
 
 
-def _order(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> str:
-    """What `serve` is to do, as JSON."""
-    order: dict[str, Any] = {"module": measure.run.__module__, "measure": measure.name}
+def _task(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> Task:
+    """A process that measures units, by `serve`."""
+    order: dict[str, Any] = {"served_by": __name__, "module": measure.run.__module__, "measure": measure.name}
     order |= {"parameters": asdict(parameters), "units": units, "paths": [each.path for each in parts]}
-    return json.dumps(order | {"same": parts[0].same, "unnamed": parts[0].unnamed}, default=str)
-
-
-def _fresh_process(measure: Measure, order: str) -> Iterator[dict[str, Any]]:
-    """What the process that measures an order's units tells, a line for each."""
-    command = [sys.executable, "-m", "specquant.measure"]
-    environment = os.environ | {COMMAND: command_line() or ""}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            with suppress(BrokenPipeError):  # it has died already, which its status tells
-                process.stdin.write(order)
-                process.stdin.close()
-            yield from map(json.loads, process.stdout)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        raise SpecquantError(
-            f"the process that measured {measure.name} ended with status {process.returncode}: what had finished is "
-            "kept, and the same command goes on from there"
-        )
+    order |= {"same": parts[0].same, "unnamed": parts[0].unnamed}
+    names = " ".join(str(units[0][name]) for name in measure.tables[0].unit if name in units[0])
+    environment = {**executors.OF_ITSELF, COMMAND: command_line() or ""}
+    return Task(f"{measure.name} {names}", "specquant.measure", json.dumps(order, default=str), environment)
 
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
@@ -126,10 +191,19 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
     parameters = from_json(measure.parameters, order["parameters"])
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
-    parts = _parts(measure, [Path(path) for path in order["paths"]], order["same"], order["unnamed"])
+    device = device_name(parameters.device)
+    same = {"device": device} | order["same"]
     how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
     try:
-        for unit, rows in measure.run(parameters, order["units"]):
+        require_card(os.environ.get(executors.CARD), device)
+        parts = _parts(measure, [Path(path) for path in order["paths"]], same, order["unnamed"])
+        for each in parts:
+            each.claim_device()
+        units = [unit for unit in order["units"] if not all(each.holds(unit) for each in parts)]
+        for unit in order["units"]:
+            if unit not in units:  # another job was first
+                tell({"done": unit})
+        for unit, rows in measure.run(parameters, units) if units else ():
             if isinstance(rows, SpecquantError):
                 tell({"left_out": str(rows)})
             else:
@@ -138,6 +212,13 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
                 tell({"done": unit})
     except SpecquantError as error:
         tell({"error": str(error)})
+
+
+def require_card(card: str | None, device: str | None) -> None:
+    """Raises SpecquantError where a GPU's word is not in the name of the device; None is no GPU."""
+    if card and card != "cpu" and card.lower() not in (device or "").lower().split():
+        there = f"is {device}" if device else "has no GPU"
+        raise SpecquantError(f"the tables are to be of the card {card}, and this machine {there}: name its own card")
 
 
 def free(device: str) -> None:

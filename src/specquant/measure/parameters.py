@@ -5,12 +5,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
 from specquant.errors import SpecquantError
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least, require_short
-from specquant.models.device import choose_device, named_dtype
+from specquant.models.device import choose_device, gpu_is_available, named_dtype
 from specquant.models.options import DType
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
@@ -94,7 +92,7 @@ def require_gpu(device: str) -> None:
     """Raises SpecquantError where kernels cannot run on `device`."""
     if device != "cuda":
         choose_device(device)  # refuses what names no device at all
-    if triton is None or not torch.cuda.is_available() or device != "cuda":
+    if triton is None or not gpu_is_available() or device != "cuda":
         raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
 
 

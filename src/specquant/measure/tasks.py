@@ -21,7 +21,9 @@ from specquant.decoding.drafters import get_method
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure import executors
 from specquant.measure.answers import Lines
+from specquant.measure.executors import Slurm
 from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
 from specquant.models.loading import load_tokenizer
@@ -65,6 +67,11 @@ class Parameters:
     max_new_tokens: int | None = None
     unsafe: bool = False
 
+    @property
+    def new_tokens(self) -> int:
+        """The most in one turn."""
+        return get_benchmark(self.benchmark).max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
     def same(self, device: str, max_new_tokens: int) -> dict[str, Any]:
         """What all answers of one file share, beside the questions."""
         models, text = self.models, self.models.text_of_heads
@@ -82,28 +89,35 @@ class Parameters:
         }
 
 
-def record_benchmark(parameters: Parameters, out_dir: str | Path) -> Path:
+def record_benchmark(parameters: Parameters, out_dir: str | Path, ids: Sequence[str] | None = None) -> Path:
     """Answer a benchmark's questions greedily by each method; returns the table's path, NAME.csv below `out_dir`.
+
+    ids: of the questions to answer, if not all. Where the executor has jobs do the work, they answer some each.
 
     Beside the table stand its provenance, NAME.json, and the lines with the answers, NAME.jsonl (`Lines`): several
     processes may answer into one folder, and a last line that broke off is measured again. Raises SpecquantError where
     there are lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
     """
+    executor = executors.current()
+    if isinstance(executor, Slurm):
+        from specquant.measure.task_jobs import record_by_jobs  # whose jobs measure by this module
+
+        return record_by_jobs(parameters, out_dir, executor)
+    executor.require_alone(parameters.benchmark)
     methods = list(dict.fromkeys(parameters.methods))
     for method in methods:
         get_method(method)  # refuses what is none
     models, device = Models.of(parameters.models), choose_device(parameters.models.device)
     benchmark = get_benchmark(parameters.benchmark)
-    questions, sha256 = read_questions(benchmark, parameters.data_dir, parameters.limit)
+    questions, _ = read_questions(benchmark, parameters.data_dir, parameters.limit)
+    questions = [question for question in questions if ids is None or question.id in ids]
     every_question, _ = read_questions(benchmark, parameters.data_dir)
-    max_new_tokens = benchmark.max_new_tokens if parameters.max_new_tokens is None else parameters.max_new_tokens
+    max_new_tokens = parameters.new_tokens
     calibrate_heads(models, parameters.settings.tree, parameters.settings.inner_tree)
     speculators = {method: models.speculator(method, parameters.settings) for method in methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
     tokenizer = load_tokenizer(parameters.models.model)
-    same = {"benchmark": benchmark.name, "questions_sha256": sha256, "as_published": sha256 == benchmark.sha256}
-    same |= parameters.same(device, max_new_tokens)
-    same |= {"sandbox": _sandbox(parameters.unsafe) if benchmark.runs_programs else None}
+    same = what_is_shared(parameters, device, _sandbox(parameters.unsafe) if benchmark.runs_programs else None)
     lines = Lines(resolve(out_dir) / f"{benchmark.name}.jsonl", same, every_question)
     with lines.locked():  # refuses what cannot be written before anything is measured
         lines.read()
@@ -118,10 +132,24 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path) -> Path:
         prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
         generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))
     _answer_all(lines, models.target.scheme.name, todo, answer)
+    return write_table(lines, device)
+
+
+def what_is_shared(parameters: Parameters, device: str, sandbox: str | None) -> dict[str, Any]:
+    """What all answers of one file share."""
+    benchmark = get_benchmark(parameters.benchmark)
+    _, sha256 = read_questions(benchmark, parameters.data_dir)
+    same = {"benchmark": benchmark.name, "questions_sha256": sha256, "as_published": sha256 == benchmark.sha256}
+    return same | parameters.same(device, parameters.new_tokens) | {"sandbox": sandbox}
+
+
+def write_table(lines: Lines, device: str = "cpu") -> Path:
+    """Write the table of a file of answers; returns its path. device: where this process measured."""
     with lines.locked():  # so that the last of several processes writes the table of all lines
         lines.read()
         table = benchmark_table(pd.DataFrame(lines.in_order()))
-        return write_results(table, lines.path.with_suffix(".csv"), same, device=device, repeats=1, clock=CLOCK)
+        path = lines.path.with_suffix(".csv")
+        return write_results(table, path, lines.parameters, device=device, repeats=1, clock=CLOCK)
 
 
 def _answer_all(

@@ -1,5 +1,6 @@
 """Which device a computation runs on, and in which dtype models compute there."""
 
+import os
 from typing import get_args
 
 import torch
@@ -7,15 +8,23 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.models.options import DType
 from specquant.quant import Scheme, get_scheme
+from specquant.tables.provenance import DEVICE_OF_JOBS
 
 
 def choose_device(device: str | None) -> str:
-    """A device by its name, the GPU if there is one by default. Raises SpecquantError for one that is not here."""
-    has_gpu = torch.cuda.is_available()
+    """A device by its name, the GPU if there is one by default. Raises SpecquantError for one that is not here, or not
+    where jobs do the work."""
+    has_gpu = gpu_is_available()
     device = device or ("cuda" if has_gpu else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
         raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is")
     return device
+
+
+def gpu_is_available() -> bool:
+    """Whether there is a GPU where the work is done."""
+    elsewhere = os.environ.get(DEVICE_OF_JOBS)
+    return elsewhere == "cuda" if elsewhere else torch.cuda.is_available()
 
 
 def default_dtype(device: torch.device | str, scheme: str | Scheme) -> torch.dtype:

@@ -1,5 +1,8 @@
 """The batch: runs the notebooks by papermill, skips those that did not change, and goes on after a failure.
 
+Notebooks run one after another, for each may read what those before it wrote; here, or each as a job of Slurm, which
+submits what it measures as jobs of its own and waits for their tables.
+
 It fills results/PROFILE/: the tables and figures that the notebooks write; notebooks/NAME.ipynb and NAME.html, as
 executed; notebooks/NAME.json, the record that decides whether a notebook runs again; and index.html, which links them.
 """
@@ -30,6 +33,8 @@ from tqdm import tqdm
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, resolve, write_file
+from specquant.measure import executors
+from specquant.measure.executors import Slurm, Task
 from specquant.measure.family import Family
 from specquant.models.companions import COMPANIONS
 from specquant.study.findings import FINDINGS, read_findings
@@ -84,7 +89,7 @@ def run_study(
     _remove_unfinished(executed)
 
     notebooks = {name: notebooks[name] for name in declared}
-    failed = []
+    failed, executor = [], executors.current()
     with _reported(folder, profile, notebooks), tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
         for name in bar:
             bar.set_description(name)
@@ -94,10 +99,13 @@ def run_study(
                 tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
                 continue
             waiting = tuple(chosen[chosen.index(name) + 1 :])
-            tell = partial(_tell, folder, profile, list(notebooks), name, waiting)
-            tell(0, 0)
-            record = _run(notebooks[name], parameters, folder, tell)
-            record |= {"inputs": inputs, "parameters": without_local_paths(parameters), **_where(parameters)}
+            show = partial(_show, folder, profile, list(notebooks), name, waiting)
+            show()
+            if isinstance(executor, Slurm):
+                record = _run_as_job(executor.of_notebooks(), notebooks[name], parameters, folder, show)
+            else:
+                record = _run(notebooks[name], parameters, folder, show)
+            record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
             write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
             if record["error"] is None:
                 tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
@@ -126,10 +134,20 @@ def _reported(folder: Path, profile: str, notebooks: Iterable[str]) -> Iterator[
     tqdm.write(f"Report: {write_report(folder, profile, notebooks)}", file=sys.stderr)
 
 
-def _tell(folder: Path, profile: str, notebooks: list[str], name: str, waiting: tuple[str, ...], cell: int, cells: int):
-    """Have the report say in which cell a notebook is. What it cannot be written for now, the end of the batch says."""
+def _show(
+    folder: Path,
+    profile: str,
+    notebooks: list[str],
+    name: str,
+    waiting: tuple[str, ...],
+    cell: int = 0,
+    cells: int = 0,
+    job: str | None = None,
+    log: str | None = None,
+) -> None:
+    """Have the report say where a notebook is. What it cannot be written for now, the end of the batch says."""
     with suppress(SpecquantError):
-        write_report(folder, profile, notebooks, Live(name, cell, cells, waiting))
+        write_report(folder, profile, notebooks, Live(name, cell, cells, waiting, job, log))
 
 
 def _where(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,11 +379,47 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callabl
     return {
         "error": None if error is None else " ".join(error.split()),
         "seconds": round(time.perf_counter() - start, 1),
+        **_where(parameters),
         "title": _title(result),
         "findings": findings,
         "files": files,
         "written": {name: digest for name in written if (digest := _digest_of_output(folder / name))},
     }
+
+
+def _run_as_job(
+    executor: Slurm,
+    notebook: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    show: Callable[..., None],
+) -> dict[str, Any]:
+    """As `_run`, by a job; `show` is called with each state of it and its log, which stays if it failed."""
+    order = {"notebook": str(notebook), "parameters": parameters, "folder": str(folder)}
+    environment = {executors.EXECUTOR: os.environ[executors.EXECUTOR]}
+    task = Task(notebook.stem, "specquant.study", json.dumps(order, default=str), environment)
+    record: dict[str, Any] = {"error": "its job told nothing", "seconds": 0.0, "files": [], "written": {}}
+    began = time.perf_counter()
+    for _, told in executor.run([task], folder / "notebooks" / f"{notebook.stem}.jobs"):
+        if "state" in told:
+            show(job=told["state"], log=_below(folder, told["log"]))
+        elif "record" in told:
+            record = told["record"]
+        elif told.get("ended") != 0:
+            why = told.get("why") or f"ended with status {told.get('ended')}"
+            record |= {"error": f"its job {why}", "log": _below(folder, told["log"])}
+            record["seconds"] = record["seconds"] or round(time.perf_counter() - began, 1)
+    return record
+
+
+def _below(folder: Path, file: str) -> str:
+    """A file's place in a folder, which may move."""
+    return Path(file).relative_to(folder).as_posix()
+
+
+def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """What the job of a notebook does."""
+    tell({"record": _run(Path(order["notebook"]), order["parameters"], Path(order["folder"]), lambda *_: None)})
 
 
 def _is_current(folder: Path, name: str, inputs: str) -> bool:

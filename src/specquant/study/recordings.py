@@ -1,5 +1,6 @@
 """Every recorded table of a card by one command: `specquant record` runs those of data/recorded/commands.yaml."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import torch
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, resolve
+from specquant.measure import executors, measure
+from specquant.measure.executors import Slurm
 from specquant.tables.provenance import device_name
 
 COMMANDS = "data/recorded/commands.yaml"
@@ -47,11 +50,17 @@ def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
 
 
 def require_card(card: str) -> None:
-    """Raises SpecquantError where this machine has another card than the tables are of, so that none are mixed."""
-    here = device_name("cuda") if torch.cuda.is_available() else CPU
-    if card != CPU and card.lower() not in here.lower().split():
-        there = f"is {here}" if here != CPU else "has no GPU"
-        raise SpecquantError(f"the tables are to be of the card {card}, and this machine {there}: name its own card")
+    """Raises SpecquantError where this machine has another card than the tables are of, so that none are mixed.
+
+    Where jobs do the work, each looks at its own (`measure.serve`).
+    """
+    executor = executors.current()
+    if isinstance(executor, Slurm):
+        if (executor.options.device == CPU) != (card == CPU):
+            has = "have no GPU: ask for one by gres" if card != CPU else "have a GPU: leave gres out"
+            raise SpecquantError(f"the tables are to be of the card {card}, and the jobs {has} in Slurm's options")
+        return
+    measure.require_card(card, device_name("cuda") if torch.cuda.is_available() else None)
 
 
 def record_card(
@@ -82,7 +91,7 @@ def record_card(
             tell(f"the time is over: {len(every) - number + 1} of {len(every)} commands are left")
             break
         tell(f"{number} of {len(every)}: specquant bench {command}")
-        status = _run(["bench", *shlex.split(command), "--out", str(out)], ends)
+        status = _run(["bench", *shlex.split(command), "--out", str(out)], card, ends)
         if status == INTERRUPTED:
             tell("  the time is over: it goes on from here when the same is asked for again")
         elif status:
@@ -91,9 +100,10 @@ def record_card(
     return failed
 
 
-def _run(words: Sequence[str], ends: float | None) -> int:
+def _run(words: Sequence[str], card: str, ends: float | None) -> int:
     """The exit status of a command of this project, which is interrupted when the time is over."""
-    process = subprocess.Popen([sys.executable, "-m", "specquant.cli", *words], cwd=project_root())
+    command = [sys.executable, "-m", "specquant.cli", *words]
+    process = subprocess.Popen(command, cwd=project_root(), env=os.environ | {executors.CARD: card})
     try:
         return process.wait(None if ends is None else max(0, ends - time.monotonic()))
     except subprocess.TimeoutExpired:

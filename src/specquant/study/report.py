@@ -22,17 +22,28 @@ LOOK = {REPRODUCED: "good", NOT_REPRODUCED: "bad", NOT_TESTED: "open"}
 
 @dataclass(frozen=True)
 class Live:
-    """Where a batch is: in which cell of which notebook, and which notebooks it has still to come to."""
+    """Where a batch is.
+
+    Attributes:
+        name: Of the notebook that it runs.
+        cell: In which cell that is.
+        cells: Of how many.
+        waiting: Notebooks that are still to come.
+        job: Where a job runs the notebook: queued or running.
+        log: That job's log, as seen from the report.
+    """
 
     name: str
     cell: int = 0
     cells: int = 0
     waiting: tuple[str, ...] = ()
+    job: str | None = None
+    log: str | None = None
 
     def state(self, name: str) -> str | None:
         """What a notebook is doing; None where this batch does nothing with it any more."""
         if name == self.name:
-            return f"running, cell {self.cell} of {self.cells}" if self.cells else "starting"
+            return f"running, cell {self.cell} of {self.cells}" if self.cells else self.job or "starting"
         return "waiting" if name in self.waiting else None
 
 
@@ -105,9 +116,9 @@ def _notebook(folder: Path, name: str, record: dict[str, Any], live: Live | None
     """What the template tells of one notebook."""
     files = record.get("files", [])
     findings = record.get("findings")
-    state, look = (live.state(name) if live else None), "open"
+    state, look, log = (live.state(name) if live else None), "open", live.log if live and live.name == name else None
     if state is None:
-        state, look = _outcome(record)
+        (state, look), log = _outcome(record), record.get("log")
     return {
         "name": name,
         "title": record.get("title") or "",
@@ -117,6 +128,7 @@ def _notebook(folder: Path, name: str, record: dict[str, Any], live: Live | None
         "error": record.get("error"),
         "state": state,
         "look": look,
+        "log": quote(log) if isinstance(log, str) else None,
         "findings": findings if isinstance(findings, dict) else {},
         "tables": [
             {"file": quote(file), "name": file, "provenance": quote(str(Path(file).with_suffix(".json").as_posix()))}

@@ -1,15 +1,19 @@
 """A table that is written in parts: each unit of work is one file, written whole, and all are joined to the CSV.
 
 So a unit is either wholly in the table or not at all, two commands that write one table never lose each other's rows,
-and a unit that is measured twice counts once. What is missing is what a later command measures.
+and a unit that is measured twice counts once. What is missing is what a later command measures. Nothing is locked:
+files appear whole under their names, on a file system that several machines share as on any other.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pandas as pd
 
@@ -26,52 +30,96 @@ class Parts:
     """The parts of one table.
 
     table: what kind of table. path: of its CSV; the parts are in the folder NAME.parts beside it. same: parameters that
-    all of its rows share; unnamed: what they were in tables that do not name them. Raises SpecquantError where rows are
-    there that were measured with others.
+    all of its rows share; unnamed: what they were in tables that do not name them. Where `same` names no device, since
+    jobs have it, it is that of the first rows that are seen. Raises SpecquantError where rows are there that were
+    measured with others.
     """
 
     def __init__(self, table: Table, path: Path, same: Mapping[str, Any], unnamed: Mapping[str, Any] | None = None):
         self.table, self.path, self.folder = table, path, path.with_suffix(".parts")
         self.same = json.loads(json.dumps(without_local_paths(dict(same)), default=str))
         self.unnamed = dict(unnamed or {})
+        self._seen: dict[Path, tuple[Any, dict[str, Any]]] = {}  # parts that were read, as of when
         if path.is_file():
             self._require_same(read_provenance(path), path)
 
     def missing(self, units: Iterable[Unit]) -> list[Unit]:
         """Those of `units` that the table does not hold yet."""
-        held = set(self._rows()[list(self.table.unit)].itertuples(index=False, name=None))
+        held = set(self._rows(self._parts())[list(self.table.unit)].itertuples(index=False, name=None))
         return [unit for unit in units if self._name(unit) not in held]
+
+    def holds(self, unit: Unit) -> bool:
+        """Whether a part of this unit is there, by its name alone: jobs do not read each other's parts."""
+        return self._part(unit).is_file()
+
+    def claim_device(self) -> None:
+        """Have this table be of the device that `same` names, as far as no other process has had it be of another.
+
+        Raises SpecquantError where one has.
+        """
+        mine, claimed = str(self.same["device"]), self.folder / ".device"
+        unfinished = self.folder / f".{uuid4().hex}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(mine, encoding="utf-8")
+            with suppress(FileExistsError):
+                os.link(unfinished, claimed)  # of several at once one is the first, on network file systems, too
+            theirs = claimed.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise SpecquantError(f"cannot note in {self.folder} which device rows are of ({error})") from None
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        if theirs != mine:
+            raise SpecquantError(
+                f"{self.path.name} is of {theirs}, and this is {mine}: ask for one kind of device (of Slurm by gres or "
+                "constraint), or choose another folder"
+            )
+
+    def forget_device(self) -> None:
+        """Forget a claim behind which no row came, as of a job that failed."""
+        if not self.path.is_file() and not self._names_of_parts():
+            with suppress(OSError):
+                (self.folder / ".device").unlink(missing_ok=True)
 
     def add(self, unit: Unit, rows: pd.DataFrame, **how: Any) -> None:
         """Write the rows of one unit; how: as for `provenance`. Raises SpecquantError as `Table.check`."""
         names = self._name(unit)
-        path = self.folder / f"{_slug(names)}.json"
+        path = self._part(unit)
         rows = self.table.check(rows.assign(**dict(zip(self.table.unit, names, strict=True))), path)
         rows = rows.reindex(columns=[name for name in self.table.schema.columns if name in rows])
         part = {"unit": dict(zip(self.table.unit, names, strict=True)), "provenance": provenance(self.same, **how)}
         exact = rows.astype(object).where(rows.notna(), None).to_dict("records")  # JSON has no NaN
-        write_file(path, json.dumps(part | {"rows": exact}))
+        write_file(path, json.dumps(part | {"rows": exact}), by_several=True)
 
     def join(self) -> Path:
         """Write the CSV and its provenance from all that is there; returns the CSV's path.
 
-        Raises SpecquantError where nothing was measured.
+        Parts that come while it writes are joined, too: the last of several commands to join leaves them all. Raises
+        SpecquantError where nothing was measured.
         """
-        rows = self._rows()
+        joined = None
+        while (there := self._names_of_parts()) != joined:
+            self._join_once()
+            joined = there
+        return self.path
+
+    def _join_once(self) -> None:
+        parts = self._parts()
+        rows = self._rows(parts)
         if rows.empty:
             raise SpecquantError(f"{self.path.name} would hold no row: nothing was measured")
         order = [*self.table.unit, *self.table.row]
         rows = self.table.check(rows.sort_values(order, kind="stable", ignore_index=True), self.path)
-        records = [part["provenance"] for part in self._parts()]
+        records = [part["provenance"] for part in parts]
         if self.path.is_file():
             records.append(read_provenance(self.path))
-        write_file(self.path, rows.to_csv(index=False, lineterminator="\n"))
-        write_file(self.path.with_suffix(".json"), json.dumps(_joined(records), indent=2) + "\n")
-        return self.path
+        write_file(self.path, rows.to_csv(index=False, lineterminator="\n"), by_several=True)
+        told = json.dumps(joined_provenance(records), indent=2) + "\n"
+        write_file(self.path.with_suffix(".json"), told, by_several=True)
 
-    def _rows(self) -> pd.DataFrame:
+    def _rows(self, parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
         """Those of the parts, and those of the CSV whose unit has no part."""
-        parts = list(self._parts())
         names = list(self.table.unit)
         rows = pd.DataFrame([row for part in parts for row in part["rows"]])
         if self.path.is_file():
@@ -81,19 +129,51 @@ class Parts:
             rows = pd.concat([recorded[kept], rows], ignore_index=True) if len(rows) else recorded
         return rows if len(rows) else pd.DataFrame(columns=names)
 
-    def _parts(self) -> Iterable[dict[str, Any]]:
-        for path in sorted(self.folder.glob("*.json")):
+    def _parts(self) -> list[dict[str, Any]]:
+        """All that are there. Those that are as they were when they were last read are not read again."""
+        found, new = [], {}
+        for path in (self.folder / name for name in sorted(self._names_of_parts())):
             try:
-                part = json.loads(path.read_text(encoding="utf-8"))
-                rows, theirs = part["rows"], part["provenance"]
-                self.table.check(pd.DataFrame(rows), path)
+                status = path.stat()
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                before, part = self._seen.get(path, (None, {}))
+                if before != stamp:
+                    part = json.loads(path.read_text(encoding="utf-8"))
+                    new[path] = stamp, part, pd.DataFrame(part["rows"])
+                theirs = part["provenance"]
             except (OSError, ValueError, KeyError, TypeError):
-                raise SpecquantError(f"{path} is no part of {self.path.name}: remove it") from None
-            self._require_same(theirs, path)
-            yield part
+                raise self._no_part(path) from None
+            if path in new:
+                self._require_same(theirs, path)
+            found.append(part)
+        self._check({path: rows for path, (_, _, rows) in new.items()})
+        self._seen |= {path: (stamp, part) for path, (stamp, part, _) in new.items()}
+        return found
+
+    def _check(self, rows: Mapping[Path, pd.DataFrame]) -> None:
+        """Raises SpecquantError for a part that is none. All are checked at once, which is as fast as one by itself."""
+        try:
+            if rows:
+                self.table.check(pd.concat(rows.values(), ignore_index=True), self.folder)
+        except (ValueError, TypeError, KeyError, SpecquantError):
+            for path, of_part in rows.items():
+                try:
+                    self.table.check(of_part, path)
+                except (ValueError, TypeError, KeyError):
+                    raise self._no_part(path) from None
+
+    def _no_part(self, path: Path) -> SpecquantError:
+        return SpecquantError(f"{path} is no part of {self.path.name}: remove it")
+
+    def _names_of_parts(self) -> set[str]:
+        return {path.name for path in self.folder.glob("*.json")}
+
+    def _part(self, unit: Unit) -> Path:
+        return self.folder / f"{_slug(self._name(unit))}.json"
 
     def _require_same(self, provenance: Mapping[str, Any], path: Path) -> None:
         theirs = {"device": provenance.get("device")} | self.unnamed | provenance["parameters"]
+        self.same.setdefault("device", theirs["device"])
         for name, value in self.same.items():
             if theirs.get(name) != value:
                 raise SpecquantError(
@@ -111,7 +191,7 @@ def _slug(names: Sequence[Any]) -> str:
     return text if len(text) <= 120 else f"{text[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined_provenance(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One provenance of several: what they agree on once; where they differ all values, sorted, of dates the ends."""
     joined: dict[str, Any] = {}
     for name in dict.fromkeys(name for record in records for name in record):

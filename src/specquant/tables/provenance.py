@@ -16,6 +16,8 @@ from specquant.files import project_root
 
 _revisions: dict[str, str] = {}  # of models taken from the hub by this process: name -> commit
 COMMAND = "SPECQUANT_COMMAND"  # how a process that a command starts knows which one
+# Where jobs do the work, and on which kind of device: cuda or cpu. This machine then need not have it.
+DEVICE_OF_JOBS = "SPECQUANT_DEVICE_OF_JOBS"
 LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "numpy", "pandas", "matplotlib", "seaborn")
 
 
@@ -37,7 +39,7 @@ def provenance(
     `device` is where the measurement ran, as torch names it ("cpu", "cuda", "cuda:1"). `repeats` is how often each row
     was measured and `clock` what measured it, such as "time.perf_counter, median"; None where a table holds no time.
     `command` is that of the command line; None in a notebook. `hub_revisions` is there if models were taken from the
-    hub: name -> commit.
+    hub: name -> commit, and `node` if it was a job of Slurm.
     """
     commit, dirty = _commit()
     record = {
@@ -53,6 +55,8 @@ def provenance(
         "repeats": repeats,
         "clock": clock,
     }
+    if node := os.environ.get("SLURMD_NODENAME"):
+        record["node"] = node
     return record | ({"hub_revisions": revisions} if (revisions := used_revisions()) else {})
 
 
@@ -74,6 +78,8 @@ def device_name(device: str = "cpu") -> str:
     import torch
 
     if str(device).startswith("cuda"):
+        if os.environ.get(DEVICE_OF_JOBS) and not torch.cuda.is_available():
+            return "the GPU of a job"  # which knows its name
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
