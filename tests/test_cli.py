@@ -22,6 +22,7 @@ from specquant.models.options import ModelOptions
 from specquant.study import read_results
 from tests.commands import leaves
 
+WHERE = ("--executor", "--jobs", "--slurm")  # of every command whose units may be jobs
 HEAVY = "torch", "transformers", "pandas", "numpy", "papermill", "matplotlib"
 
 
@@ -70,8 +71,8 @@ def test_options_are_the_fields_of_the_measure(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(measure, "__path__", [str(tmp_path)])
     (found,) = [arguments for words, arguments in leaves() if words == ["bench", "heat"]]
-    assert [argument.name for argument in found] == ["--oven", "--metal", "--degrees", "--longest", "--out"]
-    assert [argument.required for argument in found] == [False, True, False, False, False]
+    assert [argument.name for argument in found] == ["--oven", "--metal", "--degrees", "--longest", "--out", *WHERE]
+    assert [argument.required for argument in found[:5]] == [False, True, False, False, False]
     assert [argument.parameter.help for argument in found[:3]] == ["Where.", "Which.", "How warm."]
     assert found[1].get_choices() == ("iron", "lead")
 
@@ -81,7 +82,7 @@ def test_each_measures_options_are_all_of_its_fields():
         if words[0] == "bench":
             file = {"profile": "profiles"}.get(words[1], words[1].replace("-", "_"))
             kind = import_module(f"specquant.measure.{file}").Parameters
-            assert {option(name) for name in _field_names(kind)} | {"--out"} == {each.name for each in arguments}
+            assert {option(name) for name in _field_names(kind)} | {"--out", *WHERE} == {each.name for each in arguments}
 
 
 def _field_names(kind):
