@@ -82,7 +82,8 @@ def test_each_measures_options_are_all_of_its_fields():
         if words[0] == "bench":
             file = {"profile": "profiles"}.get(words[1], words[1].replace("-", "_"))
             kind = import_module(f"specquant.measure.{file}").Parameters
-            assert {option(name) for name in _field_names(kind)} | {"--out", *WHERE} == {each.name for each in arguments}
+            expected = {option(name) for name in _field_names(kind)} | {"--out", *WHERE}
+            assert expected == {each.name for each in arguments}
 
 
 def _field_names(kind):

@@ -15,7 +15,7 @@ from specquant import __version__
 from specquant.commands import models, study
 from specquant.commands.help import HelpPage
 from specquant.commands.measures import measures
-from specquant.commands.options import check_values, flat, read_values, sentence, shown
+from specquant.commands.options import by_field, check_values, flat, read_values, sentence, shown
 from specquant.errors import SpecquantError, lacks_memory
 
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -52,7 +52,7 @@ def _run(words: list[str]) -> int:
         command, bound = parsed(app, words)
         _require_a_command(app, words)
         check_values(bound.arguments)
-        _check_output(command, bound.arguments.get("out"))
+        _check_output(command, by_field(bound.arguments).get("out"))
         return command(*bound.args, **bound.kwargs) or 0
     except SpecquantError as error:
         return _complain(str(error), 2)
@@ -89,8 +89,10 @@ def command_line() -> App:
         config=read_values,
         default_parameter=Parameter(negative=(), allow_repeating=True, show_default=shown),
     )
-    for options in (models.ModelOptions, models.DraftSettings):
-        flat(options)
+    options: tuple[type, ...] = (models.ModelOptions, models.DraftSettings)
+    options += (models.TrainingOptions, models.AllTrainingOptions, models.HeadOptions)
+    for each in options:
+        flat(each)
     for command in COMMANDS:
         app.command(command)
     app.command(measuring := App(name="bench", help="Measure one thing at length and record it."))

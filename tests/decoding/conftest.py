@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from specquant.decoding import Greedy
 from specquant.models.eagle import EagleHead
 from specquant.models.eagle3 import Eagle3Config, Eagle3Head
 from specquant.models.llama import Llama, set_compute_dtype
@@ -74,6 +75,31 @@ def perturbed(model: Llama, amount: float, seed: int) -> Llama:
         if tensor.dim() == 2:
             tensor += (torch.randn(tensor.shape, generator=generator) * amount * tensor.float().std()).to(tensor.dtype)
     return set_compute_dtype(copy, torch.float64)
+
+
+def taken(speculator, prompt, count, rule=None):
+    """The steps that decode so many tokens, the prompt's first."""
+    steps = [speculator.prefill(prompt, rule or Greedy())]
+    left = count - 1
+    while left > 0:
+        steps.append(speculator.step(left))
+        left -= steps[-1].accepted_length
+    return steps
+
+
+def tokens_of(steps):
+    return [token for step in steps for token in step.tokens]
+
+
+def decode(speculator, prompt, count, rule=None):
+    """The tokens."""
+    return tokens_of(taken(speculator, prompt, count, rule))
+
+
+def decode_with_lengths(speculator, prompt, count):
+    """Tokens and accepted lengths of greedy decoding."""
+    steps = taken(speculator, prompt, count)
+    return tokens_of(steps), [step.accepted_length for step in steps[1:]]
 
 
 @pytest.fixture(scope="session")

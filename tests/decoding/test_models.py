@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specquant.cli import main
-from specquant.decoding import EagleDrafter, Greedy, Speculator
-from specquant.decoding.drafters import METHODS, PAPER_METHODS
-from specquant.decoding.method import DraftSettings, Plan
+from specquant.decoding import EagleDrafter, Speculator
+from specquant.decoding.drafters import METHODS, PAPER_METHODS, get_method
+from specquant.decoding.method import ADAPTIVE, DraftSettings, Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import project_root
@@ -19,18 +19,9 @@ from specquant.models.loading import load_tokenizer
 from specquant.models.options import ModelOptions
 from specquant.models.quantize import quantize_model
 from specquant.quant import SCHEMES, PackedLinear, get_scheme
+from tests.decoding.conftest import decode_with_lengths
 
 PROMPT = "Question: Tom has 3 boxes with 4 apples each. How many apples does he have?\nAnswer:"
-
-
-def decode(speculator, prompt, count=16):
-    """Tokens and accepted lengths of greedy decoding."""
-    tokens, lengths = list(speculator.prefill(prompt, Greedy()).tokens), []
-    while len(tokens) < count:
-        step = speculator.step(count - len(tokens))
-        tokens += step.tokens
-        lengths.append(step.accepted_length)
-    return tokens, lengths
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -44,10 +35,10 @@ def test_every_method_decodes_the_targets_own_tokens(small_models, tmp_path, sch
         models = tiny_models(small_models, scheme=scheme, dtype=torch.float64)
     assert models.target.scheme.name == scheme
     prompt = load_tokenizer(target)("7 plus 5 makes")["input_ids"]
-    expected, lengths = decode(models.speculator("autoregressive"), prompt)
+    expected, lengths = decode_with_lengths(models.speculator("autoregressive"), prompt, 16)
     assert lengths == [1] * 15
     for method in METHODS:
-        assert decode(models.speculator(method), prompt)[0] == expected, method
+        assert decode_with_lengths(models.speculator(method), prompt, 16)[0] == expected, method
 
 
 def test_the_methods_are_built_as_the_settings_say(small_models):
@@ -89,9 +80,12 @@ def test_plans_say_what_they_are():
 
 def test_methods_that_were_given_their_companions(small_models):
     target, intermediate = small_models / "target", small_models / "intermediate"
-    assert tiny_models(small_models).given_methods() == list(PAPER_METHODS)
-    assert Models(target, intermediate=intermediate).given_methods() == ["autoregressive", "vanilla"]
-    assert Models(target, eagle_target=small_models / "eagle-target").given_methods() == ["autoregressive", "eagle2"]
+    free = ["prompt-lookup", "suffix"]
+    every = [*PAPER_METHODS, "eagle3", "hierarchical-eagle3", *free]
+    assert tiny_models(small_models).given_methods() == every
+    assert Models(target, intermediate=intermediate).given_methods() == ["autoregressive", "vanilla", *free]
+    with_head = Models(target, eagle_target=small_models / "eagle-target")
+    assert with_head.given_methods() == ["autoregressive", "eagle2", *free]
 
 
 @pytest.mark.parametrize("options", [{"head_scheme": "w8a8"}, {"head_vocabulary": 64}])
@@ -100,10 +94,10 @@ def test_cheaper_heads_draft_otherwise_and_decode_the_same(small_models, tmp_pat
     text.write_text("7 plus 5 makes 12, and 7 times 5 makes 35.\n" * 3)
     models = tiny_models(small_models, dtype=torch.float64, head_text=text, **options)
     prompt = load_tokenizer(small_models / "target")("7 plus 5 makes")["input_ids"]
-    expected, _ = decode(models.speculator("autoregressive"), prompt)
+    expected, _ = decode_with_lengths(models.speculator("autoregressive"), prompt, 16)
     for method in ("eagle2", "hierarchical"):
         speculator = models.speculator(method)
-        assert decode(speculator, prompt)[0] == expected
+        assert decode_with_lengths(speculator, prompt, 16)[0] == expected
         head = (speculator.drafter if method == "eagle2" else speculator.drafter.drafter).head
         if "head_scheme" in options:
             assert isinstance(head.fc, PackedLinear)
@@ -217,9 +211,9 @@ def test_vocabularies_that_differ_in_padding_fit_and_decode_the_same(small_model
     prompt = load_tokenizer(root / "target")("7 plus 5 makes")["input_ids"]
     for options in ({}, {"head_vocabulary": 270, "head_text": text}):
         models = tiny_models(root, dtype=torch.float64, **options)
-        expected, _ = decode(models.speculator("autoregressive"), prompt)
+        expected, _ = decode_with_lengths(models.speculator("autoregressive"), prompt, 16)
         for method in METHODS:
-            assert decode(models.speculator(method), prompt)[0] == expected, method
+            assert decode_with_lengths(models.speculator(method), prompt, 16)[0] == expected, method
 
 
 def test_added_tokens_may_be_one_models_alone_but_never_others(small_models, tmp_path, nothing_is_loaded):
@@ -283,11 +277,38 @@ def test_a_head_drafts_for_a_rotated_target_as_for_the_target_itself(tmp_path):
     means = []
     for options in ({"scheme": "w4a16-g128"}, {"target": tmp_path / "rot"}):
         models = tiny_models("data/tiny", dtype=torch.float64, **options)
-        expected, _ = decode(models.speculator("autoregressive"), prompt, 40)
-        tokens, lengths = decode(models.speculator("eagle2"), prompt, 40)
+        expected, _ = decode_with_lengths(models.speculator("autoregressive"), prompt, 40)
+        tokens, lengths = decode_with_lengths(models.speculator("eagle2"), prompt, 40)
         assert tokens == expected
         means.append(sum(lengths) / len(lengths))
     assert means[1] > 0.7 * means[0] > 1.1
+
+
+@pytest.mark.parametrize("method", ["eagle2", "eagle3", "suffix-eagle2", "hierarchical", "hierarchical-eagle3"])
+def test_adaptive_trees_change_no_token(small_models, method):
+    """Whatever passes cost here; and prices are measured once."""
+    models = tiny_models(small_models, dtype=torch.float64)
+    prompt = load_tokenizer(small_models / "target")("7 plus 5 makes")["input_ids"]
+    settings = DraftSettings(draft_size="adaptive", inner_draft_size="adaptive", iterations=3, top_k=4)
+    assert get_method(method).plan(settings).draft_size == ADAPTIVE
+    assert str(get_method(method).plan(settings)).startswith(f"{method} (adaptive trees, 3 iterations")
+    expected, _ = decode_with_lengths(models.speculator("autoregressive"), prompt, 24)
+    assert decode_with_lengths(models.speculator(method, settings), prompt, 24)[0] == expected
+    ((key, prices),) = models._prices.items()
+    assert sorted(prices.verify_ms) == [1, 8, 16, 24, 32]
+    assert len(prices.draft_ms) == key[1] == 3
+    assert all(time_ms > 0 for time_ms in (*prices.verify_ms.values(), *prices.draft_ms))
+    models.speculator(method, settings)
+    assert models._prices == {key: prices}
+
+
+def test_a_draft_size_of_a_wrong_word(small_models, capsys):
+    words = ["generate", "--model", str(small_models / "target"), "--prompt", "7", "--method", "eagle2"]
+    for given, says in (("adaptve", "give a whole number, or adaptive"), ("2.5", "give a whole number, or adaptive")):
+        assert main([*words, "--draft-size", given]) == 2
+        assert capsys.readouterr().err == f"specquant: --draft-size is '{given}': {says}\n"
+    assert main([*words, "--draft-size", "-1"]) == 2
+    assert capsys.readouterr().err == "specquant: the draft size is -1; it must be at least 1\n"
 
 
 def test_row_invariance_is_the_targets_and_an_option_of_all_who_decode(small_models):

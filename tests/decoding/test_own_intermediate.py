@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from specquant.cli import main
-from specquant.decoding import Greedy, Speculator
+from specquant.decoding import Speculator
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.models.companions import directories_beside
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.models.transforms import rotation_of
+from tests.decoding.conftest import decode_with_lengths
 
 
 @pytest.fixture(autouse=True)
@@ -28,25 +29,16 @@ def family(small_models, own, **options):
     return Models(small_models / "target", intermediate=f"self:{own}", dtype=torch.float64, **heads | options)
 
 
-def decode(speculator, prompt, count=24):
-    tokens, lengths = list(speculator.prefill(prompt, Greedy()).tokens), []
-    while len(tokens) < count:
-        step = speculator.step(count - len(tokens))
-        tokens += step.tokens
-        lengths.append(step.accepted_length)
-    return tokens, lengths
-
-
 @pytest.mark.parametrize(
     ("target", "scheme"), [(None, "w4a16-g128"), (None, "w4a8-qqq"), ("w8a8", "w4a16-g128"), (None, "w8a8")]
 )
 def test_it_drafts_for_itself_and_no_token_differs(small_models, target, scheme):
     models = family(small_models, scheme, scheme=target)
     prompt = load_tokenizer(small_models / "target")("7 plus 5 makes")["input_ids"]
-    expected, _ = decode(models.speculator("autoregressive"), prompt)
+    expected, _ = decode_with_lengths(models.speculator("autoregressive"), prompt, 24)
     for method in ("vanilla", "hierarchical", "hierarchical-eagle3", "hierarchical-suffix"):
         speculator = models.speculator(method)
-        tokens, lengths = decode(speculator, prompt)
+        tokens, lengths = decode_with_lengths(speculator, prompt, 24)
         assert tokens == expected
         assert speculator.drafter.model is models.intermediate
         assert sum(lengths) / len(lengths) > 1.5, method  # it agrees with itself, though its weights are random

@@ -9,19 +9,12 @@ from specquant.decoding.acceptance import padded_rows
 from specquant.errors import SpecquantError
 from specquant.models.eagle import EagleHead
 from specquant.models.llama import set_compute_dtype
-from tests.decoding.conftest import perturbed, random_head, random_model
+from tests.decoding.conftest import decode, perturbed, random_head, random_model
 
 PROMPTS = [
     torch.randint(0, 37, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     for length in (1, 2, 7, 20)
 ]
-
-
-def decode(speculator, prompt, count, rule=None):
-    tokens = list(speculator.prefill(prompt, rule or Greedy()).tokens)
-    while len(tokens) < count:
-        tokens += speculator.step(count - len(tokens)).tokens
-    return tokens
 
 
 def methods(target, intermediate, smallest, head):

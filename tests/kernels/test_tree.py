@@ -50,11 +50,12 @@ def test_of_equal_scores_the_earlier_node(device):
         (torch.zeros(shape, device=device), torch.arange(9, device=device)[: shape[0] * 3].view(shape))
         for shape in ((1, 3), (3, 3), (3, 3))
     ]
-    *_, tokens, parents, depths, ancestors = grow(*KERNELS, certain, 6, device)
+    *_, tokens, parents, depths, ancestors, scores = grow(*KERNELS, certain, 6, device)
     assert tokens.tolist() == [7, 0, 1, 2, 0, 1]
     assert parents.tolist() == [-1, 0, 0, 0, 1, 1]
     assert depths.tolist() == [0, 1, 1, 1, 2, 2]
     assert torch.equal(ancestors, ancestors_of(parents))
+    assert scores.tolist() == [0] * 6
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from specquant.decoding.drafters import PAPER_METHODS
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.models.config import load_config
@@ -49,6 +49,33 @@ def test_every_method_takes_its_steps(small_models, tokenizer, probes):
     assert {plan.method for plan in planner.plans(statistics)} == set(PAPER_METHODS)
     measured = outer[outer.method == "eagle2"].accepted.mean() + 1
     assert statistics.accepted_length(Plan("eagle2", 9, 2)) == pytest.approx(measured, rel=0.1)
+
+
+def test_other_methods_are_predicted_as_they_were_measured(small_models, tokenizer, monkeypatch):
+    probes = (Plan("autoregressive"), Plan("eagle3", 9, 2), Plan("hierarchical-eagle3", 7, 2, 3), Plan("suffix"))
+    monkeypatch.setattr(calibration, "PROBES", probes)
+    steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
+    planner, statistics = calibrated(steps)
+    assert set(probes) <= set(planner.plans(statistics))
+    for plan in probes[1:]:
+        outer = steps[(steps.method == plan.method) & (steps.level == "target")]
+        told = planner.predict(plan, statistics)
+        assert told["accepted_length"] == pytest.approx(1 + outer.accepted.mean())
+        assert told["verify_ms"] == pytest.approx(outer.verify_ms.mean())
+        assert (told["inner_rounds"] > 0) == plan.method.startswith("hierarchical")
+    with pytest.raises(SpecquantError, match="the speed of suffix-eagle2 cannot be predicted"):
+        planner.predict(Plan("suffix-eagle2", 60, 6), statistics)
+
+
+def test_adaptive_trees_are_a_plan_where_confidence_was_measured(small_models, tokenizer, probes, monkeypatch):
+    monkeypatch.setattr(calibration, "TRACED", 9)
+    steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=60, most_of_one=40)
+    planner, statistics = calibrated(steps)
+    (adaptive,) = (plan for plan in planner.plans(statistics) if plan.draft_size == ADAPTIVE)
+    assert adaptive == Plan("eagle2", ADAPTIVE, 2)
+    told = planner.predict(adaptive, statistics)
+    assert 1 <= told["accepted_length"] <= told["mean_draft_size"] <= 9
+    assert told["tokens_per_s"] > 0
 
 
 def test_only_methods_whose_models_were_given_take_part(small_models, tokenizer, probes):

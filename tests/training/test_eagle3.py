@@ -8,6 +8,7 @@ from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.errors import SpecquantError
 from specquant.models.llama import causal_mask
 from specquant.models.loading import load_eagle3_head, load_model
+from specquant.training import eagle3 as module
 from specquant.training.eagle3 import (
     Eagle3Head,
     Eagle3Recipe,
@@ -15,9 +16,11 @@ from specquant.training.eagle3 import (
     eagle3_loss,
     layers_to_read,
     model_streams,
+    start_from_model,
     train_eagle3_head,
 )
 from specquant.training.fit import Schedule
+from specquant.training.writing import Rows
 
 DEPTH = 3
 ROW = 24
@@ -53,11 +56,33 @@ def model(tmp_path_factory):
 
 
 def written(model, count, seed):
-    """Rows that a model wrote greedily behind two random tokens."""
+    """Rows that a model wrote greedily behind two random tokens, all of them its answer."""
     rows = torch.randint(2, 40, (count, 2), generator=torch.Generator().manual_seed(seed))
     while rows.shape[1] < ROW:
         rows = torch.cat((rows, model(rows).logits[:, -1:].argmax(-1)), dim=1)
-    return rows
+    return Rows(rows, torch.ones_like(rows, dtype=torch.bool), torch.empty(count, ROW, 0))
+
+
+class Text:
+    """Rows in memory, as `Written` gives those of files."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rows, held_out):
+        self.tokens, self.answers = (
+            torch.cat((getattr(held_out, name), getattr(rows, name))) for name in ("tokens", "answers")
+        )
+        self.held_out = len(held_out.tokens)
+
+    def rows(self, numbers):
+        return Rows(self.tokens[numbers], self.answers[numbers], torch.empty(len(numbers), ROW, 0))
+
+    def batch(self, step, count, seed):
+        size = len(self.tokens) - self.held_out
+        return self.rows(self.held_out + torch.arange(step * count, (step + 1) * count) % size)
+
+    def held_out_batches(self, count):
+        return map(self.rows, torch.arange(self.held_out).split(count))
 
 
 @pytest.fixture
@@ -71,12 +96,16 @@ def head(model):
     return head
 
 
+def logits_of(head, known):
+    return [head.lm_head(head.norm(states)) for states in known]
+
+
 def test_it_computes_what_decoding_computes(model, head, tmp_path):
     """Every chain of drafts: from each position, the logits of a draft behind true features, and behind its own."""
-    rows = written(model, 1, seed=2)
+    rows = written(model, 1, seed=2).tokens
     streams, _ = model_streams(model.double(), rows, head.layers_read)
     embeddings = model.model.embed_tokens(rows[:, 1:])
-    unrolled = head.double().unroll(embeddings, streams[:, :-1], DEPTH)
+    unrolled = logits_of(head.double(), head.unroll(embeddings, streams[:, :-1], DEPTH))
     model.float()
 
     head.save(tmp_path / "head")
@@ -100,10 +129,10 @@ def test_it_computes_what_decoding_computes(model, head, tmp_path):
 
 
 def test_no_draft_reads_a_token_ahead(model, head):
-    rows = written(model, 1, seed=3)
+    rows = written(model, 1, seed=3).tokens
     streams, _ = model_streams(model, rows, head.layers_read)
     embeddings = model.model.embed_tokens(rows[:, 1:]).detach().requires_grad_()
-    unrolled = head.unroll(embeddings, streams[:, :-1], DEPTH)
+    unrolled = logits_of(head, head.unroll(embeddings, streams[:, :-1], DEPTH))
     for logits in unrolled:
         (gradient,) = torch.autograd.grad(logits[0, 10].sum(), embeddings, retain_graph=True)
         read = gradient[0].abs().sum(-1) > 0
@@ -111,48 +140,76 @@ def test_no_draft_reads_a_token_ahead(model, head):
         assert not read[11:].any()
 
 
-def test_the_loss_is_the_cross_entropy_at_positions_that_can_be_right(model, head):
+def test_the_loss_is_the_cross_entropy_at_positions_that_can_be_right(model, head, monkeypatch):
+    """Of answers, that is; and however many positions' logits are computed at once."""
     rows, decay = written(model, 2, seed=4), 0.5
-    streams, logits = model_streams(model, rows, head.layers_read)
-    unrolled = head.unroll(model.model.embed_tokens(rows[:, 1:]), streams[:, :-1], DEPTH)
+    rows.answers[1, 5:12] = False
+    streams, features = model_streams(model, rows.tokens, head.layers_read)
+    logits = model.lm_head(features)
+    unrolled = logits_of(head, head.unroll(model.model.embed_tokens(rows.tokens[:, 1:]), streams[:, :-1], DEPTH))
     expected, drafted = 0.0, list(range(0, 40, 2))
     for step in range(DEPTH):
         losses = []
         for row in range(2):
-            for position in range(step, ROW - 1):
+            for position in range(DEPTH - 1, ROW - 2):
                 wanted = logits[row, position + 1]
-                if int(wanted.argmax()) in drafted:
+                if int(wanted.argmax()) in drafted and rows.answers[row, position + 2]:
                     p = wanted[drafted].softmax(-1)
                     losses.append(-(p * unrolled[step][row, position].log_softmax(-1)).sum())
+        assert 2 < len(losses) < 2 * (ROW - DEPTH - 1)
         expected += decay**step * torch.stack(losses).mean()
-    found = eagle3_loss(head, model, rows, DEPTH, decay)
-    torch.testing.assert_close(found, expected / (1 + decay + decay**2))
+    expected = expected / (1 + decay + decay**2)
+    gradients = []
+    for at_once in (1000, 7):
+        monkeypatch.setattr(module, "chunk_size", lambda lm_head, size=at_once: size)
+        found = eagle3_loss(head, model, rows, DEPTH, decay)
+        torch.testing.assert_close(found, expected)
+        gradients.append(torch.autograd.grad(found, head.parameters(), retain_graph=True))
+    wanted = torch.autograd.grad(expected, head.parameters())
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_a_trained_head_is_accepted(model, tmp_path):
     """From the text that the model writes, in the command's form: trained, saved, loaded and decoded with."""
     rows, held_out = written(model, 256, seed=5), written(model, 32, seed=6)
-    recipe = Eagle3Recipe(Schedule(steps=120, learning_rate=5e-3, weight_decay=0.01), draft_vocab_size=36, depth=3)
-    head, run = train_eagle3_head(
-        "eagle3", model, lambda step: rows[torch.arange(64) + 64 * (step % 4)], held_out, recipe, tmp_path
-    )
+    schedule = Schedule(steps=120, learning_rate=5e-3, weight_decay=0.01)
+    recipe = Eagle3Recipe(schedule, rows=64, draft_vocab_size=36, depth=3)
+    (tmp_path / "eagle3.json").write_text('{"steps": 120}')  # as if that were what fits
+    head, run = train_eagle3_head("eagle3", model, Text(rows, held_out), recipe, 60.0, tmp_path)
     torch.manual_seed(recipe.seed)
-    untrained = drafts_right(Eagle3Head(model.config, head.drafted, (0, 1, 2)), model, held_out, 3)
-    assert len(run["right"]) == 3
-    assert all(now > before + 0.2 for now, before in zip(run["right"], untrained, strict=True))
+    untrained = drafts_right(Eagle3Head(model.config, head.drafted, (0, 1, 2)), model, [held_out], 3)
+    assert len(run["accuracy"]) == 3
+    assert all(now > before + 0.2 for now, before in zip(run["accuracy"], untrained, strict=True))
     assert run["curve"][-1]["held_out_loss"] < 2.5
+    assert run["drafted_share"] == head.t2d[rows.tokens].double().mean().item().__round__(4) > 0.9
 
     head.save(tmp_path / "head")
     target = load_model(model.directory, dtype=torch.float64)
     speculator = Speculator(target, EagleDrafter(load_eagle3_head(tmp_path / "head", target), 12, 3, 4))
     lengths = []
-    for row in held_out[:8]:
+    for row in held_out.tokens[:8]:
         tokens = list(speculator.prefill(row[:2].tolist(), Greedy()).tokens)
         while len(tokens) < ROW - 2:
             step = speculator.step(ROW - 2 - len(tokens))
             lengths.append(step.accepted_length)
             tokens += step.tokens
     assert sum(lengths) / len(lengths) > 1.8
+
+
+def test_it_starts_better_than_from_nothing(model):
+    """By its model's LM head, and a linear map to the next features; its layer adds nothing yet."""
+    rows, held_out = written(model, 64, seed=7), written(model, 16, seed=8)
+    torch.manual_seed(0)
+    head = Eagle3Head(model.config, torch.arange(40), (0, 1, 2))
+    (before,) = drafts_right(head, model, [held_out], 1)
+    start_from_model(head, model, [rows])
+    assert torch.equal(head.lm_head.weight, model.lm_head.weight)
+    streams, _ = model_streams(model, rows.tokens, head.layers_read)
+    embeddings = model.model.embed_tokens(rows.tokens[:, 1:])
+    torch.testing.assert_close(head.unroll(embeddings, streams[:, :-1], 1)[0], head.fc(streams[:, :-1]))
+    (after,) = drafts_right(head, model, [held_out], 1)
+    assert after > before + 0.1
 
 
 def test_layers_to_read():

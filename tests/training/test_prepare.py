@@ -1,19 +1,24 @@
 """By one command: text, heads, a small model and a profile, for any target; again, and it goes on."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from specquant.cli import main
 from specquant.decoding import generate
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import project_root
+from specquant.models.companions import COMPANIONS
+from specquant.models.eagle3 import load_eagle3_config
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.study.batch import parameter_types
 from specquant.training import prepare as module
+from specquant.training.options import HeadOptions
 from specquant.training.prepare import Size, Workshop, make_head, make_small, prepare, prompts_of
 from specquant.training.writing import Writing
 
@@ -70,6 +75,52 @@ def test_an_interrupted_call_goes_on(small_models, shop, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "training/text/text.json").read_text())["identity"] == text["identity"]
 
 
+@pytest.fixture(scope="module")
+def three_layers(small_models, tmp_path_factory):
+    """A target that an EAGLE-3 head can be made for."""
+    target = shutil.copytree(small_models / "target", tmp_path_factory.mktemp("deep") / "target")
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(target, num_hidden_layers=3)
+    LlamaForCausalLM(config).half().save_pretrained(target)
+    return target
+
+
+def test_eagle3_heads_are_made_as_others_are(three_layers, tmp_path):
+    """For both models, beside the heads that are there; they decode what the target alone does, and go on."""
+    shop, out = Workshop(three_layers, tmp_path / "training", None, "cpu", SIZE), tmp_path / "out"
+    prepare(shop, 3, out, MINUTES, lambda said: None)
+    before = {path: path.read_bytes() for path in out.glob("*/model.safetensors")}
+    eagle3 = HeadOptions("eagle3", draft_vocabulary=100)
+    profile = yaml.safe_load(prepare(shop, 3, out, MINUTES, lambda said: None, eagle3).read_text())
+    assert {path: path.read_bytes() for path in before} == before
+    assert read_profile_of(profile) == profile
+    companions = {which: out / which.replace("_", "-") for which in COMPANIONS}
+    models = Models(profile["target"], **companions, dtype=torch.float64)
+    tokenizer = load_tokenizer(three_layers)
+    texts = [
+        generate(models.speculator(method), tokenizer, "1 plus 2", 16).token_ids
+        for method in ("autoregressive", "eagle3", "hierarchical-eagle3")
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    head = models.head("eagle3_target")
+    assert len(head.vocabulary) == 100
+    answers = shop.written.tokens[shop.written.held_out :][shop.written.answers[shop.written.held_out :]]
+    counts = torch.bincount(answers, minlength=270)
+    assert counts[head.vocabulary].min() >= counts[torch.isin(torch.arange(270), head.vocabulary).logical_not()].max()
+    again = make_head(shop, tmp_path / "again", MINUTES, eagle3)
+    assert again["curve"] == torch.load(tmp_path / "training/checkpoints/eagle3-target.pt")["curve"]
+    files = [path / "model.safetensors" for path in (tmp_path / "again", out / "eagle3-target")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_command_trains_an_eagle3_head(three_layers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "Size", lambda: SIZE)
+    words = ["train-head", str(three_layers), "--out", str(tmp_path / "head"), "--kind", "eagle3"]
+    assert main([*words, "--device", "cpu", "--minutes", str(MINUTES)]) == 0
+    assert "held-out tokens right, by depth: 0." in capsys.readouterr().out
+    assert load_eagle3_config(tmp_path / "head").draft_vocab_size == 68  # a quarter of 270
+
+
 def test_head_and_small_model_share_a_text(small_models, shop, tmp_path):
     log = make_head(shop, tmp_path / "head", MINUTES)
     assert len(log["accuracy"]) == 4
@@ -81,8 +132,6 @@ def test_head_and_small_model_share_a_text(small_models, shop, tmp_path):
 
 
 def test_the_small_model_finds_its_ends_after_both_moved(small_models, tmp_path):
-    import shutil
-
     (tmp_path / "a").mkdir()
     target = shutil.copytree(small_models / "target", tmp_path / "a/target")
     shop = Workshop(target, tmp_path / "training", None, "cpu", SIZE)
@@ -125,6 +174,10 @@ def test_prompts_that_are_none(tmp_path):
         ("distill", ["--layers", "3"], "a target of 2 layers has no small model of 3: give --layers 1 to 2"),
         ("prepare", ["--layers", "6"], "a target of 2 layers has no small model of 6: give --layers 1 to 2"),
         ("prepare", ["--prompts", "nowhere.txt"], "cannot read prompts"),
+        ("train-head", ["--kind", "eagle3"], "a model of 2 layers has no 3 that an EAGLE-3 head could read"),
+        ("prepare", ["--kind", "eagle3", "--layers", "2"], "a model of 2 layers has no 3 that an EAGLE-3 head"),
+        ("train-head", ["--kind", "medusa"], "--kind is 'medusa': choose one of eagle, eagle3"),
+        ("train-head", ["--draft-vocabulary", "9"], "--draft-vocabulary is for --kind eagle3: other heads draft all"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(small_models, tmp_path, capsys, command, options, says):
@@ -134,6 +187,15 @@ def test_what_cannot_be_done_is_one_sentence(small_models, tmp_path, capsys, com
     assert says in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_that_the_model_does_not_have(three_layers, tmp_path, capsys):
+    words = ["train-head", str(three_layers), "--out", str(tmp_path / "out"), "--device", "cpu", "--kind", "eagle3"]
+    assert main([*words, "--draft-vocabulary", "271"]) == 2
+    assert "a vocabulary of 270 has no 271 most frequent tokens: choose fewer" in capsys.readouterr().err
+    assert main([*words, "--draft-vocabulary", "0"]) == 2
+    assert "the number of tokens that an EAGLE-3 head drafts is 0; it must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "out.training").exists()
 
 
 def test_a_model_that_is_none(tmp_path, capsys):

@@ -9,8 +9,10 @@ from typing import Any
 from specquant.commands.options import tell
 from specquant.errors import SpecquantError
 from specquant.models.options import DraftSettings, ModelOptions
+from specquant.training.options import AllTrainingOptions, HeadOptions, TrainingOptions
 
 PAPER_SETTINGS = DraftSettings()
+EAGLE = HeadOptions()
 
 
 def generate(
@@ -53,6 +55,7 @@ def generate(
     from specquant.decoding.method import Plan
     from specquant.decoding.models import Models
     from specquant.models.loading import load_tokenizer
+    from specquant.planning.confidences import calibrate_heads
 
     named = replace(models, model=_at_revision(models.model, revision))
     sampling = {"temperature": temperature, "top_p": top_p}
@@ -79,6 +82,7 @@ def generate(
         get_method(method)  # refuses what is none
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
+    calibrate_heads(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
     speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
     if speculator.drafter and loaded.rounds_by_draft:
         tell(
@@ -204,85 +208,43 @@ def train_tiny(*, corpora: Path | str, out: Path, device: str | None = None, bud
     train_tiny(Path(corpora), out, Recipe().scaled(budget), device, shlex.join(command))
 
 
-def train_head(
-    model: Path | str,
-    /,
-    *,
-    out: Path,
-    minutes: float = 4.0,
-    prompts: Path | None = None,
-    keep_in: Path | None = None,
-    device: str | None = None,
-) -> None:
+def train_head(model: Path | str, /, *, training: TrainingOptions, head: HeadOptions = EAGLE) -> None:
     """Train an EAGLE head for any model, on text that the model itself writes.
 
     Args:
         model: The target: a directory, a GGUF file, a hub id, or smollm2.
-        out: The directory to make.
-        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
-        prompts: A file with what users say first, one to a line (default: the model thinks of it).
-        keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
-        device: cuda or cpu (default: cuda where there is one).
+        training: How it is made.
+        head: Its kind.
     """
-    from specquant.training.prepare import Workshop, make_head, training_folder
+    from specquant.training.prepare import Workshop, make_head
 
-    shop = Workshop(model, keep_in or training_folder(out), prompts, device)
-    log = make_head(shop, out, minutes)
+    log = make_head(Workshop.of(model, training), training.out, training.minutes, head)
     print(f"held-out tokens right, by depth: {' '.join(f'{share:.3f}' for share in log['accuracy'])}")
 
 
-def distill(
-    model: Path | str,
-    /,
-    *,
-    out: Path,
-    layers: int = 6,
-    minutes: float = 4.0,
-    prompts: Path | None = None,
-    keep_in: Path | None = None,
-    device: str | None = None,
-) -> None:
+def distill(model: Path | str, /, *, training: TrainingOptions, layers: int = 6) -> None:
     """Make a small model that drafts for any other: some of its layers, with its embedding and LM head by reference.
 
     Args:
         model: The target: a directory, a GGUF file, a hub id, or smollm2.
-        out: The directory to make.
+        training: How it is made.
         layers: How many the small model has.
-        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
-        prompts: A file with what users say first, one to a line (default: the model thinks of it).
-        keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
-        device: cuda or cpu (default: cuda where there is one).
     """
-    from specquant.training.prepare import Workshop, make_small, training_folder
+    from specquant.training.prepare import Workshop, make_small
 
-    shop = Workshop(model, keep_in or training_folder(out), prompts, device)
-    log = make_small(shop, layers, out, minutes)
+    log = make_small(Workshop.of(model, training), layers, training.out, training.minutes)
     print(f"held-out tokens that are the target's: {log['agreement']:.3f}")
 
 
-def prepare(
-    model: Path | str,
-    /,
-    *,
-    out: Path,
-    layers: int = 6,
-    minutes: float = 9.0,
-    prompts: Path | None = None,
-    keep_in: Path | None = None,
-    device: str | None = None,
-) -> None:
+def prepare(model: Path | str, /, *, training: AllTrainingOptions, head: HeadOptions = EAGLE, layers: int = 6) -> None:
     """Make all that the study needs of a model: calibration text, EAGLE head, small model, its head, and a profile.
 
     Args:
         model: The target: a directory, a GGUF file, a hub id, or smollm2.
-        out: The folder for all of it.
+        training: How it is made.
+        head: The kind of both heads; called again with another one, it makes those, too.
         layers: How many the small model has.
-        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
-        prompts: A file with what users say first, one to a line (default: the model thinks of it).
-        keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
-        device: cuda or cpu (default: cuda where there is one).
     """
-    from specquant.training.prepare import Workshop, prepare, training_folder
+    from specquant.training.prepare import Workshop, prepare
 
-    shop = Workshop(model, keep_in or training_folder(out), prompts, device)
-    print(prepare(shop, layers, out, minutes, tell))
+    print(prepare(Workshop.of(model, training), layers, training.out, training.minutes, tell, head))

@@ -21,6 +21,7 @@ COUNTS = {
     "context_length": "the context length",
     "context": "the number of tokens in the cache",
     "head_vocabulary": "the number of tokens that an EAGLE head knows",
+    "draft_vocabulary": "the number of tokens that an EAGLE-3 head drafts",
     "confirmed_rows": "the number of new tokens that a draft begins with",
     "draft_size": "the draft size",
     "iterations": "the number of iterations",
@@ -60,7 +61,10 @@ def read_values(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
         if kinds == [Path]:
             argument.tokens = [token.evolve(value=str(Path(token.value).absolute())) for token in argument.tokens]
         elif int in kinds and any(_whole(token.value) is None for token in argument.tokens):
-            raise SpecquantError(f"{argument.name} is {quoted(argument.tokens[-1].value)}: give a whole number")
+            words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+            if argument.tokens[-1].value not in words:
+                belongs = ", or ".join(["a whole number", *words])
+                raise SpecquantError(f"{argument.name} is {quoted(argument.tokens[-1].value)}: give {belongs}")
         elif kinds and get_origin(kinds[0]) is tuple and argument.tokens and argument.tokens[-1].keyword:
             _part(argument, get_args(kinds[0])[0])
 
@@ -91,7 +95,7 @@ def _part(argument: Argument, kind: Any) -> None:
 
 def check_values(values: Mapping[str, Any]) -> None:
     """Raises SpecquantError for numbers that no command can use, whether this one would use them or not."""
-    for name, value in _by_field(values).items():
+    for name, value in by_field(values).items():
         what = COUNTS.get(name, option(name))
         if name == "seed":
             if not -(2**63) <= value < 2**64:
@@ -107,12 +111,12 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise SpecquantError(f"--tune is {value}: give seconds, from 0 to {SECONDS}")
 
 
-def _by_field(values: Mapping[str, Any]) -> dict[str, Any]:
+def by_field(values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by name, with the fields of dataclasses in place of these."""
     named: dict[str, Any] = {}
     for name, value in values.items():
         if is_dataclass(value) and not isinstance(value, type):
-            named |= _by_field({field.name: getattr(value, field.name) for field in fields(value)})
+            named |= by_field({field.name: getattr(value, field.name) for field in fields(value)})
         elif value is not UNSET:
             named[name] = value
     return named

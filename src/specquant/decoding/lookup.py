@@ -147,7 +147,7 @@ class LookupOrHead(LookupMethod):
     head = "eagle"
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, settings.draft_size, settings.iterations)
+        return Plan(self.name, *settings.tree)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings

@@ -11,14 +11,19 @@ from specquant.decoding.drafter import Drafter
 from specquant.errors import SpecquantError
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
+from specquant.models.options import ADAPTIVE as ADAPTIVE
 from specquant.models.options import DraftSettings as DraftSettings
 from specquant.tables.marks import Mark
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A method and how it drafts. draft_size, iterations: of EAGLE-2's tree, on the intermediate model in a hierarchy;
-    min_draft_length: tokens that an intermediate model hands up at least."""
+    """A method and how it drafts.
+
+    draft_size, iterations: of EAGLE-2's tree, on the intermediate model in a hierarchy; `ADAPTIVE` where each tree gets
+    as many nodes as pay, and up to these iterations. min_draft_length: tokens that an intermediate model hands up at
+    least.
+    """
 
     method: str
     draft_size: int = 0
@@ -26,7 +31,8 @@ class Plan:
     min_draft_length: int = 0
 
     def __str__(self) -> str:
-        tree = [f"{self.draft_size} nodes", f"{self.iterations} iterations"] if self.draft_size else []
+        nodes = "adaptive trees" if self.draft_size == ADAPTIVE else f"{self.draft_size} nodes"
+        tree = [nodes, f"{self.iterations} iterations"] if self.draft_size else []
         drafts = [*tree, *([f"{self.min_draft_length} tokens or more"] if self.min_draft_length else [])]
         return f"{self.method} ({', '.join(drafts)})" if drafts else self.method
 
@@ -116,6 +122,14 @@ class Statistics(Protocol):
 
     def inner_steps(self, plan: Plan) -> InnerSteps: ...
 
+    @property
+    def knows_confidence(self) -> bool: ...
+
+    @property
+    def measured(self) -> Mapping[Plan, "Prediction"]: ...
+
+    def adaptive(self, plan: Plan, costs: Costs) -> "Prediction": ...
+
 
 class Prediction(NamedTuple):
     """Means over a plan's steps: tokens that a step adds, tokens in its pass, rounds of the intermediate model, and the
@@ -138,7 +152,8 @@ class Method:
     "eagle3"; a companion is called by it and by the model that it drafts for; None where it has none. probes: the plans
     that a calibration decodes by, so that it can be predicted; without them the planner leaves it out.
 
-    The planner's questions below need answers only where there are probes.
+    The planner's questions below are answered by what was measured of the probes themselves; a method whose other plans
+    follow from them has answers of its own.
     """
 
     name: str
@@ -168,15 +183,20 @@ class Method:
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> Iterable[Plan]:
         """Every plan whose acceptance is known and whose passes were measured."""
-        return ()
+        return tuple(plan for plan in (statistics.measured if self.probes else ()) if plan.method == self.name)
 
     def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
         """The mean number of tokens that a step of the target adds. Raises SpecquantError where it is not known."""
-        raise self._unpredictable
+        return self._measured(plan, statistics).accepted_length
 
     def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
         """What a step does. Raises SpecquantError where that is not known."""
-        raise self._unpredictable
+        return self._measured(plan, statistics)
+
+    def _measured(self, plan: Plan, statistics: Statistics) -> Prediction:
+        if not self.probes or plan not in statistics.measured:
+            raise self._unpredictable
+        return statistics.measured[plan]
 
     @property
     def _unpredictable(self) -> SpecquantError:

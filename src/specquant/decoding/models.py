@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from specquant.decoding import Drafter, EagleDrafter, Speculator
+from specquant.decoding.budget import Budget, Calibration, Prices
 from specquant.decoding.drafters import METHODS, get_method
-from specquant.decoding.method import DraftSettings, Plan, TwoModels
+from specquant.decoding.method import ADAPTIVE, DraftSettings, Plan, TwoModels
+from specquant.decoding.pricing import measured_prices
 from specquant.errors import SpecquantError
 from specquant.files import cache_folder, read_text, resolve
 from specquant.models.companions import COMPANIONS, OWN, directories_beside, target_in
@@ -91,6 +93,8 @@ class Models:
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
         self._heads: dict[str, DraftHead] = {}
+        self.calibration = Calibration()  # of the heads, for adaptive draft sizes
+        self._prices: dict[tuple[str, int, int], Prices] = {}
         self._checked: set[str] = set()  # companions that fit: many methods need the same one
 
     @classmethod
@@ -190,10 +194,25 @@ class Models:
         kind = get_method(plan.method).head
 
         def trees(which: str) -> EagleDrafter:
-            head = self.head(f"{kind}_{which}")
-            return EagleDrafter(head, *plan.tree, settings.top_k, self.target.config.vocab_size)
+            head, vocab_size = self.head(f"{kind}_{which}"), self.target.config.vocab_size
+            if plan.draft_size != ADAPTIVE:
+                return EagleDrafter(head, *plan.tree, settings.top_k, vocab_size)
+            prices = self.prices(f"{kind}_{which}", plan.iterations, settings.top_k)
+            budget = Budget(prices, settings.top_k, head.device)
+            return EagleDrafter(head, budget.largest, plan.iterations, settings.top_k, vocab_size, budget)
 
         return assemble(plan, self, trees, settings)
+
+    def prices(self, which: str, iterations: int, top_k: int) -> Prices:
+        """What steps with this head cost here, measured when it is first asked for."""
+        key = which, iterations, top_k
+        if key not in self._prices:
+            model = self.target if which.endswith("_target") else self.intermediate
+            vocab_size = self.target.config.vocab_size
+            self._prices[key] = measured_prices(
+                model, self.head(which), iterations, top_k, vocab_size, self.calibration
+            )
+        return self._prices[key]
 
     def _path(self, which: str) -> str | Path:
         """Where a model that was given is (`check_companions`)."""

@@ -7,6 +7,7 @@ keep their cost, take the shape of trees that a trained head grew, and are accep
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import cycle
 
 import numpy as np
@@ -41,6 +42,49 @@ class ShapedTree(DraftTree):
             row = parents[row]
         on_it = {name: getattr(shape, name).to(device) for name in ("tokens", "parents", "depths", "ancestors")}
         return cls(**on_it, longest=tuple(path), accepted=accepted)
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidenceTrace:
+    """One step's tree, its nodes in the order of confidence, the root first.
+
+    Attributes:
+        confidence: Of the path to each.
+        parents: Each lower than its own place; the root's is -1.
+        accepted: Places of the nodes that were accepted, the root's among them.
+    """
+
+    confidence: np.ndarray
+    parents: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
+        return np.array(depths)
+
+    @cache  # noqa: B019  (traces live as long as what is planned with them)
+    def within(self, iterations: int) -> "ConfidenceTrace":
+        """What fewer iterations would have drafted of it."""
+        kept = np.flatnonzero(self.depths <= iterations)
+        place = {-1: -1} | {int(row): new for new, row in enumerate(kept)}
+        return ConfidenceTrace(
+            self.confidence[kept],
+            tuple(place[self.parents[row]] for row in kept),
+            tuple(place[row] for row in self.accepted if row in place),
+        )
+
+    def accepted_length(self, size: int) -> int:
+        """Of its first nodes, with the token that the model adds."""
+        return sum(row < size for row in self.accepted)
+
+    def shape(self, size: int, device: torch.device | str) -> ShapedTree:
+        """The tree of its first nodes. Where it has fewer, the others hang from the root and are never accepted."""
+        nodes = [*self.parents[:size], *[0] * (size - len(self.parents))]
+        path = tuple(row for row in self.accepted[1:] if row < size)
+        return ShapedTree.of(nodes, device, path)
 
 
 @dataclass

@@ -16,7 +16,7 @@ class DraftTree:
     tokens: int64 [n]; row 0 is the root, the last confirmed token. parents: int64 [n], each lower than its own index;
     the root's is -1. depths: int64 [n], the root's is 0. ancestors: bool [n, n]: row i sees itself and its ancestors.
     q: None where drafts were chosen deterministically, else [n, vocab_size], the distribution that each token was drawn
-    from (the root's row means nothing).
+    from (the root's row means nothing). scores: None, or [n], the drafter's log-probability of the path to each node.
     """
 
     tokens: torch.Tensor
@@ -24,6 +24,7 @@ class DraftTree:
     depths: torch.Tensor
     ancestors: torch.Tensor
     q: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -148,12 +148,14 @@ def _expand_kernel(
 
 
 class Tree(NamedTuple):
-    """tokens, parents, depths: int64 [n]. ancestors: bool [n, n]. As in a draft tree: the root first, its parent -1."""
+    """tokens, parents, depths: int64 [n]. ancestors: bool [n, n]. As in a draft tree: the root first, its parent -1.
+    scores: [n], as of `Proposals`."""
 
     tokens: torch.Tensor
     parents: torch.Tensor
     depths: torch.Tensor
     ancestors: torch.Tensor
+    scores: torch.Tensor
 
 
 def rerank(proposals: Proposals, size: int) -> Tree:
@@ -170,7 +172,7 @@ def rerank_reference(proposals: Proposals, size: int) -> Tree:
     parents = torch.searchsorted(kept, proposals.parents[kept])
     parents[0] = -1
     ancestors = ancestors_of(parents)
-    return Tree(proposals.tokens[kept], parents, ancestors.sum(dim=1) - 1, ancestors)
+    return Tree(proposals.tokens[kept], parents, ancestors.sum(dim=1) - 1, ancestors, proposals.scores[kept])
 
 
 def ancestors_of(parents: torch.Tensor) -> torch.Tensor:
@@ -190,6 +192,7 @@ def rerank_triton(proposals: Proposals, size: int) -> Tree:
     size = min(size, n)
     tokens, parents, depths = torch.empty(3, size, dtype=torch.int64, device=device)
     ancestors = torch.empty(size, size, dtype=torch.bool, device=device)
+    scores = torch.empty(size, dtype=proposals.scores.dtype, device=device)
     places = torch.empty(n, dtype=torch.int32, device=device)
     _rerank_kernel[(1,)](
         *proposals,
@@ -197,6 +200,7 @@ def rerank_triton(proposals: Proposals, size: int) -> Tree:
         parents,
         depths,
         ancestors,
+        scores,
         places,
         n,
         size,
@@ -205,7 +209,7 @@ def rerank_triton(proposals: Proposals, size: int) -> Tree:
         SQUARINGS=max(size - 1, 1).bit_length(),
         num_warps=8,
     )
-    return Tree(tokens, parents, depths, ancestors)
+    return Tree(tokens, parents, depths, ancestors, scores)
 
 
 @jit(do_not_specialize=["n", "size"])
@@ -217,6 +221,7 @@ def _rerank_kernel(
     parents,
     depths,
     ancestors,
+    scores,
     places,
     n,
     size,
@@ -241,6 +246,7 @@ def _rerank_kernel(
     parent = tl.where(node == 0, -1, tl.load(places + parent, mask=kept & (parent >= 0), other=-1))
     tl.store(parents + place, parent.to(tl.int64), mask=kept)
     tl.store(tokens + place, tl.load(all_tokens + node, mask=kept, other=0), mask=kept)
+    tl.store(scores + place, score, mask=kept)
     tl.debug_barrier()
     # The closure of "is my parent" by repeated squaring; fp16 holds its zeros and ones.
     row = tl.arange(0, SIZE)

@@ -45,6 +45,8 @@ class Family:
     dtype: str = "float64"
     device: str = "cpu"
     calibration: str = CALIBRATION_TEXT
+    eagle3_target: str = ""
+    eagle3_intermediate: str = ""
 
     def __post_init__(self):
         choose_device(self.device)

@@ -29,6 +29,7 @@ from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
+from specquant.planning.confidences import calibrate_heads
 from specquant.progress import tqdm
 from specquant.tables.provenance import device_name, without_local_paths
 from specquant.tables.results import write_results
@@ -113,6 +114,7 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path, ids: Sequence[
     questions = [question for question in questions if ids is None or question.id in ids]
     every_question, _ = read_questions(benchmark, parameters.data_dir)
     max_new_tokens = parameters.new_tokens
+    calibrate_heads(models, parameters.settings.tree, parameters.settings.inner_tree)
     speculators = {method: models.speculator(method, parameters.settings) for method in methods}
     longest = longest_prompt(list(speculators.values()), max_new_tokens)
     tokenizer = load_tokenizer(parameters.models.model)

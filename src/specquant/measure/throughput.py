@@ -68,8 +68,12 @@ class Decoding(Common):
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for prompts that are missing or damaged."""
         super().check()
-        require_at_least(self.settings, **{field.name: 1 for field in fields(self.settings)})
+        counts = [name for name in (field.name for field in fields(self.settings)) if not self._adapts(name)]
+        require_at_least(self.settings, **dict.fromkeys(counts, 1))
         self.chosen_prompts()
+
+    def _adapts(self, name: str) -> bool:
+        return isinstance(getattr(self.settings, name), str)
 
     def chosen_prompts(self) -> list[dict[str, str]]:
         return read_prompts(self.prompts, self.prompts_per_task)

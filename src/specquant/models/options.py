@@ -9,6 +9,8 @@ from specquant.models.companions import COMPANIONS, directories_beside, place_of
 from specquant.models.packaged import is_packaged
 
 DType = Literal["float16", "bfloat16", "float32", "float64"]
+DraftSize = int | Literal["adaptive"]
+ADAPTIVE = -1  # in place of a number of nodes: each tree gets as many as pay
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ class DraftSettings:
     """How the methods draft; the defaults are the paper's (sections 3 and 5).
 
     Attributes:
-        draft_size: Tokens of EAGLE's tree, its root counted.
-        iterations: Levels of that tree.
+        draft_size: Tokens of EAGLE's tree, its root counted; or adaptive, for as many each time as pay.
+        iterations: Levels of that tree; the most where it is adaptive.
         top_k: Tokens that an iteration follows, and that it gives each of them.
-        inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy.
+        inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy; or adaptive.
         inner_iterations: Levels of that tree.
         min_draft_length: Tokens that a small model hands up at least.
         ngram_length: Tokens at the end of the text that prompt lookup looks for.
@@ -91,10 +93,10 @@ class DraftSettings:
         earlier_tokens: Of the run's earlier answers, in which suffix looks, too (default: none).
     """
 
-    draft_size: int = 60
+    draft_size: DraftSize = 60
     iterations: int = 6
     top_k: int = 10
-    inner_draft_size: int = 30
+    inner_draft_size: DraftSize = 30
     inner_iterations: int = 3
     min_draft_length: int = 6
     ngram_length: int = 3
@@ -103,7 +105,17 @@ class DraftSettings:
     long_match: int = 4
     earlier_tokens: int | None = None
 
-    def told(self) -> dict[str, int]:
+    @property
+    def tree(self) -> tuple[int, int]:
+        """Nodes, or `ADAPTIVE`, and iterations of EAGLE's tree."""
+        return _nodes(self.draft_size), self.iterations
+
+    @property
+    def inner_tree(self) -> tuple[int, int]:
+        """Those of the intermediate model's."""
+        return _nodes(self.inner_draft_size), self.inner_iterations
+
+    def told(self) -> dict[str, int | str]:
         """What is recorded of them. Of those of lookups only what was chosen, as results from before them say it."""
         first = ("draft_size", "iterations", "top_k", "inner_draft_size", "inner_iterations", "min_draft_length")
         return {
@@ -111,3 +123,7 @@ class DraftSettings:
             for field in fields(self)
             if field.name in first or getattr(self, field.name) != field.default
         }
+
+
+def _nodes(draft_size: DraftSize) -> int:
+    return ADAPTIVE if isinstance(draft_size, str) else draft_size

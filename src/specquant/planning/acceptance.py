@@ -5,16 +5,17 @@ state.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
 from specquant.decoding.drafters import get_method
-from specquant.decoding.method import PAPER_PLANS, InnerSteps, Plan
+from specquant.decoding.method import PAPER_PLANS, Costs, InnerSteps, Plan, Prediction
 from specquant.decoding.replay import ShapedTree
 from specquant.errors import SpecquantError
+from specquant.planning.confidences import ConfidenceTrace, fit_calibration, prices_of, simulate
 from specquant.planning.trees import tree_shapes, trees_of
 
 Tree = tuple[int, int]  # nodes and iterations
@@ -26,12 +27,27 @@ class AcceptanceStatistics:
 
     trees, inner_trees: for trees of the target and of the intermediate model, the probabilities that 0, 1, 2, ... of
     their drafts are accepted. agreement: by its place in the draft, the probability that the target accepts a token of
-    the intermediate model once it has accepted those before; the last one also serves all later tokens.
+    the intermediate model once it has accepted those before; the last one also serves all later tokens. traces: trees
+    of the target with their confidence, text by text, for adaptive draft sizes. measured: the means of plans that were
+    decoded by, for those that nothing else predicts.
     """
 
     trees: Mapping[Tree, np.ndarray]
     inner_trees: Mapping[Tree, np.ndarray]
     agreement: Sequence[float]
+    traces: Sequence[Sequence[ConfidenceTrace]] = ()
+    measured: Mapping[Plan, Prediction] = field(default_factory=dict)
+
+    @property
+    def knows_confidence(self) -> bool:
+        """Whether adaptive draft sizes can be predicted."""
+        return any(self.traces)
+
+    def adaptive(self, plan: Plan, costs: Costs) -> Prediction:
+        """What a plan's adaptive trees reach where steps cost so much, on the recorded trees."""
+        prices = prices_of(costs, fit_calibration(self.traces), plan.iterations)
+        told = simulate(self.traces, prices)
+        return Prediction(told.accepted_length, told.draft_size, 0.0, told.draft_ms, told.verify_ms)
 
     def of_tree(self, plan: Plan) -> np.ndarray:
         """The probabilities of 0, 1, 2, ... accepted drafts of a plan's trees. Raises SpecquantError where they are not

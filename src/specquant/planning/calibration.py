@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Speculator, Step, acceptance_rule, decode_steps
 from specquant.decoding.drafters import METHODS, methods_with, methods_with_trees
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan, Prediction
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.device import dtype_name
 from specquant.models.eagle import describe_head
 from specquant.planning.acceptance import AcceptanceStatistics, Tree
+from specquant.planning.confidences import in_order_of_confidence, traces_of
 from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
 from specquant.progress import tqdm
@@ -27,6 +28,7 @@ from specquant.tables.results import read_provenance, read_results, write_result
 
 # What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
 PROBES = tuple(plan for method in METHODS.values() for plan in method.probes)
+TRACED = 60  # nodes of the trees whose confidence is kept: the largest probe's, of which smaller trees are parts
 NUMBERS = (*PLAN_FIELDS[1:], "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
 COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "method", "level", *NUMBERS)
 LEVELS = ("target", "intermediate")
@@ -105,7 +107,8 @@ def _decode(
             for turn, inner in enumerate(rounds):
                 # After a draft of which everything was accepted, the first round also runs its last token.
                 yield _row("intermediate", inner, len(inner.tree) + (whole and turn == 0))
-            yield _row("target", step, len(step.tree))
+            traced = in_order_of_confidence(step) if len(step.tree) == TRACED and step.tree.scores is not None else {}
+            yield _row("target", step, len(step.tree)) | traced
             whole = len(step.path) == len(step.tree) - 1 > 0
             added, latest = added + len(step.tokens), step.tokens
         left -= added
@@ -122,9 +125,26 @@ def calibrated(steps: pd.DataFrame) -> tuple[Planner, AcceptanceStatistics]:
     methods = [methods_with_trees((level,)) for level in LEVELS]
     planner = Planner(_costs(outer, methods[0]), _costs(inner, methods[1]) if len(inner) else None)
     drafted = outer[outer.method.isin(methods_with("intermediate"))]
+    traced = outer[outer.confidence.notna()] if "confidence" in outer else outer[:0]
     return planner, AcceptanceStatistics(
-        _accepted(outer, methods[0]), _accepted(inner, methods[1]), _agreement(drafted.drafts, drafted.accepted)
+        _accepted(outer, methods[0]),
+        _accepted(inner, methods[1]),
+        _agreement(drafted.drafts, drafted.accepted),
+        [traces_of(traced)] if len(traced) >= FEWEST_JUDGED else [],
+        _measured(steps),
     )
+
+
+def _measured(steps: pd.DataFrame) -> dict[Plan, Prediction]:
+    """Means over each plan's steps of the target."""
+    told = {}
+    for key, rows in steps.groupby([*PLAN_FIELDS], sort=False):
+        outer = rows[rows.level == "target"]
+        if len(outer) >= FEWEST:
+            rounds = (len(rows) - len(outer)) / len(outer)
+            means = outer[["accepted", "rows", "draft_ms", "verify_ms"]].mean()
+            told[Plan(*key)] = Prediction(1 + means.accepted, means.rows, rounds, means.draft_ms, means.verify_ms)
+    return told
 
 
 def _costs(steps: pd.DataFrame, drafting: list[str]) -> LevelCosts:
@@ -227,7 +247,8 @@ def choose_plan(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> tuple[Plan, dict[str, float]]:
-    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called.
+    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called: decoding
+    one by one where no draft pays.
 
     By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
     the context, behind shipped ones, too.

@@ -90,6 +90,30 @@ REPLAYED = Table(
     unit=("model", "scheme", "weights", *_HEAD, "intermediate", "intermediate_scheme", "chances", "process"),
     row=(*_PLAN, "head_chance", "agreement"),
 )
+ADAPTIVE = Table(
+    "adaptive",
+    pa.DataFrameSchema(
+        {
+            **_TARGET,
+            **_HEAD,
+            "process": count(0),
+            "choice": text(),
+            "draft_size": count(0),  # 0: adaptive
+            "iterations": count(0),
+            "acceptance": text("traced"),
+            "new_tokens": count(),
+            "steps": count(),
+            "mean_draft_size": positive(),
+            "accepted_length": positive(),
+            **_STEP,
+            "decode_ms": positive(),
+            "tokens_per_s": positive(),
+            "predicted_tokens_per_s": positive(),
+        }
+    ),
+    unit=(*_OF_TARGET, *_HEAD, "process"),
+    row=("choice", "draft_size", "iterations"),
+)
 PLANTED = Table(
     "planted",
     pa.DataFrameSchema(
@@ -222,6 +246,8 @@ LOSSLESSNESS = {"scheme": text(), "method": text(), **_WEIGHTS, **_DECODED, "lar
 HEADS = {"scheme": text(), **_WEIGHTS, **_HEAD, "method": text(), **_DECODED, "accepted_length": positive()}
 HEADS |= {"head_accepted_length": positive(), "ratio": positive()}
 TREES = {**_TARGET, "draft_size": count(), "iterations": count(), "accepted_length": positive(), "parents": text()}
+CONFIDENCES = {**_TARGET, "iterations": count(), "task": text(), "id": text(), "step": count(0)}
+CONFIDENCES |= dict.fromkeys(("confidence", "parents", "accepted_nodes"), text())
 PLANS = {**_TARGET, "task": text(), "acceptance": text(), "accepted_length": positive(), **_MEANS}
 PLANS |= {"mean_draft_size": positive(required=False), **_STEP, "tokens_per_s": positive()}
 PLANS |= {"prompts": count(required=False), **_PLAN, "predicted_tokens_per_s": positive(required=False)}
@@ -243,6 +269,7 @@ PASS_PROFILES = {**_TARGET, "draft_size": count(), "context_length": count(), "k
 PASS_PROFILES |= {"time_us": number(), "alone_us": number(), "span_us": positive()}
 CALIBRATION = {**_TARGET, **_HEAD, **_PLAN, "level": text()}
 CALIBRATION |= {"drafts": count(0), "accepted": count(0), "rows": count(), **_STEP}
+CALIBRATION |= dict.fromkeys(("confidence", "parents", "accepted_nodes"), pa.Column(nullable=True, required=False))
 SPEEDUPS = dict.fromkeys(("source", "where", "model", "gpu", "scheme", "method"), text()) | {"value": positive()}
 SPECMQUANT = {**_TARGET, "gpu": text()}
 THEIR_PASSES = SPECMQUANT | {"draft_size": count(), "context_length": count(), "time_ms": positive()}
@@ -256,6 +283,7 @@ TABLES = {
         VERIFY_COST,
         SETTLING,
         REPLAYED,
+        ADAPTIVE,
         PLANTED,
         DRAFTING,
         ROUNDS,
@@ -271,6 +299,7 @@ TABLES = {
         Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS), ("scheme", "weights"), ("method",)),
         Table("heads", pa.DataFrameSchema(HEADS), ("scheme", "weights"), (*_HEAD, "method")),
         Table("trees", pa.DataFrameSchema(TREES), (*_OF_TARGET, "draft_size", "iterations")),
+        Table("confidences", pa.DataFrameSchema(CONFIDENCES), (*_OF_TARGET, "iterations"), ("task", "id", "step")),
         Table("plans", pa.DataFrameSchema(PLANS), _OF_TARGET, ("task", *_PLAN)),
         Table("quality", pa.DataFrameSchema(QUALITY), _OF_TARGET, ("domain",)),
         Table(

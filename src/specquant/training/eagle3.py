@@ -6,7 +6,8 @@ test"). No feature is regressed: what counts is the distribution over the tokens
 """
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,15 +15,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from specquant.errors import SpecquantError
 from specquant.files import written_whole
 from specquant.models.eagle import most_frequent
 from specquant.models.eagle3 import FUSED, LAYERS
+from specquant.training.distributions import chunk_size
 from specquant.training.eagle import seen_by_chains
-from specquant.training.fit import Schedule, fit
+from specquant.training.fit import Schedule
+from specquant.training.heads import head_config, learn, lm_head_of, training_batches
+from specquant.training.running import autocast
+from specquant.training.writing import Rows
+from specquant.training.written import Written
+
+DRAFTED_ONE_IN = 4  # tokens of a vocabulary, as the published heads of Llama-3 do: 32,000 of 128,256
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,22 @@ class Eagle3Recipe:
     """How a head learns.
 
     Attributes:
-        schedule: Its optimizer's.
-        draft_vocab_size: How many tokens it drafts: the most frequent ones of what it reads.
+        schedule: Its optimizer's; `fitting` sets the number of steps.
+        rows: Of one step.
+        draft_vocab_size: How many tokens it drafts, the most frequent ones of the text's answers; None for every
+            `DRAFTED_ONE_IN`th of its model's.
         depth: How many drafts deep it reads its own outputs.
         decay: How much less each further draft weighs.
-        seed: Of its first weights.
+        least_squares_rows: That its `fc` starts from.
+        seed: Of its first weights, and of the order of rows.
     """
 
-    schedule: Schedule = field(default=Schedule(steps=2500, learning_rate=1e-3, weight_decay=0.05))
-    draft_vocab_size: int = 1024
+    schedule: Schedule = field(default=Schedule(steps=1, learning_rate=3e-3, weight_decay=0.01, muon=True))
+    rows: int = 32
+    draft_vocab_size: int | None = None
     depth: int = 4
     decay: float = 0.8
+    least_squares_rows: int = 512
     seed: int = 0
 
 
@@ -101,7 +115,8 @@ class Eagle3Head(nn.Module):
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
     def unroll(self, embeddings: torch.Tensor, streams: torch.Tensor, depth: int) -> list[torch.Tensor]:
-        """Logits [rows, n, drafted] of `depth` drafts ahead from every position at once, along the text's own tokens.
+        """What it knows `depth` drafts ahead from every position at once, [rows, n, hidden] for each, along the text's
+        own tokens; `lm_head` of its `norm` makes logits of that.
 
         Args:
             embeddings: Of tokens 1 to n, [rows, n, hidden].
@@ -109,13 +124,13 @@ class Eagle3Head(nn.Module):
             depth: How many drafts.
 
         Returns:
-            Entry d holds at p the logits of token p + 2 in a chain that left the model's features at p - d (positions
+            Entry d holds at p what says token p + 2 in a chain that left the model's features at p - d (positions
             p < d have no such chain).
         """
         fused = inputs = self.fc(streams)
         positions = torch.arange(fused.shape[1], device=fused.device)
         rotary = self.rotary(fused, positions[None])
-        cache, logits = DynamicCache(), []
+        cache, known = DynamicCache(), []
         for step in range(depth):
             outputs = self.midlayer.read(
                 embeddings,
@@ -124,9 +139,9 @@ class Eagle3Head(nn.Module):
                 position_embeddings=rotary,
                 past_key_values=cache,
             )
-            logits.append(self.lm_head(self.norm(outputs)))
+            known.append(outputs)
             inputs = torch.cat((fused[:, :1], outputs[:, :-1]), dim=1)
-        return logits
+        return known
 
     def save(self, path: Path) -> None:
         """Write config.json and model.safetensors (fp16, the published names), which `--eagle3-target` takes."""
@@ -139,6 +154,7 @@ class Eagle3Head(nn.Module):
         with written_whole(path) as directory:
             save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
             (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+            shutil.rmtree(path, ignore_errors=True)  # of a run that was interrupted behind this
 
 
 def layers_to_read(count: int) -> tuple[int, ...]:
@@ -152,87 +168,143 @@ def layers_to_read(count: int) -> tuple[int, ...]:
     return usual if 2 < usual[1] < usual[2] else (1 if count > FUSED else 0, count // 2, count - 1)
 
 
+def draft_vocab_size(asked: int | None, vocab_size: int) -> int:
+    """How many tokens of a vocabulary a head drafts, where so many were asked for."""
+    return asked or -(-vocab_size // DRAFTED_ONE_IN)
+
+
 @torch.no_grad()
 def model_streams(
-    model: LlamaForCausalLM, rows: torch.Tensor, layers: tuple[int, ...]
+    model: PreTrainedModel, tokens: torch.Tensor, layers: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual streams where layers begin, side by side, [rows, length, len(layers) * hidden], and the model's
-    logits, both fp32 where they are not more exact."""
-    told = model(input_ids=rows, use_cache=False, output_hidden_states=True)
-    streams = torch.cat([told.hidden_states[layer] for layer in layers], dim=-1)
-    return _float(streams), _float(told.logits)
+    features, [rows, length, hidden], both fp32 where they are not more exact."""
+    with autocast(tokens.device):
+        told = model.model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    streams = torch.cat([_float(told.hidden_states[layer]) for layer in layers], dim=-1)
+    return streams, _float(told.last_hidden_state)
 
 
 def _float(numbers: torch.Tensor) -> torch.Tensor:
     return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 
-def eagle3_loss(
-    head: Eagle3Head, model: LlamaForCausalLM, rows: torch.Tensor, depth: int, decay: float = 0.8
-) -> torch.Tensor:
+def unrolled(
+    head: Eagle3Head, model: PreTrainedModel, rows: Rows, depth: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What a head knows where the token that follows is an answer's, [n, hidden] for each draft, and the model's
+    features there, [n, hidden]."""
+    streams, features = model_streams(model, rows.tokens, head.layers_read)
+    embeddings = F.embedding(rows.tokens[:, 1:], model.model.embed_tokens.weight).to(streams.dtype)
+    with autocast(rows.tokens.device):
+        outputs = head.unroll(embeddings, streams[:, :-1], depth)
+    chosen = rows.answers[:, 2:].clone()
+    chosen[:, : depth - 1] = False  # no chain is so deep there
+    return [states[:, :-1][chosen] for states in outputs], features[:, 1:-1][chosen]
+
+
+def eagle3_loss(head: Eagle3Head, model: PreTrainedModel, rows: Rows, depth: int, decay: float = 0.8) -> torch.Tensor:
     """Cross-entropy against the model's distribution over the drafted tokens, `depth` drafts deep.
 
-    Positions count where the model's own most likely token may be drafted: elsewhere no draft would be right. Each
-    further draft weighs `decay` times as much.
+    Positions of answers count where the model's own most likely token may be drafted: elsewhere no draft would be
+    right. Each further draft weighs `decay` times as much.
     """
-    streams, logits = model_streams(model, rows, head.layers_read)
-    with torch.no_grad():
-        embeddings = model.model.embed_tokens(rows[:, 1:]).to(streams.dtype)
-        wanted = logits[:, 1:]
-        counts = head.t2d[wanted.argmax(-1)]
-        distribution = wanted[..., head.drafted].softmax(-1)
-    losses = []
-    for skip, drafted in enumerate(head.unroll(embeddings, streams[:, :-1], depth)):
-        of_position = F.cross_entropy(
-            _float(drafted[:, skip:]).flatten(0, 1), distribution[:, skip:].flatten(0, 1), reduction="none"
-        )
-        counted = counts[:, skip:].flatten()
-        losses.append(decay**skip * (of_position * counted).sum() / counted.sum().clamp(min=1))
-    return torch.stack(losses).sum() / sum(decay**skip for skip in range(depth))
+    outputs, features = unrolled(head, model, rows, depth)
+    lm_head, drafted = lm_head_of(model), head.drafted
+
+    def of_part(wanted: torch.Tensor, *known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            logits = wanted.to(lm_head.dtype) @ lm_head.t()
+            counts = head.t2d[logits.argmax(-1)]
+            distribution = _float(logits[:, drafted]).softmax(-1)
+        with autocast(wanted.device):
+            drafts = [_float(head.lm_head(head.norm(states))) for states in known]
+        losses = [F.cross_entropy(logits, distribution, reduction="none") for logits in drafts]
+        return torch.stack([(decay**skip * loss * counts).sum() for skip, loss in enumerate(losses)]), counts.sum()
+
+    # Logits are the largest tensors of a step by far: they are made again for the gradient.
+    parts = torch.arange(len(features), device=features.device).split(chunk_size(lm_head))
+    told = [
+        checkpoint(of_part, features[part], *(states[part] for states in outputs), use_reentrant=False)
+        for part in parts
+    ]
+    losses, counted = (torch.stack(each).sum(dim=0) for each in zip(*told, strict=True))
+    return losses.sum() / counted.clamp(min=1) / sum(decay**skip for skip in range(depth))
 
 
 @torch.no_grad()
-def drafts_right(head: Eagle3Head, model: LlamaForCausalLM, rows: torch.Tensor, depth: int) -> list[float]:
-    """The share of drafts that are the model's most likely tokens, by depth, where all drafts before them are the
-    text's tokens."""
-    streams, logits = model_streams(model, rows, head.layers_read)
-    embeddings, wanted = model.model.embed_tokens(rows[:, 1:]).to(streams.dtype), logits[:, 1:].argmax(-1)
-    drafts = [head.drafted[step.argmax(-1)] for step in head.unroll(embeddings, streams[:, :-1], depth)]
-    return [(draft == wanted)[:, skip:].double().mean().item() for skip, draft in enumerate(drafts)]
+def drafts_right(head: Eagle3Head, model: PreTrainedModel, batches: Iterable[Rows], depth: int) -> list[float]:
+    """The share of answers' drafts that are the model's most likely tokens, by depth, where all drafts before them are
+    the text's tokens."""
+    right, count = torch.zeros(depth, dtype=torch.float64), 0
+    lm_head = lm_head_of(model)
+    for rows in batches:
+        outputs, features = unrolled(head, model, rows, depth)
+        for part in torch.arange(len(features), device=features.device).split(chunk_size(lm_head)):
+            tokens = (features[part].to(lm_head.dtype) @ lm_head.t()).argmax(-1)
+            with autocast(tokens.device):
+                drafts = [head.drafted[head.lm_head(head.norm(states[part])).argmax(-1)] for states in outputs]
+            right += torch.stack([(draft == tokens).sum() for draft in drafts]).cpu()
+        count += len(features)
+    return [round(share, 4) for share in (right / max(count, 1)).tolist()]
 
 
 def train_eagle3_head(
     name: str,
-    model: LlamaForCausalLM,
-    batch: Callable[[int], torch.Tensor],
-    held_out: torch.Tensor,
+    model: PreTrainedModel,
+    written: Written,
     recipe: Eagle3Recipe,
+    seconds: float,
     checkpoints: Path,
 ) -> tuple[Eagle3Head, dict]:
-    """Train a model's head on text, best on what the model itself wrote.
+    """Train a model's head on what a target wrote, masked to its answers.
 
     Args:
         name: What it is called in progress bars and checkpoints.
         model: Whose embedding and features it reads; it stays as it is.
-        batch: The rows of tokens of each step, int64 [n, length].
-        held_out: Rows that are not learned from, by which the best weights are kept.
+        written: The text.
         recipe: How it learns.
+        seconds: How long.
         checkpoints: The folder of what an interrupted call goes on from.
 
     Returns:
-        The head, in float32, and {"seconds", "curve", "right"}: of held-out drafts by depth, the share that are the
-        model's most likely tokens.
+        The head, in float32, and what `heads.learn` says, with "drafted_share": of the text's answers, the share of
+        tokens that the head can draft.
     """
     torch.manual_seed(recipe.seed)
-    drafted = most_frequent(batch(0).flatten().tolist(), recipe.draft_vocab_size, model.config.vocab_size)
-    head = Eagle3Head(model.config, drafted, layers_to_read(model.config.num_hidden_layers)).to(model.device)
+    config = head_config(model.config)
+    answers = written.tokens[written.held_out :][written.answers[written.held_out :]]
+    size = draft_vocab_size(recipe.draft_vocab_size, config.vocab_size)
+    drafted = most_frequent(answers.tolist(), size, config.vocab_size)
+    head = Eagle3Head(config, drafted, layers_to_read(model.config.num_hidden_layers)).to(written.device)
+    start_from_model(head, model, training_batches(written, recipe.rows, recipe.least_squares_rows))
+    run = learn(
+        name,
+        head,
+        lambda rows: eagle3_loss(head, model, rows, recipe.depth, recipe.decay),
+        lambda: drafts_right(head, model, written.held_out_batches(recipe.rows), recipe.depth),
+        written,
+        recipe,
+        seconds,
+        checkpoints,
+    )
+    return head, run | {"drafted_share": round(head.t2d[answers].double().mean().item(), 4)}
 
-    def loss_at(step: int) -> torch.Tensor:
-        return eagle3_loss(head, model, batch(step), recipe.depth, recipe.decay)
 
-    @torch.no_grad()
-    def held_out_loss() -> float:
-        return eagle3_loss(head, model, held_out, recipe.depth, recipe.decay).item()
-
-    run = fit(name, head, loss_at, held_out_loss, recipe.schedule, recipe.seed, checkpoints / f"{name}.pt")
-    return head, run | {"right": drafts_right(head, model, held_out, recipe.depth)}
+@torch.no_grad()
+def start_from_model(head: Eagle3Head, model: PreTrainedModel, batches: Iterable[Rows]) -> None:
+    """Let a head begin with its model's LM head, and with what three streams say of the next features by a linear map;
+    its layer adds nothing."""
+    width = len(head.layers_read) * model.config.hidden_size
+    products = torch.zeros(width, width + model.config.hidden_size, dtype=torch.float64, device=head.d2t.device)
+    for rows in batches:
+        streams, features = model_streams(model, rows.tokens, head.layers_read)
+        chosen = rows.answers[:, 1:]
+        read = streams[:, :-1][chosen].double()
+        products += read.t() @ torch.cat((read, features[:, 1:][chosen].double()), dim=-1)
+    left, right = products[:, :width], products[:, width:]
+    left += 1e-4 * left.diagonal().mean() * torch.eye(width, dtype=left.dtype, device=left.device)
+    head.fc.weight.copy_(torch.linalg.solve(left, right).t())
+    head.lm_head.weight.copy_(model.lm_head.weight[head.drafted])
+    for linear in (head.midlayer.self_attn.o_proj, head.midlayer.mlp.down_proj):
+        linear.weight.zero_()

@@ -39,7 +39,10 @@ def optimizers_of(module: nn.Module, schedule: Schedule) -> list[torch.optim.Opt
     learning rates and weight decay.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    hidden = [p for name, p in trainable.items() if schedule.muon and p.ndim == 2 and "embed_tokens" not in name]
+    ends = ("embed_tokens", "lm_head")
+    hidden = [
+        p for name, p in trainable.items() if schedule.muon and p.ndim == 2 and not any(end in name for end in ends)
+    ]
     others = [p for p in trainable.values() if not any(p is matrix for matrix in hidden)]
     settings = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
     muon = [torch.optim.Muon(hidden, **settings, adjust_lr_fn="match_rms_adamw")] if hidden else []

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specquant.training.distributions import agreement, cross_entropy
@@ -18,6 +20,19 @@ from specquant.training.writing import Rows
 from specquant.training.written import Written
 
 Features = Callable[[Rows], torch.Tensor]
+
+
+class Learning(Protocol):
+    """What recipes of heads of every kind say."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,6 @@ def train_head(
         start_from_least_squares(head, model, written, features, recipe)
     else:
         head.load_state_dict(start)
-    before = unrolled_accuracy(head, model, written, features, recipe)
     ends = model.model.embed_tokens.weight, lm_head_of(model)
     scale = features(written.rows(torch.arange(min(8, len(written.tokens))))).std()
 
@@ -116,6 +130,39 @@ def train_head(
         regression = F.smooth_l1_loss(predicted, wanted.expand_as(predicted))
         return recipe.feature_weight * regression + recipe.token_weight * cross_entropy(predicted, wanted, ends[1])
 
+    def right() -> list[float]:
+        return unrolled_accuracy(head, model, written, features, recipe)
+
+    return head, learn(name, head, loss, right, written, recipe, seconds, checkpoints)
+
+
+def learn(
+    name: str,
+    head: nn.Module,
+    loss: Callable[[Rows], torch.Tensor],
+    right: Callable[[], list[float]],
+    written: Written,
+    recipe: Learning,
+    seconds: float,
+    checkpoints: Path,
+) -> dict:
+    """Train a head of any kind on a text for a time.
+
+    Args:
+        name: What it is called in progress bars and checkpoints.
+        head: What learns.
+        loss: Of rows.
+        right: The share of held-out drafts that are right, by depth.
+        written: The text.
+        recipe: How it learns.
+        seconds: How long.
+        checkpoints: The folder of what an interrupted call goes on from.
+
+    Returns:
+        {"seconds", "curve", "steps", "accuracy_before", "accuracy"}, the last two what `right` says.
+    """
+    before = right()
+
     def loss_at(step: int) -> torch.Tensor:
         return loss(written.batch(step, recipe.rows, recipe.seed))
 
@@ -125,8 +172,7 @@ def train_head(
 
     schedule = fitting(recipe.schedule, seconds, head, loss_at, checkpoints / f"{name}.json")
     run = fit(name, head, loss_at, held_out_loss, schedule, recipe.seed, checkpoints / f"{name}.pt")
-    accuracy = unrolled_accuracy(head, model, written, features, recipe)
-    return head, run | {"steps": schedule.steps, "accuracy_before": before, "accuracy": accuracy}
+    return run | {"steps": schedule.steps, "accuracy_before": before, "accuracy": right()}
 
 
 def lm_head_of(model: PreTrainedModel) -> torch.Tensor:

@@ -11,19 +11,23 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from specquant.errors import SpecquantError
 from specquant.files import read_text, require_new, require_writable, write_file
 from specquant.models.checkpoint import lender_of
+from specquant.models.companions import COMPANIONS
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
+from specquant.models.eagle import require_count
 from specquant.models.hub import is_hub_id, locate
 from specquant.models.loading import load_tokenizer
 from specquant.models.packaged import is_packaged
 from specquant.models.texts import tokens_of
 from specquant.training.conversations import Asked, turns_of
-from specquant.training.heads import Features, HeadRecipe, features_of, head_config, stored_features, train_head
+from specquant.training.eagle3 import Eagle3Recipe, draft_vocab_size, layers_to_read, train_eagle3_head
+from specquant.training.heads import HeadRecipe, features_of, head_config, stored_features, train_head
+from specquant.training.options import HeadOptions, TrainingOptions
 from specquant.training.saving import rounded, save_head, save_small
 from specquant.training.small import SmallRecipe, choose_layers, distill
 from specquant.training.transformer import load_trainable
@@ -33,11 +37,12 @@ from specquant.training.written import Written, write_text
 # What was best of a few on SmolLM2 (data/smollm2/training.json).
 HEAD = HeadRecipe()
 HEAD = replace(HEAD, schedule=replace(HEAD.schedule, learning_rate=3e-3, muon=True))
+EAGLE = HeadOptions()
+NAMED_BY_NOTEBOOKS = COMPANIONS[:3]  # a profile holds nothing that no notebook has a parameter for
 SMALL = SmallRecipe(chosen="ends")
 SMALL = replace(SMALL, schedule=replace(SMALL.schedule, learning_rate=4e-3))
 CALIBRATION_ROWS = 24
 MOST_MINUTES = 100_000
-COMPANION_FOLDERS = ("eagle-target", "intermediate", "eagle-intermediate")
 # Of the time of `prepare`; `make_head` and `make_small` divide theirs as two of them stand to each other.
 SHARES = {"text": 0.3, "head": 0.25, "small": 0.3, "small_head": 0.15}
 
@@ -82,6 +87,11 @@ class Workshop:
         self.config = load_config(self.directory)
         require_writable(folder)
 
+    @classmethod
+    def of(cls, model: str | Path, options: TrainingOptions) -> "Workshop":
+        """That of a command. Raises as the class does."""
+        return cls(model, options.folder, options.prompts, options.device)
+
     @cached_property
     def model(self) -> PreTrainedModel:
         return load_trainable(self.name, torch.float16 if self.device.type == "cuda" else torch.float32, self.device)
@@ -118,14 +128,23 @@ class Workshop:
         texts = [self.tokenizer.decode(self.written.tokens[row]).replace("\f", " ") for row in rows]
         write_file(out, "\n\f\n".join(texts))
 
-    def train_head(self, out: Path, minutes: float) -> dict:
-        """Train the target's head into a directory; returns what `heads.train_head` says of it."""
-        return self._head("eagle-target", self.model, stored_features, out, minutes)
-
-    def train_small_head(self, small: PreTrainedModel, out: Path, minutes: float) -> dict:
-        """As `train_head`, of a small model."""
-        name = f"eagle-intermediate-{small.config.num_hidden_layers}"
-        return self._head(name, small, features_of(small), out, minutes)
+    def train_head(
+        self, out: Path, minutes: float, head: HeadOptions = EAGLE, small: PreTrainedModel | None = None
+    ) -> dict:
+        """Train a head into a directory, the target's or that of a small model; returns what `heads.learn` says."""
+        name = f"{head.kind}-target" if small is None else f"{head.kind}-intermediate-{small.config.num_hidden_layers}"
+        seconds, checkpoints = 60 * minutes, self._checkpoints()
+        model = self.model if small is None else small
+        if head.kind == "eagle3":
+            recipe3 = Eagle3Recipe(rows=self.size.step_rows or HEAD.rows, draft_vocab_size=head.draft_vocabulary)
+            learned3, log = train_eagle3_head(name, model, self.written, recipe3, seconds, checkpoints)
+            rounded(learned3).save(out)
+            return log
+        recipe = replace(HEAD, rows=self.size.step_rows or HEAD.rows)
+        features = stored_features if small is None else features_of(small)
+        learned, log = train_head(name, model, self.written, features, recipe, seconds, checkpoints)
+        save_head(rounded(learned), head_config(model.config), out)
+        return log
 
     def distill(self, layers: int, out: Path, minutes: float) -> tuple[PreTrainedModel, dict]:
         """Make a small model of so many layers in a directory; returns it, and what `small.distill` says of it."""
@@ -135,12 +154,6 @@ class Workshop:
         )
         save_small(rounded(small), self._name_from(out), out)
         return small, log
-
-    def _head(self, name: str, model: PreTrainedModel, features: Features, out: Path, minutes: float) -> dict:
-        recipe = replace(HEAD, rows=self.size.step_rows or HEAD.rows)
-        head, log = train_head(name, model, self.written, features, recipe, 60 * minutes, self._checkpoints())
-        save_head(rounded(head), head_config(model.config), out)
-        return log
 
     def _checkpoints(self) -> Path:
         folder = self.folder / "checkpoints"
@@ -172,29 +185,35 @@ def check_minutes(minutes: float) -> float:
     return minutes
 
 
-def training_folder(out: Path) -> Path:
-    """Where text and checkpoints for a directory lie if no place was named: beside it."""
-    return out.with_name(f"{out.name}.training")
+def check_head(head: HeadOptions, config: PreTrainedConfig, layers: int) -> None:
+    """Raises SpecquantError where a model of so many layers has no such head."""
+    if head.kind == "eagle3":
+        layers_to_read(layers)
+        require_count(draft_vocab_size(head.draft_vocabulary, config.vocab_size), config.vocab_size)
+    elif head.draft_vocabulary is not None:
+        raise SpecquantError("--draft-vocabulary is for --kind eagle3: other heads draft all tokens")
 
 
-def make_head(shop: Workshop, out: Path, minutes: float) -> dict:
+def make_head(shop: Workshop, out: Path, minutes: float, kind: HeadOptions = EAGLE) -> dict:
     """Have a target write, and train its EAGLE head.
 
     Args:
         shop: The target, and where its text lies.
         out: The directory to make.
         minutes: For all of it.
+        kind: Of head.
 
     Returns:
-        What `heads.train_head` says of the head.
+        What `heads.learn` says of it.
 
     Raises:
         SpecquantError: `out` is not empty, or as `Workshop` says.
     """
     require_new(out)
     text, head = (share * check_minutes(minutes) for share in _parts("text", "head"))
+    check_head(kind, shop.config, shop.config.num_hidden_layers)
     shop.write(text)
-    return shop.train_head(out, head)
+    return shop.train_head(out, head, kind)
 
 
 def make_small(shop: Workshop, layers: int, out: Path, minutes: float) -> dict:
@@ -206,7 +225,14 @@ def make_small(shop: Workshop, layers: int, out: Path, minutes: float) -> dict:
     return shop.distill(layers, out, small)[1]
 
 
-def prepare(shop: Workshop, layers: int, out: Path, minutes: float, say: Callable[[str], None]) -> Path:
+def prepare(
+    shop: Workshop,
+    layers: int,
+    out: Path,
+    minutes: float,
+    say: Callable[[str], None],
+    heads: HeadOptions = EAGLE,
+) -> Path:
     """Make all of a target's companions, a calibration text and a profile; what is there already stays.
 
     Args:
@@ -215,6 +241,7 @@ def prepare(shop: Workshop, layers: int, out: Path, minutes: float, say: Callabl
         out: The folder of all.
         minutes: For all of it.
         say: Told what is done.
+        heads: The kind of both heads.
 
     Returns:
         The profile.
@@ -224,13 +251,14 @@ def prepare(shop: Workshop, layers: int, out: Path, minutes: float, say: Callabl
     """
     check_minutes(minutes)
     choose_layers(layers, shop.config.num_hidden_layers, SMALL.chosen)
+    check_head(heads, shop.config, layers)  # which are no more than the target has
     shop.write(SHARES["text"] * minutes)
     shop.calibration_text(out / "calibration.txt")
-    log = shop.train_head(out / "eagle-target", SHARES["head"] * minutes)
+    log = shop.train_head(out / f"{heads.kind}-target", SHARES["head"] * minutes, heads)
     say(f"the EAGLE head has {_percent(log['accuracy'])} of held-out tokens right, by depth")
     small, log = shop.distill(layers, out / "intermediate", SHARES["small"] * minutes)
     say(f"the small model has the target's greedy token in {_percent([log['agreement']])} of held-out positions")
-    log = shop.train_small_head(small, out / "eagle-intermediate", SHARES["small_head"] * minutes)
+    log = shop.train_head(out / f"{heads.kind}-intermediate", SHARES["small_head"] * minutes, heads, small)
     say(f"its EAGLE head has {_percent(log['accuracy'])} of held-out tokens right, by depth")
     return write_profile(shop, out)
 
@@ -239,7 +267,8 @@ def write_profile(shop: Workshop, out: Path) -> Path:
     """Write what `specquant study` and notebooks take of the target and its companions."""
     target = str(shop.name) if is_hub_id(shop.name) or is_packaged(shop.name) else str(Path(shop.name).absolute())
     values = {"model": Path(str(shop.name)).name, "target": target}
-    values |= {which.replace("-", "_"): str((out / which).absolute()) for which in COMPANION_FOLDERS}
+    made = {which: out / which.replace("_", "-") for which in NAMED_BY_NOTEBOOKS}
+    values |= {which: str(path.absolute()) for which, path in made.items() if path.is_dir()}
     values["calibration"] = str((out / "calibration.txt").absolute())
     on_gpu = shop.device.type == "cuda"
     values |= {"dtype": "float16" if on_gpu else "float32", "device": "cuda" if on_gpu else "cpu"}

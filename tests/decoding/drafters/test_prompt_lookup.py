@@ -151,12 +151,12 @@ def test_bad_settings_are_one_sentence(settings, sentence):
         PromptLookupDrafter(100, 100, **settings)
 
 
-def test_it_needs_no_companion_and_the_planner_leaves_it_out(small_models):
+def test_it_needs_no_companion_and_the_planner_measures_it(small_models):
     method = METHODS["prompt-lookup"]
-    assert (method.companions, method.probes, method.place) == ((), (), None)
+    assert (method.companions, method.probes, method.place) == ((), (Plan("prompt-lookup"),), None)
     assert "prompt-lookup" not in PAPER_METHODS
     models = Models(small_models / "target")
-    assert models.given_methods() == ["autoregressive"]
+    assert models.given_methods() == ["autoregressive", "prompt-lookup", "suffix"]
     drafter = models.speculator(Plan("prompt-lookup")).drafter
     assert (drafter.ngram_length, drafter.draft_tokens, drafter.needs_features) == (3, 10, False)
     assert drafter.vocab_size == models.target.config.vocab_size

@@ -4,13 +4,14 @@ import sys
 
 import pytest
 
-from specquant.decoding import DraftTree, Greedy, Speculator, drafters
+from specquant.decoding import DraftTree, Speculator, drafters
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters import METHODS, PAPER_METHODS, get_method, methods_with, methods_with_trees
 from specquant.decoding.method import DraftSettings, Plan
 from specquant.decoding.tree import on_device
 from specquant.errors import SpecquantError
 from specquant.models.companions import COMPANIONS
+from tests.decoding.conftest import decode
 
 NEW = """
 from specquant.decoding.method import Method
@@ -79,13 +80,6 @@ class Repeats(Drafter):
     def commit(self, length, tokens, features):
         self.tokens[length:] = tokens
         self.handed.append(features)
-
-
-def decode(speculator, prompt, count):
-    tokens = list(speculator.prefill(prompt, Greedy()).tokens)
-    while len(tokens) < count:
-        tokens += speculator.step(count - len(tokens)).tokens
-    return tokens
 
 
 def test_a_drafter_that_needs_no_features_is_handed_none(target, intermediate):

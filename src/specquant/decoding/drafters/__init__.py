@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 
 import pandas as pd
 
-from specquant.decoding.method import PLAN_FIELDS, Method, Plan
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Method, Plan
 from specquant.errors import SpecquantError
 
 
@@ -45,6 +45,7 @@ def plan_label(plan: Plan) -> str:
     """A plan as figures and tables name it: "EAGLE-2, 24 nodes"."""
     name = MARKS[plan.method].label if plan.method in MARKS else plan.method
     tree = f"{plan.draft_size} nodes" if plan.draft_size else ""
+    tree = "adaptive trees" if plan.draft_size == ADAPTIVE else tree
     least = f"at least {plan.min_draft_length} tokens" if plan.min_draft_length else ""
     return ", ".join(part for part in (name, tree, least) if part)
 

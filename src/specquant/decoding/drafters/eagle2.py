@@ -1,12 +1,16 @@
 """EAGLE-2 drafting: a dynamic tree from a one-layer head (arXiv 2406.16858)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.budget import Budget
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.method import (
+    ADAPTIVE,
     DraftSettings,
     Method,
     ModelCosts,
@@ -41,7 +45,8 @@ class EagleDrafter(Drafter):
     by position; what the head computed for drafts lies behind its cache's confirmed slots and is overwritten.
 
     vocab_size: of the tokens that it takes and gives (default: its head's configuration's). It never drafts tokens
-    beyond that, and reads those that its head lacks as the head's last one.
+    beyond that, and reads those that its head lacks as the head's last one. budget: chooses iterations and size of each
+    tree, up to these.
 
     On a GPU, with a head that computes in 16 bits, a draft is one CUDA graph for each number of confirmed tokens that
     it begins with, captured when it is first needed, and the host waits for nothing.
@@ -56,6 +61,7 @@ class EagleDrafter(Drafter):
         iterations: int = 6,
         top_k: int = 10,
         vocab_size: int | None = None,
+        budget: Budget | None = None,
     ):
         if min(draft_size, iterations, top_k) < 1:
             raise SpecquantError(
@@ -74,7 +80,7 @@ class EagleDrafter(Drafter):
             known = int((head.vocabulary < vocab_size).sum())
         if top_k > known:
             raise SpecquantError(f"top-k {top_k} is more than the vocabulary has ({known})")
-        self.head = head
+        self.head, self.budget = head, budget
         self.draft_size, self.iterations, self.top_k = draft_size, iterations, top_k
         self.feature_layers = head.feature_layers
         self.vocab_size, self.known_tokens = vocab_size, known
@@ -83,9 +89,11 @@ class EagleDrafter(Drafter):
         self.features = torch.empty(self.context_length, head.config.hidden_size, dtype=head.dtype, device=head.device)
         self.tokens: list[int] = []
         self.known = 0  # positions whose true feature is known
+        self.latest_iterations = 0  # of the latest tree
         self._graphs: dict[tuple[int, int], CapturedDraft] | None = None
         if graphs.capturable(head):
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
+            self._growing: dict[int, CapturedGrowth] = {}
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
@@ -113,13 +121,17 @@ class EagleDrafter(Drafter):
         iterations = min(self.iterations, limit)
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
-            return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+            return self._only_root()
+        if self.budget is not None and not self.budget.drafts():
+            return self._only_root()
         if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
             self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
         tokens = self.tokens[length + 1 :]
+        if self.budget is not None:
+            return self._adaptive(tokens, iterations, self.budget)
         if self._graphs is None:
-            return DraftTree(*self.draft(on_device(tokens, self.head.device), self.cache, iterations))
+            return _as_draft(self.draft(on_device(tokens, self.head.device), self.cache, iterations))
         key = len(tokens), iterations
         if key not in self._graphs:
             self._graphs[key] = CapturedDraft(self, *key, self._pool)
@@ -127,22 +139,67 @@ class EagleDrafter(Drafter):
         self.cache.length = self.known
         return tree
 
+    def _adaptive(self, tokens: list[int], most: int, budget: Budget) -> DraftTree:
+        """A tree with as many iterations and nodes as its budget chooses, for which the host waits after each."""
+        if self._graphs is None:
+            growths = self.growths(on_device(tokens, self.head.device), self.cache)
+        else:
+            if len(tokens) not in self._growing:
+                self._growing[len(tokens)] = CapturedGrowth(self, len(tokens), self._pool)
+            growths = self._growing[len(tokens)].run(tokens, self.cache.length)
+        for iterations, growth in enumerate(growths, start=1):
+            told = growth.told.tolist()
+            if not budget.goes_on(told, iterations) or iterations == most:
+                break
+        self.cache.length = self.known
+        self.latest_iterations = iterations
+        return _as_draft(rerank(self.drafted(growth, iterations), budget.size(told, iterations)))
+
+    def _only_root(self) -> DraftTree:
+        return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
+
     def draft(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> Tree:
         """The tree under the last of `tokens`, int64 [n]: the confirmed tokens whose rows the cache lacks, which they
         are confirmed in. Nothing here depends on where the draft begins, but through the cache's length."""
-        k = self.top_k
-        outputs, positions = self._run_confirmed(tokens, cache)
-        outputs, positions = outputs[-1:], positions[-1:].repeat(k)
-        proposals = Proposals.under(tokens[-1:], 1 + k + (iterations - 1) * k * k, compute_dtype(outputs))
-        frontier, first = Frontier.root(proposals), 1
+        growth = self.root(tokens, cache, iterations)
         for level in range(iterations):
-            if level:
-                tokens, features = self._readable(frontier.tokens), outputs[frontier.parents]
-                outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
-            log_p, children = self.head.likeliest(outputs, k, self.known_tokens)
-            frontier = expand(proposals, first, frontier, log_p, children)
-            first += log_p.numel()
-        return rerank(proposals, self.draft_size)
+            growth = self.grow(growth, level, cache)
+        return rerank(growth.proposals, self.draft_size)
+
+    def growths(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache) -> Iterator["Growth"]:
+        """As `draft`, iteration by iteration, each made when it is asked for."""
+        growth = self.root(tokens, cache, self.iterations)
+        for level in range(self.iterations):
+            growth = self.grow(growth, level, cache)
+            yield growth
+
+    def root(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> "Growth":
+        """Before the first of so many iterations at most; `tokens` as for `draft`."""
+        outputs, positions = self._run_confirmed(tokens, cache)
+        outputs, positions = outputs[-1:], positions[-1:].repeat(self.top_k)
+        proposals = Proposals.under(tokens[-1:], self._nodes(iterations), compute_dtype(outputs))
+        return Growth(outputs, positions, proposals, Frontier.root(proposals), outputs)
+
+    def grow(self, growth: "Growth", level: int, cache: KVCache | graphs.CapturedCache) -> "Growth":
+        """One iteration more; `level` were made."""
+        outputs, positions, proposals, frontier, told = growth
+        if level:
+            tokens, features = self._readable(frontier.tokens), outputs[frontier.parents]
+            outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
+        log_p, children = self.head.likeliest(outputs, self.top_k, self.known_tokens)
+        frontier = expand(proposals, self._nodes(level), frontier, log_p, children)
+        growth = Growth(outputs, positions, proposals, frontier, told)
+        if self.budget is None:
+            return growth
+        return growth._replace(told=self.budget.confidence(self.drafted(growth, level + 1)))
+
+    def drafted(self, growth: "Growth", iterations: int) -> Proposals:
+        """The proposals of so many iterations."""
+        return Proposals(*(part[: self._nodes(iterations)] for part in growth.proposals))
+
+    def _nodes(self, iterations: int) -> int:
+        """That so many iterations propose, the root counted."""
+        return 1 + self.top_k + (iterations - 1) * self.top_k**2 if iterations else 1
 
     def _run_confirmed(
         self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache
@@ -173,7 +230,60 @@ class CapturedDraft:
         """The tree behind `length` rows in the head's cache."""
         self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
         self.replay()
-        return DraftTree(*(part.clone() for part in self.tree))  # the next draft writes to the same place
+        return _as_draft(Tree(*(part.clone() for part in self.tree)))  # the next draft writes to the same place
+
+
+class Growth(NamedTuple):
+    """A draft between two iterations.
+
+    outputs: of the head, [rows, hidden]. positions: int64 [top_k], of the root. told: what a budget goes by, where
+    there is one.
+    """
+
+    outputs: torch.Tensor
+    positions: torch.Tensor
+    proposals: Proposals
+    frontier: Frontier
+    told: torch.Tensor
+
+    def flat(self) -> tuple[torch.Tensor, ...]:
+        return (self.outputs, self.positions, *self.proposals, *self.frontier, self.told)
+
+    @classmethod
+    def of(cls, parts: Sequence[torch.Tensor]) -> "Growth":
+        return cls(parts[0], parts[1], Proposals(*parts[2:5]), Frontier(*parts[5:10]), parts[10])
+
+
+class CapturedGrowth:
+    """As `CapturedDraft`, with a graph for each iteration, captured when it is first asked for."""
+
+    def __init__(self, drafter: EagleDrafter, rows: int, pool: tuple[int, int]):
+        self.drafter, self.pool = drafter, pool
+        self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
+        self.cache = graphs.CapturedCache(drafter.cache, self.inputs[:1])
+        self.stages: list[tuple[Callable[[], None], Growth]] = []
+
+    def run(self, tokens: list[int], length: int) -> Iterator[Growth]:
+        """What each iteration drafts behind `length` rows in the head's cache."""
+        self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
+        for level in range(self.drafter.iterations):
+            if level == len(self.stages):
+                replay, parts = graphs.capture(partial(self._stage, level), self.pool)
+                self.stages.append((replay, Growth.of(parts)))
+                self.inputs[:1].fill_(length + (len(tokens) if level else 0))  # capturing ran the iteration, too
+            replay, growth = self.stages[level]
+            replay()
+            yield growth
+
+    def _stage(self, level: int) -> tuple[torch.Tensor, ...]:
+        before = self.stages[level - 1][1] if level else None
+        if before is None:
+            before = self.drafter.root(self.inputs[1:], self.cache, self.drafter.iterations)
+        return self.drafter.grow(before, level, self.cache).flat()
+
+
+def _as_draft(tree: Tree) -> DraftTree:
+    return DraftTree(tree.tokens, tree.parents, tree.depths, tree.ancestors, scores=tree.scores)
 
 
 class Eagle2(Method):
@@ -188,7 +298,7 @@ class Eagle2(Method):
     probes = tuple(Plan("eagle2", *tree) for tree in ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, settings.draft_size, settings.iterations)
+        return Plan(self.name, *settings.tree)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
@@ -196,12 +306,16 @@ class Eagle2(Method):
         return trees("target")
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
-        return [Plan(self.name, *tree) for tree in known_trees(statistics.trees, costs.target)]
+        trees = known_trees(statistics.trees, costs.target)
+        adaptive = [(ADAPTIVE, max(depth for _, depth in trees))] if trees and statistics.knows_confidence else []
+        return [Plan(self.name, *tree) for tree in (*trees, *adaptive)]
 
     def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
         return statistics.tree_length(plan)
 
     def predict(self, plan: Plan, costs: ModelCosts, statistics: Statistics) -> Prediction:
+        if plan.draft_size == ADAPTIVE:
+            return statistics.adaptive(plan, costs.target)
         accepted_length, target = self.accepted_length(plan, statistics), costs.target
         times_ms = target.draft(plan.iterations), target.verify(plan.draft_size)
         return Prediction(accepted_length, plan.draft_size, 0.0, *times_ms)

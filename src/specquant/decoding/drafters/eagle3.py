@@ -16,9 +16,10 @@ class Eagle3(Method):
     mark = Mark("EAGLE-3", "#cc78bc", "v")
     companions = ("eagle3_target",)
     head = "eagle3"
+    probes = tuple(Plan("eagle3", *tree) for tree in ((8, 2), (24, 3), (60, 6)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, settings.draft_size, settings.iterations)
+        return Plan(self.name, *settings.tree)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
@@ -33,9 +34,10 @@ class HierarchicalEagle3(Method):
     mark = Mark("hierarchical, EAGLE-3", "#7f3c8d", "<")
     companions = ("intermediate", "eagle3_intermediate")
     head = "eagle3"
+    probes = tuple(Plan("hierarchical-eagle3", *tree, 6) for tree in ((8, 2), (30, 3)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, settings.inner_draft_size, settings.inner_iterations, settings.min_draft_length)
+        return Plan(self.name, *settings.inner_tree, settings.min_draft_length)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings

@@ -86,7 +86,7 @@ class Hierarchical(Vanilla):
     probes = tuple(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, settings.inner_draft_size, settings.inner_iterations, settings.min_draft_length)
+        return Plan(self.name, *settings.inner_tree, settings.min_draft_length)
 
     def _plans(
         self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int], longest: int

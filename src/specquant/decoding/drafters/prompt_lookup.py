@@ -11,7 +11,7 @@ import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.lookup import HierarchicalLookup, Lookup, LookupMethod, LookupOrHead
-from specquant.decoding.method import DraftSettings
+from specquant.decoding.method import DraftSettings, Plan
 from specquant.decoding.tree import DraftTree
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
@@ -113,6 +113,7 @@ class PromptLookup(LookupMethod):
 
     name = "prompt-lookup"
     mark = Mark("prompt lookup", "#d55e00", "P")
+    probes = (Plan("prompt-lookup"),)
     lookup = PromptLookupDrafter
 
 

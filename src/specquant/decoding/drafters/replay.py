@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.budget import Budget, Calibration, Told
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.replay import ShapedTree
+from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.replay import ConfidenceTrace, ShapedTree
 from specquant.decoding.traces import Trace
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
@@ -42,6 +45,58 @@ class ReplayedTrees(Drafter):
             return DraftTree.sequence(tree.tokens[:1])
         self.turn += 1
         return replace(shape, tokens=tree.tokens)
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        self.drafter.commit(length, tokens, features)
+
+
+class TracedBudget(Budget):
+    """Chooses by a recorded tree, as if the head had said that."""
+
+    trace: ConfidenceTrace
+
+    def goes_on(self, told: Told, iterations: int) -> bool:
+        return super().goes_on(told_of(self.trace, iterations, self.prices.calibration), iterations)
+
+    def size(self, told: Told, iterations: int) -> int:
+        recorded = told_of(self.trace, iterations, self.prices.calibration)
+        return min(super().size(recorded, iterations), len(told[0]))
+
+
+def told_of(trace: ConfidenceTrace, iterations: int, calibration: Calibration) -> list[np.ndarray]:
+    """What `Budget.confidence` would say of so many iterations of a recorded tree."""
+    part = trace.within(iterations)
+    return [calibration.chances(part.confidence), part.depths]
+
+
+class TracedTrees(Drafter):
+    """A drafter whose trees are recorded ones, in turn. It drafts as ever, tokens included, and with as many nodes and
+    iterations as its budget, a `TracedBudget`, chooses for the recorded tree; without one, as many as it has."""
+
+    def __init__(self, drafter: EagleDrafter, traces: Sequence[ConfidenceTrace]):
+        self.drafter, self.traces = drafter, traces
+        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
+        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
+        self.feature_layers = drafter.feature_layers
+        self.shapes: dict[tuple[int, int, int], ShapedTree] = {}
+        self.turn = 0
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        self.turn = 0
+        self.drafter.start(tokens, features, rule)
+
+    def propose(self, limit: int) -> DraftTree:
+        turn = self.turn % len(self.traces)
+        if isinstance(self.drafter.budget, TracedBudget):
+            self.drafter.budget.trace = self.traces[turn]
+        tree = self.drafter.propose(limit)
+        if len(tree) == 1:
+            return tree
+        self.turn += 1
+        key = turn, self.drafter.latest_iterations or self.drafter.iterations, len(tree)
+        if key not in self.shapes:
+            self.shapes[key] = self.traces[turn].within(key[1]).shape(len(tree), tree.tokens.device)
+        return replace(self.shapes[key], tokens=tree.tokens)
 
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         self.drafter.commit(length, tokens, features)

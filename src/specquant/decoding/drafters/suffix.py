@@ -13,7 +13,7 @@ import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.lookup import HierarchicalLookup, Lookup, LookupMethod, LookupOrHead
-from specquant.decoding.method import DraftSettings
+from specquant.decoding.method import DraftSettings, Plan
 from specquant.decoding.tree import DraftTree
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
@@ -275,6 +275,7 @@ class Suffix(LookupMethod):
 
     name = "suffix"
     mark = Mark("suffix", "#b98d38", "X")
+    probes = (Plan("suffix"),)
     lookup = SuffixDrafter
 
 

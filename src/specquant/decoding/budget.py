@@ -1,0 +1,200 @@
+"""How large a tree is worth its price: what it gains on this step's confidence against what its passes cost.
+
+A tree's nodes are taken in the order of the head's confidence, so a smaller tree is the beginning of a larger one, and
+the accepted length that it may expect is the sum of the chances of its nodes. A pass costs what was measured, in steps:
+a few more rows are free, then a tile more is not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from specquant.errors import SpecquantError
+from specquant.kernels.tree import Proposals
+
+SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
+MEMORY = 0.9  # of what earlier drafts said, at each further one
+FIRST_RATIO = 0.8  # until drafts said how much a depth gains over the one above it
+TINY = 1e-6
+Told = Sequence[Sequence[float]] | Sequence[np.ndarray]
+FEWEST_STEPS = 8  # of which a rate is taken
+MOST_LOST = 0.03  # of the time, where no draft pays, for trying whether one does now
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chance that a node is accepted, by what its head makes of the path to it: lines between points.
+
+    Attributes:
+        confidence: Probabilities, ascending, from 0 to 1.
+        chance: At each of them, never falling.
+    """
+
+    confidence: Sequence[float] = (0.0, 1.0)
+    chance: Sequence[float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        points = np.array(self.confidence), np.array(self.chance)
+        fits = len(points[0]) == len(points[1]) >= 2 and all(((p >= 0) & (p <= 1)).all() for p in points)
+        rises = all((np.diff(points[0]) > 0).tolist()) and all((np.diff(points[1]) >= 0).tolist())
+        if not fits or not rises or points[0][[0, -1]].tolist() != [0, 1]:
+            raise SpecquantError(
+                "chances of acceptance must rise with confidence, both from 0 to 1, with as many of one as of the other"
+            )
+
+    def chances(self, confidence: np.ndarray) -> np.ndarray:
+        """Of the nodes of a tree, the most confident first: that is the root, which is accepted already."""
+        chances = np.interp(confidence, self.confidence, self.chance)
+        chances[0] = 1.0
+        return chances
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What steps cost, and what confidence is worth.
+
+    Attributes:
+        verify_ms: Of a pass, by draft size; 1 is one of them. Only these sizes are chosen.
+        draft_ms: Of a draft, by iterations, from 1 on.
+        other_ms: Of a step's rest.
+        calibration: Of the head that drafts.
+    """
+
+    verify_ms: Mapping[int, float]
+    draft_ms: Sequence[float]
+    other_ms: float = 0.0
+    calibration: Calibration = Calibration()
+
+    def __post_init__(self):
+        times = np.array([*self.verify_ms.values(), *self.draft_ms, self.other_ms], dtype=float)
+        if 1 not in self.verify_ms or not self.draft_ms or not (np.isfinite(times).all() and (times >= 0).all()):
+            raise SpecquantError(
+                "the price of a draft needs times of a pass over one token and of a draft of one iteration, from 0 on"
+            )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of trees, ascending, without that of the root alone."""
+        return sorted(size for size in self.verify_ms if size > 1)
+
+    def step_ms(self, size: int, iterations: int) -> float:
+        """Of a whole step; without a draft, where there are no iterations."""
+        draft_ms = self.draft_ms[min(iterations, len(self.draft_ms)) - 1] if iterations else 0.0
+        return draft_ms + self.verify_ms[size] + self.other_ms
+
+    def size(self, chances: np.ndarray, iterations: int, rate: float | None = None) -> int:
+        """The best size of a tree that is drafted already.
+
+        Args:
+            chances: That its nodes are accepted, the root's, which is 1, and then in the order of confidence.
+            iterations: That it took.
+            rate: Of `worth`.
+        """
+        expected = np.cumsum(chances)
+        sizes = [1, *(size for size in self.sizes if size <= len(chances))]
+        times_ms = np.array([self.step_ms(size, iterations) for size in sizes])
+        return sizes[int(np.argmax(worth(expected[np.array(sizes) - 1], times_ms, rate)))]
+
+
+def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.ndarray:
+    """By which choices are compared: the most is best.
+
+    rate: Tokens per millisecond that time is worth, as all steps together reach it: a node pays if it gains more than
+    its time would in other steps (Dinkelbach, 1967, for ratios of sums). None: each step for itself, the most tokens
+    per time.
+    """
+    return expected / times_ms if rate is None else expected - rate * times_ms
+
+
+class Budget:
+    """Chooses for one drafter, step by step, by `Prices`: whether to draft at all, by what earlier drafts were worth;
+    and from this draft's confidence, which the host reads after each iteration, how many iterations and nodes it gets.
+
+    Args:
+        prices: What steps cost.
+        top_k: Of the drafter: it says which level a proposal is of.
+        device: Of its head.
+    """
+
+    def __init__(self, prices: Prices, top_k: int, device: torch.device | str):
+        self.prices, self.top_k = prices, top_k
+        self.largest = max(prices.sizes, default=1)
+        points = prices.calibration
+        self._points = [
+            torch.tensor(each, dtype=torch.float32, device=device) for each in (points.confidence, points.chance)
+        ]
+        self._sums, self._steps = np.zeros(2), 0  # expected tokens and milliseconds of all steps
+        self._drafts = np.zeros(2)  # of those with a draft, the latest ones most
+        self._ratios = [FIRST_RATIO] * (len(prices.draft_ms) + 1)  # by depth, what the next one gains over its frontier
+        self._waits, self._latest_ms = 0, 0.0  # steps since a draft, and what that took
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per millisecond so far, by chances and prices; None at first."""
+        return self._sums[0] / self._sums[1] if self._steps >= FEWEST_STEPS else None
+
+    def drafts(self) -> bool:
+        """Whether the next step has a draft; where none pays, one is tried after a pause."""
+        plain_ms = self.prices.step_ms(1, 0)
+        if not self._drafts[1] or self._drafts[0] / self._drafts[1] > 1 / plain_ms:
+            return True
+        if self._waits * plain_ms < self._latest_ms / MOST_LOST:
+            self._waits += 1
+            self._count(1.0, plain_ms)
+            return False
+        return True
+
+    def _count(self, expected: float, time_ms: float) -> None:
+        self._sums += (expected, time_ms)
+        self._steps += 1
+
+    def confidence(self, proposals: Proposals) -> torch.Tensor:
+        """What the host must know of proposals, on their device: the chances of the likeliest nodes in order, then
+        their depths, [2, n], fp32."""
+        n = len(proposals.scores)
+        scores, nodes = proposals.scores.float().topk(min(self.largest, n))
+        x, y = self._points
+        p = scores.exp()
+        right = torch.searchsorted(x, p, right=True).clamp(1, len(x) - 1)
+        share = (p - x[right - 1]) / (x[right] - x[right - 1])
+        chances = y[right - 1] + share * (y[right] - y[right - 1])
+        chances[:1] = 1  # the root's
+        k = self.top_k
+        depths = torch.where(nodes > k, 2 + (nodes - 1 - k) // (k * k), (nodes > 0).long())
+        return torch.stack((chances, depths.float()))
+
+    def goes_on(self, told: Told, iterations: int) -> bool:
+        """Whether a further iteration pays after so many.
+
+        Args:
+            told: `confidence` of what they drafted.
+            iterations: Their number.
+        """
+        chances, depths = (np.array(each) for each in told)
+        if iterations > 1:  # what the latest one made of the frontier before it
+            gained = chances[depths == iterations].sum() / max(self._frontier(chances, depths, iterations - 1), TINY)
+            self._ratios[iterations - 1] += (1 - MEMORY) * (gained - self._ratios[iterations - 1])
+        if iterations >= len(self.prices.draft_ms):
+            return False
+        gain = self._frontier(chances, depths, iterations) * self._ratios[iterations]
+        more_ms = self.prices.draft_ms[iterations] - self.prices.draft_ms[iterations - 1]
+        rate = self.rate
+        if rate is None:
+            return gain > more_ms * chances.sum() / self.prices.step_ms(self.largest, iterations)
+        return gain > rate * more_ms
+
+    def _frontier(self, chances: np.ndarray, depths: np.ndarray, depth: int) -> float:
+        """The chances of the nodes of a depth that were followed, together."""
+        return float(chances[depths == depth][: self.top_k].sum())
+
+    def size(self, told: Told, iterations: int) -> int:
+        """The size of the tree that was just drafted; arguments are those of `goes_on`."""
+        chances = np.array(told[0])
+        size = self.prices.size(chances, iterations, self.rate)
+        spent = chances[:size].sum(), self.prices.step_ms(size, iterations)
+        self._count(*spent)
+        self._waits, self._latest_ms = 0, spent[1]
+        self._drafts = MEMORY * self._drafts + spent
+        return size

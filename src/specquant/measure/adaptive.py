@@ -1,0 +1,150 @@
+"""Are trees that know their price faster than the best of one size? At true size, on recorded trees."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from specquant.decoding.budget import Prices
+from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.drafters.replay import TracedBudget, TracedTrees
+from specquant.decoding.method import ADAPTIVE
+from specquant.decoding.pricing import measured_prices
+from specquant.decoding.replay import ConfidenceTrace, Replay
+from specquant.decoding.speculator import Speculator
+from specquant.measure.checks import require_at_least
+from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.parameters import Common
+from specquant.measure.replay import SyntheticModels, decode
+from specquant.measure.throughput import measurements
+from specquant.models.device import default_dtype
+from specquant.models.eagle import describe_head, head_scheme
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.synthetic import synthetic_config
+from specquant.planning.confidences import RECORDED, TOP_K, fit_calibration, read_confidences, simulate
+from specquant.quant import get_scheme
+from specquant.tables.results import read_results
+from specquant.tables.schemas import TABLES
+
+STATIC = ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6))  # nodes and iterations, the probes of a calibration
+MOST_ITERATIONS = 6
+COLUMNS = (*TABLES["adaptive"].schema.columns,)
+CHOICES = ("one by one", "static", "adaptive")
+
+
+@dataclass(frozen=True)
+class Parameters(Common):
+    """What to decode.
+
+    Attributes:
+        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
+        schemes: Of the target, with commas.
+        head_scheme: Of its EAGLE head.
+        traces: Recorded trees with their confidence, a CSV file (default: those of the tiny models).
+        new_tokens: Tokens to decode by each choice.
+        prompt_length: Tokens in the cache before.
+        processes: Fresh interpreters, for intervals.
+        seed: Of weights and prompt.
+    """
+
+    model: str | Path
+    schemes: tuple[str, ...] = ("w4a16-g128", "w8a8", "w4a8-qqq")
+    head_scheme: str = "fp16"
+    traces: Path = Path(RECORDED)
+    new_tokens: int = 384
+    prompt_length: int = 512
+    processes: int = 3
+    seed: int = 0
+
+    shared = ("traces", "new_tokens", "prompt_length", "seed")
+
+    def check(self) -> None:
+        """Raises SpecquantError for an unknown scheme or model, numbers out of range, and traces that are none."""
+        super().check()
+        head_scheme(self.head_scheme)
+        for scheme in self.schemes:
+            get_scheme(scheme)
+        synthetic_config(self.model)
+        require_at_least(self, new_tokens=1, prompt_length=1)
+        self.texts()
+
+    def texts(self) -> list[list[ConfidenceTrace]]:
+        return read_confidences(read_results(self.traces, table="confidences"))
+
+    def units(self) -> list[dict[str, Any]]:
+        about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
+        about |= describe_head(self.head_scheme, None, synthetic_config(self.model))
+        return [
+            about | {"scheme": scheme, "process": process}
+            for process in range(self.processes)
+            for scheme in self.schemes
+        ]
+
+
+def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
+    """Decode the second half of the traces by each choice; the first half calibrates confidence."""
+    texts = parameters.texts()
+    calibration, judged = fit_calibration(texts[::2]), texts[1::2]
+    for unit in units:
+        models = SyntheticModels(
+            parameters.model,
+            None,
+            unit["scheme"],
+            head_scheme=parameters.head_scheme,
+            context_length=parameters.prompt_length + 2 * parameters.new_tokens,
+            dtype=default_dtype(parameters.device, unit["scheme"]),
+            device=parameters.device,
+            seed=parameters.seed,
+        )
+        try:
+            vocab_size = models.target.config.vocab_size
+            prices = measured_prices(models.target, models.head, MOST_ITERATIONS, TOP_K, vocab_size, calibration)
+            yield unit, pd.DataFrame(decoded(models, parameters, judged, prices))
+        except NotEnoughMemory as error:
+            yield unit, left_out(unit, error)
+        del models
+        gc.collect()
+        if parameters.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def decoded(
+    models: SyntheticModels, parameters: Parameters, texts: list[list[ConfidenceTrace]], prices: Prices
+) -> Iterator[dict[str, Any]]:
+    """A row for each choice. predicted_tokens_per_s: by the prices, which were measured before, on the same traces."""
+    generator = torch.Generator().manual_seed(parameters.seed)
+    vocab_size = models.target.config.vocab_size
+    prompt = torch.randint(0, vocab_size, (parameters.prompt_length,), generator=generator).tolist()
+    traces = [trace for text in texts for trace in text]
+
+    def speculator(choice: str, tree: tuple[int, int]) -> Speculator:
+        if choice == "one by one":
+            return Speculator(models.target)
+        budget, size = None, tree[0]
+        if tree[0] == ADAPTIVE:
+            budget = TracedBudget(prices, TOP_K, models.head.device)
+            size = budget.largest
+        drafter = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget)
+        return Speculator(models.target, TracedTrees(drafter, traces))
+
+    adaptive = (ADAPTIVE, MOST_ITERATIONS)
+    plans = [
+        (CHOICES[0], (1, 0)),
+        *((CHOICES[1], tree) for tree in STATIC),
+        *((each, adaptive) for each in CHOICES[2:]),
+    ]
+    for choice, tree in plans:
+        level = speculator(choice, tree)
+        decode(level, prompt, Replay([0.0], 0.0), parameters.new_tokens if tree[1] else 16)  # captures graphs
+        generation = decode(level, prompt, Replay([0.0], 0.0), parameters.new_tokens)
+        expected = simulate(texts, prices, None if tree == adaptive else tree)
+        about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
+        told = {"predicted_tokens_per_s": 1e3 * expected.tokens_per_ms}
+        yield {name: value for name, value in (about | measurements(generation) | told).items() if name in COLUMNS}
+
+
+MEASURE = Measure((TABLES["adaptive"],), Parameters, run, "CUDA events and host clock, sum")

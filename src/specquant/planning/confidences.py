@@ -1,0 +1,202 @@
+"""What confidence is worth (confidences.csv): the chance of acceptance by it, and what trees of any size would gain."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import isotonic_regression
+
+from specquant.decoding.budget import SIZES, Budget, Calibration, Prices
+from specquant.decoding.drafters.replay import told_of
+from specquant.decoding.method import ADAPTIVE, Costs
+from specquant.decoding.models import Models
+from specquant.decoding.replay import ConfidenceTrace
+from specquant.decoding.step import Step
+from specquant.errors import SpecquantError
+from specquant.planning.costs import LevelCosts
+from specquant.tables.results import read_results
+
+RECORDED = "data/recorded/cpu/confidences.csv"
+# Between which confidences count as one: of the many nodes of little confidence fewer than of the others.
+EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+TOP_K = 10
+MOST_ITERATIONS = 6
+
+
+def in_order_of_confidence(step: Step) -> dict[str, str]:
+    """A step's tree with its nodes in the order in which a smaller tree would take them, the root first: confidence,
+    the probability that the head gives the path to each, parents and accepted nodes, as text."""
+    tree = step.tree
+    assert tree.scores is not None  # an EAGLE head's
+    order = tree.scores.sort(descending=True, stable=True).indices.tolist()
+    place = {row: rank for rank, row in enumerate(order)} | {-1: -1}
+    parents = tree.parents.tolist()
+    return {
+        "confidence": " ".join(f"{p:.4g}" for p in tree.scores.exp()[order].tolist()),
+        "parents": " ".join(str(place[parents[row]]) for row in order),
+        "accepted_nodes": " ".join(str(place[row]) for row in (0, *step.path)),
+    }
+
+
+def read_confidences(table: pd.DataFrame, which: str = "target") -> list[list[ConfidenceTrace]]:
+    """The traces of one model's texts. Raises SpecquantError where a row holds no tree."""
+    rows = table[table.model.str.endswith(which)]
+    return [traces_of(text) for _, text in rows.groupby("id", sort=False)]
+
+
+def traces_of(rows: pd.DataFrame) -> list[ConfidenceTrace]:
+    """Those of rows with `in_order_of_confidence`. Raises SpecquantError where one holds no tree."""
+    return [_trace(row) for row in rows.reset_index().itertuples()]
+
+
+def _trace(row) -> ConfidenceTrace:
+    try:
+        confidence = np.array([float(word) for word in str(row.confidence).split()])
+        parents, accepted = (
+            tuple(int(word) for word in str(text).split()) for text in (row.parents, row.accepted_nodes)
+        )
+    except ValueError:
+        confidence, parents, accepted = np.array([]), (), ()
+    in_order = all(-1 < parent < place for place, parent in enumerate(parents) if place)
+    if not (len(parents) == len(confidence) and parents[:1] == (-1,) and in_order and accepted[:1] == (0,)) or (
+        max(accepted) >= len(parents) or not ((confidence >= 0) & (confidence <= 1)).all()
+    ):
+        raise SpecquantError(
+            f"line {row.index + 2} of recorded trees holds none in the order of confidence: record it again"
+        )
+    return ConfidenceTrace(confidence, parents, accepted)
+
+
+def fit_calibration(texts: Iterable[Sequence[ConfidenceTrace]]) -> Calibration:
+    """The chance of acceptance by confidence: the best map of all that never fall (isotonic regression).
+
+    Raises SpecquantError where there are no nodes to fit it to.
+    """
+    traces = [trace for text in texts for trace in text]
+    confidence = np.concatenate([trace.confidence[1:] for trace in traces]) if traces else np.array([])
+    if not len(confidence):
+        raise SpecquantError("chances of acceptance cannot be fitted: there are no trees that have drafts")
+    accepted = np.concatenate([np.isin(np.arange(1, len(t.parents)), t.accepted) for t in traces]).astype(float)
+    group = np.digitize(confidence, EDGES)
+    parts = [np.flatnonzero(group == each) for each in np.unique(group)]
+    x = np.array([confidence[part].mean() for part in parts])
+    weights = np.array([len(part) for part in parts], dtype=float)
+    y = isotonic_regression([accepted[part].mean() for part in parts], weights=weights).x
+    inside = np.flatnonzero((x > 1e-6) & (x < 1 - 1e-6) & (np.diff(x, prepend=-1.0) > 0))
+    ends = (0.0, float(y[0]) if len(y) else 0.0), (1.0, float(y[-1]))
+    points = [ends[0], *((float(x[i]), float(y[i])) for i in inside), ends[1]]
+    return Calibration(*map(tuple, zip(*points, strict=True)))
+
+
+def prices_of(costs: Costs, calibration: Calibration, most_iterations: int = MOST_ITERATIONS) -> Prices:
+    """What one model's steps cost, for the sizes of `SIZES` that were measured.
+
+    Raises SpecquantError where no draft was measured.
+    """
+    if not len(costs.draft_ms):
+        raise SpecquantError("the price of a tree needs the time of a draft: none was measured of this model's head")
+    largest = costs.verify_ms.index.max()
+    verify_ms = {size: costs.verify(size) for size in (1, *SIZES) if size <= largest}
+    draft_ms = [max(0.0, costs.draft(count)) for count in range(1, most_iterations + 1)]
+    return Prices(verify_ms, draft_ms, costs.other_ms, calibration)
+
+
+class Simulated(NamedTuple):
+    """Sums over all steps: what they took, and their means.
+
+    tokens_per_ms: of all texts. accepted_length, draft_size, iterations, draft_ms, verify_ms: of a step.
+    """
+
+    tokens_per_ms: float
+    accepted_length: float
+    draft_size: float
+    iterations: float
+    draft_ms: float
+    verify_ms: float
+
+
+def simulate(
+    texts: Iterable[Sequence[ConfidenceTrace]], prices: Prices, tree: tuple[int, int] | None = None
+) -> Simulated:
+    """What decoding would gain on recorded trees under prices.
+
+    The traces are those of static trees. So a step that accepted fewer tokens goes on at the next recorded tree, as one
+    that accepted more does: acceptance depends on the text, hardly on the token.
+
+    Args:
+        texts: Traces of each text.
+        prices: What steps cost.
+        tree: Nodes and iterations of static trees; None where a `Budget` chooses.
+    """
+    tokens, steps, sizes, counts, drafts, passes = 0, 0, 0, 0, 0.0, 0.0
+    budget = Budget(prices, TOP_K, "cpu")
+    for text in texts:
+        for trace in text:
+            size, iterations = tree or _chosen(trace, budget, min(MOST_ITERATIONS, len(prices.draft_ms)))
+            drafted = trace.within(iterations)
+            tokens += drafted.accepted_length(size)
+            steps, sizes, counts = steps + 1, sizes + size, counts + iterations
+            drafts += prices.step_ms(size, iterations) - prices.step_ms(size, 0)
+            passes += prices.verify_ms[size]
+    if not steps:
+        raise SpecquantError("there are no recorded trees to simulate with: record them (specquant bench confidences)")
+    time_ms = drafts + passes + steps * prices.other_ms
+    return Simulated(tokens / time_ms, *(total / steps for total in (tokens, sizes, counts, drafts, passes)))
+
+
+def _chosen(trace: ConfidenceTrace, budget: Budget, most: int) -> tuple[int, int]:
+    """Nodes and iterations that a budget gives a recorded tree."""
+    if not budget.drafts():
+        return 1, 0
+    for iterations in range(1, most + 1):
+        told = told_of(trace, iterations, budget.prices.calibration)
+        if not budget.goes_on(told, iterations):
+            break
+    return budget.size(told, iterations), iterations
+
+
+def best_static(texts: Sequence[Sequence[ConfidenceTrace]], prices: Prices) -> tuple[tuple[int, int], Simulated]:
+    """The fastest trees of one size, or none at all (1, 0), and what they reach."""
+    every = [(size, count) for size in prices.sizes for count in range(1, len(prices.draft_ms) + 1)]
+    told = {tree: simulate(texts, prices, tree) for tree in [(1, 0), *every]}
+    best = max(told, key=lambda tree: told[tree].tokens_per_ms)
+    return best, told[best]
+
+
+def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[str, LevelCosts]) -> pd.DataFrame:
+    """What adaptive draft sizes gain over the best static ones, by what `costs` are of; half of the texts calibrate,
+    the others are judged."""
+    calibration = fit_calibration(texts[::2])
+    rows = {}
+    for name, of_model in costs.items():
+        prices = prices_of(of_model, calibration)
+        tree, static = best_static(texts[1::2], prices)
+        adaptive = simulate(texts[1::2], prices)
+        plain = simulate(texts[1::2], prices, (1, 0)).tokens_per_ms
+        rows[name] = {
+            "nodes": tree[0],
+            "iterations": tree[1],
+            "static_speedup": static.tokens_per_ms / plain,
+            "adaptive_speedup": adaptive.tokens_per_ms / plain,
+            "gain": adaptive.tokens_per_ms / static.tokens_per_ms,
+            "mean_draft_size": adaptive.draft_size,
+            "mean_iterations": adaptive.iterations,
+        }
+    return pd.DataFrame(rows).T
+
+
+def calibrate_heads(models: Models, *trees: tuple[int, int]) -> None:
+    """Where one of these trees is adaptive, take confidence for what it was worth where that was recorded."""
+    if ADAPTIVE in (nodes for nodes, _ in trees):
+        models.calibration = recorded_calibration()
+
+
+def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
+    """That of the tiny target's head, which stands in for others; where the project's data is not there, confidence is
+    taken for the chance."""
+    try:
+        return fit_calibration(read_confidences(read_results(path, table="confidences")))
+    except SpecquantError:
+        return Calibration()

@@ -1,0 +1,44 @@
+"""Adaptive trees on small shapes: every choice has its row, and what was recorded is what is accepted."""
+
+import numpy as np
+import pytest
+
+from specquant.decoding.replay import ConfidenceTrace, Replay
+from specquant.errors import SpecquantError
+from specquant.measure import adaptive
+from specquant.measure.measure import record
+from specquant.study import read_results
+
+
+@pytest.fixture
+def measured(small_models, tmp_path, in_process):
+    parameters = adaptive.Parameters(
+        str(small_models / "target"), ("fp16",), new_tokens=24, prompt_length=5, processes=1, device="cpu"
+    )
+    return read_results(record(adaptive.MEASURE, parameters, tmp_path / "out")), parameters
+
+
+def test_every_choice_has_its_row(measured):
+    rows, parameters = measured
+    assert set(rows.choice) == set(adaptive.CHOICES)
+    static = rows[rows.choice == "static"].set_index(["draft_size", "iterations"])
+    assert sorted(static.index) == sorted(adaptive.STATIC)
+    assert (rows[rows.choice == "one by one"].accepted_length == 1).all()
+    traces = [trace for text in parameters.texts()[1::2] for trace in text]
+    for (size, iterations), row in static.iterrows():
+        expected = [trace.within(iterations).accepted_length(size) for trace in traces[: int(row.steps)]]
+        assert row.accepted_length == pytest.approx(np.mean(expected))
+    assert (static.mean_draft_size.to_numpy() == [size for size, _ in static.index]).all()
+    assert (rows.predicted_tokens_per_s > 0).all()
+
+
+def test_a_recorded_tree_is_accepted_as_it_was():
+    trace = ConfidenceTrace(np.array([1.0, 0.8, 0.6, 0.1]), (-1, 0, 1, 0), (0, 1, 2))
+    assert [Replay([0.0], 0.0).path(trace.shape(size, "cpu")) for size in (2, 3, 4)] == [[1], [1, 2], [1, 2]]
+    wide = trace.shape(6, "cpu")
+    assert wide.parents.tolist() == [-1, 0, 1, 0, 0, 0]
+
+
+def test_what_cannot_be_measured(small_models):
+    with pytest.raises(SpecquantError, match="new_tokens is 0"):
+        adaptive.Parameters(str(small_models / "target"), ("fp16",), new_tokens=0).check()

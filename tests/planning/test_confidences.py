@@ -1,0 +1,110 @@
+"""What confidence is worth: the fitted map, and what trees of any size would have gained."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from specquant.decoding.budget import Calibration, Prices
+from specquant.errors import SpecquantError
+from specquant.planning.confidences import (
+    ConfidenceTrace,
+    best_static,
+    fit_calibration,
+    predicted_gains,
+    prices_of,
+    read_confidences,
+    recorded_calibration,
+    simulate,
+)
+from specquant.planning.costs import LevelCosts
+from specquant.tables.results import read_results
+
+# The root, a likely child with a likely child, and an unlikely one.
+TREE = ConfidenceTrace(np.array([1.0, 0.8, 0.6, 0.1]), (-1, 0, 1, 0), (0, 1, 2))
+STAIRS = LevelCosts(pd.Series({1: 4.0, 8: 4.1, 16: 6.0, 32: 9.0, 60: 16.0}), pd.Series({1: 0.5, 6: 3.0}))
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return read_results("data/recorded/cpu/confidences.csv", table="confidences")
+
+
+def test_a_part_of_a_tree_accepts_what_is_in_it():
+    assert [TREE.accepted_length(size) for size in (1, 2, 3, 4)] == [1, 2, 3, 3]
+    assert TREE.depths.tolist() == [0, 1, 2, 1]
+    within = TREE.within(1)
+    assert within.parents == (-1, 0, 0)
+    assert within.accepted == (0, 1)
+    assert TREE.within(2).parents == TREE.parents
+
+
+def test_the_map_is_the_share_that_is_accepted_and_never_falls():
+    def trace(confidence, accepted):
+        return ConfidenceTrace(np.array([1.0, confidence]), (-1, 0), (0, 1) if accepted else (0,))
+
+    traces = [trace(0.25, n % 4 == 0) for n in range(40)] + [trace(0.55, n % 2 == 0) for n in range(40)]
+    traces += [trace(0.65, n % 4 == 0) for n in range(40)]  # less than below it: both are one
+    calibration = fit_calibration([traces])
+    assert calibration.chances(np.array([1.0, 0.25, 0.55, 0.65]))[1:] == pytest.approx([0.25, 0.375, 0.375])
+    with pytest.raises(SpecquantError, match="there are no trees that have drafts"):
+        fit_calibration([[]])
+
+
+def test_what_is_simulated_is_what_was_recorded():
+    prices = Prices({1: 4.0, 2: 5.0, 4: 7.0}, [0.5, 1.0], 0.5)
+    told = simulate([[TREE] * 10], prices, (2, 2))
+    assert told == pytest.approx((2 / 6.5, 2.0, 2.0, 2.0, 1.0, 5.0))
+    assert simulate([[TREE]], prices, (1, 0)).tokens_per_ms == pytest.approx(1 / 4.5)
+    tree, best = best_static([[TREE] * 10], prices)
+    assert tree == (4, 2)
+    assert best.tokens_per_ms == pytest.approx(3 / 8.5)
+    with pytest.raises(SpecquantError, match="no recorded trees to simulate with"):
+        simulate([], prices)
+
+
+def test_the_recorded_trees_gain_by_prices(recorded):
+    """On stairs, more than any one size; where all costs nothing, as much as the largest trees; and where drafts cost
+    too much, decoding one by one loses at most 3%."""
+    texts = read_confidences(recorded)
+    gains = predicted_gains(texts, {"stairs": STAIRS})
+    assert gains.gain["stairs"] > 0.99
+    calibration = fit_calibration(texts)
+    free = Prices(dict.fromkeys((1, 8, 24, 60), 5.0), [0.0] * 6, calibration=calibration)
+    adaptive, largest = simulate(texts, free), simulate(texts, free, (60, 6))
+    assert adaptive.tokens_per_ms == pytest.approx(largest.tokens_per_ms, rel=0.01)
+    dear = Prices({1: 1.0, 8: 8.0, 24: 24.0}, [20.0, 40.0], calibration=calibration)
+    plain = simulate(texts, dear, (1, 0))
+    assert simulate([text * 40 for text in texts], dear).tokens_per_ms > 0.965 * plain.tokens_per_ms
+
+
+def test_the_recorded_map_is_used_where_it_is_there(recorded, tmp_path):
+    calibration = recorded_calibration()
+    assert calibration == fit_calibration(read_confidences(recorded))
+    assert len(calibration.chance) > 8
+    assert recorded_calibration(tmp_path / "no.csv") == Calibration()
+
+
+def test_prices_come_from_measured_costs():
+    prices = prices_of(STAIRS, Calibration())
+    assert prices.verify_ms == {1: 4.0, 8: 4.1, 16: 6.0, 24: 7.5, 32: 9.0, 48: 13.0, 60: 16.0}
+    assert prices.draft_ms == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    with pytest.raises(SpecquantError, match="none was measured of this model's head"):
+        prices_of(LevelCosts(STAIRS.verify_ms, pd.Series(dtype=float)), Calibration())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"confidence": "1 0.5 x"},
+        {"parents": "-1 1 0"},
+        {"parents": "-1 0"},
+        {"accepted_nodes": "0 7"},
+        {"confidence": "1 1.5 0.1"},
+        {"accepted_nodes": "1"},
+    ],
+)
+def test_a_row_that_is_no_tree(damage):
+    row = {"model": "tiny target", "id": "a", "confidence": "1 0.5 0.1", "parents": "-1 0 0", "accepted_nodes": "0 1"}
+    assert len(read_confidences(pd.DataFrame([row]))[0]) == 1
+    with pytest.raises(SpecquantError, match="line 2 of recorded trees holds none in the order of confidence"):
+        read_confidences(pd.DataFrame([row | damage]))
