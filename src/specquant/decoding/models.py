@@ -311,9 +311,10 @@ def tiny_models(root: str | Path, target: str | Path | None = None, **options) -
     may be a quantized copy of its target.
 
     A relative root is below the project root. Where heads are to know few tokens, they are counted in its calibration
-    text, if not in another.
+    text, if not in another. A family need not have heads of EAGLE-3 as well.
     """
     root = resolve(root)
-    beside = directories_beside(root / "target", options.get("intermediate"))
-    usual: dict[str, Any] = {**beside, "head_text": root / "calibration.txt"}
+    beside: dict[str, Any] = dict(directories_beside(root / "target", options.get("intermediate")))
+    beside = {which: path for which, path in beside.items() if path.is_dir() or not which.startswith("eagle3")}
+    usual = {**beside, "head_text": root / "calibration.txt"}
     return Models(target or target_in(root), **usual | options)
