@@ -18,9 +18,9 @@ from specquant import measure
 from specquant.commands.options import UNSET, Executor, flat, tell
 
 OF_EXECUTORS = """
-    executor: Where units run: here in fresh processes, or as jobs of Slurm.
-    jobs: Processes at a time, here, for what is not timed.
-    slurm: Slurm's options (default: notebooks/slurm.yaml)."""
+    executor: Where units of work run: here, in fresh processes, or as jobs of Slurm.
+    jobs: How many processes run at a time here, if nothing is timed.
+    slurm: A file of what jobs ask Slurm for (default: notebooks/slurm.yaml)."""
 
 
 def measures() -> Iterator[Callable[..., None]]:

@@ -223,7 +223,7 @@ def train_head(model: Path | str, /, *, training: TrainingOptions, head: HeadOpt
 
 
 def distill(model: Path | str, /, *, training: TrainingOptions, layers: int = 6) -> None:
-    """Make a small model that drafts for any other: some of its layers, with its embedding and LM head by reference.
+    """Make a small model that drafts for any model: some of that model's layers, with its embedding and LM head.
 
     Args:
         model: The target: a directory, a GGUF file, a hub id, or smollm2.

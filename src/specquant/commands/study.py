@@ -22,8 +22,8 @@ def study(
         only: Run this notebook; may be repeated.
         force: Run notebooks whose inputs did not change, too.
         results: Where PROFILE/ goes (default: the clone's results/).
-        executor: Where notebooks run, and the units of what they measure: here, or as jobs of Slurm.
-        slurm: Slurm's options (default: notebooks/slurm.yaml).
+        executor: Where notebooks run, and the units of work that they measure: here, or as jobs of Slurm.
+        slurm: A file of what jobs ask Slurm for (default: notebooks/slurm.yaml).
     """
     _require_home()
     from specquant.measure.executors import chosen
@@ -64,12 +64,12 @@ def plan(
 
     Args:
         recorded: The folder of verify_cost.csv, drafting.csv and, if there, replayed.csv of one GPU.
-        target: As in these tables.
-        intermediate: Likewise (default: none).
-        scheme: Of both.
+        target: Its name in these tables.
+        intermediate: The intermediate model's name there (default: none).
+        scheme: Of both models.
         head_scheme: Of the EAGLE heads.
         trees: Shapes of trees, a CSV file (default: those of the tiny models).
-        traces: What a real model accepted, a CSV file of `bench acceptance`, in place of trees and probabilities.
+        traces: What a real model accepted, in place of trees and probabilities: traces.csv of `bench acceptance`.
         head: Probability that a token of the target's EAGLE head is accepted, in a tree of 24 nodes (default: fitted).
         inner_head: Probability of the same on the intermediate model, in a tree of 30 nodes (default: fitted).
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
@@ -121,9 +121,9 @@ def record(
         card: cpu, or a word of the GPU's name, such as h200.
         out: Where tables go (default: data/recorded/CARD).
         minutes: For how long (default: until all is there).
-        executor: Where units run: here in fresh processes, or as jobs of Slurm.
-        jobs: Processes at a time, here, for what is not timed.
-        slurm: Slurm's options (default: notebooks/slurm.yaml).
+        executor: Where units of work run: here, in fresh processes, or as jobs of Slurm.
+        jobs: How many processes run at a time here, for the tables that are not timed.
+        slurm: A file of what jobs ask Slurm for (default: notebooks/slurm.yaml).
     """
     from specquant.measure.executors import chosen
     from specquant.study.recordings import record_card
@@ -136,7 +136,10 @@ def record(
 
 
 def claims() -> None:
-    """Compute anew what data/published/claims.csv answers, and write README.md's list of it."""
+    """Compute our answers to the paper's claims anew, and write all that states them.
+
+    That is data/published/claims.csv, the lists of claims, and the marked numbers in README, docs and notebooks.
+    """
     from specquant.study.claims import write_claims
     from specquant.study.drafters import write_drafters_card
 

@@ -1,8 +1,8 @@
-"""How large a tree is worth its price: what it gains on this step's confidence against what its passes cost.
+"""How large each tree should be: the tokens that it may expect, by the head's confidence, against the time it takes.
 
-A tree's nodes are taken in the order of the head's confidence, so a smaller tree is the beginning of a larger one, and
-the accepted length that it may expect is the sum of the chances of its nodes. A pass costs what was measured, in steps:
-a few more rows are free, then a tile more is not.
+A tree's nodes are taken in the order of the head's confidence, so a smaller tree is the beginning of a larger one. The
+accepted length that a tree may expect is the sum of the chances of its nodes. The time of a pass was measured by draft
+size. It rises in steps: a few more rows are free until they need another tile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from specquant.errors import SpecquantError
 from specquant.kernels.tree import Proposals
 
 SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
-MEMORY = 0.9  # of what earlier drafts said, at each further one
-FIRST_RATIO = 0.8  # until drafts said how much a depth gains over the one above it
+MEMORY = 0.9  # the weight of all earlier drafts, at each further one
+FIRST_RATIO = 0.8  # of what a depth gains to what the one above it does, until drafts have shown it
 TINY = 1e-6
 Told = Sequence[Sequence[float]] | Sequence[np.ndarray]
-FEWEST_STEPS = 8  # of which a rate is taken
-MOST_LOST = 0.03  # of the time, where no draft pays, for trying whether one does now
+FEWEST_STEPS = 8  # before there is a rate
+MOST_LOST = 0.03  # the share of time that goes into trying drafts while none pays
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The chance that a node is accepted, by what its head makes of the path to it: lines between points.
+    """The chance that a node is accepted, by its head's confidence in the path to it: straight lines between points.
 
     Attributes:
         confidence: Probabilities, ascending, from 0 to 1.
-        chance: At each of them, never falling.
+        chance: At each of these confidences, never falling.
     """
 
     confidence: Sequence[float] = (0.0, 1.0)
@@ -45,7 +45,7 @@ class Calibration:
             )
 
     def chances(self, confidence: np.ndarray) -> np.ndarray:
-        """Of the nodes of a tree, the most confident first: that is the root, which is accepted already."""
+        """Of the nodes of a tree, the most confident first. The first is the root, which is accepted already."""
         chances = np.interp(confidence, self.confidence, self.chance)
         chances[0] = 1.0
         return chances
@@ -56,7 +56,7 @@ class Prices:
     """What steps cost, and what confidence is worth.
 
     Attributes:
-        verify_ms: Of a pass, by draft size; 1 is one of them. Only these sizes are chosen.
+        verify_ms: Of a pass, by draft size, of which 1 must be one. Only these sizes are chosen.
         draft_ms: Of a draft, by iterations, from 1 on.
         other_ms: Of a step's rest.
         calibration: Of the head that drafts.
@@ -88,8 +88,8 @@ class Prices:
         """The best size of a tree that is drafted already.
 
         Args:
-            chances: That its nodes are accepted, the root's, which is 1, and then in the order of confidence.
-            iterations: That it took.
+            chances: Of each node being accepted: first the root's, which is 1, then in the order of confidence.
+            iterations: Those that it took.
             rate: Of `worth`.
         """
         expected = np.cumsum(chances)
@@ -109,8 +109,10 @@ def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.
 
 
 class Budget:
-    """Chooses for one drafter, step by step, by `Prices`: whether to draft at all, by what earlier drafts were worth;
-    and from this draft's confidence, which the host reads after each iteration, how many iterations and nodes it gets.
+    """Chooses the drafts of one drafter, step by step, by `Prices`.
+
+    Whether a step has a draft at all depends on what earlier drafts were worth. How many iterations and nodes a draft
+    gets depends on its own confidence, which the host reads after each iteration.
 
     Args:
         prices: What steps cost.
@@ -136,7 +138,7 @@ class Budget:
         return self._sums[0] / self._sums[1] if self._steps >= FEWEST_STEPS else None
 
     def drafts(self) -> bool:
-        """Whether the next step has a draft; where none pays, one is tried after a pause."""
+        """Whether the next step has a draft. While none pays, one is tried now and then."""
         plain_ms = self.prices.step_ms(1, 0)
         if not self._drafts[1] or self._drafts[0] / self._drafts[1] > 1 / plain_ms:
             return True

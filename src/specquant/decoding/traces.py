@@ -1,8 +1,9 @@
 """What steps verified and accepted, as text: so that what one model accepted can be replayed on another.
 
-A step is `2211/010`: how many children each node of its tree has, level by level, without the zeros at the end; and of
-the accepted path, which child of its parent each node is. Where a smaller model drafted, its rounds follow behind `=`,
-with `+` between them. A digit above 9 is a letter.
+A step is written as `2211/010`. The digits before the slash say how many children each node of its tree has, level by
+level, without the zeros at the end. Those behind it say, for each node of the accepted path, which child of its parent
+it is. If an intermediate model drafted, its rounds follow behind `=`, with `+` between them. Above 9 a digit is a
+letter.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ class Trace:
     Attributes:
         parents: Of the nodes of its tree, level by level; the root's is -1.
         path: The accepted nodes, without the root.
-        rounds: Those in which the smaller model that drafted verified a draft itself.
+        rounds: If an intermediate model drafted: its own steps, in which it verified drafts.
     """
 
     parents: tuple[int, ...]
@@ -57,7 +58,7 @@ class Trace:
             for digit in ranks:
                 path.append(children[path[-1]][DIGITS.index(digit)])
         except (ValueError, IndexError):
-            raise SpecquantError(f'"{text[:40]}" is no traced step: take the traces from the repository') from None
+            raise SpecquantError(f'"{text[:40]}" is no traced step: record the traces again') from None
         return cls(tuple(parents), tuple(path[1:]), tuple(map(cls.read, below.split("+"))) if below else ())
 
     def __str__(self) -> str:

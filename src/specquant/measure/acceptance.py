@@ -1,7 +1,7 @@
-"""How much of each method's drafts does a model accept on the benchmarks' questions? Nothing is timed.
+"""How many drafted tokens does a model accept by each method, on the benchmarks' questions?
 
-Every method answers in the settings of the paper, lookups in their own. What single steps verified and accepted is kept
-of a few questions (`decoding.traces`), to be replayed at other sizes. Many processes may share a GPU.
+The paper's methods have the paper's settings, the others their defaults. Of a few questions, each step is kept in
+traces.csv, to be replayed at other sizes. Nothing is timed, so many processes may share a GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,18 +42,18 @@ class Parameters(Common):
     """What to answer.
 
     Attributes:
-        model: The target, of fp16 weights, with its companions beside it: a directory, or smollm2.
-        name: What tables call it (default: its last part).
-        benchmarks: Of {benchmarks}, with commas.
+        model: The target: a directory with fp16 weights and the drafters beside it, or smollm2.
+        name: What tables call the target (default: the last part of its path).
+        benchmarks: Those to answer, of {benchmarks}, with commas.
         methods: Of {methods}, with commas.
         schemes: Of the target, with commas.
-        temperatures: With commas; 0 is greedy.
-        limit: The most questions of each task, spread evenly.
-        max_new_tokens: In one turn.
-        traced_questions: Of each task, of which steps are kept.
+        temperatures: Of sampling, with commas; 0 is greedy.
+        limit: The most questions of each task, spread evenly over it.
+        max_new_tokens: The most tokens of one turn.
+        traced_questions: The most questions of each task whose steps are kept in traces.csv.
         data_dir: Where the files of benchmarks are (default: results/benchmarks).
         keep_targets_in: The folder for quantized copies of the target.
-        seed: Of draws above temperature 0.
+        seed: Of sampling.
         dtype: What models compute in (default: as for `generate`).
     """
 
@@ -123,13 +123,13 @@ class Parameters(Common):
 
 
 def plans_of(method: str) -> list[Plan]:
-    """How a method drafts: as the paper's authors let it, or, if it is none of theirs, by its own defaults."""
+    """How a method drafts: in the paper's settings, or in its own defaults if the paper does not have it."""
     return [plan for plan in PAPER_PLANS if plan.method == method] or [get_method(method).plan(DraftSettings())]
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, what all its turns gave together, and the tokens cut from its prompts."""
+    """A question, the answers of all its turns together, and how many tokens were cut from its prompts."""
 
     question: Question
     generation: Generation

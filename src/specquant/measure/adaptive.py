@@ -1,4 +1,4 @@
-"""Are trees that know their price faster than the best of one size? At true size, on recorded trees."""
+"""Are adaptive draft sizes faster than the best fixed one? At true size, on recorded trees."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ class Parameters(Common):
         model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
         schemes: Of the target, with commas.
         head_scheme: Of its EAGLE head.
-        traces: Recorded trees with their confidence, a CSV file (default: those of the tiny models).
+        traces: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny models).
         new_tokens: Tokens to decode by each choice.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.

@@ -1,4 +1,4 @@
-"""What an EAGLE head believes of its trees, node by node, and what of them its model accepts."""
+"""How confident is an EAGLE head of each node of its trees, and which nodes does its model accept?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

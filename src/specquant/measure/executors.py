@@ -1,7 +1,7 @@
 """Where work runs: here in fresh processes, or as jobs of Slurm, by submitit. Each task has a process of its own.
 
-A command chooses (`chosen`), and what it starts finds the choice in its environment (`current`). Nothing here imports
-torch: this module is loaded on a node before the task's own process begins.
+A command chooses an executor (`chosen`). The processes that it starts find the choice in their environment (`current`).
+Nothing here imports torch: this module is loaded on a node before the task's own process begins.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from specquant.tables.provenance import DEVICE_OF_JOBS
 
 EXECUTOR = "SPECQUANT_EXECUTOR"  # how a process knows what a command that started it chose, as JSON
 OF_ITSELF = {EXECUTOR: "", DEVICE_OF_JOBS: ""}  # the environment of a task that computes where it runs
-CARD = "SPECQUANT_CARD"  # which all tables are to be of: a word of its name; any where it is not set, or cpu
+CARD = "SPECQUANT_CARD"  # the card that all tables must be of: a word of its name. Unset, or cpu: any card
 SLURM_FILE = "notebooks/slurm.yaml"
 MOST_OF_AN_ARRAY = 1000  # jobs; Slurm's MaxArraySize is 1001 where nobody changed it
 
@@ -64,7 +64,8 @@ class Here:
 
     Attributes:
         jobs: How many at a time.
-        for_several: Commands, some of which take times: these run their processes one after another.
+        for_several: Whether it serves several commands. Those that take times then run their processes one after
+            another, whatever `jobs` is.
     """
 
     jobs: int = 1
@@ -78,8 +79,8 @@ class Here:
         return Here()
 
     def run(self, tasks: Sequence[Task], folder: Path) -> Told:
-        """Run tasks, one after another with all they say on the terminal, or several at a time with logs in `folder`,
-        where those of tasks that failed stay."""
+        """Run tasks: one after another, with all that they say on the terminal; or several at a time, with logs in
+        `folder`. The logs of tasks that failed stay there."""
         if self.jobs == 1:
             for task in tasks:
                 yield from ((task, told) for told in _streamed(task))
@@ -143,16 +144,16 @@ def _objects(lines: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """How jobs are asked for: `sbatch`'s options of these names, and nothing else.
+    """What each job asks Slurm for: `sbatch`'s options of these names, and no others.
 
     Attributes:
         time: Minutes of a job.
-        gres: What a job has of a node, such as gpu:1 or gpu:h200:1. Where it names no gpu, jobs compute on processors.
-        constraint: Features of a node, such as its card.
+        gres: What a job gets of a node, such as gpu:1 or gpu:h200:1. If it names no gpu, jobs compute on the CPU.
+        constraint: Features that a node must have, such as its card.
         exclusive: Whether a job has its node to itself.
         at_once: The most jobs of one command that run at a time.
         setup: Lines of shell before a job's program, such as `module load cuda`.
-        notebooks: Any of these that differ for the jobs of notebooks.
+        notebooks: Those of these options that differ for the jobs of notebooks.
     """
 
     partition: str | None = None
@@ -230,11 +231,11 @@ class Slurm:
 
     Attributes:
         options: Of the jobs.
-        cluster: Of submitit: slurm; or, to try things out without one, local or debug.
-        poll_s: Between two looks at the queue.
-        grace_s: For how long what a job that has left the queue wrote may take to be seen here.
-        by_srun: Whether a job's program is a step of its own, which hears of time that is over. From steps no jobs can
-            be submitted everywhere.
+        cluster: A name that submitit knows: slurm; or local or debug, to try things out without Slurm.
+        poll_s: Seconds between two looks at the queue.
+        grace_s: Seconds to wait for the result of a job that has left the queue.
+        by_srun: Whether a job's program is a step of its own (`srun`). A step is told when the job's time is over, but
+            on some clusters it cannot submit jobs.
     """
 
     options: SlurmOptions
@@ -250,9 +251,9 @@ class Slurm:
         return Slurm(**{**values, "options": self.options.of_notebooks(), "by_srun": False})
 
     def run(self, tasks: Sequence[Task], folder: Path) -> Told:
-        """Run each task as a job, with its files in `folder`, where the logs of those that failed stay.
+        """Run each task as a job, with its files in `folder`. The logs of jobs that failed stay there.
 
-        Jobs that are left when the caller ends are cancelled.
+        Jobs that have not ended when the caller ends are cancelled.
         """
         if not tasks:
             return
@@ -310,7 +311,7 @@ class Slurm:
                 time.sleep(self.poll_s)
 
     def _queue(self, jobs: Sequence[Any]) -> dict[str, str]:
-        """Jobs that are queued or running, by their names. Where the queue does not answer, all that there were."""
+        """The states of jobs that are queued or running, by their names. No answer: all unknown."""
         if self.cluster != "slurm":
             return {job.job_id: "running" for job in jobs if not job.done()}
         command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
@@ -379,7 +380,7 @@ def _submitit() -> Any:
 
 
 def _stamp() -> str:
-    """A name for the files of one call, so that two commands at once do not meet."""
+    """A name for the files of one call, so that two commands at once do not share any."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
 
 
@@ -395,7 +396,7 @@ def _remove_if_empty(folder: Path) -> None:
 def chosen(
     executor: str = "here", jobs: int = 1, slurm: str | Path | None = None, for_several: bool = False
 ) -> Iterator[None]:
-    """Have what is recorded in the meantime, by this process and those that it starts, run by an executor.
+    """Until the end of the block, an executor runs what this process records, and what the processes do that it starts.
 
     Args:
         executor: here or slurm.
@@ -434,7 +435,7 @@ def chosen(
 
 
 def current() -> Here | Slurm:
-    """The executor that the command chose which started this process, by default `Here`."""
+    """The executor that was chosen by the command that started this process; `Here` by default."""
     handed_on = os.environ.get(EXECUTOR)
     if not handed_on:
         return Here()

@@ -47,11 +47,11 @@ class Parameters(Common):
 
     Attributes:
         model: The target, of fp16 weights: a directory, or smollm2.
-        name: What tables call it.
+        name: What tables call the target.
         schemes: Of the target, with commas (default: those that it can have).
-        tokens_per_domain: Of held-out text, rounded up to whole documents.
-        longest: Tokens of a document that are read at once.
-        text: A file with more held-out text, a domain of its own.
+        tokens_per_domain: Tokens of held-out text in each domain, rounded up to whole documents.
+        longest: The most tokens of a document that are read at once.
+        text: A file with more held-out text; it counts as a domain of its own.
         benchmarks: Whose questions the fp16 model answers, with commas (default: none).
         limit: The most questions of each of their tasks.
         max_new_tokens: The most tokens of an answer.

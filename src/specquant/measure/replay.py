@@ -71,7 +71,7 @@ class Parameters(Common):
         tree: Nodes and iterations of it, with a comma.
         hierarchical_length: The accepted length of the paper's hierarchy, to which acceptance is fitted, too.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
-        traces: What a real model accepted step by step, a CSV file (`bench acceptance`), in place of all chances.
+        traces: What a real model accepted, in place of assumed acceptance: traces.csv of `bench acceptance`.
         new_tokens: Tokens to decode by each plan.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, each with draws of its own, for intervals.

@@ -1,7 +1,7 @@
-"""A benchmark's questions answered by jobs of Slurm: some questions each, which a job writes to a file of its own.
+"""A benchmark's questions answered by jobs of Slurm. Each job answers some questions, into a file of its own.
 
-A job reads and writes NAME.parts/JOB/NAME.jsonl below the folder of results; the command takes their lines over. So a
-job that is requeued goes on behind its last answer, and so does the same command if it died itself.
+That file is NAME.parts/JOB/NAME.jsonl below the folder of results. The command adds its lines to NAME.jsonl. So a job
+that is requeued goes on behind its last answer, and so does a command that is repeated.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ from specquant.tables.provenance import COMMAND, command_line
 from specquant.tables.results import read_provenance
 
 QUESTIONS_OF_A_JOB = 20
-OF_A_NODE = ("device", "sandbox")  # what the answers of one file share, and only a job knows
+OF_A_NODE = ("device", "sandbox")  # what all answers of a file share, and what only a job knows
 
 
 def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm) -> Path:
-    """As `tasks.record_benchmark`, which see; nothing is loaded here.
+    """As `tasks.record_benchmark`, but by jobs: this process loads no model.
 
     Raises:
         SpecquantError: as there, and where a job failed; what others have answered is kept.
@@ -79,7 +79,7 @@ def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm)
 
 
 class _Answers:
-    """The file of answers, as this machine knows it: of which device they are, the first answer says."""
+    """The file of answers, as this machine knows it. Its first answer says from which device all are."""
 
     def __init__(self, path: Path, asked: dict[str, Any], questions: Sequence[Question]):
         self.path, self.folder, self.asked, self.questions = path, path.with_suffix(".parts"), asked, questions
@@ -108,7 +108,7 @@ class _Answers:
         return self._lines
 
     def _same(self, file: Path) -> dict[str, Any] | None:
-        """What is asked for, on the node whose answers a file holds; None where it holds none."""
+        """What is asked for, with what the node of a file's answers was; None if the file holds none."""
         try:
             with open(file, encoding="utf-8") as lines:
                 theirs = json.loads(lines.readline())["parameters"]

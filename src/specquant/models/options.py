@@ -81,16 +81,16 @@ class DraftSettings:
     Attributes:
         draft_size: Tokens of EAGLE's tree, its root counted; or adaptive, for as many each time as pay.
         iterations: Levels of that tree; the most where it is adaptive.
-        top_k: Tokens that an iteration follows, and that it gives each of them.
+        top_k: Nodes that an iteration expands, and children that it gives each of them.
         inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy; or adaptive.
         inner_iterations: Levels of that tree.
-        min_draft_length: Tokens that a small model hands up at least.
+        min_draft_length: The fewest tokens that a small model drafts for the target.
         ngram_length: Tokens at the end of the text that prompt lookup looks for.
         lookup_tokens: Tokens that prompt lookup and suffix draft at most.
-        lookup_branches: Of these drafts: 1 for sequences, more for trees.
-        long_match: Tokens that must have stood before so that a lookup drafts instead of the head that it is joined
-            with.
-        earlier_tokens: Of the run's earlier answers, in which suffix looks, too (default: none).
+        lookup_branches: Branches of these drafts: 1 for sequences, more for trees.
+        long_match: The fewest tokens that must match earlier text for a lookup to draft instead of the head that it is
+            joined with.
+        earlier_tokens: Tokens of the run's earlier answers that suffix searches, too (default: none).
     """
 
     draft_size: DraftSize = 60

@@ -1,4 +1,4 @@
-"""What would several sequences at once see? Predicted from passes over one: nothing here was measured in batches."""
+"""What would speculation gain for several sequences at once? Predicted from passes over one: no batch was measured."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,11 +14,11 @@ BATCHES = (1, 2, 4, 8)
 
 
 def in_batch(costs: LevelCosts, batch: int) -> LevelCosts:
-    """What a step of so many sequences costs, from what a step of one does.
+    """What a step of so many sequences costs, from what a step of one costs.
 
-    A pass over n tokens of each sequence is taken to last as long as one over batch * n tokens: the weights are read
-    once, and the products are the same. Two things are left out, so that costs are too low: each sequence has keys and
-    values of its own to read, and a draft for many is taken to last as long as one for one.
+    A pass over n tokens of each sequence is taken to last as long as one over batch * n tokens of one sequence: the
+    weights are read once, and the products are the same. The costs are too low, for two things are left out. Each
+    sequence has keys and values of its own to read. And a draft for several sequences lasts longer than one for one.
 
     Args:
         costs: of one sequence.

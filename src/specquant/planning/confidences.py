@@ -19,7 +19,7 @@ from specquant.planning.costs import LevelCosts
 from specquant.tables.results import read_results
 
 RECORDED = "data/recorded/cpu/confidences.csv"
-# Between which confidences count as one: of the many nodes of little confidence fewer than of the others.
+# Confidences between two edges count as one. Edges are closest near 0, where most nodes are.
 EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOP_K = 10
 MOST_ITERATIONS = 6
@@ -122,8 +122,8 @@ def simulate(
 ) -> Simulated:
     """What decoding would gain on recorded trees under prices.
 
-    The traces are those of static trees. So a step that accepted fewer tokens goes on at the next recorded tree, as one
-    that accepted more does: acceptance depends on the text, hardly on the token.
+    The traces are those of trees of one size. Each step goes on at the next recorded tree, even if it accepted fewer
+    tokens than the recorded step: acceptance depends on the text, hardly on the single token.
 
     Args:
         texts: Traces of each text.
@@ -166,8 +166,8 @@ def best_static(texts: Sequence[Sequence[ConfidenceTrace]], prices: Prices) -> t
 
 
 def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[str, LevelCosts]) -> pd.DataFrame:
-    """What adaptive draft sizes gain over the best static ones, by what `costs` are of; half of the texts calibrate,
-    the others are judged."""
+    """What adaptive draft sizes gain over the best static ones, for each entry of `costs`. Half of the texts calibrate
+    confidence, the others are judged."""
     calibration = fit_calibration(texts[::2])
     rows = {}
     for name, of_model in costs.items():
@@ -188,14 +188,14 @@ def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[s
 
 
 def calibrate_heads(models: Models, *trees: tuple[int, int]) -> None:
-    """Where one of these trees is adaptive, take confidence for what it was worth where that was recorded."""
+    """If one of these trees is adaptive, give the models the recorded worth of confidence."""
     if ADAPTIVE in (nodes for nodes, _ in trees):
         models.calibration = recorded_calibration()
 
 
 def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
-    """That of the tiny target's head, which stands in for others; where the project's data is not there, confidence is
-    taken for the chance."""
+    """That of the tiny target's head, which stands in for other heads. If the project's data is not there, confidence
+    itself is taken as the chance."""
     try:
         return fit_calibration(read_confidences(read_results(path, table="confidences")))
     except SpecquantError:

@@ -11,7 +11,7 @@ from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import AcceptanceStatistics
 
-FEWEST = 10  # sequences that reached a place, for its chance to be told
+FEWEST = 10  # sequences must have reached a place for it to have a chance of its own
 
 
 class Traces:

@@ -12,9 +12,9 @@ class TrainingOptions:
     """How drafters for a model are made.
 
     Attributes:
-        out: What to make: a directory.
-        minutes: How long it takes, writing included; on a CPU at least one part of text is written.
-        prompts: A file with what users say first, one to a line (default: the model thinks of it).
+        out: The directory to make.
+        minutes: How long it takes, the writing of text included. On a CPU at least one part of the text is written.
+        prompts: A file of users' first messages, one on each line (default: the model writes them).
         keep_in: A folder for text and checkpoints, from which the same command goes on (default: OUT.training).
         device: cuda or cpu (default: cuda where there is one).
     """
@@ -33,7 +33,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class AllTrainingOptions(TrainingOptions):
-    """Of all drafters that the study needs: they take longer than one."""
+    """As `TrainingOptions`, for all drafters that the study needs: they take longer than one."""
 
     minutes: float = 9.0
 
@@ -43,9 +43,9 @@ class HeadOptions:
     """Which head is made.
 
     Attributes:
-        kind: eagle, whose trees are EAGLE-2's, or eagle3.
-        draft_vocabulary: Tokens that an EAGLE-3 head drafts, the text's most frequent ones (default: a quarter of the
-            model's).
+        kind: eagle, for EAGLE-2, or eagle3, for EAGLE-3.
+        draft_vocabulary: How many tokens an EAGLE-3 head can draft: the text's most frequent ones (default: a quarter
+            of the model's vocabulary).
     """
 
     kind: Kind = "eagle"
