@@ -44,7 +44,7 @@ class Parameters(Common):
         model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
         schemes: Of the target, with commas.
         head_scheme: Of its EAGLE head.
-        traces: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny models).
+        confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny models).
         new_tokens: Tokens to decode by each choice.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.
@@ -54,13 +54,13 @@ class Parameters(Common):
     model: str | Path
     schemes: tuple[str, ...] = ("w4a16-g128", "w8a8", "w4a8-qqq")
     head_scheme: str = "fp16"
-    traces: Path = Path(RECORDED)
+    confidences: Path = Path(RECORDED)
     new_tokens: int = 384
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
 
-    shared = ("traces", "new_tokens", "prompt_length", "seed")
+    shared = ("confidences", "new_tokens", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, numbers out of range, and traces that are none."""
@@ -73,7 +73,7 @@ class Parameters(Common):
         self.texts()
 
     def texts(self) -> list[list[ConfidenceTrace]]:
-        return read_confidences(read_results(self.traces, table="confidences"))
+        return read_confidences(read_results(self.confidences, table="confidences"))
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}

@@ -351,6 +351,7 @@ def _of_planners(evidence: Evidence) -> dict[str, float]:
     told = advantages(planners, statistics)
     batches = speedups_in_batches(planners[f"W4A16, ours, {evidence.card}"], statistics).speedup
     known = {f"batch of {batch}, {method}": speedup for (batch, method), speedup in batches.items()}
+    known["hierarchy over eagle2, best plans"] = batches[1, "hierarchical"] / batches[1, "eagle2"]
     return known | {f"advantage {name}": value for name, value in told.items()}
 
 
