@@ -44,7 +44,8 @@ class Parameters(Common):
         model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
         schemes: Of the target, with commas.
         head_scheme: Of its EAGLE head.
-        confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny models).
+        confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny
+            models).
         new_tokens: Tokens to decode by each choice.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.
