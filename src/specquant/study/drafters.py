@@ -11,11 +11,11 @@ from specquant.measure.acceptance import over_tasks
 from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
 
-RECORDED = "data/recorded/h200/acceptance.csv"
+RECORDED = "data/recorded/cpu/smollm2/acceptance.csv"
 CARD = "data/smollm2/README.md"
 BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
-ABOUT = f"Recorded on a GPU by `specquant bench acceptance` (`{RECORDED}`), greedily, in fp16, with 95% intervals:"
+ABOUT = f"Recorded by `specquant bench acceptance` (`{RECORDED}`), greedily, in fp16, with 95% intervals:"
 ALL = "all of Spec-Bench"
 
 
