@@ -22,7 +22,7 @@ from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, P
 from specquant.decoding.models import Models
 from specquant.decoding.step import Step
 from specquant.decoding.traces import written
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
 from specquant.measure.tasks import answer_turns, in_one, longest_prompt
@@ -154,7 +154,7 @@ def answer(
     """Answer questions in turn; the draws of each do not depend on those before."""
     longest = longest_prompt([speculator], max_new_tokens)
     for place, question in enumerate(tqdm(questions, desc=questions[0].task, unit="question", leave=False)):
-        rule = acceptance_rule(temperature, seed=seed + place)
+        rule = acceptance_rule(temperature, seed=later_seed(seed, place))
         turns, cut = answer_turns(speculator, tokenizer, benchmark, question, max_new_tokens, longest, rule)
         yield Answered(question, in_one(turns), cut)
 

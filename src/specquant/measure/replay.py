@@ -22,7 +22,7 @@ from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
@@ -184,7 +184,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             device=parameters.device,
             seed=parameters.seed,
         )
-        seed = parameters.seed + unit["process"]
+        seed = later_seed(parameters.seed, unit["process"])
         points = parameters.points(unit["chances"], unit["scheme"])
         try:
             rows = replay_plans(models, trees, points, parameters.prompt_length, parameters.new_tokens, seed)
