@@ -190,7 +190,7 @@ def test_options_are_those_of_sbatch(tmp_path):
         ("time: 2026-13-45", "time is '2026-13-45': give a whole number"),
         (f"time: {'9' * 5000}", "is not valid YAML: Exceeds the limit"),
         ("time: 60\ntime: 90", "line 2: time is there twice"),
-        ("notebooks: &all {notebooks: *all}", "line 1: anchors, aliases and tags are not for files of options"),
+        ("notebooks: &all {notebooks: *all}", "line 1: anchors, aliases and tags are not for options"),
     ],
 )
 def test_options_that_are_none_are_refused_in_a_sentence(tmp_path, text, sentence):

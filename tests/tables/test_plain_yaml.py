@@ -15,7 +15,7 @@ def test_times_dates_and_octal_numbers_are_text():
     ("text", "sentence"),
     [
         ("a: 1\na: 2", r"x\.yaml is not valid YAML: line 2: a is there twice: keep one"),
-        ("a: &b [1]\nc: *b", "line 1: anchors, aliases and tags are not for files of options"),
+        ("a: &b [1]\nc: *b", "line 1: anchors, aliases and tags are not for options"),
         ("[" * 5000, "is not valid YAML: it is nested too deeply"),
         ("? [a]\n: 1", "unhashable key"),
         ("9" * 5000, "Exceeds the limit"),

@@ -31,9 +31,7 @@ class PlainLoader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
             line = event.start_mark.line + 1
-            raise yaml.YAMLError(
-                f"line {line}: anchors, aliases and tags are not for files of options: write the value out"
-            )
+            raise yaml.YAMLError(f"line {line}: anchors, aliases and tags are not for options: write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
