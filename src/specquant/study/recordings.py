@@ -77,6 +77,8 @@ def record_card(
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise SpecquantError(f"the time is {minutes} minutes: give more than 0")
+    if not card.strip(" .") or Path(card).name != card:
+        raise SpecquantError(f"--card is {card!r}: give cpu, or a word of the GPU's name, such as h200")
     require_card(card)
     out = resolve(out_dir or f"data/recorded/{card.lower()}")
     ends = None if minutes is None else time.monotonic() + 60 * minutes
