@@ -16,7 +16,7 @@ from specquant.commands import models, study
 from specquant.commands.help import HelpPage
 from specquant.commands.measures import measures
 from specquant.commands.options import by_field, check_values, flat, read_values, sentence, shown
-from specquant.errors import SpecquantError, lacks_memory
+from specquant.errors import SpecquantError, full_memory_told
 
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
@@ -48,18 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        app = command_line()
-        command, bound = parsed(app, words)
-        _require_a_command(app, words)
-        check_values(bound.arguments)
-        _check_output(command, by_field(bound.arguments).get("out"))
-        return command(*bound.args, **bound.kwargs) or 0
+        with full_memory_told():
+            app = command_line()
+            command, bound = parsed(app, words)
+            _require_a_command(app, words)
+            check_values(bound.arguments)
+            _check_output(command, by_field(bound.arguments).get("out"))
+            return command(*bound.args, **bound.kwargs) or 0
     except SpecquantError as error:
         return _complain(str(error), 2)
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        if not lacks_memory(error):
-            raise
-        return _complain("there is not enough memory: give it more, or choose a smaller model", 2)
     except KeyboardInterrupt:
         return _complain("interrupted; what had finished is kept", 130)
 

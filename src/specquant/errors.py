@@ -1,7 +1,13 @@
 """The one exception that is meant for people, and how another is told that says the same every time."""
 
-# What torch says of memory on a CPU and on a GPU, and the loader of its libraries.
-MEMORY_PHRASES = ("allocate memory", "out of memory", "failed to map segment")
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# What torch says of memory on a CPU and on a GPU, the libraries that it calls there (cuBLAS, cuSOLVER, cuDNN), and the
+# loader of its libraries.
+MEMORY_PHRASES = ("allocate memory", "out of memory", "failed to map segment", "ALLOC_FAILED", "ALLOCATION_FAILED")
+OF_A_GPU = ("CUDA", "CUBLAS", "CUSOLVER", "CUDNN")
 
 # Characters of a sentence: what is longer, as a value of a damaged file may be, loses its middle.
 LONGEST = 1400
@@ -24,6 +30,29 @@ class SpecquantError(Exception):
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error of any library says that memory was asked for in vain."""
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in MEMORY_PHRASES)
+
+
+@contextmanager
+def full_memory_told(what: Callable[[], str] = str) -> Iterator[None]:
+    """Raise what any library says of a full memory as a SpecquantError. what: did not fit, if that is known then."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if not lacks_memory(error):
+            raise
+        begin = f"{what()} did not fit: " if what() else ""
+        raise SpecquantError(f"{begin}{_memory_sentence(error)}") from None
+
+
+def _memory_sentence(error: BaseException) -> str:
+    if not any(name in str(error) for name in OF_A_GPU):
+        return "there is not enough memory: give it more, or choose a smaller model"
+    asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    more = f" for {asked[1]} more" if asked else ""
+    return (
+        f"the GPU's memory has no room{more}: let fewer processes share it (--jobs), or choose a scheme of fewer "
+        "bits, a shorter context, or a smaller model"
+    )
 
 
 def _printable(character: str) -> str:

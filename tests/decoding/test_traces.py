@@ -42,7 +42,7 @@ def test_rounds_follow_but_those_that_verified_nothing():
     assert second == Trace((-1,), ())
 
 
-@pytest.mark.parametrize("text", ["11/01", "1/00", "0001/", "%/", "2/1=x/y"])
+@pytest.mark.parametrize("text", ["11/01", "1/00", "0001/", "%/", "2/1=x/y", "1/0=1/0=1/0", "1/=" * 5000])
 def test_what_is_no_step_is_refused(text):
     with pytest.raises(SpecquantError, match="is no traced step"):
         read_traces(text)

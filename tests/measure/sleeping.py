@@ -10,11 +10,17 @@ from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
+import torch
 
 from specquant.errors import SpecquantError
 from specquant.measure.measure import NO_CLOCK, Measure, Measured
 from specquant.measure.parameters import Common
 from specquant.tables.table import Table, count, text
+
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.80 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,7 @@ class Parameters(Common):
         notes: A folder where each unit notes that it began.
         dying: The units whose process dies.
         refusing: The units that have an error in a sentence.
+        full: The units that find the memory of a GPU full, every second one as cuBLAS says it.
     """
 
     count: int = 3
@@ -34,6 +41,7 @@ class Parameters(Common):
     notes: Path = Path("nowhere")
     dying: tuple[int, ...] = ()
     refusing: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
     device: str = "cpu"
 
     shared = ("seconds",)
@@ -51,6 +59,8 @@ def run(parameters: Parameters, units: Sequence[dict[str, Any]]) -> Measured:
             os._exit(3)
         if unit["process"] in parameters.refusing:
             raise SpecquantError("this unit cannot be measured: leave it out")
+        if unit["process"] in parameters.full:
+            raise FULL[unit["process"] % 2]
         time.sleep(parameters.seconds)
         yield unit, pd.DataFrame({"size": [1, 2], "square": [unit["process"] ** 2] * 2})
 

@@ -1,5 +1,8 @@
 """Acceptance on benchmarks' questions is that of decoding them, and several processes say what one says."""
 
+import shutil
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -66,6 +69,26 @@ def test_a_hierarchys_traces_hold_the_trees_of_its_rounds(small_models, data_dir
     for step in steps:
         assert list(step.parents) == list(range(-1, len(step.parents) - 1))  # what is handed up is a sequence
         assert sum(len(each.path) + 1 for each in step.rounds) <= len(step.parents) - 1
+
+
+def test_answers_that_end_before_a_step_are_left_out(small_models, data_dir, tmp_path, in_process, capsys):
+    chosen = parameters(small_models, data_dir, methods=("eagle2",), max_new_tokens=1)
+    with pytest.raises(SpecquantError, match=r"acceptance\.csv would hold no row: nothing was measured"):
+        record(MEASURE, chosen, tmp_path)
+    assert "of mt-bench by eagle2 is left out: no answer holds a whole step: let answers be" in capsys.readouterr().err
+
+
+def test_a_target_that_is_not_there_is_named(small_models, data_dir, tmp_path):
+    with pytest.raises(SpecquantError, match="/nowhere"):
+        replace(parameters(small_models, data_dir), model=tmp_path / "nowhere").check()
+
+
+def test_two_targets_of_one_name_are_not_mixed(small_models, data_dir, tmp_path, in_process):
+    chosen = parameters(small_models, data_dir, methods=("vanilla",))
+    record(MEASURE, chosen, tmp_path / "out")
+    other = replace(chosen, model=shutil.copytree(small_models, tmp_path / "family") / "intermediate", name="target")
+    with pytest.raises(SpecquantError, match=r"measured with target target, not intermediate: choose another folder"):
+        record(MEASURE, replace(other, methods=("autoregressive",)), tmp_path / "out")
 
 
 def test_two_processes_at_a_time_write_what_one_writes(small_models, data_dir, tmp_path):

@@ -42,3 +42,11 @@ def test_a_recorded_tree_is_accepted_as_it_was():
 def test_what_cannot_be_measured(small_models):
     with pytest.raises(SpecquantError, match="new_tokens is 0"):
         adaptive.Parameters(str(small_models / "target"), ("fp16",), new_tokens=0).check()
+
+
+def test_traces_of_one_text_are_refused(small_models, tmp_path):
+    parameters = adaptive.Parameters(str(small_models / "target"), ("fp16",), device="cpu")
+    rows = read_results(parameters.traces)
+    rows[rows.id == rows.id[0]].to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(SpecquantError, match=r"one\.csv holds trees of fewer than two texts"):
+        adaptive.Parameters(str(small_models / "target"), ("fp16",), device="cpu", traces=tmp_path / "one.csv").check()

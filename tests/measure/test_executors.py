@@ -97,6 +97,15 @@ def test_two_commands_at_once_never_count_a_unit_twice(tmp_path, notes, monkeypa
     assert before == (begun(notes), {part: part.read_bytes() for part in before[1]})
 
 
+@pytest.mark.parametrize(("unit", "more"), [(0, " for 2.50 GiB more"), (1, "")])
+def test_a_unit_that_does_not_fit_the_gpu_is_named_in_a_sentence(in_process, tmp_path, notes, unit, more):
+    with pytest.raises(
+        SpecquantError, match=rf"^sleeping synthetic {unit} did not fit: the GPU's memory has no room{more}: let fewer"
+    ):
+        record(MEASURE, Parameters(count=2, notes=notes, full=(unit,)), tmp_path / "out")
+    assert (tmp_path / "out/sleeping.csv").is_file() == (unit == 1)  # what had finished is kept
+
+
 def test_jobs_of_two_cards_are_not_mixed(tmp_path):
     def of(card: str) -> Parts:
         return Parts(TABLE, tmp_path / "sleeping.csv", {"seconds": 0.0, "device": card})
@@ -176,7 +185,12 @@ def test_options_are_those_of_sbatch(tmp_path):
         ("exclusive: 1", "exclusive is 1: give true or false"),
         ("notebooks: {gras: 1}", "notebooks: there is no option 'gras': did you mean gres"),
         ("- gpu", "must hold lines of the form"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not valid YAML"),
+        ("time: 1:00:00", "time is '1:00:00': give a whole number"),
+        ("time: 2026-13-45", "time is '2026-13-45': give a whole number"),
+        (f"time: {'9' * 5000}", "is not valid YAML: Exceeds the limit"),
+        ("time: 60\ntime: 90", "line 2: time is there twice"),
+        ("notebooks: &all {notebooks: *all}", "line 1: anchors, aliases and tags are not for options"),
     ],
 )
 def test_options_that_are_none_are_refused_in_a_sentence(tmp_path, text, sentence):

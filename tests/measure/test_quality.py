@@ -173,3 +173,11 @@ def test_the_command_says_what_the_functions_say(small_models, tmp_path, in_proc
     assert told["divergence"] == pytest.approx(float((p * (p / q).log()).sum()))
     assert told["reference_loss"] == pytest.approx(-float(p[range(7), first.tokens[first.given :]].log().sum()))
     assert told["agreed"] == int((p.argmax(-1) == q.argmax(-1)).sum())
+
+
+def test_a_text_of_ones_own_does_not_take_a_domains_place(small_models, tmp_path):
+    (tmp_path / "prose.txt").write_text("a text\n")
+    with pytest.raises(SpecquantError, match=r"prose\.txt is called as the domain prose is: give it another name"):
+        Parameters(model=small_models / "target", text=tmp_path / "prose.txt").check()
+    with pytest.raises(SpecquantError, match=r"there is no text file .*none\.txt"):
+        Parameters(model=small_models / "target", text=tmp_path / "none.txt").check()

@@ -1,5 +1,7 @@
 """Replayed decoding on small shapes: rows say what they rest on, and interrupted recording goes on."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 import torch
@@ -109,6 +111,15 @@ def test_traces_of_decoding_are_replayed_with_their_accepted_lengths(small_model
     lengths = read_results(recorded).set_index("method").accepted_length
     for method in ("vanilla", "eagle2", "hierarchical"):
         assert rows.accepted_length[method] == pytest.approx(lengths[method], rel=0.3), method
+    traces = read_results(tmp_path / "traces.csv")
+    traces[traces.method != "vanilla"].to_csv(tmp_path / "traces.csv", index=False)
+    with pytest.raises(SpecquantError, match=r"replayed\.csv holds rows measured with traces_sha256 .*choose another"):
+        record(replay.MEASURE, parameters, tmp_path)
+    traces.assign(method="suffix").to_csv(tmp_path / "traces.csv", index=False)
+    with pytest.raises(SpecquantError, match=r"traces\.csv holds no plan that these models can replay: trace eagle2"):
+        parameters.check()
+    with pytest.raises(SpecquantError, match="seed is -1: give at least 0"):
+        dataclasses.replace(parameters, seed=-1).check()
 
 
 def test_rows_of_other_parameters_are_not_mixed(replayed):

@@ -84,6 +84,15 @@ def test_the_recorded_map_is_used_where_it_is_there(recorded, tmp_path):
     assert recorded_calibration(tmp_path / "no.csv") == Calibration()
 
 
+def test_a_recorded_map_that_is_damaged_is_not_passed_over(recorded, tmp_path):
+    recorded.assign(parents="-1 5").to_csv(tmp_path / "confidences.csv", index=False)
+    with pytest.raises(SpecquantError, match="of recorded trees holds none in the order of confidence: record"):
+        recorded_calibration(tmp_path / "confidences.csv")
+    (tmp_path / "confidences.csv").write_text("")
+    with pytest.raises(SpecquantError, match=r"confidences\.csv is empty"):
+        recorded_calibration(tmp_path / "confidences.csv")
+
+
 def test_prices_come_from_measured_costs():
     prices = prices_of(STAIRS, Calibration())
     assert prices.verify_ms == {1: 4.0, 8: 4.1, 16: 6.0, 24: 7.5, 32: 9.0, 48: 13.0, 60: 16.0}

@@ -62,3 +62,17 @@ def test_the_planner_takes_them(tmp_path):
     table = plan_table("data/recorded/h200", "llama-3-70b", traces=tmp_path / "traces.csv").set_index("method")
     assert table.draft_size["eagle2"] == 24
     assert table.accepted_length["eagle2"] == 3
+    with pytest.raises(SpecquantError, match="hold 0 drafts of an intermediate model, too few to tell their chances"):
+        plan_table("data/recorded/h200", "llama-3-70b", "llama-3-8b", traces=tmp_path / "traces.csv")
+
+
+def test_traces_of_two_models_are_not_mixed():
+    with pytest.raises(SpecquantError, match="the traces are of m, other: keep the rows of one model"):
+        Traces(pd.concat([traces(), traces(model="other")]))
+
+
+def test_a_plan_without_whole_drafts_is_refused():
+    rows = traces(steps="1/0 /")
+    assert Traces(rows).sequences(Plan("autoregressive")) == []
+    with pytest.raises(SpecquantError, match=r"no whole drafts of vanilla .* were traced: trace more of it"):
+        Traces(rows).sequences(VANILLA)

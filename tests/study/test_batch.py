@@ -385,7 +385,7 @@ def test_a_damaged_notebook_that_was_not_chosen_is_named_only_where_it_may_matte
         ("things: {1: 2}", "things is "),
         ("draft_size: 4\nname: a\ndraft_size: 5", "line 3: draft_size is there twice: keep one"),
         ("things: {a: 1, a: 2}", "line 1: a is there twice"),
-        ("things: &a [1]\nname: *a", "line 1: anchors, aliases and tags are not for profiles"),
+        ("things: &a [1]\nname: *a", "line 1: anchors, aliases and tags are not for options"),
         ("draft_size: !!int '4'", "line 1: anchors, aliases and tags"),
         ("draft_size: !!python/object:os.system 4", "line 1: anchors, aliases and tags"),
         ("<<: {draft_size: 4}", "no notebook has a parameter '<<'"),
@@ -413,7 +413,7 @@ def test_ten_lines_do_not_stand_for_a_billion_values(clone, run):
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     clone.notebook("00_first", "pass")
     clone.profile("tiny", "\n".join(lines) + "\n")
-    with pytest.raises(SpecquantError, match="anchors, aliases and tags are not for profiles"):
+    with pytest.raises(SpecquantError, match="anchors, aliases and tags are not for options"):
         run()
 
 

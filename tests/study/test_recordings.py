@@ -71,6 +71,12 @@ def test_tables_of_another_card_are_refused(monkeypatch):
     recordings.require_card("H100")
 
 
+@pytest.mark.parametrize("card", ["", " ", "..", "h200/..", "/tmp"])
+def test_a_card_that_is_no_word_is_refused(card):
+    with pytest.raises(SpecquantError, match=r"--card is .*: give cpu, or a word of the GPU's name, such as h200"):
+        recordings.record_card(card)
+
+
 def test_the_options_of_executors_are_taken_and_jobs_have_the_kind_of_card(tmp_path):
     pytest.importorskip("submitit")
     file = tmp_path / "slurm.yaml"

@@ -154,3 +154,33 @@ def test_two_processes_at_once_lose_nothing(tmp_path):
     parts = Parts(TABLE, tmp_path / "own.csv", SAME)
     assert read_results(parts.join()).process.tolist() == sorted([*range(12)] * 2)
     assert json.loads(next(parts.folder.iterdir()).read_text())["unit"]["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"unit": {}},
+        {"unit": None},
+        {"unit": 7},
+        {"rows": 7},
+        {"rows": [7]},
+        {"rows": []},
+        {"provenance": 7},
+        {"provenance": []},
+        {"provenance": {}},
+        {"provenance": {"parameters": 7}},
+        {"provenance": {"device": "x", "parameters": None}},
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_part_that_holds_something_else_is_refused_in_a_sentence(parts, damage, joined):
+    parts.add(unit(0), rows())
+    if joined:
+        parts.join()
+    (part,) = parts.folder.glob("*.json")
+    part.write_text(json.dumps(json.loads(part.read_text()) | damage))
+    with pytest.raises(SpecquantError, match=r"json"):
+        Parts(TABLE, parts.path, SAME).missing([unit(0)])
+    part.write_text("[" * 5000)
+    with pytest.raises(SpecquantError, match=r"json is no part of own\.csv: remove it"):
+        Parts(TABLE, parts.path, SAME).missing([unit(0)])

@@ -1,9 +1,11 @@
 import dataclasses
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
+from specquant.errors import SpecquantError
 from specquant.training.fit import Schedule, fit, optimizers_of
 
 SCHEDULE = Schedule(steps=30, learning_rate=0.05, weight_decay=0.01, warmup_steps=5, evaluate_every=7)
@@ -71,6 +73,24 @@ def test_a_finished_run_is_only_loaded(tmp_path):
     assert again_run == whole_run
     for name, weight in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("interrupt_at", [None, 23])
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "another", "lacking"])
+def test_a_checkpoint_that_is_none_is_refused_in_a_sentence(tmp_path, interrupt_at, damage):
+    path = tmp_path / "a.pt"
+    with suppress(Interruption):
+        train(path, interrupt_at)
+    content, state = path.read_bytes(), torch.load(path, weights_only=True)
+    if damage == "another":
+        state |= {name: {"0.weight": torch.zeros(9, 4)} for name in ("module", "best")}
+    elif damage == "lacking":
+        del state["curve"]
+    torch.save(state, path)
+    if damage in ("empty", "half", "text"):
+        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "text": b"no checkpoint"}[damage])
+    with pytest.raises(SpecquantError, match=r"a\.pt is no checkpoint of what is to be trained \(.*\): remove it"):
+        train(path)
 
 
 def test_the_best_held_out_weights_are_kept(tmp_path):

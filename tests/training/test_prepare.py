@@ -108,9 +108,11 @@ def test_eagle3_heads_are_made_as_others_are(three_layers, tmp_path):
     counts = torch.bincount(answers, minlength=270)
     assert counts[head.vocabulary].min() >= counts[torch.isin(torch.arange(270), head.vocabulary).logical_not()].max()
     again = make_head(shop, tmp_path / "again", MINUTES, eagle3)
-    assert again["curve"] == torch.load(tmp_path / "training/checkpoints/eagle3-target.pt")["curve"]
+    assert again["curve"] == torch.load(tmp_path / "training/checkpoints/eagle3-target-100-tokens.pt")["curve"]
     files = [path / "model.safetensors" for path in (tmp_path / "again", out / "eagle3-target")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    make_head(shop, tmp_path / "fewer", MINUTES, HeadOptions("eagle3", draft_vocabulary=50))  # no checkpoint of the 100
+    assert load_eagle3_config(tmp_path / "fewer").draft_vocab_size == 50
 
 
 def test_the_command_trains_an_eagle3_head(three_layers, tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from specquant.errors import SpecquantError
 from specquant.training.fit import Schedule
 from specquant.training.timed import EVALUATIONS, fitting
 
@@ -47,3 +48,11 @@ def test_the_number_is_kept_for_a_later_call(learner, tmp_path):
 def test_no_time_is_one_step(learner, tmp_path):
     module, loss_at, _ = learner
     assert fitting(SCHEDULE, 0.0, module, loss_at, tmp_path / "a.json").steps == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"steps": 0}', '{"steps": "7"}', "[" * 5000])
+def test_a_number_that_is_damaged_is_refused(learner, tmp_path, content):
+    module, loss_at, _ = learner
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(SpecquantError, match=r"a\.json does not say how many steps were begun: remove it and a\.pt"):
+        fitting(SCHEDULE, 1.0, module, loss_at, tmp_path / "a.json")

@@ -10,12 +10,14 @@ import torch
 from specquant.decoding.acceptance import Greedy
 from specquant.decoding.budget import SIZES, Calibration, Prices
 from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.errors import SpecquantError
 from specquant.models.eagle import DraftHead
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama, causal_mask
 
 CONTEXT = 32  # tokens in the cache; a pass hardly grows with it while it is read much less than the weights are
 REPEATS = 5
+MOST_TIMED = 8  # iterations: each further one takes as long as those did
 
 
 @torch.inference_mode()
@@ -31,9 +33,16 @@ def measured_prices(
         top_k: Of the drafter.
         vocab_size: Of the drafter.
         calibration: Of the head.
+
+    Raises:
+        SpecquantError: The context has no room for a draft.
     """
+    room = min(model.context_length, head.context_length)
+    if room < 2:
+        raise SpecquantError(f"the context is {room}: there is no room for a draft; give a longer one")
+    iterations = min(iterations, room - 1)  # behind the shortest prompt there is no room for more
     sizes = [1, *(size for size in SIZES if size <= 1 + top_k + (iterations - 1) * top_k**2)]
-    context = min(CONTEXT, model.context_length - 1)
+    context = min(CONTEXT, room - iterations)
     cache = model.new_cache(context + max(sizes))
     tokens = torch.arange(context + 1, device=model.device) % min(vocab_size, model.config.vocab_size)
     layers = head.feature_layers
@@ -53,7 +62,10 @@ def measured_prices(
         drafter.cache.truncate(max(context - 4, 0))
         drafter.propose(count)
 
-    draft_ms = [_median_ms(partial(draft, count), model.device) for count in range(1, iterations + 1)]
+    timed = min(iterations, MOST_TIMED)
+    draft_ms = [_median_ms(partial(draft, count), model.device) for count in range(1, timed + 1)]
+    each_ms = max(0.0, draft_ms[-1] - draft_ms[0]) / max(timed - 1, 1)
+    draft_ms += [draft_ms[-1] + more * each_ms for more in range(1, iterations - timed + 1)]
     return Prices(verify_ms, draft_ms, 0.0, calibration)
 
 

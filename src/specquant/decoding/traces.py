@@ -48,6 +48,8 @@ class Trace:
         """A step from its text. Raises SpecquantError for what is none."""
         try:
             own, _, below = text.partition("=")
+            if "=" in below:  # rounds have none of their own
+                raise ValueError(below)
             shape, _, ranks = own.partition("/")
             parents = [-1]
             for node, digit in enumerate(shape):

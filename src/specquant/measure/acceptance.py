@@ -22,7 +22,8 @@ from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, P
 from specquant.decoding.models import Models
 from specquant.decoding.step import Step
 from specquant.decoding.traces import written
-from specquant.measure.checks import require_at_least
+from specquant.errors import SpecquantError
+from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
 from specquant.measure.tasks import answer_turns, in_one, longest_prompt
@@ -34,6 +35,7 @@ from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.targets import possible_schemes, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import interval, over_questions_with
+from specquant.tables.provenance import without_local_paths
 from specquant.tables.schemas import ACCEPTANCE, TRACES
 
 
@@ -84,15 +86,18 @@ class Parameters(Common):
         require_at_least(self, limit=1, traced_questions=1)
         for temperature in self.temperatures:
             acceptance_rule(temperature, seed=self.seed)
+        possible_schemes(",".join(self.schemes), self.model)  # first, for it says where there is no model
         models = Models.of(ModelOptions(self.model, device=self.device))
         for method in self.methods:
             models.check_companions(method)
-        possible_schemes(",".join(self.schemes), self.model)
         for benchmark in self.benchmarks:
             self.questions(benchmark)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | dtype_parameters(self.device, self.dtype)
+        return super().same() | dtype_parameters(self.device, self.dtype) | {"target": str(self.model)}
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"target": without_local_paths(str(self.model))}
 
     def units(self) -> list[dict[str, Any]]:
         about = {"model": self.name or Path(self.model).name, "weights": "trained"}
@@ -154,7 +159,7 @@ def answer(
     """Answer questions in turn; the draws of each do not depend on those before."""
     longest = longest_prompt([speculator], max_new_tokens)
     for place, question in enumerate(tqdm(questions, desc=questions[0].task, unit="question", leave=False)):
-        rule = acceptance_rule(temperature, seed=seed + place)
+        rule = acceptance_rule(temperature, seed=later_seed(seed, place))
         turns, cut = answer_turns(speculator, tokenizer, benchmark, question, max_new_tokens, longest, rule)
         yield Answered(question, in_one(turns), cut)
 
@@ -204,7 +209,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         models = parameters.models(scheme)
         speculators: dict[Plan, Speculator] = {}  # kept, for each captures graphs
         for unit in of_scheme:
-            rows, traces = [], []
+            rows, traces, whole = [], [], True
             questions = parameters.questions(unit["benchmark"])[unit["task"]]
             for plan in plans_of(unit["method"]):
                 speculator = speculators.setdefault(plan, models.speculator(plan))
@@ -212,10 +217,22 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
                 answered = list(answer(speculator, tokenizer, *of_unit, parameters.max_new_tokens, parameters.seed))
                 size = {name: getattr(plan, name) for name in ("draft_size", "iterations", "min_draft_length")}
                 rows.append(size | figures(answered, plan.method in methods_with("intermediate")))
-                traces += traced(answered, parameters.traced_questions, size)
-            yield unit, (pd.DataFrame(rows), pd.DataFrame(traces))
+                of_plan = traced(answered, parameters.traced_questions, size)
+                whole, traces = whole and bool(of_plan), traces + of_plan
+            if whole:
+                yield unit, (pd.DataFrame(rows), pd.DataFrame(traces))
+            else:
+                yield unit, _without_steps(unit)
         del models, speculators
         free(parameters.device)
+
+
+def _without_steps(unit: dict) -> SpecquantError:
+    """Why a unit has no rows: answers ended before a step was whole."""
+    return SpecquantError(
+        f"{unit['task']} of {unit['benchmark']} by {unit['method']} is left out: no answer holds a whole step: let "
+        "answers be longer (--max-new-tokens), or take more questions (--limit)"
+    )
 
 
 def traced(answered: Sequence[Answered], most: int, about: dict[str, int]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from specquant.decoding.method import ADAPTIVE
 from specquant.decoding.pricing import measured_prices
 from specquant.decoding.replay import ConfidenceTrace, Replay
 from specquant.decoding.speculator import Speculator
+from specquant.errors import SpecquantError
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
@@ -71,7 +72,11 @@ class Parameters(Common):
             get_scheme(scheme)
         synthetic_config(self.model)
         require_at_least(self, new_tokens=1, prompt_length=1)
-        self.texts()
+        if len(self.texts()) < 2:
+            raise SpecquantError(
+                f"{self.traces} holds trees of fewer than two texts, one to calibrate by and one to judge: record more "
+                "(specquant bench confidences)"
+            )
 
     def texts(self) -> list[list[ConfidenceTrace]]:
         return read_confidences(read_results(self.confidences, table="confidences"))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from specquant.errors import SpecquantError
 
+SEEDS = 2**64
 LONGEST_MS = 60_000  # of what passes before something is timed
 
 
@@ -37,3 +38,8 @@ def require_shapes(models: Iterable[str]) -> None:
         raise SpecquantError(
             f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
         )
+
+
+def later_seed(seed: int, place: int) -> int:
+    """The seed of what stands at a place of many: behind the last that there is, the first ones follow."""
+    return seed + place if seed + place < SEEDS else seed + place - SEEDS

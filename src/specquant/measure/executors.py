@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve
+from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import DEVICE_OF_JOBS
 
 EXECUTOR = "SPECQUANT_EXECUTOR"  # how a process knows what a command that started it chose, as JSON
@@ -114,7 +115,8 @@ def _streamed(task: Task) -> Iterator[dict[str, Any]]:
             with suppress(BrokenPipeError):  # it has died already, which its status tells
                 process.stdin.write(task.order)
                 process.stdin.close()
-            yield from map(json.loads, process.stdout)
+            for line in process.stdout:
+                yield from _objects(line)
         except BaseException:
             process.terminate()
             raise
@@ -195,13 +197,8 @@ _NAMES = ("partition", "account", "qos", "gres", "constraint")
 
 def read_options(path: str | Path) -> SlurmOptions:
     """The options in a YAML file. Raises SpecquantError for a field that is none, and a value of a wrong type."""
-    import yaml
-
     path = resolve(path)
-    try:
-        values = yaml.safe_load(read_text(path, "Slurm's options"))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SpecquantError(f"{path} is no YAML ({' '.join(str(error).split())}): mend it") from None
+    values = plain_yaml(read_text(path, "Slurm's options"), str(path))
     return _options({} if values is None else values, str(path))
 
 

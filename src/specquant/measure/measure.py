@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, full_memory_told
 from specquant.files import resolve
 from specquant.measure import executors
 from specquant.measure.executors import Here, Slurm, Task
@@ -179,9 +179,8 @@ def _task(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Se
     order: dict[str, Any] = {"served_by": __name__, "module": measure.run.__module__, "measure": measure.name}
     order |= {"parameters": asdict(parameters), "units": units, "paths": [each.path for each in parts]}
     order |= {"same": parts[0].same, "unnamed": parts[0].unnamed}
-    names = " ".join(str(units[0][name]) for name in measure.tables[0].unit if name in units[0])
     environment = {**executors.OF_ITSELF, COMMAND: command_line() or ""}
-    return Task(f"{measure.name} {names}", "specquant.measure", json.dumps(order, default=str), environment)
+    return Task(_names(measure, units[0]), "specquant.measure", json.dumps(order, default=str), environment)
 
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
@@ -191,27 +190,48 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
     parameters = from_json(measure.parameters, order["parameters"])
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
+    left = list(order["units"])
+    try:
+        with full_memory_told(lambda: _names(measure, left[0]) if left else ""):
+            _serve(measure, parameters, order, left, tell)
+    except SpecquantError as error:
+        tell({"error": str(error)})
+
+
+def _serve(
+    measure: Measure,
+    parameters: Common,
+    order: dict[str, Any],
+    left: list[Unit],
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measure the units of an order; those that are done are taken from `left`."""
     device = device_name(parameters.device)
     same = {"device": device} | order["same"]
     how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
-    try:
-        require_card(os.environ.get(executors.CARD), device)
-        parts = _parts(measure, [Path(path) for path in order["paths"]], same, order["unnamed"])
-        for each in parts:
-            each.claim_device()
-        units = [unit for unit in order["units"] if not all(each.holds(unit) for each in parts)]
-        for unit in order["units"]:
-            if unit not in units:  # another job was first
-                tell({"done": unit})
-        for unit, rows in measure.run(parameters, units) if units else ():
-            if isinstance(rows, SpecquantError):
-                tell({"left_out": str(rows)})
-            else:
-                for each, frame in zip(parts, rows if isinstance(rows, tuple) else (rows,), strict=True):
-                    each.add(unit, frame, **how)
-                tell({"done": unit})
-    except SpecquantError as error:
-        tell({"error": str(error)})
+    require_card(os.environ.get(executors.CARD), device)
+    parts = _parts(measure, [Path(path) for path in order["paths"]], same, order["unnamed"])
+    for each in parts:
+        each.claim_device()
+    units = [unit for unit in order["units"] if not all(each.holds(unit) for each in parts)]
+    for unit in order["units"]:
+        if unit not in units:  # another job was first
+            tell({"done": unit})
+            left.remove(unit)
+    for unit, rows in measure.run(parameters, units) if units else ():
+        if isinstance(rows, SpecquantError):
+            tell({"left_out": str(rows)})
+        else:
+            for each, frame in zip(parts, rows if isinstance(rows, tuple) else (rows,), strict=True):
+                each.add(unit, frame, **how)
+            tell({"done": unit})
+        if unit in left:
+            left.remove(unit)
+
+
+def _names(measure: Measure, unit: Unit) -> str:
+    """A unit, for people."""
+    return " ".join((measure.name, *(str(unit[name]) for name in measure.tables[0].unit if name in unit)))
 
 
 def require_card(card: str | None, device: str | None) -> None:

@@ -80,6 +80,10 @@ class Parameters(Common):
         """Raises SpecquantError for wrong types, for numbers out of range, and for questions that are not there."""
         super().check()
         require_at_least(self, tokens_per_domain=1, longest=2, limit=1)
+        if self.text and self.text.stem in DOMAINS:
+            raise SpecquantError(f"{self.text} is called as the domain {self.text.stem} is: give it another name")
+        if self.text and not resolve(self.text).is_file():
+            raise SpecquantError(f"there is no text file {self.text}")
         for name in self.benchmarks:
             read_questions(get_benchmark(name), self.data_dir, self.limit)
 

@@ -1,6 +1,7 @@
 """How fast is each method at true size? Every pass really runs, on random weights; acceptance is replayed."""
 
 import gc
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,8 @@ from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
-from specquant.measure.checks import require_at_least
+from specquant.files import resolve
+from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
@@ -113,12 +115,21 @@ class Parameters(Common):
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
-        require_at_least(self, new_tokens=1, prompt_length=1)
+        require_at_least(self, new_tokens=1, prompt_length=1, seed=0)
         for scheme in self.schemes:
             self.points("traced" if self.traces else "fitted", scheme)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | dtype_parameters(self.device, self.dtype)
+        return super().same() | dtype_parameters(self.device, self.dtype) | self._traced()
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | self._traced()  # rows of chances are of no traces
+
+    def _traced(self) -> dict[str, str]:
+        """Which traces are replayed, where some are: two files of one name are not mixed."""
+        if self.traces is None:
+            return {}
+        return {"traces_sha256": hashlib.sha256(resolve(self.traces).read_bytes()).hexdigest()}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -137,7 +148,13 @@ class Parameters(Common):
         those that were traced, with the traces."""
         if chances == "traced":
             traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme)
-            return [(plan, traces) for plan in (Plan("autoregressive"), *traces.plans) if self._has(plan)]
+            plans = [plan for plan in traces.plans if self._has(plan)]
+            if not plans:
+                raise SpecquantError(
+                    f"{self.traces} holds no plan that these models can replay: trace eagle2, or name an intermediate "
+                    "model for vanilla and hierarchical"
+                )
+            return [(plan, traces) for plan in dict.fromkeys((Plan("autoregressive"), *plans))]
         shapes = Shapes.of(read_results(self.trees))
         length = self.hierarchical_length
         nodes, iterations = self.tree
@@ -184,7 +201,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             device=parameters.device,
             seed=parameters.seed,
         )
-        seed = parameters.seed + unit["process"]
+        seed = later_seed(parameters.seed, unit["process"])
         points = parameters.points(unit["chances"], unit["scheme"])
         try:
             rows = replay_plans(models, trees, points, parameters.prompt_length, parameters.new_tokens, seed)

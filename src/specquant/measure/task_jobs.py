@@ -15,7 +15,7 @@ from specquant.benchmarks.benchmark import Question, read_questions
 from specquant.benchmarks.registry import get_benchmark
 from specquant.decoding.drafters import get_method
 from specquant.decoding.models import Models
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, full_memory_told
 from specquant.files import resolve, write_file
 from specquant.measure import executors
 from specquant.measure.answers import Lines
@@ -147,6 +147,7 @@ def _folder(task: Task) -> Path:
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What a job does: answer the questions of an order."""
     try:
-        record_benchmark(from_json(Parameters, order["parameters"]), order["folder"], order["ids"])
+        with full_memory_told():
+            record_benchmark(from_json(Parameters, order["parameters"]), order["folder"], order["ids"])
     except SpecquantError as error:
         tell({"error": str(error)})

@@ -15,6 +15,7 @@ from specquant.decoding.models import Models
 from specquant.decoding.replay import ConfidenceTrace
 from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
+from specquant.files import resolve
 from specquant.planning.costs import LevelCosts
 from specquant.tables.results import read_results
 
@@ -195,8 +196,9 @@ def calibrate_heads(models: Models, *trees: tuple[int, int]) -> None:
 
 def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
     """That of the tiny target's head, which stands in for other heads. If the project's data is not there, confidence
-    itself is taken as the chance."""
+    itself is taken as the chance. Raises SpecquantError where it is there and damaged."""
     try:
-        return fit_calibration(read_confidences(read_results(path, table="confidences")))
-    except SpecquantError:
-        return Calibration()
+        there = resolve(path).is_file()
+    except SpecquantError:  # no clone
+        there = False
+    return fit_calibration(read_confidences(read_results(path, table="confidences"))) if there else Calibration()

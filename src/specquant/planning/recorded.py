@@ -125,6 +125,6 @@ def plan_table(
 
     planner = Planner(costs(target), costs(intermediate) if intermediate else None)
     if traces:
-        return planner.table(Traces(read_results(traces, table="traces"), scheme).statistics())
+        return planner.table(Traces(read_results(traces, table="traces"), scheme).statistics(intermediate is not None))
     shapes = Shapes.of(read_results(trees, table="trees"))
     return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))

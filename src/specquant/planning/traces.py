@@ -22,13 +22,15 @@ class Traces:
         scheme: Of the target; where it was not traced, the first that was.
 
     Raises:
-        SpecquantError: No step was traced at temperature 0, or a step is none.
+        SpecquantError: No step was traced at temperature 0, rows are of several models, or a step is none.
     """
 
     def __init__(self, rows: pd.DataFrame, scheme: str = "fp16"):
         greedy = rows[rows.temperature == 0]
         if greedy.empty:
             raise SpecquantError("the traces hold no step at temperature 0: record some (specquant bench acceptance)")
+        if len(models := sorted(set(greedy.model))) > 1:
+            raise SpecquantError(f"the traces are of {', '.join(models)}: keep the rows of one model")
         chosen = greedy[greedy.scheme == (scheme if (greedy.scheme == scheme).any() else greedy.scheme.iloc[0])]
         self._steps: dict[Plan, list[Trace]] = {
             Plan(*plan): [step for text in of_plan.steps for step in read_traces(text)]
@@ -50,16 +52,25 @@ class Traces:
         return trees
 
     def sequences(self, plan: Plan) -> list[int | None]:
-        """How many tokens of each sequence the target accepted; None where it accepted all."""
+        """How many tokens of each sequence the target accepted; None where it accepted all.
+
+        Raises SpecquantError where a plan that drafts some has none.
+        """
         steps = self._drafted(plan)
+        if not steps and "intermediate" in get_method(plan.method).companions:
+            raise SpecquantError(f"no whole drafts of {plan} were traced: trace more of it, or leave out --traces")
         return [len(step.path) if len(step.path) < len(step.parents) - 1 else None for step in steps]
 
     def _drafted(self, plan: Plan) -> list[Trace]:
         """Steps of a plan, but those that were to draft fewer tokens than it asks for, at the end of a text."""
         return [step for step in self._steps.get(plan, []) if len(step.parents) > plan.min_draft_length]
 
-    def statistics(self) -> AcceptanceStatistics:
-        """How often drafts were accepted, for the planner."""
+    def statistics(self, intermediate: bool = False) -> AcceptanceStatistics:
+        """How often drafts were accepted, for the planner.
+
+        Args:
+            intermediate: Whether an intermediate model is to draft; then there must be some of its sequences.
+        """
         of_trees: dict[str, dict] = {"target": {}, "intermediate": {}}
         sequences = []
         for plan, steps in self._steps.items():
@@ -69,7 +80,13 @@ class Traces:
                 of_trees[method.trees_of][plan.tree] = np.bincount(lengths) / len(lengths)
             if "intermediate" in method.companions:
                 sequences += [(len(step.path), len(step.parents) - 1) for step in steps]
-        return AcceptanceStatistics(of_trees["target"], of_trees["intermediate"], _by_place(sequences) or [0.0])
+        agreement = _by_place(sequences)
+        if intermediate and not agreement:
+            raise SpecquantError(
+                f"the traces hold {len(sequences)} drafts of an intermediate model, too few to tell their chances: "
+                "trace vanilla or hierarchical decoding of more questions, or name no intermediate model"
+            )
+        return AcceptanceStatistics(of_trees["target"], of_trees["intermediate"], agreement or [0.0])
 
 
 def _by_place(sequences: Sequence[tuple[int, int]]) -> list[float]:

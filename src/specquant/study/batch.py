@@ -21,12 +21,11 @@ from dataclasses import fields
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import nbformat
 import papermill
 import papermill.engines
-import yaml
 from jupyter_core.paths import jupyter_runtime_dir
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -40,6 +39,7 @@ from specquant.models.companions import COMPANIONS
 from specquant.study.findings import FINDINGS, read_findings
 from specquant.study.page import page
 from specquant.study.report import Live, write_report
+from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import COMMAND, command_line, provenance, without_local_paths
 
 # What any notebook may read: a change in these makes all of them run again.
@@ -247,11 +247,10 @@ def read_profile(profile: str, types: Mapping[str, str], unreadable: Iterable[st
         raise SpecquantError(f"unknown profile {profile!r}: notebooks/profiles/ has {', '.join(profiles) or 'none'}")
     file = f"notebooks/profiles/{profile}.yaml"
     try:
-        values = yaml.load((folder / f"{profile}.yaml").read_text(encoding="utf-8"), _PlainLoader)
-    except RecursionError:
-        raise SpecquantError(f"{file} is not valid YAML: it is nested too deeply") from None
-    except (OSError, ValueError, LookupError, yaml.YAMLError) as error:
+        text = (folder / f"{profile}.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise SpecquantError(f"{file} is not valid YAML: {error}") from None
+    values = plain_yaml(text, file)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -264,36 +263,6 @@ def read_profile(profile: str, types: Mapping[str, str], unreadable: Iterable[st
             hint = ", in quotes if it is text" if types[name] == "str" and not isinstance(value, str) else ""
             raise SpecquantError(f"{file}: {name} is {value!r}; give a value of the type {types[name]}{hint}")
     return values
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without what has no place in a profile: anchors, which let ten lines stand for a billion values, tags, names
-    that are there twice, and plain words that YAML 1.1 reads as dates or as numbers to the base 8, 16 or 60."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
-            line = event.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line}: anchors, aliases and tags are not for profiles: write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
-            if isinstance(key.value, str) and key.value in names[:place]:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is there twice: keep one")
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-):
-    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
 def _is_a(value: Any, type_name: str) -> bool:

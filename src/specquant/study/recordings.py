@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, resolve
 from specquant.measure import executors, measure
 from specquant.measure.executors import Slurm
+from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import device_name
 
 COMMANDS = "data/recorded/commands.yaml"
@@ -35,13 +35,8 @@ def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
     Raises:
         SpecquantError: where the file holds something else.
     """
-    import yaml
-
     path = resolve(path)
-    try:
-        lists: Any = yaml.safe_load(read_text(path, "the commands to record by"))
-    except yaml.YAMLError as error:
-        raise SpecquantError(f"{path} is no YAML ({' '.join(str(error).split())}): mend it") from None
+    lists = plain_yaml(read_text(path, "the commands to record by"), str(path))
     kind = CPU if card == CPU else "gpu"
     found = lists.get(kind) if isinstance(lists, dict) else None
     if not (isinstance(found, list) and found and all(isinstance(each, str) and each for each in found)):
@@ -82,6 +77,8 @@ def record_card(
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise SpecquantError(f"the time is {minutes} minutes: give more than 0")
+    if not card.strip(" .") or Path(card).name != card:
+        raise SpecquantError(f"--card is {card!r}: give cpu, or a word of the GPU's name, such as h200")
     require_card(card)
     out = resolve(out_dir or f"data/recorded/{card.lower()}")
     ends = None if minutes is None else time.monotonic() + 60 * minutes

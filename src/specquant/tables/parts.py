@@ -141,7 +141,9 @@ class Parts:
                     part = json.loads(path.read_text(encoding="utf-8"))
                     new[path] = stamp, part, pd.DataFrame(part["rows"])
                 theirs = part["provenance"]
-            except (OSError, ValueError, KeyError, TypeError):
+                hash(self._name(part["unit"]))
+                dict(theirs).get("device"), dict(theirs["parameters"])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise self._no_part(path) from None
             if path in new:
                 self._require_same(theirs, path)

@@ -3,13 +3,15 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from specquant.errors import SpecquantError, lacks_memory
 from specquant.progress import tqdm
 
 
@@ -81,13 +83,16 @@ def fit(
     step, curve, best, seconds = 0, [], None, 0.0
     recent_loss = torch.zeros((), device=device)
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        step, curve, best, seconds = state["step"], state["curve"], state["best"], state["seconds"]
-        if step < schedule.steps:
-            module.load_state_dict(state["module"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            recent_loss = state["recent_loss"]
+        with _a_checkpoint(checkpoint):
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            step, curve, best, seconds = state["step"], state["curve"], state["best"], state["seconds"]
+            if step < schedule.steps:
+                module.load_state_dict(state["module"])
+                for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
+                recent_loss = state["recent_loss"]
+            else:
+                module.load_state_dict(best)
 
     started = time.monotonic() - seconds
     module.train()
@@ -127,3 +132,15 @@ def fit(
     module.load_state_dict(best)
     module.eval()
     return {"seconds": round(time.monotonic() - started, 1), "curve": curve}
+
+
+@contextmanager
+def _a_checkpoint(path: Path) -> Iterator[None]:
+    """Raises SpecquantError where what is read of a file is no checkpoint of what learns."""
+    try:
+        yield
+    except Exception as error:  # torch raises whatever a damaged file makes of its reading
+        if lacks_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise SpecquantError(f"{path} is no checkpoint of what is to be trained ({reason}): remove it") from None

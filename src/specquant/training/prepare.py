@@ -135,6 +135,8 @@ class Workshop:
         name = f"{head.kind}-target" if small is None else f"{head.kind}-intermediate-{small.config.num_hidden_layers}"
         seconds, checkpoints = 60 * minutes, self._checkpoints()
         model = self.model if small is None else small
+        if head.draft_vocabulary is not None:
+            name += f"-{head.draft_vocabulary}-tokens"
         if head.kind == "eagle3":
             recipe3 = Eagle3Recipe(rows=self.size.step_rows or HEAD.rows, draft_vocab_size=head.draft_vocabulary)
             learned3, log = train_eagle3_head(name, model, self.written, recipe3, seconds, checkpoints)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from specquant.errors import SpecquantError
 from specquant.files import write_file
 from specquant.training.fit import Schedule
 
@@ -47,6 +48,17 @@ def fitting(
         each = min(after - before for before, after in pairwise(times))
         left = max(0.0, seconds - (times[-1] - times[0]))
         write_file(record, json.dumps({"steps": max(1, round(SHARE_FOR_STEPS * left / each))}))
-    steps = json.loads(record.read_text(encoding="utf-8"))["steps"]
+    steps = _steps(record)
     warmup = min(schedule.warmup_steps, max(1, steps // 10))
     return replace(schedule, steps=steps, warmup_steps=warmup, evaluate_every=max(1, -(-steps // EVALUATIONS)))
+
+
+def _steps(record: Path) -> int:
+    """The number that a file keeps. Raises SpecquantError where it keeps none."""
+    try:
+        steps = json.loads(record.read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        steps = None
+    if type(steps) is not int or steps < 1:
+        raise SpecquantError(f"{record} does not say how many steps were begun: remove it and {record.stem}.pt")
+    return steps

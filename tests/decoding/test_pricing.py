@@ -1,0 +1,37 @@
+"""Prices are measured whatever room a context has, and in a time that does not grow with what nobody will draft."""
+
+import math
+
+import pytest
+
+from specquant.decoding import pricing
+from specquant.decoding.budget import Calibration
+from specquant.decoding.pricing import MOST_TIMED, measured_prices
+from specquant.errors import SpecquantError
+from tests.decoding.conftest import random_head, random_model
+
+
+def prices(context_length: int, iterations: int, top_k: int = 4):
+    model = random_model(context_length=context_length)
+    return measured_prices(model, random_head(model), iterations, top_k, 37, Calibration())
+
+
+@pytest.mark.parametrize("context_length", [2, 3, 7, 12, 33, 96])
+def test_short_contexts_have_prices_of_what_fits_them(context_length):
+    told = prices(context_length, 6)
+    assert len(told.draft_ms) == min(6, context_length - 1)
+    assert all(map(math.isfinite, (*told.verify_ms.values(), *told.draft_ms)))
+
+
+def test_a_context_without_room_for_a_draft_is_refused():
+    with pytest.raises(SpecquantError, match="the context is 1: there is no room for a draft; give a longer one"):
+        prices(1, 6)
+
+
+def test_of_many_iterations_only_the_first_are_timed(monkeypatch):
+    times = iter(range(1, 100))
+    monkeypatch.setattr(pricing, "_median_ms", lambda *_: float(next(times)))
+    told = prices(96, 60)
+    passes = len(told.verify_ms)
+    assert next(times) == passes + MOST_TIMED + 1
+    assert [*told.draft_ms] == [float(passes + count) for count in range(1, 61)]
