@@ -46,7 +46,8 @@ def test_what_cannot_be_measured(small_models):
 
 def test_traces_of_one_text_are_refused(small_models, tmp_path):
     parameters = adaptive.Parameters(str(small_models / "target"), ("fp16",), device="cpu")
-    rows = read_results(parameters.traces)
+    rows = read_results(parameters.confidences)
     rows[rows.id == rows.id[0]].to_csv(tmp_path / "one.csv", index=False)
     with pytest.raises(SpecquantError, match=r"one\.csv holds trees of fewer than two texts"):
-        adaptive.Parameters(str(small_models / "target"), ("fp16",), device="cpu", traces=tmp_path / "one.csv").check()
+        target, one = str(small_models / "target"), tmp_path / "one.csv"
+        adaptive.Parameters(target, ("fp16",), device="cpu", confidences=one).check()

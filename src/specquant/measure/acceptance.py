@@ -209,7 +209,9 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         models = parameters.models(scheme)
         speculators: dict[Plan, Speculator] = {}  # kept, for each captures graphs
         for unit in of_scheme:
-            rows, traces, whole = [], [], True
+            rows: list[dict[str, Any]] = []
+            traces: list[dict[str, Any]] = []
+            whole = True
             questions = parameters.questions(unit["benchmark"])[unit["task"]]
             for plan in plans_of(unit["method"]):
                 speculator = speculators.setdefault(plan, models.speculator(plan))

@@ -74,8 +74,8 @@ class Parameters(Common):
         require_at_least(self, new_tokens=1, prompt_length=1)
         if len(self.texts()) < 2:
             raise SpecquantError(
-                f"{self.traces} holds trees of fewer than two texts, one to calibrate by and one to judge: record more "
-                "(specquant bench confidences)"
+                f"{self.confidences} holds trees of fewer than two texts, one to calibrate by and one to judge: record "
+                "more (specquant bench confidences)"
             )
 
     def texts(self) -> list[list[ConfidenceTrace]]:
