@@ -48,6 +48,6 @@ def test_traces_of_one_text_are_refused(small_models, tmp_path):
     parameters = adaptive.Parameters(str(small_models / "target"), ("fp16",), device="cpu")
     rows = read_results(parameters.confidences)
     rows[rows.id == rows.id[0]].to_csv(tmp_path / "one.csv", index=False)
+    target, one = str(small_models / "target"), tmp_path / "one.csv"
     with pytest.raises(SpecquantError, match=r"one\.csv holds trees of fewer than two texts"):
-        target, one = str(small_models / "target"), tmp_path / "one.csv"
         adaptive.Parameters(target, ("fp16",), device="cpu", confidences=one).check()
