@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from specquant import files
 from specquant.errors import SpecquantError
+from specquant.models.companions import COMPANIONS
 from specquant.study import batch, report
 from tests.study.conftest import Clone
 
@@ -538,7 +539,7 @@ def test_a_profile_that_names_a_target_names_what_drafts_for_it(clone, run, monk
     clone.notebook("00_first", "print([target, eagle_target, intermediate])", parameters=declared)
     clone.profile("tiny", "target: mine\nintermediate: small\n")
     assert run() == []
-    assert families == [{"target": "mine", "eagle_target": "", "intermediate": "small", "eagle_intermediate": ""}]
+    assert families == [dict.fromkeys(COMPANIONS, "") | {"target": "mine", "intermediate": "small"}]
     assert clone.executed("00_first").cells[-1].outputs[0].text == "['mine', '', 'small']\n"
 
 
