@@ -58,7 +58,6 @@ def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
     assert (tmp_path / CARD).read_text() == expected
 
 
-@pytest.mark.skipif(not (project_root() / RECORDED).is_file(), reason="recorded on a GPU: see data/recorded/README.md")
 def test_the_card_says_what_is_recorded():
     table = pd.read_csv(project_root() / RECORDED)
     assert f"{BEGIN}\n\n{ABOUT}\n\n{drafters_table(table)}\n\n{END}" in (project_root() / CARD).read_text()
