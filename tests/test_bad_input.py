@@ -670,9 +670,9 @@ def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, s
     [
         (["bad"], "there is no command 'bad': choose one of study, plan,"),
         (["generat"], "there is no command 'generat': did you mean generate?"),
-        (["bench", "cost"], "there is no command 'cost': choose one of attention, ceilings,"),
+        (["bench", "cost"], "there is no command 'cost': choose one of acceptance, adaptive,"),
         ([], "give a command: study, plan,"),
-        (["bench"], "give a command: attention, ceilings,"),
+        (["bench"], "give a command: acceptance, adaptive,"),
         (["generate", "--prompt", "x"], "--model is missing: specquant generate --help tells what it is"),
         (["quantize", "x", "--out", "y"], "--scheme is missing: specquant quantize --help tells"),
         (["generate", "--model", "x", "--prompt"], "--prompt has no value: give one, as in --prompt=VALUE"),

@@ -64,10 +64,10 @@ def test_what_is_recorded_is_not_measured_again(call, monkeypatch):
 def test_an_interrupted_recording_keeps_the_schemes_before(call, monkeypatch):
     original = throughput.quantized_target
 
-    def fail_at_the_second(model_dir, scheme, keep_in):
+    def fail_at_the_second(model_dir, scheme, keep_in, **options):
         if scheme == "w8a8":
             raise KeyboardInterrupt
-        return original(model_dir, scheme, keep_in)
+        return original(model_dir, scheme, keep_in, **options)
 
     monkeypatch.setattr(throughput, "quantized_target", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):

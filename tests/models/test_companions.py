@@ -25,7 +25,9 @@ def test_the_family_of_a_packaged_model_is_the_folder_of_what_drafts_for_it(tmp_
     assert target_in(tmp_path / "smollm2") == tmp_path / "smollm2/target"  # of another family
     models = tiny_models("data/smollm2")
     assert models.target_path == "smollm2"
-    assert models.paths == {"target": "smollm2", **directories_beside("smollm2")}
+    beside = directories_beside("smollm2")
+    none_of_eagle3 = dict.fromkeys(("eagle3_target", "eagle3_intermediate"))  # which does not ship
+    assert models.paths == {"target": "smollm2", **beside, **none_of_eagle3}
 
 
 def test_a_directory_of_that_name_is_that_directory(tmp_path, monkeypatch):

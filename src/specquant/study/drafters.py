@@ -15,7 +15,8 @@ RECORDED = "data/recorded/cpu/smollm2/acceptance.csv"
 CARD = "data/smollm2/README.md"
 BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
-ABOUT = f"Recorded by `specquant bench acceptance` (`{RECORDED}`), greedily, in fp16, with 95% intervals:"
+ABOUT = f"""Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals
+(`{RECORDED}`):"""
 ALL = "all of Spec-Bench"
 
 
