@@ -1,13 +1,11 @@
 """Are adaptive draft sizes faster than the best fixed one? At true size, on recorded trees."""
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from specquant.decoding.budget import Prices
 from specquant.decoding.drafters.eagle2 import EagleDrafter
@@ -18,9 +16,9 @@ from specquant.decoding.replay import ConfidenceTrace, Replay
 from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
 from specquant.measure.checks import require_at_least
-from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
-from specquant.measure.replay import SyntheticModels, decode
+from specquant.measure.replay import SyntheticModels, decode, random_prompt
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype
 from specquant.models.eagle import describe_head, head_scheme
@@ -113,18 +111,15 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)
         del models
-        gc.collect()
-        if parameters.device == "cuda":
-            torch.cuda.empty_cache()
+        free(parameters.device)
 
 
 def decoded(
     models: SyntheticModels, parameters: Parameters, texts: list[list[ConfidenceTrace]], prices: Prices
 ) -> Iterator[dict[str, Any]]:
     """A row for each choice. predicted_tokens_per_s: by the prices, which were measured before, on the same traces."""
-    generator = torch.Generator().manual_seed(parameters.seed)
     vocab_size = models.target.config.vocab_size
-    prompt = torch.randint(0, vocab_size, (parameters.prompt_length,), generator=generator).tolist()
+    prompt = random_prompt(vocab_size, parameters.prompt_length, parameters.seed)
     traces = [trace for text in texts for trace in text]
 
     def speculator(choice: str, tree: tuple[int, int]) -> Speculator:

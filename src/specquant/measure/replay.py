@@ -1,6 +1,5 @@
 """How fast is each method at true size? Every pass really runs, on random weights; acceptance is replayed."""
 
-import gc
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.checks import later_seed, require_at_least
-from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
@@ -209,9 +208,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)
         del models
-        gc.collect()
-        if parameters.device == "cuda":
-            torch.cuda.empty_cache()
+        free(parameters.device)
 
 
 def fitted_speedups(rows: pd.DataFrame, shapes: Shapes, over: str = "autoregressive") -> pd.DataFrame:
@@ -305,9 +302,8 @@ def replay_plans(
     traces are replayed, in their order.
     whole_drafts: the share of steps that accepted all of a draft.
     """
-    generator = torch.Generator().manual_seed(seed)
     config = synthetic_config(models.target_name)
-    prompt = torch.randint(0, config.vocab_size, (prompt_length,), generator=generator).tolist()
+    prompt = random_prompt(config.vocab_size, prompt_length, seed)
     speculators = {}
     for plan, chances in points:
         rule, told = _rule(plan, chances, seed)
@@ -332,6 +328,11 @@ def replay_plans(
             **measurements(generation),
             "whole_drafts": sum(whole) / len(whole),
         }
+
+
+def random_prompt(vocab_size: int, length: int, seed: int) -> list[int]:
+    """So many random tokens."""
+    return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _rule(plan: Plan, chances: Chances | Traces, seed: int) -> tuple[Callable[[], Replay], dict[str, Any]]:

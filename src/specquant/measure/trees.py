@@ -27,18 +27,14 @@ INNER_TREES = tuple((size, depth) for depth in (2, 3, 4) for size in (8, 16, 30)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(Decoding):
-    """What to record.
+class OfHeads(Decoding):
+    """Parameters of what is recorded of both EAGLE heads of a family, on its target and on its intermediate model.
 
     Attributes:
         name: What the table calls the models.
     """
 
     name: str = "tiny"
-
-    # Nodes and iterations of trees on the target and on the intermediate model.
-    target_trees = TARGET_TREES
-    inner_trees = INNER_TREES
 
     def check(self) -> None:
         """Raises SpecquantError as `Decoding.check`, and for models that are missing or do not fit together."""
@@ -47,6 +43,24 @@ class Parameters(Decoding):
 
     def same(self) -> dict[str, Any]:
         return super().same() | {"dtype": dtype_name(default_dtype(self.device, "fp16"))}
+
+    def models(self) -> dict[str, Models]:
+        """The target and the intermediate model, each with its head, by what units call them."""
+        models_dir = resolve(self.models_dir)
+        inner = Models(models_dir / "intermediate", models_dir / "eagle-intermediate")
+        return {f"{self.name} target": tiny_models(models_dir), f"{self.name} intermediate": inner}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(target_in(resolve(self.models_dir)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(OfHeads):
+    """What to record."""
+
+    # Nodes and iterations of trees on the target and on the intermediate model.
+    target_trees = TARGET_TREES
+    inner_trees = INNER_TREES
 
     def units(self) -> list[dict[str, Any]]:
         return [
@@ -88,13 +102,15 @@ def drafted_trees(
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the prompts once for each size of tree, by EAGLE-2 on the target and on the intermediate model."""
-    family, models_dir = tiny_models(parameters.models_dir), resolve(parameters.models_dir)
-    inner = Models(models_dir / "intermediate", models_dir / "eagle-intermediate")
-    tokenizer, prompts = load_tokenizer(target_in(models_dir)), parameters.chosen_prompts()
+    models, tokenizer, prompts = parameters.models(), parameters.tokenizer(), parameters.chosen_prompts()
     for unit in units:
-        models = family if unit["model"].endswith("target") else inner
         settings = replace(parameters.settings, draft_size=unit["draft_size"], iterations=unit["iterations"])
-        yield unit, drafted_trees(models, unit["model"], tokenizer, prompts, settings, parameters.max_new_tokens)
+        yield (
+            unit,
+            drafted_trees(
+                models[unit["model"]], unit["model"], tokenizer, prompts, settings, parameters.max_new_tokens
+            ),
+        )
 
 
 MEASURE = Measure((TABLES["trees"],), Parameters, run, "none")

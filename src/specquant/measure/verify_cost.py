@@ -6,7 +6,6 @@ turns a pass of one token comes right behind one of 64, for which the card still
 much.
 """
 
-import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
 from specquant.measure.blocks import InBlocks, in_blocks, spread, time_ms
-from specquant.measure.measure import Measure, Measured, left_out
+from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
@@ -146,9 +145,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
                 rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
             yield unit, rows
         del model
-        gc.collect()
-        if parameters.device == "cuda":
-            torch.cuda.empty_cache()
+        free(parameters.device)
 
 
 @torch.inference_mode()
