@@ -21,7 +21,7 @@ ALL = "all of Spec-Bench"
 
 
 def write_drafters_card(root: Path | None = None) -> list[Path]:
-    """Write that part of the card anew; returns the files that were written, none where nothing was recorded.
+    """Write that part of the card anew; returns the files that changed by that, none where nothing was recorded.
 
     Raises SpecquantError where the card has no place for it.
     """
@@ -34,7 +34,8 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     if not (begin and end):
         raise SpecquantError(f"{root / CARD} lacks the lines {BEGIN} and {END}: put them where its table is to be")
     told = drafters_table(read_results(root / RECORDED))
-    return [write_file(root / CARD, f"{before}{BEGIN}\n\n{ABOUT}\n\n{told}\n\n{END}{after}")]
+    written = f"{before}{BEGIN}\n\n{ABOUT}\n\n{told}\n\n{END}{after}"
+    return [write_file(root / CARD, written)] if written != text else []
 
 
 def drafters_table(table: pd.DataFrame, model: str = "smollm2") -> str:
