@@ -13,7 +13,7 @@ from typing import Any
 
 from specquant.benchmarks.benchmark import Question, read_questions
 from specquant.benchmarks.registry import get_benchmark
-from specquant.decoding.drafters import get_method
+from specquant.decoding.drafters import check_methods
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError, full_memory_told
 from specquant.files import resolve, write_file
@@ -42,8 +42,7 @@ def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm)
     Raises:
         SpecquantError: as there, and where a job failed; what others have answered is kept.
     """
-    for method in parameters.methods:
-        get_method(method)  # refuses what is none
+    check_methods(parameters.methods, parameters.settings)
     Models.of(parameters.models)  # refuses what no job could use
     benchmark = get_benchmark(parameters.benchmark)
     questions, _ = read_questions(benchmark, parameters.data_dir, parameters.limit)

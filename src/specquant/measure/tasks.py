@@ -18,7 +18,7 @@ from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
 from specquant.benchmarks.sandbox import wall, why_no_wall
 from specquant.decoding import Generation, Speculator, generate
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.drafters import get_method
+from specquant.decoding.drafters import check_methods
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
@@ -106,8 +106,7 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path, ids: Sequence[
         return record_by_jobs(parameters, out_dir, executor)
     executor.require_alone(parameters.benchmark)
     methods = list(dict.fromkeys(parameters.methods))
-    for method in methods:
-        get_method(method)  # refuses what is none
+    check_methods(methods, parameters.settings)
     models, device = Models.of(parameters.models), choose_device(parameters.models.device)
     benchmark = get_benchmark(parameters.benchmark)
     questions, _ = read_questions(benchmark, parameters.data_dir, parameters.limit)

@@ -5,12 +5,13 @@ A file defines what drafts (`decoding.drafter.Drafter`) and the methods that use
 """
 
 import math
+from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 
 import pandas as pd
 
-from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Method, Plan
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, DraftSettings, Method, Plan
 from specquant.errors import SpecquantError
 
 
@@ -64,3 +65,17 @@ def methods_with_trees(of: tuple[str, ...] = ("target", "intermediate")) -> list
 def methods_with(companion: str) -> list[str]:
     """The methods that need a companion."""
     return [name for name, method in METHODS.items() if companion in method.companions]
+
+
+def check_methods(names: Sequence[str], settings: DraftSettings) -> None:
+    """Raises SpecquantError for a name that is none, and where settings ask for adaptive trees that no method has."""
+    known = [get_method(name).name for name in names]
+    asked = {"--draft-size": (settings.tree, False), "--inner-draft-size": (settings.inner_tree, True)}
+    for option, ((nodes, _), is_inner) in asked.items():
+        with_heads = {name: method.companions for name, method in METHODS.items() if method.head}
+        able = sorted(name for name, needed in with_heads.items() if is_inner == ("intermediate" in needed))
+        if nodes == ADAPTIVE and not {*able} & {*known}:
+            raise SpecquantError(
+                f"{option} adaptive is for methods whose trees it sizes, and {' and '.join(known)} has none: choose "
+                f"one of {', '.join(able)}, or give a number"
+            )
