@@ -8,7 +8,7 @@ from specquant.decoding.method import Plan
 from specquant.decoding.traces import Trace
 from specquant.errors import SpecquantError
 from specquant.planning.planner import Planner
-from specquant.planning.traced_speedups import ALL, fastest, step_ms, traced_speedups
+from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, step_ms, traced_speedups
 from tests.planning.conftest import SMALL, TARGET
 
 ABOUT = {"model": "m", "scheme": "fp16", "weights": "trained", "benchmark": "b", "temperature": 0.0}
@@ -57,7 +57,21 @@ def test_speedups_are_ratios_of_sums():
     assert told.speedup_low["eagle2", ALL] == pytest.approx(1)
     assert told.speedup_high["eagle2", ALL] == pytest.approx(3 * ONE_MS / OF_TREE_MS)
     assert told.questions["eagle2", ALL] == 2
-    assert set(fastest(table)[fastest(table).task == "a"].method) == {"eagle2", "suffix"}
+    assert set(best_plans(table)[best_plans(table).task == "a"].method) == {"eagle2", "suffix"}
+
+
+def test_the_hierarchy_stands_beside_the_fastest_plan():
+    """On task a EAGLE-2's seven nodes are faster than its nine, and than the hierarchy; b is the hierarchy's."""
+    small, large, hierarchy = Plan("eagle2", 7, 3), Plan("eagle2", 9, 3), Plan("hierarchical", 7, 3, 6)
+    handed = "111111/000000=3111/00+3111/00"
+    rows = [(small, "a", TREE), (large, "a", "51111/00"), (hierarchy, "a", "111111/=3111/00+3111/00")]
+    rows += [(small, "b", "/"), (large, "b", "/"), (hierarchy, "b", handed)]
+    told = beside_hierarchy(traced_speedups(traces(*rows), {"eagle": Planner(TARGET, SMALL)}))
+    assert told.fastest["a"] == "EAGLE-2, 7 nodes"
+    assert told.ratio["a"] == pytest.approx((1 / 25) / (3 / OF_TREE_MS))
+    assert told.fastest["b"] == "hierarchical, 7 nodes, at least 6 tokens"
+    assert told.ratio["b"] == 1
+    assert told.hierarchical["b"] == f"{7 * ONE_MS / 25:.2f} ({7 * ONE_MS / 25:.2f} to {7 * ONE_MS / 25:.2f})"
 
 
 def test_an_eagle3_head_has_costs_of_its_own():

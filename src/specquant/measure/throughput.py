@@ -318,12 +318,13 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         yield unit, (by_task(decoded), losslessness(decoded))
 
 
-def accepted_lengths(frame: pd.DataFrame) -> Figure:
-    """Accepted length of each method, by scheme: the mean over tasks; bars: lowest to highest task. `frame`:
-    throughput.csv."""
-    drafted = frame[frame["method"] != "autoregressive"].groupby(["scheme", "method"])["accepted_length"]
+def accepted_lengths(frame: pd.DataFrame, by: str = "scheme") -> Figure:
+    """Accepted length of each method, by scheme: the mean over tasks; bars: lowest to highest task. Or by task: the
+    mean over schemes. `frame`: throughput.csv."""
+    drafted = frame[frame["method"] != "autoregressive"].groupby([by, "method"])["accepted_length"]
     spread = drafted.agg(["mean", "min", "max"])
-    return dots(spread.set_axis(MIDDLE, axis=1), SCHEMES, "accepted length (tokens per pass of the target)")
+    marks = SCHEMES if by == "scheme" else {}
+    return dots(spread.set_axis(MIDDLE, axis=1), marks, "accepted length (tokens per pass of the target)")
 
 
 def speedups_by_scheme(frame: pd.DataFrame) -> Figure:

@@ -59,7 +59,7 @@ def lookup_grids(planner: Planner, shapes: Shapes, lengths: Sequence[float]) -> 
     for length in lengths:
         measured = {LOOKUP: Prediction(length, LOOKUP_SIZE, 0.0, 0.0, verify_ms)}
         plans = (*PAPER_PLANS, LOOKUP)
-        grids[f"suffix adds {length:g} tokens a pass"] = phases(planner, shapes, chances, chances, plans, measured)
+        grids[f"suffix: {length:g} tokens a pass"] = phases(planner, shapes, chances, chances, plans, measured)
     return grids
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from specquant.decoding.drafters import get_method
+from specquant.decoding.drafters import get_method, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Costs, ModelCosts, Plan
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
@@ -79,6 +79,31 @@ def _counted(steps: Sequence[Trace], plan: Plan, costs: ModelCosts) -> dict[str,
     return {"count": len(steps), "tokens": tokens, "time_ms": sum(step_ms(step, plan, costs) for step in steps)}
 
 
-def fastest(table: pd.DataFrame) -> pd.DataFrame:
+def best_plans(table: pd.DataFrame) -> pd.DataFrame:
     """Of each task and method the plan with the highest speedup. table: of `traced_speedups`."""
     return table.loc[table.groupby(["task", "method"], sort=False).speedup.idxmax()]
+
+
+def beside_hierarchy(table: pd.DataFrame) -> pd.DataFrame:
+    """For each task the fastest method and the paper's hierarchy, in words with their intervals, and the ratio.
+
+    Args:
+        table: Of `traced_speedups`.
+    """
+    best = best_plans(table).set_index(["task", "method"])
+    rows = {}
+    for task, of_task in best.groupby(level="task", sort=False):
+        first, method = of_task.loc[of_task.speedup.idxmax()], of_task.speedup.idxmax()[1]
+        plan = Plan(method, *(int(first[name]) for name in PLAN_FIELDS[1:]))
+        hierarchy = best.loc[(task, "hierarchical")]
+        rows[task] = {
+            "fastest": plan_label(plan),
+            "speedup": _in_words(first),
+            "hierarchical": _in_words(hierarchy),
+            "ratio": hierarchy.speedup / first.speedup,
+        }
+    return pd.DataFrame(rows).T.rename_axis("task")
+
+
+def _in_words(row: pd.Series) -> str:
+    return f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
