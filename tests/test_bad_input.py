@@ -83,7 +83,7 @@ def test_the_undamaged_family_works(family, capfd):
         *(
             (
                 ["--method", method, f"--{option}", "adaptive"],
-                f"--{option} adaptive is for methods whose trees it sizes",
+                f"--{option} adaptive says nothing to {method}: choose one of ",
             )
             for method, option in (
                 ("autoregressive", "draft-size"),
@@ -91,9 +91,10 @@ def test_the_undamaged_family_works(family, capfd):
                 ("suffix", "inner-draft-size"),
                 ("hierarchical", "draft-size"),
                 ("eagle2", "inner-draft-size"),
+                ("eagle2", "min-draft-length"),
             )
         ),
-        (["--method", "auto", "--draft-size", "adaptive"], "--method auto chooses trees itself, adaptive ones too"),
+        (["--method", "auto", "--draft-size", "adaptive"], "--method auto chooses how to draft itself"),
         (["--method", "auto", "--prompt", ""], "the prompt is empty"),
         (["--method", "auto", "--intermediate", "nowhere"], "nowhere is not a model directory"),
         (["--method", "auto", "--calibration", "none.csv"], "there is no calibration at"),

@@ -98,8 +98,8 @@ def _check_method(method: str, settings: DraftSettings, calibration: Path | None
         check_methods([method], settings)
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
-    elif "adaptive" in (settings.draft_size, settings.inner_draft_size):
-        raise SpecquantError("--method auto chooses trees itself, adaptive ones too: leave out adaptive draft sizes")
+    elif "adaptive" in (settings.draft_size, settings.inner_draft_size, settings.min_draft_length):
+        raise SpecquantError("--method auto chooses how to draft itself: leave out what is to be adaptive")
 
 
 def _as_json(generation, chosen: dict) -> str:

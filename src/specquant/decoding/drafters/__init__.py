@@ -48,6 +48,7 @@ def plan_label(plan: Plan) -> str:
     tree = f"{plan.draft_size} nodes" if plan.draft_size else ""
     tree = "adaptive trees" if plan.draft_size == ADAPTIVE else tree
     least = f"at least {plan.min_draft_length} tokens" if plan.min_draft_length else ""
+    least = "as many tokens as pay" if plan.min_draft_length == ADAPTIVE else least
     return ", ".join(part for part in (name, tree, least) if part)
 
 
@@ -68,14 +69,18 @@ def methods_with(companion: str) -> list[str]:
 
 
 def check_methods(names: Sequence[str], settings: DraftSettings) -> None:
-    """Raises SpecquantError for a name that is none, and where settings ask for adaptive trees that no method has."""
+    """Raises SpecquantError for a name that is none, and where settings let something adapt that no method has."""
     known = [get_method(name).name for name in names]
-    asked = {"--draft-size": (settings.tree, False), "--inner-draft-size": (settings.inner_tree, True)}
-    for option, ((nodes, _), is_inner) in asked.items():
-        with_heads = {name: method.companions for name, method in METHODS.items() if method.head}
-        able = sorted(name for name, needed in with_heads.items() if is_inner == ("intermediate" in needed))
-        if nodes == ADAPTIVE and not {*able} & {*known}:
+    inner = set(methods_with("intermediate"))
+    heads = {name for name, method in METHODS.items() if method.head}
+    asked = {
+        "--draft-size": (settings.tree[0], heads - inner),
+        "--inner-draft-size": (settings.inner_tree[0], heads & inner),
+        "--min-draft-length": (settings.least, inner),
+    }
+    for option, (value, able) in asked.items():
+        if value == ADAPTIVE and not able & {*known}:
             raise SpecquantError(
-                f"{option} adaptive is for methods whose trees it sizes, and {' and '.join(known)} has none: choose "
-                f"one of {', '.join(able)}, or give a number"
+                f"{option} adaptive says nothing to {' and '.join(known)}: choose one of {', '.join(sorted(able))}, or "
+                "give a number"
             )
