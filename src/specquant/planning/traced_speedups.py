@@ -60,6 +60,7 @@ def traced_speedups(rows: pd.DataFrame, costs: Mapping[str, ModelCosts]) -> pd.D
     if greedy.empty or len(greedy[["model", "scheme"]].drop_duplicates()) > 1:
         raise SpecquantError("speedups need greedy traces of one model in one scheme: keep the rows of one")
     told = []
+    greedy = greedy.sort_values(["benchmark", "task", "id"], key=lambda column: column.astype(str))  # so one interval
     for key, of_plan in greedy.groupby(list(PLAN_FIELDS), sort=False):
         plan = Plan(*key)
         of_head = costs[get_method(plan.method).head or "eagle"]
