@@ -95,6 +95,7 @@ def test_eagle3_heads_are_made_as_others_are(three_layers, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
     assert read_profile_of(profile) == profile
     companions = {which: out / which.replace("_", "-") for which in COMPANIONS}
+    assert {which: profile[which] for which in COMPANIONS} == {name: str(path) for name, path in companions.items()}
     models = Models(profile["target"], **companions, dtype=torch.float64)
     tokenizer = load_tokenizer(three_layers)
     texts = [

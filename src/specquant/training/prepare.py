@@ -38,7 +38,6 @@ from specquant.training.written import Written, write_text
 HEAD = HeadRecipe()
 HEAD = replace(HEAD, schedule=replace(HEAD.schedule, learning_rate=3e-3, muon=True))
 EAGLE = HeadOptions()
-NAMED_BY_NOTEBOOKS = COMPANIONS[:3]  # a profile holds nothing that no notebook has a parameter for
 SMALL = SmallRecipe(chosen="ends")
 SMALL = replace(SMALL, schedule=replace(SMALL.schedule, learning_rate=4e-3))
 CALIBRATION_ROWS = 24
@@ -269,7 +268,7 @@ def write_profile(shop: Workshop, out: Path) -> Path:
     """Write what `specquant study` and notebooks take of the target and its companions."""
     target = str(shop.name) if is_hub_id(shop.name) or is_packaged(shop.name) else str(Path(shop.name).absolute())
     values = {"model": Path(str(shop.name)).name, "target": target}
-    made = {which: out / which.replace("_", "-") for which in NAMED_BY_NOTEBOOKS}
+    made = {which: out / which.replace("_", "-") for which in COMPANIONS}
     values |= {which: str(path.absolute()) for which, path in made.items() if path.is_dir()}
     values["calibration"] = str((out / "calibration.txt").absolute())
     on_gpu = shop.device.type == "cuda"
