@@ -141,7 +141,9 @@ def calibrate(
 
     loaded = Models.of(models)
     loaded.given_methods()  # refuses what does not fit before anything is loaded
-    path = write_calibration(loaded, load_tokenizer(models.model), out, prompts_per_task)
+    tokenizer = load_tokenizer(models.model)
+    _offer_tuning(loaded.target, models.model)
+    path = write_calibration(loaded, tokenizer, out, prompts_per_task)
     print(plans_of(loaded, read_results(path)).head(rows).round(2).to_string(index=False))
     print(path)
 
