@@ -15,7 +15,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.benchmark import Benchmark, Question, read_questions
-from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
+from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchmark
 from specquant.decoding import Generation, Speculator, acceptance_rule
 from specquant.decoding.drafters import get_method, methods_with
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
@@ -78,7 +78,7 @@ class Parameters(Common):
     @property
     def benchmark_files(self) -> dict[str, str]:
         """The SHA-256 of each benchmark's file."""
-        return {name: read_questions(get_benchmark(name), self.data_dir)[1] for name in sorted(self.benchmarks)}
+        return files_of(self.benchmarks, self.data_dir)
 
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for what is missing or does not fit together."""

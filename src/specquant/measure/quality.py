@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.benchmark import prompt_tokens, read_questions
-from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
+from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchmark
 from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
 from specquant.files import resolve
@@ -91,7 +91,14 @@ class Parameters(Common):
         told = super().same()
         if self.benchmarks:
             told |= {"benchmarks": list(self.benchmarks), "limit": self.limit, "max_new_tokens": self.max_new_tokens}
+            told |= self._benchmark_files()
         return told | ({"text": self.text.name} if self.text else {})
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | self._benchmark_files()
+
+    def _benchmark_files(self) -> dict[str, Any]:
+        return {"benchmark_files": files_of(self.benchmarks, self.data_dir)}
 
     def units(self) -> list[dict[str, Any]]:
         return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]

@@ -21,7 +21,7 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafters import get_method
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
-from specquant.files import resolve
+from specquant.files import resolve, sha256_of
 from specquant.measure import executors
 from specquant.measure.answers import Lines
 from specquant.measure.executors import Slurm
@@ -85,6 +85,7 @@ class Parameters:
             "head_scheme": models.head_scheme,
             "head_vocabulary": models.head_vocabulary,
             "head_text": Path(text).name if text else None,
+            **({"head_text_sha256": sha256_of(text)} if text else {}),
             "device": device_name(device),
             **({"row_invariant": True} if models.row_invariant else {}),
         }

@@ -82,7 +82,7 @@ class Decoding(Common):
         return super().same() | {"settings": self.settings.told()}
 
     def unnamed(self) -> dict[str, Any]:
-        return {"settings": PAPER_SETTINGS.told()}
+        return super().unnamed() | {"settings": PAPER_SETTINGS.told()}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
