@@ -20,10 +20,10 @@ from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchma
 from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure.asking import longest_prompt
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
-from specquant.measure.tasks import longest_prompt
 from specquant.models.companions import place_of
 from specquant.models.device import named_dtype
 from specquant.models.graphs import graphed
