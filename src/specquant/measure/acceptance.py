@@ -26,12 +26,10 @@ from specquant.measure.asking import Answer, Asker, longest_prompt
 from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
-from specquant.models.companions import place_of
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DType, ModelOptions
-from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.targets import possible_schemes, quantized_target
+from specquant.models.targets import calibration_beside, possible_schemes, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import interval, over_questions_with
 from specquant.tables.provenance import without_local_paths
@@ -118,8 +116,7 @@ class Parameters(Common):
 
     def models(self, scheme: str) -> Models:
         """The target in a scheme, with the companions that lie beside its fp16 weights."""
-        beside = place_of(self.model).parent / "calibration.txt"
-        text = beside if beside.is_file() else CALIBRATION_TEXT
+        text = calibration_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
         companions: dict[str, Any] = dict(ModelOptions(self.model).companions)
         dtype, device = named_dtype(self.dtype), choose_device(self.device)

@@ -24,13 +24,11 @@ from specquant.measure.asking import longest_prompt
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
-from specquant.models.companions import place_of
 from specquant.models.device import named_dtype
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.targets import quantized_target
+from specquant.models.targets import calibration_beside, quantized_target
 from specquant.models.texts import tokens_of
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
@@ -114,8 +112,7 @@ class Parameters(Common):
 
     def loaded(self, scheme: str, context_length: int | None = None) -> Llama:
         """The target in a scheme."""
-        beside = place_of(self.model).parent / "calibration.txt"
-        text = beside if beside.is_file() else CALIBRATION_TEXT
+        text = calibration_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
         return load_model(target, None, named_dtype(self.dtype), self.device, context_length)
 

@@ -92,7 +92,7 @@ def train_head(
     written: Written,
     features: Features,
     recipe: HeadRecipe,
-    seconds: float,
+    seconds: float | None,
     checkpoints: Path,
     start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[EagleHead, dict]:
@@ -104,7 +104,7 @@ def train_head(
         written: The text.
         features: The model's features of rows.
         recipe: How it learns.
-        seconds: How long.
+        seconds: How long; None for the steps that the recipe has.
         checkpoints: The folder of what an interrupted call goes on from.
         start: The weights of a head that learns on; None for one that starts from least squares.
 
@@ -143,7 +143,7 @@ def learn(
     right: Callable[[], list[float]],
     written: Written,
     recipe: Learning,
-    seconds: float,
+    seconds: float | None,
     checkpoints: Path,
 ) -> dict:
     """Train a head of any kind on a text for a time.
@@ -155,7 +155,7 @@ def learn(
         right: The share of held-out drafts that are right, by depth.
         written: The text.
         recipe: How it learns.
-        seconds: How long.
+        seconds: How long; None for the steps that the recipe has.
         checkpoints: The folder of what an interrupted call goes on from.
 
     Returns:
@@ -170,7 +170,9 @@ def learn(
     def held_out_loss() -> float:
         return torch.stack([loss(rows) for rows in written.held_out_batches(recipe.rows)]).mean().item()
 
-    schedule = fitting(recipe.schedule, seconds, head, loss_at, checkpoints / f"{name}.json")
+    schedule = recipe.schedule
+    if seconds is not None:
+        schedule = fitting(schedule, seconds, head, loss_at, checkpoints / f"{name}.json")
     run = fit(name, head, loss_at, held_out_loss, schedule, recipe.seed, checkpoints / f"{name}.pt")
     return run | {"steps": schedule.steps, "accuracy_before": before, "accuracy": right()}
 
