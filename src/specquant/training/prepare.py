@@ -153,7 +153,7 @@ class Workshop:
     def train_head(
         self, out: Path, minutes: float, head: HeadOptions = EAGLE, small: PreTrainedModel | None = None
     ) -> dict:
-        """Train a head into a directory, the target's or that of a small model; returns what `heads.learn` says."""
+        """Train a head into a directory, the target's or that of a small model; returns what `learn_to_draft` says."""
         name = f"{head.kind}-target" if small is None else f"{head.kind}-intermediate-{small.config.num_hidden_layers}"
         seconds, checkpoints = 60 * minutes, self.checkpoints()
         model = self.model if small is None else small
@@ -235,7 +235,7 @@ def make_head(shop: Workshop, out: Path, minutes: float, kind: HeadOptions = EAG
         kind: Of head.
 
     Returns:
-        What `heads.learn` says of it.
+        What `heads.learn_to_draft` says of it.
 
     Raises:
         SpecquantError: `out` is not empty, or as `Workshop` says.

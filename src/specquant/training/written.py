@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -71,6 +71,10 @@ class Written:
             start, count = start + len(rows), count - len(rows)
         return self.rows(torch.cat(taken))
 
+    def reading(self, count: int, seed: int) -> "Reading":
+        """The text for a network that learns from `count` rows a step."""
+        return Reading(self, count, seed)
+
     def held_out_batches(self, count: int) -> Iterator[Rows]:
         """The held-out rows, `count` at a time."""
         for rows in torch.arange(self.held_out).split(count):
@@ -102,6 +106,22 @@ class Written:
             "held_out_rows": held_out,
             "held_out_answer_tokens": int(answered[:held_out].sum()),
         }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as a network reads it (`learning.Text`): so many rows a step, in an order by the seed."""
+
+    written: Written
+    count: int
+    seed: int
+
+    def batch(self, step: int) -> Rows:
+        return self.written.batch(step, self.count, self.seed)
+
+    @torch.no_grad()
+    def mean_loss(self, loss: Callable[[Rows], torch.Tensor]) -> float:
+        return torch.stack([loss(rows) for rows in self.written.held_out_batches(self.count)]).mean().item()
 
 
 def write_text(
