@@ -17,7 +17,7 @@ from specquant.training.learning import learn
 from specquant.training.running import autocast
 from specquant.training.transformer import plain_config
 from specquant.training.writing import Rows
-from specquant.training.written import Written
+from specquant.training.written import Reading, Written
 
 Features = Callable[[Rows], torch.Tensor]
 
@@ -161,7 +161,7 @@ def learn_to_draft(
     Returns:
         What `learn` says, with "accuracy_before" and "accuracy", which `right` says.
     """
-    before, text = right(), written.reading(recipe.rows, recipe.seed)
+    before, text = right(), Reading(written, recipe.rows, recipe.seed)
     run = learn(name, head, text, loss, recipe.schedule, recipe.seed, checkpoints, seconds)
     return run | {"accuracy_before": before, "accuracy": right()}
 

@@ -17,7 +17,7 @@ from specquant.training.heads import lm_head_of
 from specquant.training.learning import learn
 from specquant.training.running import autocast
 from specquant.training.writing import Rows
-from specquant.training.written import Written
+from specquant.training.written import Reading, Written
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def distill(
             loss = loss + recipe.feature_weight * F.smooth_l1_loss(predicted, wanted)
         return loss
 
-    text = written.reading(recipe.rows, recipe.seed)
+    text = Reading(written, recipe.rows, recipe.seed)
     run = learn(name, learner, text, loss, recipe.schedule, recipe.seed, checkpoints, seconds)
     small.requires_grad_(False).eval()
     reached = held_out_agreement(small, written, lm_head, recipe.rows)

@@ -71,10 +71,6 @@ class Written:
             start, count = start + len(rows), count - len(rows)
         return self.rows(torch.cat(taken))
 
-    def reading(self, count: int, seed: int) -> "Reading":
-        """The text for a network that learns from `count` rows a step."""
-        return Reading(self, count, seed)
-
     def held_out_batches(self, count: int) -> Iterator[Rows]:
         """The held-out rows, `count` at a time."""
         for rows in torch.arange(self.held_out).split(count):
