@@ -61,5 +61,7 @@ def test_a_head_learns_on_the_features_of_its_scheme_and_once(parameters, tmp_pa
 def test_what_cannot_be_measured(parameters, tmp_path):
     with pytest.raises(SpecquantError, match="steps is 0: give at least 1"):
         replace(parameters, steps=0).check()
+    with pytest.raises(SpecquantError, match="learning_rate is 0: give a number above 0 and below 1"):
+        replace(parameters, learning_rate=0.0).check()
     with pytest.raises(SpecquantError, match="--minutes is 0"):
         replace(parameters, minutes=0).check()

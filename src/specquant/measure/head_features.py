@@ -40,6 +40,7 @@ class Parameters(SchemeByScheme):
 
     Attributes:
         steps: Of training.
+        learning_rate: Its peak; a higher one makes a head forget more of what it knew.
         rows: Of text in each step.
         row_length: Tokens of a row.
         minutes: How long the target writes text, if there is not as much yet; at least one part.
@@ -48,18 +49,21 @@ class Parameters(SchemeByScheme):
 
     schemes: tuple[str, ...] = ("fp16", "w4a16-g128")
     steps: int = 200
+    learning_rate: float = 3e-4
     rows: int = 32
     row_length: int = 1024
     minutes: float = 1.0
     keep_in: Path = field(default=Path("results/head_features"))
 
-    shared: ClassVar[tuple[str, ...]] = (*Decoding.shared, "steps", "rows", "row_length", "minutes")
+    shared: ClassVar[tuple[str, ...]] = (*Decoding.shared, "steps", "learning_rate", "rows", "row_length", "minutes")
 
     def check(self) -> None:
         """Raises SpecquantError as `SchemeByScheme.check`, and for numbers out of range."""
         super().check()
         require_at_least(self, steps=1, rows=1, row_length=8)
         check_minutes(self.minutes)
+        if not 0 < self.learning_rate < 1:
+            raise SpecquantError(f"learning_rate is {self.learning_rate:g}: give a number above 0 and below 1")
         if not self.head.is_dir():
             raise SpecquantError(f"there is no EAGLE head at {self.head}: train one first (specquant train-head)")
 
@@ -80,7 +84,8 @@ class Parameters(SchemeByScheme):
 def trained(parameters: Parameters, shop: Workshop, scheme: str) -> Path:
     """The directory of the family's head after it has learnt on the target's features in a scheme."""
     text, was = shop.written_in(scheme), open_checkpoint(parameters.head)
-    schedule = replace(HEAD.schedule, steps=parameters.steps, evaluate_every=max(1, parameters.steps // 4))
+    schedule = replace(HEAD.schedule, steps=parameters.steps, learning_rate=parameters.learning_rate)
+    schedule = replace(schedule, evaluate_every=max(1, parameters.steps // 4))
     recipe = replace(HEAD, rows=parameters.rows, schedule=schedule)
     of_all = text.folder.name, len(text.tokens), recipe, [sha256_of(file) for file in sorted(parameters.head.iterdir())]
     name = f"learnt-on-{scheme}-{hashlib.sha256(repr(of_all).encode()).hexdigest()[:12]}"
