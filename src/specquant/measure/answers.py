@@ -15,6 +15,7 @@ from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
 from specquant.files import hold
 from specquant.quant import SCHEMES
+from specquant.tables.parts import measured_otherwise
 
 # Measurements that an answer which ended at its first token does not have.
 NUMBERS = (
@@ -128,12 +129,8 @@ class Lines:
         if wrong:
             raise SpecquantError(f"{place}: no answer of this benchmark, by its {wrong}: remove the line")
         self.parameters = {name: row["parameters"].get(name) for name in OF_A_NODE} | self.parameters
-        for name, value in self.parameters.items():
-            if row["parameters"].get(name) != value:
-                raise SpecquantError(
-                    f"{place}: measured with {name} {row['parameters'].get(name)}, not {value}: choose another folder, "
-                    "or remove the file"
-                )
+        if told := measured_otherwise(self.parameters, row["parameters"]):
+            raise SpecquantError(f"{place}: {told}: choose another folder, or remove the file")
         unit = (row["scheme"], row["method"], row["id"])
         if unit in self.rows:
             print(f"specquant: {place}: {', '.join(unit)} is there twice, and counts once", file=sys.stderr)
