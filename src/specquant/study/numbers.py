@@ -32,7 +32,7 @@ from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
-from specquant.tables.intervals import PROCESS, over_processes, rule_of_three
+from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
 
 PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
@@ -304,6 +304,10 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
     known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
+    learnt = read_results("data/recorded/cpu/head_features.csv").set_index("features")
+    known |= {f"learnt on w4a16{end[5:]}": learnt.loc["w4a16-g128", end] for end in interval("ratio")}
+    known |= {f"did not learn on{end[5:]}": learnt.loc["none", end] for end in interval("ratio")}
+    known["prompts of heads that learnt on"] = learnt.prompts.max()
     known |= _of_quality()
     throughput = read_results("data/recorded/cpu/throughput.csv")
     eagle2 = throughput[throughput.method == "eagle2"]
