@@ -44,7 +44,8 @@ def test_recorded_trees_of_the_same_name_are_told_apart(small_models, tmp_path):
 def test_the_text_that_heads_count_tokens_in_is_shared_by_its_content(small_models, tmp_path):
     (tmp_path / "text.txt").write_text("1 plus 2 makes 3.\n")
     models = ModelOptions(small_models / "target", head_vocabulary=100, head_text=tmp_path / "text.txt")
-    same = tasks.Parameters("gsm8k", models).same("cpu")
+    data_dir = write_questions(tmp_path / "questions")
+    same = tasks.Parameters("gsm8k", models, data_dir=data_dir).same("cpu")
     assert (same["head_text"], same["head_text_sha256"]) == ("text.txt", sha256_of(tmp_path / "text.txt"))
 
 
