@@ -28,8 +28,7 @@ from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, DType
-from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.targets import quantized_target
+from specquant.models.targets import calibration_beside, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
 from specquant.tables.marks import Mark
@@ -83,16 +82,13 @@ class Decoding(Common):
         return super().same() | {"settings": self.settings.told()}
 
     def unnamed(self) -> dict[str, Any]:
-        return {"settings": PAPER_SETTINGS.told()}
+        return super().unnamed() | {"settings": PAPER_SETTINGS.told()}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
-        root = resolve(self.models_dir)
-        text = root / "calibration.txt"
-        calibration = text if text.is_file() else CALIBRATION_TEXT
-        return quantized_target(
-            target_in(root), scheme, self.keep_targets_in, device=self.device, calibration=calibration
-        )
+        target = target_in(resolve(self.models_dir))
+        text = calibration_beside(target)
+        return quantized_target(target, scheme, self.keep_targets_in, device=self.device, calibration=text)
 
 
 @dataclass(frozen=True, kw_only=True)

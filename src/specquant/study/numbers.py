@@ -305,6 +305,10 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
     known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
+    learnt = read_results("data/recorded/cpu/head_features.csv").set_index("features")
+    known |= {f"learnt on w4a16{end[5:]}": learnt.loc["w4a16-g128", end] for end in interval("ratio")}
+    known |= {f"did not learn on{end[5:]}": learnt.loc["none", end] for end in interval("ratio")}
+    known["prompts of heads that learnt on"] = learnt.prompts.max()
     known |= _of_quality()
     throughput = read_results("data/recorded/cpu/throughput.csv")
     eagle2 = throughput[throughput.method == "eagle2"]
