@@ -5,14 +5,19 @@ import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
+import specquant.measure
 from specquant.errors import SpecquantError
 from specquant.measure import executors
 from specquant.measure.executors import CARD, Here, Slurm, SlurmOptions, chosen, current, read_options
-from specquant.measure.measure import _task, record, serve
+from specquant.measure.measure import Measure, _task, record, serve
+from specquant.measure.parameters import Common
 from specquant.tables.parts import Parts
 from specquant.tables.provenance import DEVICE_OF_JOBS
 from specquant.tables.results import read_provenance, read_results
@@ -119,6 +124,25 @@ def test_jobs_of_two_cards_are_not_mixed(tmp_path):
     of("NVIDIA A100").forget_device()  # no row came of it
     of("NVIDIA A100").claim_device()
     assert [path.name for path in (tmp_path / "sleeping.parts").iterdir()] == [".device"]
+
+
+def test_no_table_of_any_measure_mixes_cards(tmp_path):
+    """Neither where jobs begin nor where parts are there already."""
+    modules = [import_module(f"specquant.measure.{each.name}") for each in iter_modules(specquant.measure.__path__)]
+    every = {each.name: each for module in modules for each in vars(module).values() if isinstance(each, Measure)}
+    assert len(every) > 20
+    for measure in every.values():
+        assert "device" in {each.name for each in fields(measure.parameters)}
+        assert issubclass(measure.parameters, Common)
+        for table in measure.tables:
+            mine, theirs = (Parts(table, tmp_path / f"{table.name}.csv", {"device": card}) for card in "AB")
+            mine.claim_device()
+            with pytest.raises(SpecquantError, match=rf"{table.name}\.csv is of A, and this is B: ask for one kind"):
+                theirs.claim_device()
+            part = {"unit": dict.fromkeys(table.unit, 0), "rows": [], "provenance": {"device": "A", "parameters": {}}}
+            (mine.folder / "a.json").write_text(json.dumps(part))
+            with pytest.raises(SpecquantError, match="holds rows measured with device A, not B"):
+                theirs.missing([])
 
 
 def test_a_job_on_another_card_than_the_tables_are_to_be_of_measures_nothing(tmp_path, notes, monkeypatch):

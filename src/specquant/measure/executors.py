@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from specquant.errors import SpecquantError
-from specquant.files import read_text, resolve
+from specquant.files import SEEN_AFTER_S, read_text, resolve
 from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import DEVICE_OF_JOBS
 
@@ -55,7 +56,8 @@ class Task:
 
 
 # What a task told; or {"state": "queued" or "running", "log": path}; or, at last, {"ended": exit status, "log": path},
-# with the reason as "why" where there is no exit status. A log is None where it goes to the terminal.
+# with the reason as "why" where there is no exit status. A log is None where it goes to the terminal. Of one of the
+# jobs that are left {} is told after each look at them, for whoever shows what else goes on.
 Told = Iterator[tuple[Task, dict[str, Any]]]
 
 
@@ -238,7 +240,7 @@ class Slurm:
     options: SlurmOptions
     cluster: str = "slurm"
     poll_s: float = 5.0
-    grace_s: float = 30.0
+    grace_s: float = SEEN_AFTER_S
     by_srun: bool = True
     jobs = 1
     elsewhere = True
@@ -250,14 +252,15 @@ class Slurm:
     def run(self, tasks: Sequence[Task], folder: Path) -> Told:
         """Run each task as a job, with its files in `folder`. The logs of jobs that failed stay there.
 
-        Jobs that have not ended when the caller ends are cancelled.
+        Jobs that have not ended when the caller ends are cancelled, also where SIGTERM ends it.
         """
         if not tasks:
             return
         folder /= _stamp()
         jobs = self._submitted(tasks, folder)
         try:
-            yield from self._watched(jobs)
+            with _ended_by_sigterm():
+                yield from self._watched(jobs, folder)
         finally:
             for job in jobs:
                 with suppress(Exception):  # what cannot be reached is Slurm's
@@ -283,15 +286,19 @@ class Slurm:
             raise SpecquantError(f"Slurm took no jobs ({reason}): mend the options, or leave --executor out") from None
         return jobs
 
-    def _watched(self, jobs: dict[Any, Task]) -> Told:
-        """What jobs tell when they end, and their states as they change. Those that have ended leave `jobs`."""
+    def _watched(self, jobs: dict[Any, Task], folder: Path) -> Told:
+        """What jobs tell when they end, and their states as they change. Those that have ended leave `jobs`.
+
+        Results are looked for by listing the folder: NFS tells at once what is in one, but for half a minute says of a
+        file that was not there the last time that it is not.
+        """
         states: dict[Any, str] = {}
         gone_since: dict[Any, float] = {}
         while jobs:
-            queue = self._queue(list(jobs))
+            queue, there = self._queue(list(jobs)), _names(folder)
             for job, task in list(jobs.items()):
                 log, state = str(job.paths.stderr), queue.get(job.job_id)
-                if self.cluster == "debug" or job.paths.result_pickle.exists():
+                if self.cluster == "debug" or job.paths.result_pickle.name in there:
                     told = _ended(job)
                 elif state is None and time.monotonic() - gone_since.setdefault(job, time.monotonic()) > self.grace_s:
                     told = [{"ended": None, "log": log, "why": "left the queue without a result"}]
@@ -305,6 +312,7 @@ class Slurm:
                 del jobs[job]
                 yield from ((task, each) for each in told)
             if jobs:
+                yield next(iter(jobs.values())), {}
                 time.sleep(self.poll_s)
 
     def _queue(self, jobs: Sequence[Any]) -> dict[str, str]:
@@ -360,6 +368,19 @@ def _ended(job: Any) -> list[dict[str, Any]]:
 
 
 @contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Meanwhile SIGTERM, by which Slurm ends the job of a notebook, raises an exception, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _as_no_job() -> Iterator[None]:
     """The environment without what makes this process part of a job, so that it can submit others as well."""
     configuration = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
@@ -374,6 +395,14 @@ def _submitit() -> Any:
     except ImportError:
         raise SpecquantError("jobs of Slurm need submitit: pip install 'specquant[slurm]'") from None
     return submitit
+
+
+def _names(folder: Path) -> set[str]:
+    """Of the files in a folder; none while it cannot be listed."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def _stamp() -> str:

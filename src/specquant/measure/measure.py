@@ -24,6 +24,7 @@ from specquant.files import resolve
 from specquant.measure import executors
 from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
+from specquant.measure.states import States
 from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
@@ -107,14 +108,14 @@ def _measure_all(
     ]
     for each in parts:
         each.forget_device()
-    failed, states = [], dict.fromkeys(tasks, "")
+    failed, done = list[str](), list[Unit]()
+    states = States(measure.name, tasks if executor.elsewhere else ())
     bar = tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True)
-    with bar, _joined_as_it_grows(parts) as join_if_due:
+    with bar, states, _joined_as_it_grows(parts) as join_if_due:
         for task, told in executor.run(tasks, parts[0].path.with_suffix(".jobs")):
-            if "state" in told or "ended" in told:
-                states[task] = told.get("state", "")
-                counts = [f"{[*states.values()].count(state)} {state}" for state in ("queued", "running")]
-                bar.set_postfix_str(", ".join(counts) if executor.elsewhere else "")
+            if executor.elsewhere:
+                states.take(task, told)
+                bar.set_postfix_str(str(states), refresh="state" in told)
             if "error" in told:
                 if together:  # the same would be wrong in the others
                     raise SpecquantError(told["error"])
@@ -125,8 +126,12 @@ def _measure_all(
                 tell(told["left_out"])
                 bar.update()
             elif "done" in told:
+                done.append(told["done"])
                 join_if_due()
                 bar.update()
+    if executor.elsewhere and not failed:
+        for each in parts:
+            each.wait_for(done)
     return failed
 
 

@@ -6,6 +6,7 @@ that is requeued goes on behind its last answer, and so does a command that is r
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,13 @@ from specquant.benchmarks.registry import get_benchmark
 from specquant.decoding.drafters import get_method
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError, full_memory_told
-from specquant.files import resolve, write_file
+from specquant.files import resolve, wait_until_seen, write_file
 from specquant.measure import executors
 from specquant.measure.answers import Lines
 from specquant.measure.executors import Slurm, Task
+from specquant.measure.measure import require_card
 from specquant.measure.parameters import from_json
+from specquant.measure.states import States
 from specquant.measure.tasks import Parameters, record_benchmark, what_is_shared, write_table
 from specquant.models.config import load_config
 from specquant.models.device import choose_device
@@ -28,8 +31,8 @@ from specquant.models.hub import locate, resolve_model
 from specquant.models.loading import stored_scheme
 from specquant.progress import tell, tqdm
 from specquant.quant import get_scheme
-from specquant.tables.parts import joined_provenance
-from specquant.tables.provenance import COMMAND, command_line
+from specquant.tables.parts import claim_device, forget_device, joined_provenance
+from specquant.tables.provenance import COMMAND, command_line, device_name
 from specquant.tables.results import read_provenance
 
 QUESTIONS_OF_A_JOB = 20
@@ -51,19 +54,25 @@ def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm)
     answers = _Answers(resolve(out_dir) / f"{benchmark.name}.jsonl", _asked(parameters), every_question)
     for file in sorted(answers.folder.glob(f"*/{benchmark.name}.jsonl")):
         answers.take(file)
+    answers.forget_device()
     scheme = _scheme(parameters)
     lacking = answers.missing(scheme, questions, parameters.methods)
     tasks = {
         _task(parameters, scheme, some, answers.folder): some
         for some in (lacking[n : n + QUESTIONS_OF_A_JOB] for n in range(0, len(lacking), QUESTIONS_OF_A_JOB))
     }
-    failed = []
-    with tqdm(total=len(lacking), desc=f"{benchmark.name}, {scheme}", unit="question") as bar:
+    failed, states = [], States(benchmark.name, list(tasks))
+    with tqdm(total=len(lacking), desc=f"{benchmark.name}, {scheme}", unit="question") as bar, states:
         for task, told in executor.run(list(tasks), resolve(out_dir) / f"{benchmark.name}.jobs"):
+            states.take(task, told)
+            bar.set_postfix_str(str(states), refresh="state" in told)
             if "error" in told:
                 failed.append(f"{task.name}: {told['error']}")
             elif "ended" in told:
-                answers.take(_folder(task) / f"{benchmark.name}.jsonl")
+                try:
+                    answers.take(_folder(task) / f"{benchmark.name}.jsonl")
+                except SpecquantError as error:  # such as of a node with another sandbox: the others go on
+                    failed.append(f"{task.name}: {error}")
                 bar.update(len(tasks[task]))
                 if told["ended"] != 0:
                     why = told.get("why") or f"ended with status {told['ended']}"
@@ -72,6 +81,13 @@ def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm)
     if failed:
         number = f"{len(failed)} jobs failed, the first of them: " if len(failed) > 1 else ""
         raise SpecquantError(f"{number}{failed[0]}: what was answered is kept, and the same command goes on from there")
+
+    def unanswered() -> int:
+        for task in tasks:
+            answers.take(_folder(task) / f"{benchmark.name}.jsonl")
+        return len(answers.missing(scheme, questions, parameters.methods))
+
+    wait_until_seen(unanswered, answers.folder)
     path = write_table(answers.lines())
     records = [read_provenance(file) for file in sorted(answers.folder.glob(f"*/{benchmark.name}.csv"))]
     write_file(path.with_suffix(".json"), json.dumps(joined_provenance(records), indent=2) + "\n", by_several=True)
@@ -92,6 +108,12 @@ class _Answers:
             theirs.read()
             for row in theirs.rows.values():
                 self.lines(same).add(row)
+
+    def forget_device(self) -> None:
+        """Forget of which device answers are to be, where none came of it."""
+        files = [self.path, *self.folder.glob(f"*/{self.path.name}")]
+        if all(self._same(file) is None for file in files):
+            forget_device(self.folder)
 
     def missing(self, scheme: str, questions: Sequence[Question], methods: Sequence[str]) -> list[Question]:
         """The questions that lack an answer by some method."""
@@ -146,8 +168,12 @@ def _folder(task: Task) -> Path:
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What a job does: answer the questions of an order."""
+    parameters, folder = from_json(Parameters, order["parameters"]), Path(order["folder"])
     try:
+        device = device_name(choose_device(parameters.models.device))
+        require_card(os.environ.get(executors.CARD), device)
+        claim_device(folder.parent, device, f"{parameters.benchmark}.csv")
         with full_memory_told():
-            record_benchmark(from_json(Parameters, order["parameters"]), order["folder"], order["ids"])
+            record_benchmark(parameters, folder, order["ids"])
     except SpecquantError as error:
         tell({"error": str(error)})
