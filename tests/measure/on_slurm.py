@@ -159,7 +159,7 @@ def test_a_lost_job_that_slurm_does_not_requeue_is_named_and_the_same_command_go
 
 def test_a_job_whose_time_is_over_is_named_with_its_log(cluster, tmp_path, notes, monkeypatch):
     monkeypatch.setattr(executors, "current", lambda: replace(cluster.executor, options=SlurmOptions(time=1)))
-    with pytest.raises(SpecquantError, match=r"^sleeping synthetic 0 failed \(.*timed-out") as error:
+    with pytest.raises(SpecquantError, match=r"^sleeping synthetic 0 failed \(its time is over; its log") as error:
         record(MEASURE, Parameters(count=1, seconds=300, notes=notes), tmp_path / "jobs")
     assert Path(str(error.value).split("its log is ")[1].split(")")[0]).is_file()
     assert begun(notes) == [1]

@@ -156,6 +156,26 @@ def test_a_job_on_another_card_than_the_tables_are_to_be_of_measures_nothing(tmp
     assert begun(notes) == {}
 
 
+@pytest.mark.parametrize(
+    ("trace", "reason"),
+    [
+        (
+            "Traceback\n  File x\nUncompletedJobError: timed-out too many times.",
+            "its time is over",
+        ),
+        ("Traceback\n  File x\nFileNotFoundError: no file 'a'", "FileNotFoundError: no file 'a'"),
+    ],
+)
+def test_why_a_job_has_no_result_is_said_in_a_few_words(tmp_path, trace, reason):
+    """It is what submitit's exception says, without its advice for Python."""
+    from submitit.core import utils
+    from submitit.local.local import LocalJob
+
+    job = LocalJob(tmp_path, "7")
+    utils.cloudpickle_dump(("error", trace), job.paths.result_pickle)
+    assert executors._ended(job) == [{"ended": None, "log": str(job.paths.stderr), "why": reason}]
+
+
 def test_what_is_timed_has_this_machine_to_itself(tmp_path, notes, monkeypatch):
     use(monkeypatch, Here(2))
     with pytest.raises(
@@ -208,6 +228,15 @@ def test_options_are_those_of_sbatch(tmp_path):
         ("time: 0", "time is 0: give at least 1"),
         ("exclusive: 1", "exclusive is 1: give true or false"),
         ("notebooks: {gras: 1}", "notebooks: there is no option 'gras': did you mean gres"),
+        ("notebooks: {notebooks: {time: 1}}", "notebooks: there is no option 'notebooks': choose from"),
+        ("notebooks: [time]", "notebooks must hold lines of the form"),
+        ('partition: ""', "partition is '': give one word, or leave it out"),
+        ('account: "a\\nb"', r"account is 'a\\nb': give one word"),
+        ("constraint: h200 or h100", "constraint is 'h200 or h100': give one word"),
+        ("gres: 1", "gres is 1: give text or nothing"),
+        ("setup: module load cuda", "setup is 'module load cuda': give a list"),
+        ("at_once: 0", "at_once is 0: give at least 1"),
+        ("mem_gb: 1.5", "mem_gb is 1.5: give a whole number or nothing"),
         ("- gpu", "must hold lines of the form"),
         ("a: [", "is not valid YAML"),
         ("time: 1:00:00", "time is '1:00:00': give a whole number"),

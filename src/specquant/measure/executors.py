@@ -7,6 +7,7 @@ Nothing here imports torch: this module is loaded on a node before the task's ow
 import difflib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -204,12 +205,12 @@ def read_options(path: str | Path) -> SlurmOptions:
     return _options({} if values is None else values, str(path))
 
 
-def _options(values: Any, place: str) -> SlurmOptions:
+def _options(values: Any, place: str, without: tuple[str, ...] = ()) -> SlurmOptions:
     from specquant.measure.parameters import require_type
 
     if not isinstance(values, dict):
         raise SpecquantError(f"{place} must hold lines of the form `partition: gpu`")
-    known = {each.name: each.type for each in fields(SlurmOptions)}
+    known = {each.name: each.type for each in fields(SlurmOptions) if each.name not in without}
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
@@ -217,7 +218,9 @@ def _options(values: Any, place: str) -> SlurmOptions:
             raise SpecquantError(f"{place}: there is no option {str(name)[:100]!r}: {told}")
         values[name] = tuple(value) if isinstance(value, list) else value
         if name == "notebooks":
-            _options(value, f"{place}, notebooks")
+            _options(value, f"{place}, notebooks", without=(name,))
+        elif name in _NAMES and isinstance(value, str) and (not value or re.search(r"\s", value)):
+            raise SpecquantError(f"{place}: {name} is {value!r}: give one word, or leave it out")
         else:
             least = 1 if name in ("time", "cpus_per_task", "mem_gb", "at_once") and value is not None else None
             require_type(f"{place}: {name}", values[name], known[name], least)
@@ -357,14 +360,22 @@ def _ended(job: Any) -> list[dict[str, Any]]:
     try:
         status, lines = job.result()
     except Exception as error:  # whatever went wrong there comes as an exception of its own
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return [{"ended": None, "log": log, "why": last[:300]}]
+        return [{"ended": None, "log": log, "why": _reason(error)}]
     if status == 0:
         paths = job.paths
         for path in (paths.stdout, paths.stderr, paths.submitted_pickle, paths.result_pickle):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
     return [*_objects(lines), {"ended": status, "log": log if status else None}]
+
+
+def _reason(error: Exception) -> str:
+    """Why a job has no result, in a few words: submitit tells a traceback, and where logs are."""
+    told = str(error).partition("You can check full logs")[0]
+    if "timed-out too many times" in told:
+        return "its time is over"
+    last = ([line for line in told.splitlines() if line.strip(" -")] or [type(error).__name__])[-1]
+    return " ".join(last.split())[:300]
 
 
 @contextmanager
