@@ -87,27 +87,6 @@ def test_questions_are_shared_out_to_jobs(call, tmp_path, monkeypatch):
     assert len({json.loads(task.order)["folder"] for task in given}) == 2
 
 
-def test_jobs_on_another_card_answer_nothing_and_say_why(call, tmp_path):
-    jobs = Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=2.0)
-    call(jobs, "out", limit=1)
-    claimed = tmp_path / "out/gsm8k.parts/.device"
-    mine = claimed.read_text()
-    claimed.write_text("NVIDIA A100")
-    before = lines(tmp_path / "out/gsm8k.csv")
-    with pytest.raises(SpecquantError, match=r"gsm8k\.csv is of NVIDIA A100, and this is .*: ask for one"):
-        call(jobs, "out")
-    assert lines(tmp_path / "out/gsm8k.csv") == before
-    claimed.write_text(mine)
-    assert len(lines(call(jobs, "out"))) > len(before)
-
-
-def test_a_claim_of_which_no_answer_came_is_forgotten(call, tmp_path):
-    (tmp_path / "out/gsm8k.parts/job").mkdir(parents=True)
-    (tmp_path / "out/gsm8k.parts/.device").write_text("NVIDIA A100")
-    (tmp_path / "out/gsm8k.parts/job/gsm8k.jsonl").touch()  # its job failed before the first answer
-    assert call(Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=2.0), "out", limit=1).is_file()
-
-
 @pytest.fixture
 def answered_here(call, tmp_path, monkeypatch):
     """Have jobs answer in this process, so that a test may change what they do. The environment is that of a node."""
@@ -124,6 +103,27 @@ def answered_here(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Slurm, "run", run)
     return call
+
+
+def test_jobs_on_another_card_answer_nothing_and_say_why(answered_here, tmp_path):
+    jobs = Slurm(SlurmOptions())
+    answered_here(jobs, "out", limit=1)
+    claimed = tmp_path / "out/gsm8k.parts/.device"
+    mine = claimed.read_text()
+    claimed.write_text("NVIDIA A100")
+    before = lines(tmp_path / "out/gsm8k.csv")
+    with pytest.raises(SpecquantError, match=r"gsm8k\.csv is of NVIDIA A100, and this is .*: ask for one"):
+        answered_here(jobs, "out")
+    assert lines(tmp_path / "out/gsm8k.csv") == before
+    claimed.write_text(mine)
+    assert len(lines(answered_here(jobs, "out"))) > len(before)
+
+
+def test_a_claim_of_which_no_answer_came_is_forgotten(answered_here, tmp_path):
+    (tmp_path / "out/gsm8k.parts/job").mkdir(parents=True)
+    (tmp_path / "out/gsm8k.parts/.device").write_text("NVIDIA A100")
+    (tmp_path / "out/gsm8k.parts/job/gsm8k.jsonl").touch()  # its job failed before the first answer
+    assert answered_here(Slurm(SlurmOptions()), "out", limit=1).is_file()
 
 
 def test_answers_say_on_which_node_they_came_about(answered_here):
@@ -161,7 +161,7 @@ def test_answers_that_do_not_belong_to_the_others_fail_their_job_alone(answered_
     monkeypatch.setattr(task_jobs, "QUESTIONS_OF_A_JOB", 1)
     shared, sandboxes = tasks.what_is_shared, iter(["bubblewrap", "unsafe"])
     monkeypatch.setattr(tasks, "what_is_shared", lambda *of: shared(*of) | {"sandbox": next(sandboxes)})
-    with pytest.raises(SpecquantError, match=r"^gsm8k fp16 questions .*: measured with sandbox unsafe, not bubblewrap"):
+    with pytest.raises(SpecquantError, match=r"^gsm8k fp16 questions .* was measured with sandbox unsafe, not bubb"):
         answered_here(Slurm(SlurmOptions()), "out")
     assert len(lines(tmp_path / "out/gsm8k.csv")) == 2
 

@@ -102,12 +102,18 @@ class _Answers:
         self._lines: Lines | None = None
 
     def take(self, file: Path) -> None:
-        """Add the answers of a job's file, if it has written any."""
+        """Add the answers of a job's file, if it has written any. Raises SpecquantError where its node was another."""
         if (same := self._same(file)) is not None:
-            theirs = Lines(file, same, self.questions)
+            theirs, mine = Lines(file, same, self.questions), self.lines(same)
+            for name in OF_A_NODE:
+                if same[name] != mine.parameters[name]:
+                    raise SpecquantError(
+                        f"{file} was measured with {name} {same[name]}, not {mine.parameters[name]} as "
+                        f"{self.path.name}: choose another folder, or remove that file"
+                    )
             theirs.read()
             for row in theirs.rows.values():
-                self.lines(same).add(row)
+                mine.add(row)
 
     def forget_device(self) -> None:
         """Forget of which device answers are to be, where none came of it."""
