@@ -89,7 +89,7 @@ def run_study(
     remove_abandoned(executed)
 
     notebooks = {name: notebooks[name] for name in declared}
-    failed, executor = [], executors.current()
+    failed = []
     with _reported(folder, profile, notebooks), tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
         for name in bar:
             bar.set_description(name)
@@ -101,14 +101,7 @@ def run_study(
             waiting = tuple(chosen[chosen.index(name) + 1 :])
             show = partial(_show, folder, profile, list(notebooks), name, waiting)
             show()
-            with working_folder(executed, name) as working:
-                if isinstance(executor, Slurm):
-                    record = _run_as_job(executor.of_notebooks(), notebooks[name], parameters, folder, working, show)
-                else:
-                    record = _run(notebooks[name], parameters, folder, working, show)
-            record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
-            content = json.dumps(record, indent=2, default=str) + "\n"
-            write_file(executed / f"{name}.json", content, by_several=True)
+            record = _executed(notebooks[name], parameters, folder, inputs, show)
             if record["error"] is None:
                 tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
             else:
@@ -297,6 +290,22 @@ def _is_plain(value: Any) -> bool:
         case float():
             return isfinite(value)
     return value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _executed(
+    notebook: Path, parameters: dict[str, Any], folder: Path, inputs: str, show: Callable[..., None]
+) -> dict[str, Any]:
+    """Run one notebook, here or as a job, and write its record; returns that."""
+    executor = executors.current()
+    with working_folder(folder / "notebooks", notebook.stem) as working:
+        if isinstance(executor, Slurm):
+            record = _run_as_job(executor.of_notebooks(), notebook, parameters, folder, working, show)
+        else:
+            record = _run(notebook, parameters, folder, working, show)
+    record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
+    content = json.dumps(record, indent=2, default=str) + "\n"
+    write_file(folder / f"notebooks/{notebook.stem}.json", content, by_several=True)
+    return record
 
 
 def _run(
