@@ -32,7 +32,7 @@ max_draft_size: 4
 processes: 1
 repeats: 2
 """
-TIMED = re.compile(r"_(ms|us|s)$|^speedup$")
+TIMED = re.compile(r"_(ms|us|s)$|^speedup$|^place$")  # and in which random place of a block it was
 
 
 @pytest.fixture(scope="module")
