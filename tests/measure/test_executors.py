@@ -66,9 +66,10 @@ def test_a_unit_that_dies_stops_no_other_and_the_same_command_goes_on(executor, 
         kept = {path.stem for path in (tmp_path / "out/sleeping.jobs").rglob("*log*")}
         assert kept == {log.stem}  # those of others are gone
     assert record(MEASURE, Parameters(count=2, notes=notes), tmp_path / "out") == path
+    node = "" if executor.elsewhere else ",node7"
     assert read_results(path).to_csv(index=False) == (
-        "weights,process,size,square\n"
-        + "".join(f"synthetic,{n},{size},{n * n}\n" for n in range(2) for size in (1, 2))
+        f"weights,process,size,square{',node' if node else ''}\n"
+        + "".join(f"synthetic,{n},{size},{n * n}{node}\n" for n in range(2) for size in (1, 2))
     )
     assert begun(notes) == {0: 2, 1: 1}
     assert read_provenance(path).get("node") == (None if executor.elsewhere else "node7")
