@@ -46,8 +46,12 @@ class Parts:
 
     def missing(self, units: Iterable[Unit]) -> list[Unit]:
         """Those of `units` that the table does not hold yet."""
-        held = set(self._rows(self._parts())[list(self.table.unit)].itertuples(index=False, name=None))
+        held = self._held()
         return [unit for unit in units if self._name(unit) not in held]
+
+    def _held(self) -> set[tuple]:
+        """The names of the units that the table holds."""
+        return set(self._rows(self._parts())[list(self.table.unit)].itertuples(index=False, name=None))
 
     def holds(self, unit: Unit) -> bool:
         """Whether a part of this unit is there, by its name alone: jobs do not read each other's parts."""
@@ -78,7 +82,8 @@ class Parts:
 
     def wait_for(self, units: Sequence[Unit]) -> None:
         """Wait until units are seen here that jobs have written; raises SpecquantError as `wait_until_seen`."""
-        wait_until_seen(lambda: len(self.missing(units)), self.folder)
+        names = {self._name(unit) for unit in units}
+        wait_until_seen(lambda: len(names - self._held()), self.folder)
 
     def join(self) -> Path:
         """Write the CSV and its provenance from all that is there; returns the CSV's path.
