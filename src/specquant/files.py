@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -58,6 +59,18 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot read {what} {path} ({error}): give a UTF-8 text file") from None
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content; a relative path is below the project root.
+
+    Raises SpecquantError where it cannot be read.
+    """
+    try:
+        with open(resolve(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SpecquantError(f"cannot read {path}: {error.strerror}: give a file that you can read") from None
 
 
 def write_file(path: str | os.PathLike, content: bytes | str, by_several: bool = False) -> Path:

@@ -7,7 +7,8 @@ import pytest
 from specquant import files
 from specquant.cli import command_line, parsed
 from specquant.errors import SpecquantError
-from specquant.measure import executors, task_jobs, tasks
+from specquant.measure import executors, task_jobs
+from specquant.measure.answers import Lines
 from specquant.measure.executors import Here, Slurm, SlurmOptions
 from specquant.measure.tasks import Parameters, record_benchmark
 from specquant.models.options import ModelOptions
@@ -140,28 +141,28 @@ def test_a_job_that_may_not_measure_for_this_card_says_so(answered_here, monkeyp
 
 def test_answers_that_are_seen_late_are_waited_for(answered_here, tmp_path, monkeypatch):
     """As on NFS: the file of a job that has ended is not there yet."""
-    take, asked = task_jobs._Answers.take, []
+    take, asked = Lines.take, []
 
     def late(self, file):
         asked.append(file)
         if len(asked) > 2:
             take(self, file)
 
-    monkeypatch.setattr(task_jobs._Answers, "take", late)
+    monkeypatch.setattr(Lines, "take", late)
     path = answered_here(Slurm(SlurmOptions()), "out", limit=1)
     assert len(asked) == 3
     assert len(lines(path)) == 2
-    monkeypatch.setattr(task_jobs._Answers, "take", lambda self, file: None)
+    monkeypatch.setattr(Lines, "take", lambda self, file: None)
     monkeypatch.setattr(files, "SEEN_AFTER_S", 0.1)
-    with pytest.raises(SpecquantError, match=r"^1 results of jobs that ended well are not in .*gsm8k\.parts"):
+    with pytest.raises(SpecquantError, match=r"^2 results of jobs that ended well are not in .*gsm8k\.parts"):
         answered_here(Slurm(SlurmOptions()), "never", limit=1)
 
 
 def test_answers_that_do_not_belong_to_the_others_fail_their_job_alone(answered_here, tmp_path, monkeypatch):
     monkeypatch.setattr(task_jobs, "QUESTIONS_OF_A_JOB", 1)
-    shared, sandboxes = tasks.what_is_shared, iter(["bubblewrap", "unsafe"])
-    monkeypatch.setattr(tasks, "what_is_shared", lambda *of: shared(*of) | {"sandbox": next(sandboxes)})
-    with pytest.raises(SpecquantError, match=r"^gsm8k fp16 questions .* was measured with sandbox unsafe, not bubb"):
+    same, sandboxes = Parameters.same, iter([None, "bubblewrap", "unsafe"])  # of the command, and of each job
+    monkeypatch.setattr(Parameters, "same", lambda *of: same(*of) | {"sandbox": next(sandboxes)})
+    with pytest.raises(SpecquantError, match=r"^gsm8k fp16 questions .*: measured with sandbox unsafe, not bubb"):
         answered_here(Slurm(SlurmOptions()), "out")
     assert len(lines(tmp_path / "out/gsm8k.csv")) == 2
 

@@ -172,12 +172,8 @@ class Parts:
     def _require_same(self, provenance: Mapping[str, Any], path: Path) -> None:
         theirs = {"device": provenance.get("device")} | self.unnamed | provenance["parameters"]
         self.same.setdefault("device", theirs["device"])
-        for name, value in self.same.items():
-            if theirs.get(name) != value:
-                raise SpecquantError(
-                    f"{path} holds rows measured with {name} {theirs.get(name)}, not {value}: choose another folder, "
-                    "or remove it"
-                )
+        if told := measured_otherwise(self.same, theirs):
+            raise SpecquantError(f"{path} holds rows {told}: choose another folder, or remove it")
 
     def _name(self, unit: Unit) -> tuple:
         return tuple(unit[name] for name in self.table.unit)
@@ -211,6 +207,14 @@ def forget_device(folder: Path) -> None:
     """Take back that a table is of a device (`claim_device`)."""
     with suppress(OSError):
         (folder / DEVICE).unlink(missing_ok=True)
+
+
+def measured_otherwise(same: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """The first parameter of `same` that others have otherwise, in words; None where they have all of them so."""
+    for name, value in same.items():
+        if theirs.get(name) != value:
+            return f"measured with {name} {theirs.get(name)}, not {value}"
+    return None
 
 
 def _slug(names: Sequence[Any]) -> str:
