@@ -24,6 +24,7 @@ from specquant.files import resolve
 from specquant.measure import executors
 from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
+from specquant.measure.states import States
 from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
@@ -104,6 +105,7 @@ def _measure_all(
     for each in parts:
         each.forget_device()
     bar = tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True)
+    done = list[Unit]()
     with bar, _joined_as_it_grows(parts) as join_if_due:
 
         def heard(task: Task, told: dict[str, Any]) -> None:
@@ -113,11 +115,16 @@ def _measure_all(
                 tell(told["left_out"])
                 bar.update()
             elif "done" in told:
+                done.append(told["done"])
                 join_if_due()
                 bar.update()
 
         of_all = f"the process that measured {measure.name}" if together else None
-        return watched(executor, tasks, parts[0].path.with_suffix(".jobs"), bar, heard, of_all)
+        failed = watched(executor, tasks, parts[0].path.with_suffix(".jobs"), bar, heard, of_all)
+    if executor.elsewhere and not failed:
+        for each in parts:
+            each.wait_for(done)
+    return failed
 
 
 def watched(
@@ -138,20 +145,20 @@ def watched(
         heard: Called with each task and what it told.
         name: What all tasks are called; where it is not given, each has its name, and what went wrong is said at once.
     """
-    failed, states = [], dict.fromkeys(tasks, "")
-    for task, told in executor.run(tasks, folder):
-        heard(task, told)
-        if "state" in told or "ended" in told:
-            states[task] = told.get("state", "")
-            counts = [f"{[*states.values()].count(state)} {state}" for state in ("queued", "running")]
-            bar.set_postfix_str(", ".join(counts) if executor.elsewhere else "")
-        if "error" in told:
-            failed.append(f"{task.name}: {told['error']}")
-        elif told.get("ended", 0) != 0:
-            why = told.get("why") or f"ended with status {told['ended']}"
-            failed.append(f"{name} {why}" if name else f"{task.name} failed ({why}; its log is {told['log']})")
-            if not name:
-                tell(failed[-1])
+    failed = []
+    with States(folder.stem, tasks if executor.elsewhere else ()) as states:
+        for task, told in executor.run(tasks, folder):
+            if executor.elsewhere:
+                states.take(task, told)
+                bar.set_postfix_str(str(states), refresh="state" in told)
+            heard(task, told)
+            if "error" in told:
+                failed.append(f"{task.name}: {told['error']}")
+            elif told.get("ended", 0) != 0:
+                why = told.get("why") or f"ended with status {told['ended']}"
+                failed.append(f"{name} {why}" if name else f"{task.name} failed ({why}; its log is {told['log']})")
+                if not name:
+                    tell(failed[-1])
     return failed
 
 

@@ -29,7 +29,7 @@ from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
 from specquant.planning.confidences import calibrate_heads
 from specquant.progress import tqdm
-from specquant.tables.provenance import device_name, without_local_paths
+from specquant.tables.provenance import device_name, node_of_job, without_local_paths
 from specquant.tables.results import write_results
 from specquant.tables.speed import over_questions
 
@@ -174,7 +174,8 @@ def _answer_all(
         if (scheme, method, question.id) in lines.rows:
             continue  # by another process, with the same command
         row = {"model": lines.parameters["models"]["target"], "scheme": scheme, "method": method}
-        row |= {"weights": "trained", "acceptance": "measured"} | answer_question(askers[method], question, unsafe)
+        row |= {"weights": "trained", "acceptance": "measured"} | node_of_job()
+        row |= answer_question(askers[method], question, unsafe)
         lines.add(row | {"parameters": lines.parameters})
 
 
