@@ -344,7 +344,8 @@ class _Job:
         environment = os.environ | self.task.environment
         command = [sys.executable, "-m", self.task.module]
         ended = subprocess.run(command, input=self.task.order, stdout=subprocess.PIPE, text=True, env=environment)
-        if ended.returncode == -signal.SIGTERM:  # Slurm's, for it cancels or requeues: neither is a result
+        if ended.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            # Slurm's, for it cancels or requeues: neither is a result.
             os._exit(128 + signal.SIGTERM)
         if ended.returncode == -signal.SIGUSR2:  # submitit is about to say whether the time is over
             time.sleep(60)
