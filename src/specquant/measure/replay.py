@@ -61,14 +61,14 @@ class Parameters(Common):
     """What to decode.
 
     Attributes:
-        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
+        model: The target: llama-3-8b or llama-3-70b, or a directory whose shapes are taken; its weights are random.
         intermediate: Likewise (default: none, and only decoding one by one and EAGLE-2 run).
         schemes: Of the target, with commas.
         sweep: More plans, and acceptance over a range.
         head_scheme: Of the EAGLE heads.
         head_vocabulary: Tokens that the heads know (default: all).
         intermediate_scheme: Of the intermediate model.
-        accepted_length: Of EAGLE-2's --tree, to which acceptance is fitted (`Shapes.fitted_chances`).
+        accepted_length: Of EAGLE-2's --tree, to which acceptance is fitted.
         tree: Nodes and iterations of it, with a comma.
         hierarchical_length: The accepted length of the paper's hierarchy, to which acceptance is fitted, too.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
@@ -77,7 +77,8 @@ class Parameters(Common):
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, each with draws of its own, for intervals.
         seed: Of weights and draws.
-        dtype: What models compute in (default: the target's, `models.device.default_dtype`).
+        dtype: What models compute in (default: float16 on a GPU; on a CPU float32, or float64 where
+            activations have 8 bits).
     """
 
     model: str | Path

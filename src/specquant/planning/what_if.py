@@ -13,6 +13,7 @@ from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.planner import Planner
 from specquant.planning.recorded import RecordedCosts
+from specquant.tables.intervals import sample
 from specquant.tables.style import SCHEMES, along_draft_sizes, label_ends, mark, new_figure
 
 MIN_DRAFT_LENGTH = 6  # of the paper's hierarchy and of vanilla drafting
@@ -69,6 +70,15 @@ class WhatIf:
         sizes = sorted(self.costs.passes.draft_size.unique())
         works = (PassWork(synthetic_config(name), scheme) for name in (self.target, self.intermediate))
         return Planner(*(work.costs(sheet, sizes) for work in works))
+
+    def sample(self, card: str, scheme: str) -> str:
+        """How many processes measured what a prediction rests on: `tables.intervals.sample`, or why there is none."""
+        if card != f"{self.card}, measured":
+            return "not told" if (card, scheme) in self.others else "0, nothing was measured"
+        of_models = self.costs.passes.model.isin([self.target, self.intermediate])
+        passes = self.costs.passes[of_models & (self.costs.passes.scheme == scheme)]
+        drafting = self.costs.drafting[self.costs.drafting.head_scheme == self.head_scheme]
+        return sample(passes, drafting, self.costs.rounds, self.costs.replayed)
 
     def speeds(self, card: str, scheme: str, chances: Chances) -> pd.DataFrame:
         """Predicted tokens per second by method and draft size, the nodes of its tree, each with its best iterations.

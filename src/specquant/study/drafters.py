@@ -41,14 +41,14 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
 def drafters_table(table: pd.DataFrame, model: str = "smollm2") -> str:
     """What is accepted greedily in fp16 by task, in Markdown, with 95% intervals over questions. table: acceptance.csv.
 
-    The small model's column is vanilla's share of judged tokens that were accepted: its agreement with the target.
+    The intermediate model's column is vanilla's share of judged tokens that were accepted, its agreement.
     """
     greedy = table[(table.model == model) & (table.scheme == "fp16") & (table.temperature == 0)]
     together = over_tasks(greedy[greedy.benchmark == "spec-bench"]).assign(task=ALL)
     sizes = {plan.method: plan.draft_size for plan in PAPER_PLANS}  # the last of each method, its largest
     rows = pd.concat([greedy, together])
     rows = rows[rows.method.isin(SHOWN) & (rows.draft_size == rows.method.map(sizes))].set_index(["task", "method"])
-    lines = [["task", "questions", *SHOWN.values(), "small model agrees"]]
+    lines = [["task", "questions", *SHOWN.values(), "intermediate model agrees"]]
     lines += [["---"] * len(lines[0])]
     for task in rows.index.get_level_values("task").unique():
         of_task = [rows.loc[(task, method)] for method in SHOWN]
