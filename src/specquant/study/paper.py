@@ -219,7 +219,8 @@ RECORDED_FIGURES = (
         "replayed.csv",
         time_per_token,
         f"Where the time of a token goes, by plan: a step's draft, pass and the rest over the assumed accepted length, "
-        f"and the speedup over decoding one by one. Intermediate model: {INTERMEDIATE}. Both and their heads in W4A16.",
+        f"and the speedup over decoding one by one, with the lowest and highest process's. Intermediate model: "
+        f"{INTERMEDIATE}. Both and their heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
         only={"model": (LARGEST,), "scheme": (PAPER_SCHEME,), "head_scheme": (PAPER_SCHEME,)},
