@@ -138,6 +138,7 @@ def test_make_and_ci_set_up_from_the_lock():
         "make test",
         "make test-bits",
         "make docs",
+        "make test-browser",
     ]
 
 

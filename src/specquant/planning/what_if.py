@@ -18,6 +18,7 @@ from specquant.tables.style import SCHEMES, along_draft_sizes, label_ends, mark,
 
 MIN_DRAFT_LENGTH = 6  # of the paper's hierarchy and of vanilla drafting
 FITTED_AT = (24, 30)  # nodes of the trees to which chances belong
+PLACE = {"left": 0.13, "bottom": 0.15, "right": 0.98, "top": 0.97}  # of the axis: to find it takes half of the drawing
 
 
 @dataclass
@@ -99,7 +100,7 @@ def draw_what_if(speeds: pd.DataFrame, draft_size: int) -> Figure:
 
     speeds: of `WhatIf.speeds`.
     """
-    figure, (axis,) = new_figure(height_in=2.6)
+    figure, (axis,) = new_figure(height_in=2.6, layout="none", gridspec_kw=PLACE)
     sizes = speeds[speeds.draft_size > 0].draft_size
     ends = []
     for method, line in speeds.groupby("method", sort=False):
