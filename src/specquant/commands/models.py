@@ -195,9 +195,9 @@ def train_tiny(*, corpora: Path | str, out: Path, device: str | None = None, bud
 
     Args:
         corpora: The folder of the four text files.
-        out: The folder for models and their card.
+        out: The folder for models and their README.md.
         device: cuda or cpu (default: cuda where there is one).
-        budget: Times the recipe's updates and written text.
+        budget: Times the recipe's training steps and written text.
     """
     from specquant.training.tiny import Recipe, train_tiny
 
