@@ -115,6 +115,10 @@ def test_a_caption_names_the_one_model_that_is_drawn(figure):
     assert all(f"Model: {model_label(figure.model)}. Weights" in text for text in told)
 
 
+def figure_kinds(figure):
+    return ("", "_others") if figure.by_scheme else ("",)
+
+
 OF_PASSES = [figure for figure in RECORDED_FIGURES if figure.table == "verify_cost.csv"]
 
 
@@ -127,7 +131,7 @@ def test_n_is_of_the_rows_that_are_drawn_and_of_no_other(figure):
         if "process" in rows:
             keys = [key for key in ("model", "scheme", "method") if key in rows]
             counted += [(name, rows.process.nunique()) for name, rows in rows.groupby(keys)]
-    for path in (project_root() / "figures/h200").glob(f"{figure.name}*.txt"):
+    for path in (project_root() / "figures/h200" / f"{figure.name}{which}.txt" for which in figure_kinds(figure)):
         names = ("fp16", *MAIN_SCHEMES) if not path.stem.endswith("_others") else ("fp16", *OTHER_SCHEMES)
         drawn = [n for name, n in counted if not figure.by_scheme or len(name) == 1 or name[1] in names]
         told = f"{max(drawn)} processes" if len({*drawn}) == 1 else f"{min(drawn)} to {max(drawn)} processes"
