@@ -1,4 +1,6 @@
 import shlex
+import signal
+from functools import partial
 
 import pytest
 import torch
@@ -47,8 +49,10 @@ def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_me
     assert table.read_bytes() == first
 
 
-def test_when_the_time_is_over_the_rest_is_left(told):
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["heeded", "ignored"])
+def test_when_the_time_is_over_the_rest_is_left(told, request, interrupts):
     folder, run, lines = told
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupts)))
     assert run(QUICK, QUICK.replace("--new-tokens 12", "--new-tokens 13"), minutes=0.01) == []
     assert lines[-1] == "the time is over: 1 of 2 commands are left"
     assert not (folder / "peer_decoding.csv").exists()

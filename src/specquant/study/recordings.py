@@ -97,10 +97,17 @@ def record_card(
     return failed
 
 
+def _heed_interrupts() -> None:
+    """Lets a process be interrupted, also one that nohup started, which passes on that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run(words: Sequence[str], card: str, ends: float | None) -> int:
     """The exit status of a command of this project, which is interrupted when the time is over."""
     command = [sys.executable, "-m", "specquant.cli", *words]
-    process = subprocess.Popen(command, cwd=project_root(), env=os.environ | {executors.CARD: card})
+    process = subprocess.Popen(
+        command, cwd=project_root(), env=os.environ | {executors.CARD: card}, preexec_fn=_heed_interrupts
+    )
     try:
         return process.wait(None if ends is None else max(0, ends - time.monotonic()))
     except subprocess.TimeoutExpired:

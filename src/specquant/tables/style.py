@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -72,6 +71,8 @@ def new_figure(
     Sets the style for the process, so that what a notebook draws by itself matches. None is taller than
     `MOST_HEIGHT_IN`.
     """
+    import seaborn as sns  # takes a second to load, of which every process that measures is spared
+
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc=RC)
     size = (PAGE_WIDTH_IN if wide else COLUMN_WIDTH_IN, min(height_in, MOST_HEIGHT_IN))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **subplots)
