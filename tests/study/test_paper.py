@@ -102,7 +102,7 @@ def test_a_figure_fits_one_column_or_two_and_its_caption_says_what_it_rests_on(p
     assert height / 300 * 25.4 <= 100
     text = path.with_suffix(".txt").read_text()
     assert all(f"{fact}: " in text for fact in ("Weights", "Device")), text
-    assert "n: " in text or "Caveat: recorded by an older protocol" in text  # which did not say
+    assert " n: " in text
     assert "Model: " in text or "Llama-3-70B" in text
 
 

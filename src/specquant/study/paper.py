@@ -83,7 +83,8 @@ class RecordedFigure:
         if self.published:
             return text
         about = {"acceptance": self.acceptance} if self.acceptance else {}
-        return caption(text, rows.assign(**about), device, map(self.rows, beside))
+        told = caption(text, rows.assign(**about), device, map(self.rows, beside))
+        return told if " n: " in told else f"{told} n: not told."
 
     def parts(self, frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str]]:
         """The name, the rows and the caption's text of each figure that it becomes."""
@@ -329,7 +330,8 @@ RECORDED_FIGURES = (
             "ceilings.csv",
             partial(largest_free_drafts, schemes=schemes),
             f"The draft size up to which reading the weights of {TARGET} takes longer than multiplying; "
-            f"dotted: 60. Predicted: every card at the shares of its data sheet that were measured on this one.{which}",
+            f"dotted: 60. Predicted: every card at the shares of its data sheet that were measured on this one.{which} "
+            f"Model: {TARGET}.",
         )
         for name, schemes, which in (
             ("free_drafts", MAIN_SCHEMES, ""),
