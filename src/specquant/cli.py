@@ -22,8 +22,8 @@ OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
 COMMANDS: tuple[Callable[..., Any], ...] = (
     *(study.study, study.plan, study.record, study.claims, study.figures),
-    *(models.generate, models.calibrate, models.quantize, models.export, models.convert_head, models.train_tiny),
-    *(models.train_head, models.distill, models.prepare),
+    *(models.generate, models.calibrate, models.tune, models.quantize, models.export, models.convert_head),
+    *(models.train_tiny, models.train_head, models.distill, models.prepare),
 )
 # What they write is put there whole.
 WHOLE = (models.calibrate, models.quantize, models.export, models.convert_head, models.train_head, models.distill)

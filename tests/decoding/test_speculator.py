@@ -170,7 +170,7 @@ def test_sampling_has_the_targets_joint_distribution_end_to_end(method):
         "vanilla": lambda: Speculator(target, Speculator(small, min_draft_length=2)),
         "hierarchical": lambda: Speculator(target, Speculator(small, EagleDrafter(head, 5, 2, 2), min_draft_length=2)),
     }[method]()
-    assert_targets_joint_distribution(target, speculator, draws=1500)
+    assert_targets_joint_distribution(target, speculator, draws=600)
 
 
 def assert_targets_joint_distribution(target, speculator, draws):

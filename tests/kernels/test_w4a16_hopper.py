@@ -9,9 +9,9 @@ import torch
 
 from specquant.errors import SpecquantError
 from specquant.kernels import w4a16_hopper as w4a16_hopper_module
-from specquant.kernels.products import winners
+from specquant.kernels.products import TABLE, winners
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
-from specquant.kernels.w4a16_hopper import TABLE, WarpGroups, recorded, w4a16_hopper
+from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
 from tests.kernels.test_product_kernels import poisoned, relative_error, to, w4a16_matrix
 
 __all__ = ["poisoned"]  # a fixture
@@ -96,7 +96,7 @@ for rows, *numbers in eval(sys.argv[1]):
 
 def test_the_recorded_ways_compile_for_hopper():
     """Weights come from registers, and the tensor cores get all products of 64 inputs before anyone waits."""
-    table = winners()["sm90"][TABLE].values()
+    table = winners()["sm90"][TABLE.format("w4a16")].values()
     ways = sorted({(int(tile), *numbers) for tiles in table for tile, numbers in tiles.items()})
     environment = {"TRITON_INTERPRET": "0", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", COMPILE, repr(ways)], capture_output=True, text=True, env=environment)

@@ -19,7 +19,7 @@ def test_a_grid_of_plans_is_recorded_with_predictions(small_models, tmp_path, mo
     plan_few(monkeypatch, tmp_path)
     plans = (*PAPER_PLANS[:2], Plan("eagle2", 9, 2), Plan("eagle2", 5, 2))
     monkeypatch.setattr(module, "GRID", plans)
-    options = {"prompts": tmp_path / "prompts.jsonl", "prompts_per_task": 1, "max_new_tokens": 60}
+    options = {"prompts": tmp_path / "prompts.jsonl", "prompts_per_task": 1, "max_new_tokens": 30}
     options |= {"models_dir": small_models, "keep_targets_in": tmp_path / "targets"}
 
     def measured(*schemes):

@@ -1,14 +1,23 @@
 """Which configurations are tried, and which are kept."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from specquant.kernels.products import CONFIGURATIONS, Configuration, winners
-from specquant.kernels.w4a16_hopper import TABLE, WarpGroups
+from specquant.commands.models import _offer_tuning
+from specquant.errors import SpecquantError
+from specquant.kernels import products
+from specquant.kernels.products import CONFIGURATIONS, Configuration, is_sound, winners
+from specquant.kernels.w4a16_hopper import WarpGroups
 from specquant.measure import kernels, tuning
+from specquant.models.llama import Llama
+from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.quant import PackedLinear
+
+TABLE = products.TABLE.format("w4a16")
+SHAPE = "6144x8192"
 
 
 @pytest.mark.parametrize("tile", tuning.CANDIDATES)
@@ -103,6 +112,169 @@ def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
             for by_tile in by_shape.values():
                 assert set(by_tile) == {"16", "32", "64"}
                 assert all(Configuration(*numbers).warps in (4, 8) for numbers in by_tile.values())
+        for name, by_shape in kind.items():
+            for shape, by_tile in by_shape.items():
+                assert all(is_sound(name, shape, tile, numbers) for tile, numbers in by_tile.items())
+
+
+def test_the_shapes_of_a_layer_are_those_that_are_measured():
+    for model, shapes in kernels.LAYERS.items():
+        assert tuning.layer_shapes(synthetic_config(model), "w4a16-g128") == [*shapes.values()]
+
+
+def test_the_likeliest_candidates_are_like_the_one_in_use(monkeypatch):
+    monkeypatch.setattr(tuning, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(tuning, "gpu_kind", lambda device: "sm90 x 78")
+    now, cpu = Configuration(64, 4, 4, 4, 128), torch.device("cpu")
+    tried = tuning._tried("w4a16", ((4096, 14336), 32), cpu, now, likeliest=(6, 2))
+    assert tried[0] == now
+    assert len(set(tried)) == len(tried) == 8
+    assert set(tried) < set(tuning._tried("w4a16", ((4096, 14336), 32), cpu, now, likeliest=None))
+    assert all(each.outputs == 64 and abs(each.splits - 4) <= 2 for each in tried[:6])
+    assert all(isinstance(each, WarpGroups) for each in tried[6:])
+    tried = tuning._tried("w4a16", ((4096 + 16, 14336), 32), cpu, now, likeliest=None)  # the other kernel cannot
+    assert not any(isinstance(each, WarpGroups) for each in tried)
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """A stand-in for a card, where fewer splits are faster in a layer: the file of what is tuned on it."""
+    path, table = tmp_path / "configurations" / "card.json", {}
+
+    class Layers:
+        def __init__(self, *arguments):
+            pass
+
+        def time_us(self, tile):
+            return 100.0 + table["w4a8-qqq"][SHAPE][str(tile)][1]
+
+    for name, stand_in in {
+        "require_gpu": lambda device: None,
+        "multiprocessors": lambda device: 132,
+        "tuned": lambda device: table,
+        "tuned_path": lambda device: path,
+        "LayersAlone": Layers,
+        "product_times_us": lambda matrices, rows, repeats, chosen=None: torch.tensor([50.0]),
+        "synthetic_matrices": lambda *arguments: [],
+        "configuration": lambda *arguments: Configuration(64, 4, 3, 4),
+        "layer_shapes": lambda config, scheme: [(6144, 8192 - 64)],  # of which the last step is filled up
+    }.items():
+        monkeypatch.setattr(tuning, name, stand_in)
+    return path
+
+
+def test_tuning_here_keeps_winners_for_this_user(card):
+    found = tuning.tune_here("llama-3-8b", "w4a8-qqq", 60, device="cpu")
+    assert found.path == card
+    assert found.left == 0
+    kept = products.read_tuned(card)["w4a8-qqq"][SHAPE]
+    assert set(kept) == {"16", "32", "64"}
+    assert all(numbers[1] < 4 for numbers in kept.values())
+    *lines, last = tuning.told(found)
+    assert len(lines) == 3
+    assert lines[0] == f"6144 x 8128, up to 16 tokens: {100 + kept['16'][1]:.1f} us a layer, 104.0 before"
+    assert last == str(card)
+
+
+def test_the_same_command_goes_on_and_keeps_what_others_tuned(card, monkeypatch):
+    clock = iter([0.0, *[1.0] * 5, *[99.0] * 9])  # over behind the candidates of one case
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: next(clock))
+    found = tuning.tune_here("llama-3-8b", "w4a8-qqq", 50, device="cpu")
+    monkeypatch.undo()
+    assert found.left == 2
+    assert tuning.told(found)[-2] == "the time was over before 2 others: the same command goes on with them"
+    assert set(json.loads(card.read_text())["w4a8-qqq"][SHAPE]) == {"16"}
+
+
+def test_what_was_tuned_is_left_alone_but_for_anew(card):
+    for anew, tried in ((False, 3), (False, 0), (True, 3)):
+        text = card.read_text() if card.exists() else "{}"
+        card.parent.mkdir(exist_ok=True)
+        card.write_text(json.dumps(json.loads(text) | {"w8a8": {"64x128": {"16": [64, 1, 2, 4, 0]}}}))
+        found = tuning.tune_here("llama-3-8b", "w4a8-qqq", 60, anew, device="cpu")
+        assert found.left == 0
+        assert len({*found.rows.get("rows", ())}) == tried
+        assert set(json.loads(card.read_text())) == {"w4a8-qqq", "w8a8"}  # that of another process, too
+    assert tuning.told(tuning.tune_here("llama-3-8b", "w4a8-qqq", 60, device="cpu"))[0].startswith("all matrices were")
+
+
+def test_what_is_in_use_is_what_it_was_before(card, monkeypatch):
+    """Warp groups where the table has them."""
+    monkeypatch.setattr(tuning, "known", lambda *about, groups=False: [2, 2, 1, 1, 4] if groups else None)
+    found = tuning.tune_here("llama-3-8b", "w4a8-qqq", 60, device="cpu")
+    before = found.rows[found.rows.before]
+    assert len(before) == 3
+    assert set(before.slabs) == {"2+2+1"}
+
+
+@pytest.mark.parametrize(
+    ("model", "scheme", "seconds", "says"),
+    [
+        ("llama-3-8b", "fp16", 50, "fp16 has nothing to tune, for cuBLAS chooses by itself: give another scheme"),
+        ("llama-3-8b", "w4", 50, "w4"),
+        ("nowhere", "w8a8", 50, "nowhere"),
+        ("llama-3-8b", "w8a8", 0, "--seconds is 0: give more than 0, and at most 86400"),
+        ("llama-3-8b", "w8a8", float("nan"), "--seconds is nan: give more than 0"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(model, scheme, seconds, says, card):
+    with pytest.raises(SpecquantError, match=says):
+        tuning.tune_here(model, scheme, seconds, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_tuned():
+    with pytest.raises(
+        SpecquantError, match="on an NVIDIA GPU with Triton, and cuda here is none: run this where there is one"
+    ):
+        tuning.tune_here("llama-3-8b", "w8a8", 50)
+
+
+def test_a_model_on_a_cpu_lacks_no_configurations():
+    config = synthetic_config("llama-3-8b")
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        assert not tuning.lacks_configurations(Llama(config, "w4a16-g128", 8))
+
+
+@pytest.mark.parametrize(("tiles", "lacks"), [((), True), ((16,), True), ((16, 32, 64), False)])
+def test_a_model_lacks_a_shape_until_all_its_tiles_are_known(tiles, lacks, monkeypatch):
+    config = synthetic_config("llama-3-8b")
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        model = Llama(config, "w8a8", 8)
+    monkeypatch.setattr(Llama, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(tuning, "gpu_kind", lambda device: "sm90")
+    monkeypatch.setattr(tuning, "known", lambda *about: [64, 1, 3, 4, 0] if about[3] in tiles else None)
+    assert tuning.lacks_configurations(model) == lacks
+
+
+def test_tuning_is_offered_in_a_sentence(monkeypatch, capsys):
+    model = SimpleNamespace(scheme=SimpleNamespace(name="w8a8"))
+    for lacks, says in ((True, "specquant tune 'my models/a' --scheme w8a8 looks for them for a minute"), (False, "")):
+        monkeypatch.setattr(tuning, "lacks_configurations", lambda model, lacks=lacks: lacks)
+        _offer_tuning(model, "my models/a")
+        told = capsys.readouterr().err
+        assert says in told
+        assert bool(told) == lacks
+
+
+@pytest.mark.gpu
+def test_a_model_lacks_configurations_until_it_is_tuned(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    products.tuned.cache_clear()
+    config = synthetic_config("llama-3-8b")
+    config.num_hidden_layers, config.vocab_size = 1, 1024
+    config.intermediate_size = 4096
+    model = synthetic_model(config, "w4a8-qqq", 64)
+    assert tuning.lacks_configurations(model)
+    config.save_pretrained(tmp_path / "model")
+    found = tuning.tune_here(tmp_path / "model", "w4a8-qqq", 300)
+    assert found.path.is_relative_to(tmp_path)
+    assert found.left == 0
+    assert len(tuning.told(found)) == 3 * len({*tuning.layer_shapes(config, "w4a8-qqq")}) + 1
+    assert not tuning.lacks_configurations(model)
+    products.tuned.cache_clear()
 
 
 @pytest.mark.gpu

@@ -84,6 +84,7 @@ def generate(
             raise SpecquantError("--calibration is for --method auto")
     calibrate_heads(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
     speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
+    _offer_tuning(speculator.model, named.model)
     if speculator.drafter and loaded.rounds_by_draft:
         tell(
             "in half precision a draft can change the text where two tokens are nearly equally likely: --row-invariant "
@@ -92,6 +93,17 @@ def generate(
     show = (lambda text: None) if json else (lambda text: print(text, end="", flush=True))
     generation = generate(speculator, tokenizer, prompt, max_new_tokens, rule, ends, on_text=show)
     print(_as_json(generation, chosen) if json else "")
+
+
+def _offer_tuning(model, name: Path | str) -> None:
+    """Say it where a model runs by configurations that were chosen for other shapes."""
+    from specquant.measure.tuning import lacks_configurations
+
+    if lacks_configurations(model):
+        tell(
+            "no table has fast configurations of the kernels for this model on this card: specquant tune "
+            f"{shlex.quote(str(name))} --scheme {model.scheme.name} looks for them for a minute"
+        )
 
 
 def _as_json(generation, chosen: dict) -> str:
@@ -129,9 +141,25 @@ def calibrate(
 
     loaded = Models.of(models)
     loaded.given_methods()  # refuses what does not fit before anything is loaded
-    path = write_calibration(loaded, load_tokenizer(models.model), out, prompts_per_task)
+    tokenizer = load_tokenizer(models.model)
+    _offer_tuning(loaded.target, models.model)
+    path = write_calibration(loaded, tokenizer, out, prompts_per_task)
     print(plans_of(loaded, read_results(path)).head(rows).round(2).to_string(index=False))
     print(path)
+
+
+def tune(model: Path | str, /, *, scheme: str, seconds: float = 50.0, anew: bool = False) -> None:
+    """Find fast kernel configurations for a model's shapes on this GPU, and keep them for later commands.
+
+    Args:
+        model: A directory, a GGUF file, a hub id, smollm2, or a name such as llama-3-8b; its weights are not read.
+        scheme: How its linear layers are stored, such as w4a16-g128.
+        seconds: When to stop. Large matrices come first, and the same command goes on with what was not reached.
+        anew: Look also for those that were found before.
+    """
+    from specquant.measure.tuning import told, tune_here
+
+    print("\n".join(told(tune_here(model, scheme, seconds, anew))))
 
 
 def quantize(

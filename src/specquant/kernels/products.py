@@ -8,14 +8,20 @@ up in the order of the splits: the same inputs give the same bits, whoever is la
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from specquant import __version__
 from specquant.errors import SpecquantError
+from specquant.files import cache_folder
 from specquant.kernels.launch import (
     MOST_COUNTERS,
     arrival_counters,
@@ -27,10 +33,15 @@ from specquant.kernels.launch import (
     triton,
     wait_for_previous,
 )
+from specquant.tables.provenance import note_configuration
 
 ROW_TILES = (16, 32, 64, 128)  # one pass has up to 64 rows; a prompt's chunk takes tiles of 128
 GROUP = 128  # inputs in one step of every product
 CONFIGURATIONS = Path(__file__).with_name("configurations.json")
+TABLE = "{}-warp-groups"  # of a form's configurations for `w4a16_hopper`: slabs of each group, then splits and stages
+MULTIPROCESSORS = {"sm90": 132}  # of the cards that the recorded winners are of
+MOST_SPLITS = 16
+MOST_WASTE = 1.4  # times the multiprocessors that a product would need if none idled in its last wave
 
 
 class Configuration(NamedTuple):
@@ -52,6 +63,90 @@ def winners() -> dict:
     return json.loads(CONFIGURATIONS.read_text())
 
 
+def tuned_path(device: torch.device) -> Path:
+    """Where `specquant tune` keeps this user's winners: a file for each card and each state of the kernels.
+
+    What is fastest depends on a card's multiprocessors and bandwidth, of which its name and memory tell, on Triton, and
+    on the kernels, which change within a version, too.
+    """
+    about, digest = torch.cuda.get_device_properties(device), hashlib.sha256()
+    for path in sorted(CONFIGURATIONS.parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    card = f"{about.name}-{about.total_memory >> 30}gib-{about.multi_processor_count}"
+    name = f"{card}-{__version__}-triton-{triton.__version__}-{digest.hexdigest()[:8]}".lower()
+    return cache_folder() / "configurations" / f"{re.sub(r'[^a-z0-9.]+', '-', name)}.json"
+
+
+def read_tuned(path: Path) -> dict:
+    """What a file of this user's winners holds: scheme -> shape -> rows of a tile -> numbers; nothing where none can be
+    read.
+
+    Raises SpecquantError for a file that holds anything else.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(
+            is_sound(name, shape, tile, numbers)
+            for name, shapes in table.items()
+            for shape, tiles in shapes.items()
+            for tile, numbers in tiles.items()
+        )
+    except OSError:
+        return {}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise SpecquantError(f"{path} is no table of configurations: remove it, and run specquant tune again")
+    return table
+
+
+def is_sound(name: str, shape: str, tile: str, numbers: list[int]) -> bool:
+    """Whether numbers are a configuration that the kernels take for this shape. Raises ValueError for no shape."""
+    outputs, inputs = map(int, shape.split("x"))
+    if int(tile) not in ROW_TILES or any(type(number) is not int or number < 0 for number in numbers):
+        return False
+    if name.endswith(TABLE.format("")):
+        *slabs, splits, stages = numbers
+        fits = len(slabs) in (2, 3, 4) and min(slabs) > 0 and stages > 0 and outputs % 64 == 0 and int(tile) <= 64
+    else:
+        block, splits, stages, warps, _ = numbers
+        fits = block in (64, 128, 256) and stages > 0 and warps in (4, 8)
+    return fits and 1 <= splits <= max(1, inputs // GROUP)
+
+
+@cache
+def tuned(device: torch.device) -> dict:
+    """This user's own winners on this card, as `winners` has them of a kind. Raises SpecquantError as `read_tuned`."""
+    if device.type != "cuda":
+        return {}
+    try:
+        path = tuned_path(device)
+    except SpecquantError:  # a user without a home folder has tuned nothing
+        return {}
+    return read_tuned(path)
+
+
+def shape_name(out_features: int, in_features: int) -> str:
+    """The name of a shape in the tables: with whole steps of inputs, which kernels of packed weights are given."""
+    return f"{out_features}x{-(-in_features // GROUP) * GROUP}"
+
+
+def known(
+    form: str, out_features: int, in_features: int, tile: int, kind: str, device: torch.device, groups: bool = False
+) -> list[int] | None:
+    """The numbers of this shape's winner: what this user tuned, else as recorded of this kind of GPU; None for none.
+
+    groups: of those for warp groups. Where this user tuned none, the ordinary kernel was faster than any recorded one.
+    A table that is measured by what this user tuned says so.
+    """
+    shape, rows, own = shape_name(out_features, in_features), str(tile), tuned(device)
+    name, is_own = TABLE.format(form) if groups else form, rows in own.get(form, {}).get(shape, {})
+    numbers = (own if is_own else winners().get(kind, {})).get(name, {}).get(shape, {}).get(rows)
+    if is_own and numbers:
+        note_configuration(f"{name} {shape}, up to {rows} rows", numbers)
+    return numbers
+
+
 def row_tile(rows: int) -> int:
     """The rows of a program's tile."""
     return next((tile for tile in ROW_TILES if rows <= tile), ROW_TILES[-1])
@@ -60,23 +155,66 @@ def row_tile(rows: int) -> int:
 def configuration(
     scheme: str, out_features: int, in_features: int, rows: int, device: torch.device, row_invariant: bool = False
 ) -> Configuration:
-    """The recorded winner for this shape on this kind of GPU, or a choice that works everywhere.
+    """The winner for this shape on this card: tuned here, or recorded of its kind, or made from that of another shape.
 
     The order in which a row's products are summed depends on the splits alone, so `row_invariant` takes those of
     one row, whatever the number of rows.
     """
     tile = row_tile(rows)
-    shapes = winners().get(gpu_kind(device), {}).get(scheme, {})
-    recorded = shapes.get(f"{out_features}x{in_features}", {}).get(str(tile))
-    chosen = Configuration(*recorded) if recorded else _untuned(out_features, in_features, tile, device)
+    numbers = known(scheme, out_features, in_features, tile, gpu_kind(device), device)
+    chosen = Configuration(*numbers) if numbers else _unknown(scheme, out_features, in_features, tile, device)
     if row_invariant and tile > ROW_TILES[0]:
         chosen = chosen._replace(splits=configuration(scheme, out_features, in_features, 1, device).splits)
     return chosen
 
 
 def gpu_kind(device: torch.device) -> str:
-    """The table's name for GPUs that share their winners."""
-    return "sm{}{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else "interpreter"
+    """The table's name for GPUs that share their winners: they have one capability, and as many multiprocessors."""
+    if device.type != "cuda":
+        return "interpreter"
+    kind = "sm{}{}".format(*torch.cuda.get_device_capability(device))
+    count = multiprocessors(device)
+    return kind if count == MULTIPROCESSORS.get(kind, count) else f"{kind} x {count}"
+
+
+@cache
+def _unknown(scheme: str, out_features: int, in_features: int, tile: int, device: torch.device) -> Configuration:
+    """For a shape without a winner on this card: that of the nearest shape, or a choice that works everywhere.
+
+    Of 20 shapes in four schemes on an H200, each left out of the table, this was nearer to the fastest that was tried
+    than either alone: eight warps seldom suit another shape, nor do splits that leave a last wave nearly empty.
+    """
+    kind, everywhere = gpu_kind(device).split(" ")[0], _untuned(out_features, in_features, tile, device)
+    shapes = winners().get(kind, {}).get(scheme, {})
+    shapes = {shape: tiles[str(tile)] for shape, tiles in shapes.items() if str(tile) in tiles}
+    if not shapes:
+        return everywhere
+    available = multiprocessors(device)
+    taken = transferred(shapes, out_features, in_features, available / MULTIPROCESSORS[kind])
+    waves = -(-out_features // taken.outputs) * taken.splits / available
+    suits = taken.warps == 4 and math.ceil(waves) <= MOST_WASTE * waves
+    return taken if suits or shape_name(out_features, in_features) in shapes else everywhere
+
+
+def transferred(shapes: dict[str, list[int]], out_features: int, in_features: int, larger: float = 1) -> Configuration:
+    """What a shape [out, in] takes from the winner of the nearest one, on a card of `larger` times as many
+    multiprocessors: all of it but the splits, which make as many programs for each multiprocessor."""
+    nearest = nearest_shape(shapes, out_features, in_features)
+    winner = Configuration(*shapes[nearest])
+    programs = -(-int(nearest.split("x")[0]) // winner.outputs) * winner.splits * larger
+    splits = round(programs / -(-out_features // winner.outputs))
+    return winner._replace(splits=_at_most(splits, in_features))
+
+
+def nearest_shape(shapes: Iterable[str], out_features: int, in_features: int) -> str:
+    """The shape that is most like [out, in]: in outputs, of which programs are made, and half as much in size."""
+
+    def distance(shape: str) -> float:
+        outputs, inputs = map(int, shape.split("x"))
+        sizes = math.log(outputs * inputs / (out_features * in_features))
+        return abs(sizes) / 2 + abs(math.log(outputs / out_features))
+
+    return min(shapes, key=distance)
 
 
 def _untuned(out_features: int, in_features: int, tile: int, device: torch.device) -> Configuration:
@@ -84,7 +222,12 @@ def _untuned(out_features: int, in_features: int, tile: int, device: torch.devic
     stages = 4 if tile <= 32 else 3
     if not overlapping(device)["OVERLAPPING"]:
         stages = 2  # GPUs before Hopper have less shared memory
-    return Configuration(64, max(1, min(splits, in_features // GROUP // 4, 16)), stages, warps=4)
+    return Configuration(64, _at_most(splits, in_features), stages, warps=4)
+
+
+def _at_most(splits: int, in_features: int) -> int:
+    """Splits of which each has four steps."""
+    return max(1, min(splits, in_features // GROUP // 4, MOST_SPLITS))
 
 
 def launch_product(

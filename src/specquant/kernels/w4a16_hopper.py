@@ -20,7 +20,7 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.kernels.int4 import WORD_TO_FP16
 from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, constexpr, wait_for_previous
-from specquant.kernels.products import gpu_kind, row_tile, winners
+from specquant.kernels.products import gpu_kind, known, row_tile
 
 try:
     import triton.experimental.gluon.language as gl
@@ -42,7 +42,6 @@ except ImportError:  # no Triton, or one without Gluon: `recorded` then never of
         return function or jit
 
 
-TABLE = "w4a16-warp-groups"  # of configurations: numbers are slabs of each group, then splits and stages
 SLAB = 64  # outputs of one product of the tensor cores
 REGISTERS = {2: 240, 3: 160, 4: 112}  # of a thread that multiplies, by the number of warp groups
 EARLY = 2  # steps of weights that are asked for before the previous kernel has ended
@@ -65,12 +64,12 @@ class WarpGroups(NamedTuple):
 
 
 def recorded(x: torch.Tensor, out_features: int) -> WarpGroups | None:
-    """The table's choice for a product of x [rows, in] on this kind of GPU; None where another kernel is faster, or
-    this one cannot run."""
+    """The tables' choice for a product of x [rows, in] on this card; None where another kernel is faster, or this one
+    cannot run."""
     if gl is None or x.dtype != torch.float16 or x.data_ptr() % 16:
         return None
-    shapes = winners().get(gpu_kind(x.device), {}).get(TABLE, {})
-    numbers = shapes.get(f"{out_features}x{x.shape[1]}", {}).get(str(row_tile(len(x))))
+    about = out_features, x.shape[1], row_tile(len(x)), gpu_kind(x.device), x.device
+    numbers = known("w4a16", *about, groups=True)
     return WarpGroups(tuple(numbers[:-2]), *numbers[-2:]) if numbers else None
 
 

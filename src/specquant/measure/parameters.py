@@ -93,7 +93,9 @@ def require_gpu(device: str) -> None:
     if device != "cuda":
         choose_device(device)  # refuses what names no device at all
     if triton is None or not gpu_is_available() or device != "cuda":
-        raise SpecquantError(f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none")
+        raise SpecquantError(
+            f"kernels are measured on an NVIDIA GPU with Triton, and {device} here is none: run this where there is one"
+        )
 
 
 def require_types(parameters: Any) -> None:

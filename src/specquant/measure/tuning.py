@@ -6,24 +6,45 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from copy import copy
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from transformers import PreTrainedConfig
 
-from specquant.files import write_file
+from specquant.errors import SpecquantError
+from specquant.files import require_writable, write_file
 from specquant.kernels.launch import multiprocessors, triton
-from specquant.kernels.products import CONFIGURATIONS, GROUP, Configuration, configuration, gpu_kind, winners
-from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, TABLE, WarpGroups
+from specquant.kernels.products import (
+    CONFIGURATIONS,
+    GROUP,
+    MOST_SPLITS,
+    TABLE,
+    Configuration,
+    configuration,
+    gpu_kind,
+    known,
+    read_tuned,
+    shape_name,
+    tuned,
+    tuned_path,
+    winners,
+)
+from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, WarpGroups
 from specquant.measure.blocks import replay_times_us
 from specquant.measure.kernels import ROTATED_BYTES, kernel_name, layers, product, synthetic_matrices
 from specquant.measure.parameters import require_gpu
 from specquant.models.graphs import MOST_ROWS, CapturedCache
-from specquant.models.llama import causal_mask
-from specquant.models.synthetic import synthetic_config, synthetic_model
+from specquant.models.hub import SMALL_FILES, locate, resolve_model
+from specquant.models.llama import Llama, LlamaLayer, causal_mask
+from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_model
+from specquant.progress import tqdm
 from specquant.quant import PackedLinear, get_scheme
+from specquant.quant.linear import Float16Linear
 
 # Outputs of a program, stages, warps and registers (0: as many as the compiler likes), by rows of a tile.
 CANDIDATES = {
@@ -52,7 +73,18 @@ SHORTLIST = 6  # candidates that are tried in a layer
 LAYER_NOISE = 1.005  # a layer's time often differs by so much from one capture to the next
 REPEATS = 20
 SETTLING_REPEATS = 100  # after matrices were made: until then the first times are up to 15% longer
+LIKELIEST = (5, 2)  # ordinary candidates and warp groups that are tried where a user waits: compiling takes longest
+LONGEST_S = 86_400
 CONTEXT_LENGTH = 512  # of cached tokens, while layers are timed
+
+
+class Tuned(NamedTuple):
+    """What tuning a model brought: the file, all that was measured (as of `tune`), and how many shapes and tiles of
+    rows it has left."""
+
+    path: Path
+    rows: pd.DataFrame
+    left: int
 
 
 def tune(
@@ -70,46 +102,179 @@ def tune(
     measured: alone_us of a product, and layer_us of a layer with it, NaN where it was not tried.
     """
     require_gpu(device)
-    gpu = torch.device(device)
-    table, rows = winners(), list[dict]()
-    end = time.monotonic() + budget_s
-    for model in models:
-        largest_first = sorted((shape for _, _, shape in layers([model])), key=math.prod, reverse=True)
-        for scheme in schemes:
-            if scheme == "fp16":
-                continue  # cuBLAS chooses by itself
-            kernel = kernel_name(scheme)
-            tables = table.setdefault(gpu_kind(gpu), {})
-            passes = LayersAlone(model, scheme, gpu)
-            for (outputs, inputs), tile in itertools.product(largest_first, CANDIDATES):
-                matrices = synthetic_matrices(scheme, outputs, inputs, device)
-                product_times_us(matrices, tile, SETTLING_REPEATS)
-                alone: dict[Configuration | WarpGroups, float] = {}
-                now: Configuration | WarpGroups = configuration(kernel, outputs, inputs, tile, gpu)
-                tried = [now, *candidates(outputs, inputs, tile, gpu)]
-                if kernel == "w4a16" and gpu_kind(gpu) == "sm90" and tile in WARP_GROUP_TILES:
-                    tried += warp_group_candidates(outputs, inputs, tile, gpu)
-                for candidate in dict.fromkeys(tried):
-                    if time.monotonic() > end:
-                        return pd.DataFrame(rows)
-                    with suppress(triton.OutOfResources):
-                        alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
-                del matrices
-                shape, in_layer = f"{outputs}x{inputs}", {}
-                for candidate in dict.fromkeys([now, *sorted(alone, key=alone.__getitem__)[:SHORTLIST]]):
-                    _choose(tables, kernel, shape, tile, candidate)
-                    in_layer[candidate] = passes.time_us(tile)
-                # Both kernels of W4A16 have their winner: row invariance and bf16 need the ordinary one.
-                ordinary = {each: time_us for each, time_us in in_layer.items() if isinstance(each, Configuration)}
-                for choice in (ordinary, in_layer):
-                    _choose(tables, kernel, shape, tile, _fastest(choice, alone))
-                about: dict[str, Any] = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
-                for candidate in dict.fromkeys([*alone, *in_layer]):
-                    times = {"alone_us": alone.get(candidate), "layer_us": in_layer.get(candidate)}
-                    rows.append(about | _columns(candidate) | times)
-                text = json.dumps(table, indent=1)
-                write_file(path, re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
+    gpu, end, rows = torch.device(device), time.monotonic() + budget_s, list[dict]()
+    table = winners()
+    tables = table.setdefault(gpu_kind(gpu), {})
+    tuned(_indexed(gpu)).clear()  # what this user tuned would hide the table from this process
+    for model, scheme in itertools.product(models, schemes):
+        if scheme == "fp16":
+            continue  # cuBLAS chooses by itself
+        for cell in _cells(shape for _, _, shape in layers([model])):
+            found = _fastest_of(LayersAlone(model, scheme, gpu), scheme, cell, tables, gpu, end)
+            if found is None:
+                return pd.DataFrame(rows)
+            rows += found[1]
+            write_file(path, _text(table))
     return pd.DataFrame(rows)
+
+
+def tune_here(model: str | Path, scheme: str, seconds: float, anew: bool = False, device: str = "cuda") -> Tuned:
+    """Find fast configurations of a model's shapes on this card, and keep them for this user.
+
+    Args:
+        model: A directory, a GGUF file, a hub id, or a name in `models.synthetic.SHAPES`; its weights are not read.
+        scheme: How its linear layers are stored.
+        seconds: When to stop. Large matrices come first; for each the likeliest few candidates are tried.
+        anew: Also what this user has tuned before.
+        device: The GPU.
+
+    Returns:
+        What it brought.
+
+    Raises:
+        SpecquantError: There is no GPU, no such model or scheme, or nothing to choose.
+    """
+    if not 0 < seconds <= LONGEST_S:
+        raise SpecquantError(f"--seconds is {seconds:g}: give more than 0, and at most {LONGEST_S}")
+    if get_scheme(scheme).weight_bits == 16:
+        raise SpecquantError(f"{scheme} has nothing to tune, for cuBLAS chooses by itself: give another scheme")
+    require_gpu(device)
+    gpu, end, rows = _indexed(torch.device(device)), time.monotonic() + seconds, list[dict]()
+    model = str(model) if str(model) in SHAPES else locate(resolve_model(model), SMALL_FILES)
+    path, tables, kernel = tuned_path(gpu), tuned(gpu), kernel_name(scheme)
+    require_writable(path, whole=True)
+    cells = _cells(layer_shapes(synthetic_config(model), scheme))
+    done = [str(tile) in tables.get(kernel, {}).get(shape_name(*shape), {}) for shape, tile in cells]
+    left = [cell for cell, is_done in zip(cells, done, strict=True) if anew or not is_done]
+    if not left:
+        return Tuned(path, pd.DataFrame(), 0)
+    passes = LayersAlone(model, scheme, gpu)
+    for count, cell in enumerate(tqdm(left, desc="tuning", unit="case", disable=None)):
+        found = _fastest_of(passes, scheme, cell, tables, gpu, end, LIKELIEST)
+        if found is None:
+            return Tuned(path, pd.DataFrame(rows), len(left) - count)
+        kept = read_tuned(path)  # another process may have tuned another model
+        for choice in found[0]:
+            _choose(kept, kernel, shape_name(*cell[0]), cell[1], choice)
+        rows += found[1]
+        write_file(path, _text(kept), by_several=True)
+    return Tuned(path, pd.DataFrame(rows), 0)
+
+
+def told(found: Tuned) -> list[str]:
+    """What tuning brought, a line for each shape and tile, and what is left."""
+    lines, about = list[str](), ["out_features", "in_features", "rows"]
+    if len(found.rows):
+        for (outputs, inputs, tile), tried in found.rows.dropna(subset="layer_us").groupby(about, sort=False):
+            before, after = tried.layer_us[tried.before].iloc[0], tried.layer_us[tried.kept].iloc[0]
+            lines.append(f"{outputs} x {inputs}, up to {tile} tokens: {after:.1f} us a layer, {before:.1f} before")
+    elif not found.left:
+        lines.append("all matrices were tuned on this card before: --anew does so again")
+    if found.left:
+        lines.append(f"the time was over before {found.left} others: the same command goes on with them")
+    return [*lines, str(found.path)]
+
+
+def layer_shapes(config: PreTrainedConfig, scheme: str) -> list[tuple[int, int]]:
+    """Outputs and inputs of a layer's matrices."""
+    with torch.device("meta"):
+        layer = LlamaLayer(config, get_scheme(scheme))
+    return [(each.out_features, each.in_features) for each in layer.modules() if isinstance(each, PackedLinear)]
+
+
+def lacks_configurations(model: Llama) -> bool:
+    """Whether a model on a GPU has a shape that was tuned neither by this user nor for the recorded table."""
+    if model.device.type != "cuda" or triton is None:
+        return False
+    matrices = [each for each in model.modules() if isinstance(each, PackedLinear)]
+    shapes = {(each.out_features, each.in_features) for each in matrices if not isinstance(each, Float16Linear)}
+    kernel, kind = kernel_name(model.scheme.name), gpu_kind(model.device)
+    return any(known(kernel, *shape, tile, kind, model.device) is None for shape in shapes for tile in CANDIDATES)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """The device as its tensors name it: with its number."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def _cells(shapes: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int]]:
+    """Each shape with each tile of rows, the largest matrices first."""
+    largest_first = sorted(dict.fromkeys(shapes), key=math.prod, reverse=True)
+    return list(itertools.product(largest_first, CANDIDATES))
+
+
+def _text(table: dict) -> str:
+    """A table as its file has it: the numbers of a configuration in a line."""
+    return re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), json.dumps(table, indent=1)) + "\n"
+
+
+def _fastest_of(
+    passes: "LayersAlone",
+    scheme: str,
+    cell: tuple[tuple[int, int], int],
+    tables: dict,
+    gpu: torch.device,
+    end: float,
+    likeliest: tuple[int, int] | None = None,
+) -> tuple[list[Configuration | WarpGroups], list[dict]] | None:
+    """Find the winners of a shape and tile of rows, and put them into `tables`; returns them, the one for row
+    invariance and bf16 first, and what was measured; None where the time is over. likeliest: as for `_tried`."""
+    ((outputs, inputs), tile), kernel, shape = cell, kernel_name(scheme), shape_name(*cell[0])
+    matrices = synthetic_matrices(scheme, outputs, inputs, gpu.type)
+    product_times_us(matrices, tile, SETTLING_REPEATS)
+    now = configuration(kernel, outputs, inputs, tile, gpu)
+    groups = known(kernel, outputs, inputs, tile, gpu_kind(gpu), gpu, groups=True)
+    used = WarpGroups(tuple(groups[:-2]), *groups[-2:]) if groups else now
+    alone: dict[Configuration | WarpGroups, float] = {}
+    for candidate in dict.fromkeys([used, *_tried(kernel, cell, gpu, now, likeliest)]):
+        if time.monotonic() > end:
+            return None
+        with suppress(triton.OutOfResources):
+            alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
+    del matrices
+    in_layer = dict[Configuration | WarpGroups, float]()
+    for candidate in dict.fromkeys([now, used, *sorted(alone, key=alone.__getitem__)[:SHORTLIST]]):
+        _choose(tables, kernel, shape, tile, candidate)
+        in_layer[candidate] = passes.time_us(tile)
+    # Both kernels of W4A16 have their winner: row invariance and bf16 need the ordinary one.
+    ordinary = {each: time_us for each, time_us in in_layer.items() if isinstance(each, Configuration)}
+    winners_here = [_fastest(choice, alone) for choice in (ordinary, in_layer)]
+    for winner in winners_here:
+        _choose(tables, kernel, shape, tile, winner)
+    about: dict[str, Any] = {"scheme": scheme, "out_features": outputs, "in_features": inputs, "rows": tile}
+    measured = list[dict]()
+    for candidate in dict.fromkeys([*alone, *in_layer]):
+        times = {"alone_us": alone.get(candidate), "layer_us": in_layer.get(candidate)}
+        times |= {"before": candidate == used, "kept": candidate == winners_here[-1]}
+        measured.append(about | _columns(candidate) | times)
+    return winners_here, measured
+
+
+def _tried(
+    kernel: str,
+    cell: tuple[tuple[int, int], int],
+    gpu: torch.device,
+    now: Configuration,
+    likeliest: tuple[int, int] | None,
+) -> list[Configuration | WarpGroups]:
+    """What is tried alone: the configuration as it is first, then candidates; all, or the likeliest so many ordinary
+    ones and warp groups."""
+    shape, tile = cell
+    tried = list(dict.fromkeys([now, *candidates(*shape, tile, gpu)]))
+    groups = list[WarpGroups]()
+    if kernel == "w4a16" and gpu_kind(gpu).startswith("sm90") and tile in WARP_GROUP_TILES and shape[0] % SLAB == 0:
+        groups += warp_group_candidates(*shape, tile, gpu)
+    if likeliest is None:
+        return [*tried, *groups]
+    tried.sort(key=lambda each: _unlike(each, now))
+    groups.sort(key=lambda each: -math.ceil(shape[0] / (SLAB * sum(each.slabs))) * each.splits)  # most programs first
+    return [*tried[: likeliest[0]], *groups[: likeliest[1]]]
+
+
+def _unlike(candidate: Configuration, now: Configuration) -> float:
+    """How far a candidate is from what is used now: the farther, the less likely it is faster."""
+    others = sum(a != b for a, b in zip(candidate[2:], now[2:], strict=True)) / 4
+    return abs(math.log(candidate.splits / now.splits)) + (candidate.outputs != now.outputs) + others
 
 
 def product_times_us(
@@ -128,11 +293,10 @@ def _fastest(in_layer: dict, alone: dict) -> Configuration | WarpGroups:
 def _choose(tables: dict, kernel: str, shape: str, tile: int, chosen: Configuration | WarpGroups) -> None:
     """Have products of this shape and tile of rows run as `chosen`."""
     if isinstance(chosen, WarpGroups):
-        groups = tables.setdefault(TABLE, {}).setdefault(shape, {})
+        groups = tables.setdefault(TABLE.format(kernel), {}).setdefault(shape, {})
         groups[str(tile)] = [*chosen.slabs, chosen.splits, chosen.stages]
     else:
-        if kernel == "w4a16":
-            tables.get(TABLE, {}).get(shape, {}).pop(str(tile), None)
+        tables.get(TABLE.format(kernel), {}).get(shape, {}).pop(str(tile), None)
         tables.setdefault(kernel, {}).setdefault(shape, {})[str(tile)] = list(chosen)
 
 
@@ -149,9 +313,9 @@ def _columns(candidate: Configuration | WarpGroups) -> dict:
 class LayersAlone:
     """As many decoder layers of a model as no cache holds, with random weights, behind a context of 512 tokens."""
 
-    def __init__(self, model: str, scheme: str, device: torch.device):
-        config = synthetic_config(model)
-        numbers = sum(outputs * inputs for _, _, (outputs, inputs) in layers([model]))
+    def __init__(self, model: str | Path, scheme: str, device: torch.device):
+        config = copy(synthetic_config(model))
+        numbers = sum(outputs * inputs for outputs, inputs in layer_shapes(config, scheme))
         layer_bytes = numbers * get_scheme(scheme).weight_bits / 8
         config.num_hidden_layers, config.vocab_size = math.ceil(ROTATED_BYTES / layer_bytes) + 1, 1024
         self.model = synthetic_model(config, scheme, CONTEXT_LENGTH + MOST_ROWS, device=device)
@@ -175,7 +339,7 @@ def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> It
         programs = math.ceil(outputs / block) * warps / 4 / multiprocessors(device)
         wanted = {max(1, round(share / programs)) for share in (1.5, 2, 3, 4, 5)}
         for splits in sorted(wanted):
-            if splits <= min(16, inputs // GROUP // 4):
+            if splits <= min(MOST_SPLITS, inputs // GROUP // 4):
                 yield Configuration(block, splits, stages, warps, registers)
 
 

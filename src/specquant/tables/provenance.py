@@ -15,6 +15,7 @@ from typing import Any
 from specquant.files import project_root
 
 _revisions: dict[str, str] = {}  # of models taken from the hub by this process: name -> commit
+_tuned: dict[str, list[int]] = {}  # configurations of kernels by this user, not by the project: name -> numbers
 COMMAND = "SPECQUANT_COMMAND"  # how a process that a command starts knows which one
 # Where jobs do the work, and on which kind of device: cuda or cpu. This machine then need not have it.
 DEVICE_OF_JOBS = "SPECQUANT_DEVICE_OF_JOBS"
@@ -24,6 +25,11 @@ LIBRARIES = ("specquant", "torch", "triton", "transformers", "tokenizers", "nump
 def note_revision(name: str, commit: str) -> None:
     """Have what this process records from now on say which commit of a hub's model it used."""
     _revisions[name] = commit
+
+
+def note_configuration(name: str, numbers: list[int]) -> None:
+    """Have what this process records from now on say that a kernel ran as this user had tuned it (`specquant tune`)."""
+    _tuned[name] = numbers
 
 
 def used_revisions() -> dict[str, str]:
@@ -39,7 +45,8 @@ def provenance(
     `device` is where the measurement ran, as torch names it ("cpu", "cuda", "cuda:1"). `repeats` is how often each row
     was measured and `clock` what measured it, such as "time.perf_counter, median"; None where a table holds no time.
     `command` is that of the command line; None in a notebook. `hub_revisions` is there if models were taken from the
-    hub: name -> commit, and `node` if it was a job of Slurm.
+    hub: name -> commit, `tuned_configurations` (name -> numbers) if kernels ran as this user had tuned them, and `node`
+    if it was a job of Slurm.
     """
     commit, dirty = _commit()
     record = {
@@ -57,6 +64,8 @@ def provenance(
     }
     if node := os.environ.get("SLURMD_NODENAME"):
         record["node"] = node
+    if _tuned:
+        record["tuned_configurations"] = dict(_tuned)
     return record | ({"hub_revisions": revisions} if (revisions := used_revisions()) else {})
 
 
