@@ -124,6 +124,12 @@ def close_kernels(address):
         asked(f"{address}/api/sessions/{session['id']}", "DELETE")
 
 
+def kernel_of(address, path):
+    """What a notebook's own kernel is doing; others may never have been asked anything, and start for ever."""
+    states = {each["path"]: each["kernel"]["execution_state"] for each in asked(f"{address}/api/sessions") or []}
+    return states.get(f"notebooks/{path.name}")
+
+
 def opened(window, address, name=""):
     """A notebook in JupyterLab; without a name what JupyterLab opens by itself."""
     tab = window.new_page()
@@ -135,15 +141,14 @@ def opened(window, address, name=""):
 def run_all(tab, address, path):
     """Run a notebook to its end by JupyterLab's menu, and save it; returns it."""
     # Before there is a kernel the menu would ask for one.
-    wait_for(lambda: [each for each in asked(f"{address}/api/kernels") or [] if each["execution_state"] == "idle"])
+    wait_for(lambda: kernel_of(address, path) == "idle")
     tab.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
     tab.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
     tab.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
     def ended():
-        busy = [kernel for kernel in asked(f"{address}/api/kernels") or [] if kernel["execution_state"] != "idle"]
-        if busy:
+        if kernel_of(address, path) != "idle":
             return False
         tab.keyboard.press("Control+s")
         tab.wait_for_timeout(1000)

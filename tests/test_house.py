@@ -138,7 +138,6 @@ def test_make_and_ci_set_up_from_the_lock():
         "make test",
         "make test-bits",
         "make docs",
-        "make test-browser",
     ]
 
 
