@@ -69,7 +69,7 @@ docs: .venv/.ready  ## build the site, build/site/index.html, without a network
 	@echo "Site: build/site/index.html"
 
 test-browser: .venv/.ready  ## open notebooks in JupyterLab, the report and the site in a browser (needs Chromium)
-	$(BIN)/python -m pytest tests -m browser
+	$(BIN)/python -m pytest tests/test_browser.py
 
 lint: .venv/.ready  ## check the style
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,9 @@ def test_every_option_says_what_it_is(words, arguments, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert all(argument.name in shown for argument in arguments)
     assert all(argument.parameter.help for argument in arguments), words
+    for told in (argument.parameter.help for argument in arguments):
+        assert "(default" not in told or f"{' '.join(told.split())} (default: " not in shown, "two defaults"
+    assert not re.search(r"`[a-z_]+\.[a-z_.]+[A-Za-z_]*`", shown), "a reader of help does not know our modules"
 
 
 def test_options_are_the_fields_of_the_measure(tmp_path, monkeypatch):

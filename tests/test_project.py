@@ -1,9 +1,13 @@
 """What people expect of a project beside its code: a license, how to cite it, what changed, and hooks."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -104,3 +108,38 @@ def test_types_are_checked_where_they_are_said_to_be():
     parts = [module.split(".")[1] for module in (*by_rule["check_untyped_defs"], *by_rule["ignore_errors"])]
     for part in parts:
         assert any((ROOT / "src/specquant" / name).exists() for name in (part, f"{part}.py")), part
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+def test_notebooks_are_compared_as_the_page_for_contributors_says(tmp_path):
+    """By its own commands: git diff shows a changed source, and neither outputs nor counts."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    commands = re.findall(r"^    ((?:git config|echo) .*jupyternotebook.*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    shutil.copy(ROOT / "nbdime_config.json", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    cell = nbformat.v4.new_code_cell("print(1)", id="a", execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("stream", text="one\n")]
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+
+    def shell(command):
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shell("git init -q && git add n.ipynb && git -c user.name=a -c user.email=a@b commit -qm a")
+    for command in commands:
+        shell(command)
+    cell.outputs[0].text, cell.execution_count = "two\n", 2
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert "two" not in shell("git diff")
+    cell.source = "print(3)"
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    told = shell("git diff")
+    assert "print(3)" in told
+    assert "two" not in told
+    assert "execution_count" not in told
+    assert "two" in shell(".venv/bin/nbdiff -o HEAD n.ipynb")
+    assert '"print(3)"' in shell("git diff --no-ext-diff")

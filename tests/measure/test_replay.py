@@ -183,6 +183,8 @@ def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
     assert names[0] == "hierarchical, 30 nodes, at least 6 tokens"
     assert gains == sorted(gains, reverse=True)
     assert gains[-1] == 1
+    fitted = replay.fitted_speedups(rows, shapes).sort_values("median", ascending=False).iloc[0]
+    assert axis.texts[0].get_text().endswith(f"$ ({fitted.low:.2f}\u2013{fitted.high:.2f})")
     ends = [sum(patch.get_width() for patch in list(axis.patches)[place :: len(names)]) for place in range(len(names))]
     assert [ends[-1] / end for end in ends] == pytest.approx(gains, rel=0.03)
     factors = replay.step_factors(rows, read_results("data/published/assumptions.csv"))

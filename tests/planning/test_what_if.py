@@ -73,6 +73,20 @@ def test_names_stand_beside_lines_with_the_speedup_at_the_chosen_size(what_if):
     assert "autoregressive 1.00" in told
 
 
+def test_its_caption_says_how_many_processes_the_chosen_scheme_rests_on(what_if):
+    passes, drafting, rounds, replayed = (
+        read_results(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
+    )
+    for scheme in ("w4a16-g128", "w8a8"):
+        counted = passes[passes.scheme == scheme].groupby("model").process.nunique().tolist()
+        counted += [rounds.process.nunique(), replayed.process.nunique()]
+        counted += drafting[drafting.head_scheme == "w4a16-g128"].groupby("model").process.nunique().tolist()
+        text = f" n: {min(counted)} to {max(counted)} processes."
+        assert answer(what_if, **CHOSEN | {"scheme": scheme})[1].endswith(text)
+    assert answer(what_if, **CHOSEN | {"card": "theirs"})[1].endswith(" n: not told.")
+    assert answer(what_if, **CHOSEN | {"card": "A100, by its data sheet"})[1].endswith(" n: 0, nothing was measured.")
+
+
 def test_what_is_not_known_is_said_where_the_figure_would_be(what_if):
     with pytest.raises(SpecquantError, match="theirs was not measured in w8a8: choose another scheme or card"):
         what_if.planner("theirs", "w8a8")

@@ -11,7 +11,7 @@ from specquant.files import project_root
 from specquant.study.display import MISSING, NO_KERNEL, caption_under, picture, readable, told
 from specquant.study.page import page
 from specquant.tables.intervals import sample
-from specquant.tables.style import COLUMN_WIDTH_IN, caption, label_ends, model_label, new_figure
+from specquant.tables.style import COLUMN_WIDTH_IN, caption, device_label, label_ends, model_label, new_figure
 
 
 def table():
@@ -89,6 +89,9 @@ def test_a_caption_says_model_weights_card_and_how_many():
     assert sample(frame.head(1)) == "1 process"
     assert sample(pd.DataFrame({"scheme": ["fp16"] * 2, "prompts": [9, 9]})) == "18 prompts"
     assert sample(pd.DataFrame({"x": [1]})) == ""
+    assert sample(frame, pd.DataFrame({"processes": [1]}), pd.DataFrame({"prompts": [9]})) == "1 to 3 processes"
+    assert device_label("Intel(R) Xeon(R) Processor, 1 threads") == "Intel Xeon Processor, 1 thread"
+    assert device_label("AMD EPYC, 11 threads") == "AMD EPYC, 11 threads"
     assert model_label("tiny") == "tiny"
 
 

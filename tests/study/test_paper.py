@@ -15,9 +15,9 @@ from matplotlib.colors import to_rgb
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.files import project_root
-from specquant.study import write_results
+from specquant.study import read_results, write_results
 from specquant.study.latex import RECORDED_TABLES
-from specquant.study.paper import RECORDED_FIGURES, build_figures
+from specquant.study.paper import OTHER_SCHEMES, RECORDED_FIGURES, build_figures
 from specquant.tables.style import COLUMN_WIDTH_IN, MAIN_SCHEMES, PAGE_WIDTH_IN, SCHEMES, caption, ink, model_label
 from tests.study.test_figures import tables
 
@@ -102,7 +102,7 @@ def test_a_figure_fits_one_column_or_two_and_its_caption_says_what_it_rests_on(p
     assert height / 300 * 25.4 <= 100
     text = path.with_suffix(".txt").read_text()
     assert all(f"{fact}: " in text for fact in ("Weights", "Device")), text
-    assert "n: " in text or "Caveat: recorded by an older protocol" in text  # which did not say
+    assert " n: " in text
     assert "Model: " in text or "Llama-3-70B" in text
 
 
@@ -113,6 +113,29 @@ def test_a_caption_names_the_one_model_that_is_drawn(figure):
     told = [path.read_text() for path in (project_root() / "figures").glob(f"h*/{figure.name}*.txt")]
     assert told
     assert all(f"Model: {model_label(figure.model)}. Weights" in text for text in told)
+
+
+def figure_kinds(figure):
+    return ("", "_others") if figure.by_scheme else ("",)
+
+
+OF_PASSES = [figure for figure in RECORDED_FIGURES if figure.table == "verify_cost.csv"]
+
+
+@pytest.mark.parametrize("figure", OF_PASSES, ids=lambda figure: figure.name)
+def test_n_is_of_the_rows_that_are_drawn_and_of_no_other(figure):
+    """Of medians, too, which have lost the processes."""
+    folder, counted = project_root() / "data/recorded/h200", []
+    for table in ("verify_cost", *(Path(path).stem for path in figure.other_tables if "recorded/GPU" in path)):
+        rows = figure.rows(read_results(folder / f"{table}.csv"))
+        if "process" in rows:
+            keys = [key for key in ("model", "scheme", "method") if key in rows]
+            counted += [(name, rows.process.nunique()) for name, rows in rows.groupby(keys)]
+    for path in (project_root() / "figures/h200" / f"{figure.name}{which}.txt" for which in figure_kinds(figure)):
+        names = ("fp16", *MAIN_SCHEMES) if not path.stem.endswith("_others") else ("fp16", *OTHER_SCHEMES)
+        drawn = [n for name, n in counted if not figure.by_scheme or len(name) == 1 or name[1] in names]
+        told = f"{max(drawn)} processes" if len({*drawn}) == 1 else f"{min(drawn)} to {max(drawn)} processes"
+        assert f" n: {told}." in path.read_text(), path.name
 
 
 def test_words_in_the_colour_of_a_line_can_be_read_on_white():

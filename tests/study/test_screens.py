@@ -85,7 +85,9 @@ def test_every_figure_has_its_caption_under_it(notebook):
     shown = outputs(notebook)
     for place, output in enumerate(shown):
         if "image/png" in output.get("data", {}):
-            assert "Weights: " in shown[place + 1].data["text/plain"]
+            caption = shown[place + 1].data["text/plain"]
+            assert all(f"{fact}: " in caption for fact in ("Model", "Weights", "Device", "n")), caption
+            assert "1 threads" not in caption
 
 
 def test_tables_fit_the_page_and_hide_nothing(notebook):

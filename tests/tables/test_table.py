@@ -22,6 +22,7 @@ def test_a_quantity_is_the_median_over_processes_of_the_medians_over_blocks():
     assert told.draft_size.tolist() == [1, 60]
     assert told.time_ms.tolist() == [3, 62]
     assert not {"process", "protocol", "block", "place"} & set(told.columns)
+    assert told.processes.tolist() == [3, 3]
 
 
 def test_columns_that_are_no_numbers_and_attributes_are_kept():

@@ -44,7 +44,7 @@ def test_all_of_it_is_made_and_decodes(small_models, shop, tmp_path):
     said = []
     out = tmp_path / "out"
     profile = yaml.safe_load(prepare(shop, 1, out, MINUTES, said.append).read_text())
-    assert [line.split(" has")[0] for line in said] == ["the EAGLE head", "the small model", "its EAGLE head"]
+    assert [line.split(" has")[0] for line in said] == ["the EAGLE head", "the intermediate model", "its EAGLE head"]
     assert "\n\f\n" in (out / "calibration.txt").read_text()
     assert profile["target"] == str(small_models / "target")
     assert read_profile_of(profile) == profile
@@ -175,8 +175,8 @@ def test_prompts_that_are_none(tmp_path):
         ("train-head", ["--minutes", "0"], "--minutes is 0: give a number above 0"),
         ("prepare", ["--minutes", "nan"], "--minutes is nan: give a number above 0"),
         ("distill", ["--minutes", "-3"], "--minutes is -3: give a number above 0"),
-        ("distill", ["--layers", "3"], "a target of 2 layers has no small model of 3: give --layers 1 to 2"),
-        ("prepare", ["--layers", "6"], "a target of 2 layers has no small model of 6: give --layers 1 to 2"),
+        ("distill", ["--layers", "3"], "a target of 2 layers has no intermediate model of 3: give --layers 1 to 2"),
+        ("prepare", ["--layers", "6"], "a target of 2 layers has no intermediate model of 6: give --layers 1 to 2"),
         ("prepare", ["--prompts", "nowhere.txt"], "cannot read prompts"),
         ("train-head", ["--kind", "eagle3"], "a model of 2 layers has no 3 that an EAGLE-3 head could read"),
         ("prepare", ["--kind", "eagle3", "--layers", "2"], "a model of 2 layers has no 3 that an EAGLE-3 head"),

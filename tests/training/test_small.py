@@ -29,7 +29,8 @@ def test_layers(count, of, chosen, layers):
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_there_are_not_so_many(count):
-    with pytest.raises(SpecquantError, match=r"a target of 4 layers has no small model of .*: give --layers 1 to 4"):
+    told = r"a target of 4 layers has no intermediate model of .*: give --layers 1 to 4"
+    with pytest.raises(SpecquantError, match=told):
         choose_layers(count, 4, "ends")
 
 

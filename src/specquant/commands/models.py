@@ -231,9 +231,9 @@ def train_tiny(*, corpora: Path | str, out: Path, device: str | None = None, bud
 
     Args:
         corpora: The folder of the four text files.
-        out: The folder for models and their card.
+        out: The folder for models and their README.md.
         device: cuda or cpu (default: cuda where there is one).
-        budget: Times the recipe's steps and written text.
+        budget: Times the recipe's training steps and written text.
     """
     from specquant.training.tiny import Recipe, train_tiny
 
@@ -259,12 +259,12 @@ def train_head(model: Path | str, /, *, training: TrainingOptions, head: HeadOpt
 
 
 def distill(model: Path | str, /, *, training: TrainingOptions, layers: int = 6) -> None:
-    """Make a small model that drafts for any model: some of that model's layers, with its embedding and LM head.
+    """Make an intermediate model for any target: some of the target's layers, with its embedding and LM head.
 
     Args:
         model: The target: a directory, a GGUF file, a hub id, or smollm2.
         training: How it is made.
-        layers: How many the small model has.
+        layers: How many the intermediate model has.
     """
     from specquant.training.prepare import Workshop, make_small
 
@@ -273,13 +273,13 @@ def distill(model: Path | str, /, *, training: TrainingOptions, layers: int = 6)
 
 
 def prepare(model: Path | str, /, *, training: AllTrainingOptions, head: HeadOptions = EAGLE, layers: int = 6) -> None:
-    """Make all that the study needs of a model: calibration text, EAGLE head, small model, its head, and a profile.
+    """Make all that the study needs of a model: calibration text, EAGLE head, intermediate model, its head, a profile.
 
     Args:
         model: The target: a directory, a GGUF file, a hub id, or smollm2.
         training: How it is made.
         head: The kind of both heads; called again with another one, it makes those, too.
-        layers: How many the small model has.
+        layers: How many the intermediate model has.
     """
     from specquant.training.prepare import Workshop, prepare
 

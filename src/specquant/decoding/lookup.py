@@ -1,4 +1,4 @@
-"""Drafts without weights: what a text itself suggests, alone, below a small model, or before a head.
+"""Drafts without weights: what a text itself suggests, alone, below an intermediate model, or before a head.
 
 A lookup costs a search on the host, and no pass. So it says what the passes of other drafters buy.
 """

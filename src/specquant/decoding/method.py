@@ -109,7 +109,7 @@ class InnerSteps:
 
 
 class Statistics(Protocol):
-    """How often drafts are accepted: of trees (nodes and iterations), and of a small model's tokens."""
+    """How often drafts are accepted: of trees (nodes and iterations), and of an intermediate model's tokens."""
 
     @property
     def trees(self) -> Mapping[tuple[int, int], np.ndarray]: ...

@@ -146,9 +146,9 @@ def figures(answered: Sequence[Answer], drafts_sequences: bool) -> dict[str, Any
 
     Args:
         answered: the questions.
-        drafts_sequences: whether drafts are a small model's sequences. Then judged_tokens are those drafted tokens
-            whose predecessors were accepted, and acceptance_rate the share of them that was accepted. Greedily that is
-            the agreement with the small model, but for the positions behind drafts that were accepted whole.
+        drafts_sequences: whether drafts are the intermediate model's sequences. Then judged_tokens are those drafted
+            tokens whose predecessors were accepted, and acceptance_rate the share of them that was accepted. Greedily
+            that is the agreement with that model, but for the positions behind drafts that were accepted whole.
 
     Returns:
         A row of acceptance.csv.

@@ -40,7 +40,7 @@ class Parameters(Common):
     """What to decode.
 
     Attributes:
-        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
+        model: The target: llama-3-8b or llama-3-70b, or a directory whose shapes are taken; its weights are random.
         schemes: Of the target, with commas.
         head_scheme: Of its EAGLE head.
         confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny

@@ -36,7 +36,7 @@ class Parameters(InBlocks):
     ones, for random weights have no frequent ones.
 
     Attributes:
-        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        models: llama-3-8b, llama-3-70b: random weights of their shapes; with commas.
         confirmed_rows: New tokens that a draft begins with.
         context_length: Tokens in the cache.
     """

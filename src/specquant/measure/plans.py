@@ -33,6 +33,7 @@ class Parameters(SchemeByScheme):
     Models compute in the target's default dtype.
 
     Attributes:
+        prompts_per_task: The most prompts of each task.
         device: cuda or cpu (default: cuda where there is one).
     """
 

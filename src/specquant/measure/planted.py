@@ -1,8 +1,8 @@
 """Does every method write what decoding one by one writes, at true size, and how fast is it? With planted drafts.
 
 Random weights agree with no drafter. So each text is decoded one by one first, and then drafted by each method with
-errors at a stated rate (`decoding.drafters.planted`); the ordinary greedy rule verifies. Acceptance is then what
-verification finds, and every token is compared. Models and heads really run: only what they say is replaced.
+errors at a stated rate; the ordinary greedy rule verifies. Acceptance is then what verification finds, and every token
+is compared. Models and heads really run: only what they say is replaced.
 
 A text ends at its first difference. Behind it the target writes something else, which is not known, so that there is
 nothing to draft and nothing to compare.
@@ -63,7 +63,7 @@ class Parameters(Common):
     """What to decode.
 
     Attributes:
-        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a model directory.
+        model: The target: llama-3-8b or llama-3-70b, or a model directory.
         intermediate: Likewise; its weights are random (default: none, and no method that needs one).
         schemes: Of the target, with commas.
         weights: The target's own, "trained", or "synthetic", random ones of its shapes (default: trained, if it has
@@ -81,9 +81,10 @@ class Parameters(Common):
         row_invariance: Of the target: "no", "yes", or both, with commas.
         processes: Fresh interpreters, each with prompts and errors of its own.
         seed: Of weights, prompts and errors.
-        dtype: What models compute in (default: the target's, `models.device.default_dtype`).
+        dtype: What models compute in (default: float16 on a GPU; on a CPU float32, or float64 where
+            activations have 8 bits).
         codes: Of synthetic weights: "uniform", or "trained", drawn as often as a trained model has each.
-        codes_from: That trained model's directory (default: SmolLM2's small model, which is in W4A16-g128).
+        codes_from: That trained model's directory, in W4A16-g128; by default SmolLM2's intermediate model.
         keep_targets_in: Where quantized copies of trained models are kept.
         calibration_text: What they are calibrated on, a text file.
     """

@@ -35,7 +35,7 @@ class Parameters(OnGpu):
     """What to profile: passes of a model's shapes with random weights on a GPU, each behind one other.
 
     Attributes:
-        model: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory.
+        model: llama-3-8b or llama-3-70b, or a directory whose shapes are taken.
         schemes: With commas; the command takes "all" for those that the shapes can have.
         draft_sizes: Tokens in a pass, with commas.
         context: Tokens in the cache.

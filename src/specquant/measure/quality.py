@@ -56,6 +56,7 @@ class Parameters(Common):
         data_dir: Where the files of benchmarks are (default: results/benchmarks).
         keep_targets_in: The folder for quantized copies of the target.
         dtype: That models compute in.
+        device: cuda or cpu.
     """
 
     model: str | Path = "data/tiny/target"

@@ -59,14 +59,14 @@ class Parameters(Common):
     """What to decode.
 
     Attributes:
-        model: The target: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`), or a directory whose shapes are taken.
+        model: The target: llama-3-8b or llama-3-70b, or a directory whose shapes are taken; its weights are random.
         intermediate: Likewise (default: none, and only decoding one by one and EAGLE-2 run).
         schemes: Of the target, with commas.
         sweep: More plans, and acceptance over a range.
         head_scheme: Of the EAGLE heads.
         head_vocabulary: Tokens that the heads know (default: all).
         intermediate_scheme: Of the intermediate model.
-        accepted_length: Of EAGLE-2's --tree, to which acceptance is fitted (`Shapes.fitted_chances`).
+        accepted_length: Of EAGLE-2's --tree, to which acceptance is fitted.
         tree: Nodes and iterations of it, with a comma.
         hierarchical_length: The accepted length of the paper's hierarchy, to which acceptance is fitted, too.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
@@ -75,7 +75,8 @@ class Parameters(Common):
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, each with draws of its own, for intervals.
         seed: Of weights and draws.
-        dtype: What models compute in (default: the target's, `models.device.default_dtype`).
+        dtype: What models compute in (default: float16 on a GPU; on a CPU float32, or float64 where
+            activations have 8 bits).
     """
 
     model: str | Path
@@ -398,7 +399,8 @@ def step_factors(rows: pd.DataFrame, assumptions: pd.DataFrame) -> pd.DataFrame:
 def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
     """Where the time of a token goes: draft, pass and the rest of a step, over its accepted length.
 
-    The fastest plan first. Medians over processes. Behind each bar stands the speedup over decoding one by one.
+    The fastest plan first. Medians over processes. Behind each bar stands the speedup over decoding one by one,
+    with the lowest and highest process's where they differ.
 
     Args:
         rows: Rows of replayed.csv of one target, in one scheme and with one kind of head.
@@ -407,16 +409,19 @@ def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
     told = pd.concat(at_fitted_chances(of, shapes) for _, of in rows[rows.chances == "fitted"].groupby("process"))
     parts = {"draft_ms": ("draft", "#0173b2"), "verify_ms": ("verify", "#de8f05"), "other_ms": ("other", "#949494")}
     each = told.assign(**{part: told[part] / told.expected_length for part in parts})
-    per_token = by_plan(each.groupby([*PLAN_FIELDS])[[*parts, "expected_speedup"]].median())
-    per_token = per_token.sort_values("expected_speedup", ascending=False)
+    plans = each.groupby([*PLAN_FIELDS])
+    gains = plans.expected_speedup.agg(["median", "min", "max"])
+    per_token = by_plan(plans[list(parts)].median().join(gains)).sort_values("median", ascending=False)
     figure, (axis,) = new_figure(height_in=0.8 + 0.24 * len(per_token))
     left = pd.Series(0.0, per_token.index)
     for part, (label, color) in parts.items():
         axis.barh(range(len(per_token)), per_token[part], left=left, color=color, label=label, height=0.65)
         left += per_token[part]
-    for place, (end, gain) in enumerate(zip(left, per_token.expected_speedup, strict=True)):
-        axis.text(end, place, rf" {gain:.2f}$\times$", va="center", fontsize=6.5)
-    axis.set_xlim(0, 1.4 * left.max())  # with room for what stands behind the longest
+    for place, (end, gain) in enumerate(zip(left, per_token.itertuples(), strict=True)):
+        interval = f" ({gain.min:.2f}\u2013{gain.max:.2f})" if gain.min < gain.max else ""
+        axis.text(end, place, rf" {gain.median:.2f}$\times${interval}", va="center", fontsize=6.5)
+    axis.set_xlim(0, 1.6 * left.max())  # with room for what stands behind the longest
+    axis.grid(visible=False, axis="y")
     row_for_each(figure, axis, list(per_token.index), "time per token (ms)", columns=3)
     return figure
 

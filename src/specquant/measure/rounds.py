@@ -1,4 +1,4 @@
-"""How long does a round of the hierarchy's inner loop take? A draft, the small model's pass over it, acceptance."""
+"""How long does a round of the hierarchy's inner loop take? A draft, the pass over it, acceptance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Parameters(Common):
     """What to time, with each head of `HEADS`.
 
     Attributes:
-        model: The intermediate model: llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        model: The intermediate model: llama-3-8b or llama-3-70b, with random weights.
         scheme: Of its random weights.
         context_length: Tokens in the cache.
         processes: Fresh interpreters, each of which measures everything, for intervals.

@@ -42,7 +42,7 @@ class Parameters(Common):
     """What to time, on random weights.
 
     Attributes:
-        models: llama-3-8b, llama-3-70b (`models.synthetic.SHAPES`), with commas.
+        models: llama-3-8b, llama-3-70b: random weights of their shapes; with commas.
         schemes: With commas.
         behind: Draft sizes of the passes before those of one token, with commas.
         idle_ms: How long the card rests between them, with commas.

@@ -43,14 +43,15 @@ class Parameters(InBlocks):
     """What to time.
 
     Attributes:
-        model: A directory, a hub id, or llama-3-8b or llama-3-70b (`models.synthetic.SHAPES`).
+        model: A directory, a hub id, or llama-3-8b or llama-3-70b for random weights of its shapes.
         schemes: With commas; the command takes "all" for those that the model can have.
         weights: synthetic: random ones of the model's shapes (default: those of the directory, if it is one).
         draft_sizes: Tokens in a pass, with commas (default: twelve from 1 to 64).
         contexts: Tokens in the cache, with commas.
-        warm_up_passes: Passes before those that are timed, if they take longer than `warm_up_ms`.
+        warm_up_passes: Passes before those that are timed, if they take longer than --warm-up-ms.
         turns: Time the draft sizes in turn, too: what that would say.
-        dtype: What models compute in (default: each scheme's on the device, `models.device.default_dtype`).
+        dtype: What models compute in (default: float16 on a GPU; on a CPU float32, or float64 where
+            activations have 8 bits).
         keep_targets_in: The folder for quantized copies of a model with weights.
         calibration_text: What such a model reads while it is quantized, a file (default: the tiny target's own).
     """

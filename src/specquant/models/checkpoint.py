@@ -19,7 +19,7 @@ from specquant.models.fields import read_json, shown
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
 PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
-ENDS_OF = "ends_of"  # in a small model's config.json: the model whose embedding and LM head it shares
+ENDS_OF = "ends_of"  # in an intermediate model's config.json: the model whose embedding and LM head it shares
 # Behind the name of a matrix in integers: what groups of its columns are multiplied by, [rows, groups]. Integers of 4
 # bits lie two in a byte, the first of them low, 8 added to each.
 SCALES = {8: ":int8_scale", 4: ":int4_scale"}
@@ -172,7 +172,7 @@ class Checkpoint:
 
 
 class BorrowedEnds(Checkpoint):
-    """The tensors of a small model, with the embedding and the LM head that it shares with the model in `lender`."""
+    """The tensors of an intermediate model, with the embedding and the LM head of the model in `lender`."""
 
     def __init__(self, own: Checkpoint, lender: Path):
         self.path, self.own, self.lender = own.path, own, _open_own(lender)

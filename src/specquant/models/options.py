@@ -22,8 +22,8 @@ class ModelOptions:
             smollm2.
         scheme: Round fp16 weights to this scheme (default: as the weights are stored).
         eagle_target: The target's EAGLE head (default: beside the target).
-        intermediate: The small model of vanilla and hierarchical decoding; or self: and a scheme, as self:w4a8-qqq, for
-            the target in fewer bits (default: beside the target).
+        intermediate: The intermediate model, which drafts in vanilla and hierarchical decoding; or self: and a scheme,
+            as self:w4a8-qqq, for the target in fewer bits (default: beside the target).
         eagle_intermediate: The intermediate model's EAGLE head (default: beside the target).
         eagle3_target: The target's EAGLE-3 head (default: beside the target).
         eagle3_intermediate: The intermediate model's EAGLE-3 head (default: beside the target).
@@ -84,7 +84,7 @@ class DraftSettings:
         top_k: Nodes that an iteration expands, and children that it gives each of them.
         inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy; or adaptive.
         inner_iterations: Levels of that tree.
-        min_draft_length: The fewest tokens that a small model drafts for the target; or adaptive, as long as it pays.
+        min_draft_length: The fewest tokens that the intermediate model drafts for the target; or adaptive: what pays.
         ngram_length: Tokens at the end of the text that prompt lookup looks for.
         lookup_tokens: Tokens that prompt lookup and suffix draft at most.
         lookup_branches: Branches of these drafts: 1 for sequences, more for trees.

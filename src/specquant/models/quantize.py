@@ -57,7 +57,7 @@ COPIED_FILES = (
     "generation_config.json",
 )
 METHODS = ("calibrated", "round-to-nearest")
-BORROWED_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # of a small model that shares another's ends
+BORROWED_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # of an intermediate model that shares another's ends
 
 
 def quantize_model(

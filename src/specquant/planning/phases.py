@@ -187,7 +187,7 @@ def draw_speeds(table: pd.DataFrame) -> Figure:
     figure, axes = new_figure(1, 2, height_in=2.6, sharey=True)
     panels = {
         "head_chance": (["eagle2"], "chance of each token of\nthe target's EAGLE head"),
-        "agreement": (["vanilla", "hierarchical"], "agreement of the small\nmodel with the target"),
+        "agreement": (["vanilla", "hierarchical"], "agreement of the\nintermediate model"),
     }
     for axis, (column, (methods, xlabel)) in zip(axes, panels.items(), strict=True):
         rows = table[table["method"].isin(methods)]

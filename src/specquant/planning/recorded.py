@@ -19,6 +19,7 @@ from specquant.planning.trees import RECORDED_TREES
 from specquant.tables.results import read_medians, read_results
 
 EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
+CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,9 @@ def planners_by_card(
 ) -> dict[str, Planner]:
     """Ours in three schemes, SpecMQuant's on the same card (`specmquant_planner`), and the least that two cards' data
     sheets allow."""
-    schemes = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}
     planners = {
         f"{label}, ours, {gpu}": costs.planner(target, intermediate, scheme, head_scheme)
-        for label, scheme in schemes.items()
+        for label, scheme in CARD_SCHEMES.items()
     }
     planners[f"W4A16, SpecMQuant, {gpu}"] = theirs
     works = [PassWork(synthetic_config(model), "w4a16-g128") for model in (target, intermediate)]

@@ -13,10 +13,12 @@ from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.planner import Planner
 from specquant.planning.recorded import RecordedCosts
+from specquant.tables.intervals import sample
 from specquant.tables.style import SCHEMES, along_draft_sizes, label_ends, mark, new_figure
 
 MIN_DRAFT_LENGTH = 6  # of the paper's hierarchy and of vanilla drafting
 FITTED_AT = (24, 30)  # nodes of the trees to which chances belong
+PLACE = {"left": 0.13, "bottom": 0.15, "right": 0.98, "top": 0.97}  # of the axis: to find it takes half of the drawing
 
 
 @dataclass
@@ -70,6 +72,15 @@ class WhatIf:
         works = (PassWork(synthetic_config(name), scheme) for name in (self.target, self.intermediate))
         return Planner(*(work.costs(sheet, sizes) for work in works))
 
+    def sample(self, card: str, scheme: str) -> str:
+        """How many processes measured what a prediction rests on: `tables.intervals.sample`, or why there is none."""
+        if card != f"{self.card}, measured":
+            return "not told" if (card, scheme) in self.others else "0, nothing was measured"
+        of_models = self.costs.passes.model.isin([self.target, self.intermediate])
+        passes = self.costs.passes[of_models & (self.costs.passes.scheme == scheme)]
+        drafting = self.costs.drafting[self.costs.drafting.head_scheme == self.head_scheme]
+        return sample(passes, drafting, self.costs.rounds, self.costs.replayed)
+
     def speeds(self, card: str, scheme: str, chances: Chances) -> pd.DataFrame:
         """Predicted tokens per second by method and draft size, the nodes of its tree, each with its best iterations.
 
@@ -89,7 +100,7 @@ def draw_what_if(speeds: pd.DataFrame, draft_size: int) -> Figure:
 
     speeds: of `WhatIf.speeds`.
     """
-    figure, (axis,) = new_figure(height_in=2.6)
+    figure, (axis,) = new_figure(height_in=2.6, layout="none", gridspec_kw=PLACE)
     sizes = speeds[speeds.draft_size > 0].draft_size
     ends = []
     for method, line in speeds.groupby("method", sort=False):

@@ -43,9 +43,9 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
 def drafters_table(table: pd.DataFrame, model: str = "smollm2") -> str:
     """What is accepted greedily in fp16 by task, in Markdown, with 95% intervals over questions. table: acceptance.csv.
 
-    The small model's column is vanilla's share of judged tokens that were accepted: its agreement with the target.
+    The intermediate model's column is vanilla's share of judged tokens that were accepted, its agreement.
     """
-    rows, lines = _shown(table, model), [["task", "questions", *SHOWN.values(), "small model agrees"]]
+    rows, lines = _shown(table, model), [["task", "questions", *SHOWN.values(), "intermediate model agrees"]]
     for task in rows.index.get_level_values("task").unique():
         of_task = [rows.loc[(task, method)] for method in SHOWN]
         lengths = [_told(row, "accepted_length", 1, ".2f") for row in of_task]
@@ -66,7 +66,7 @@ def aims_table(table: pd.DataFrame, model: str = "smollm2") -> str:
             _reached(eagle2, "accepted_length", AIM_LENGTH, AIM_LENGTH),
         ],
         [
-            f"the small model has the target's greedy token in at least {AIM_AGREEMENT:.0%} of positions",
+            f"the intermediate model has the target's greedy token in at least {AIM_AGREEMENT:.0%} of positions",
             _agreement(vanilla),
             _reached(vanilla, "acceptance_rate", AIM_AGREEMENT, AIM_AGREEMENT),
         ],

@@ -98,8 +98,8 @@ RECORDED_TABLES = (
         "replayed_plans",
         "replayed.csv",
         replayed_plans,
-        "One step of each plan: nodes of EAGLE-2's tree, and tokens at least where a small model drafts; times in "
-        "milliseconds; speedup over decoding one by one, at the mean accepted length.",
+        "One step of each plan: nodes of EAGLE-2's tree, and tokens at least where the intermediate model drafts; "
+        "times in milliseconds; speedup over decoding one by one, at the mean accepted length.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
     ),

@@ -12,9 +12,19 @@ from nbformat import NotebookNode
 # JupyterLab folds a cell's source by `jupyter.source_hidden` in its metadata; nbconvert's templates do not know of it.
 FOLDING = """
 {%- extends 'lab/index.html.j2' -%}
+{%- block html_head_css -%}
+{{ super() }}
+<style>
+/* A folded cell takes a line, so that the first figure is on the first screen. */
+.jp-Cell:has(> .jp-Cell-inputWrapper details.folded:not([open])) { padding-top: 0; padding-bottom: 0; }
+.jp-Cell:has(> .jp-Cell-inputWrapper details.folded:not([open])) .jp-InputPrompt { padding: 0; line-height: 1.3; }
+details.folded { opacity: 0.7; font-family: var(--jp-content-font-family); line-height: 1.3; }
+details.folded summary { cursor: pointer; font-size: 90%; }
+</style>
+{%- endblock html_head_css -%}
 {%- block input -%}
 {%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
-<details style="opacity:0.7"><summary style="cursor:pointer; font-size:90%">
+<details class="folded"><summary>
 {{- 'parameters' if 'parameters' in cell.metadata.get('tags', []) else 'code' -}}
 </summary>{{ super() }}</details>
 {%- else -%}

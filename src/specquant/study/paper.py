@@ -1,8 +1,8 @@
 """For a paper: every figure and table that rests on recorded data, rebuilt from `data/` alone."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from specquant.planning.eagle2_speedups import (
 )
 from specquant.planning.free_drafts import draw_free_drafts, free_drafts, least_growths, shares_reached
 from specquant.planning.phases import draw_phases, draw_speeds, gain_grids, phase_grids, speeds_over_chances
-from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
+from specquant.planning.recorded import CARD_SCHEMES, RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer, rooflines
 from specquant.planning.trees import trees_of
 from specquant.study import figures
@@ -38,6 +38,7 @@ from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figu
 from specquant.tables.verify_cost import pass_growth
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
+PAPER_SCHEME = "w4a16-g128"  # of the paper's hierarchy
 TARGET, INTERMEDIATE = map(model_label, (LARGEST, SMALL))
 OTHER_SCHEMES = ("fp16", *(scheme for scheme in BENCH_SCHEMES + FP8_SCHEMES if scheme not in MAIN_SCHEMES))
 
@@ -50,7 +51,8 @@ class RecordedFigure:
     there is nothing in them to draw. A figure is left out where one of its tables is missing. Tables have one row for
     each quantity (`medians`); with every_process the first one as it was recorded. by_scheme: drawn of `MAIN_SCHEMES`,
     and of the others beside FP16 in a supplement of its own.
-    model: the only one of the table that it shows.
+    only: of the first table it takes the rows with these values of these columns alone, so that its caption tells of
+    what is drawn. acceptance: what the caption says of it where the first table has no such column.
     """
 
     name: str
@@ -61,7 +63,28 @@ class RecordedFigure:
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
     by_scheme: bool = False
-    model: str | None = None
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    acceptance: str | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The only model that it shows, if there is only one."""
+        names = self.only.get("model", ())
+        return names[0] if len(names) == 1 else None
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Of a table the rows that the figure takes, by the columns that the table has."""
+        for column in self.only.keys() & set(frame.columns):
+            frame = frame[frame[column].isin(self.only[column])]
+        return frame
+
+    def caption(self, text: str, rows: pd.DataFrame, beside: Sequence[pd.DataFrame], device: str | None) -> str:
+        """The text, and what the numbers rest on; n counts the rows that the figure takes of the other tables, too."""
+        if self.published:
+            return text
+        about = {"acceptance": self.acceptance} if self.acceptance else {}
+        told = caption(text, rows.assign(**about), device, map(self.rows, beside))
+        return told if " n: " in told else f"{told} n: not told."
 
     def parts(self, frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str]]:
         """The name, the rows and the caption's text of each figure that it becomes."""
@@ -91,7 +114,7 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 
 
 def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
-    ours = _first_context(passes[passes.model == model])
+    ours = _first_context(passes)
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
     theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(ours.scheme)]
     tables = {f"ours, {gpu}": ours, f"SpecMQuant, {gpu}": theirs}
@@ -107,9 +130,7 @@ def verify_time(passes: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
 
 
 def time_per_token(replayed: pd.DataFrame, trees: pd.DataFrame) -> Figure | None:
-    rows = replayed[(replayed.model == LARGEST) & (replayed.scheme == "w4a16-g128")]
-    rows = rows[rows.head_scheme == "w4a16-g128"]
-    return draw_time_per_token(rows, Shapes.of(trees)) if len(rows) else None
+    return draw_time_per_token(replayed, Shapes.of(trees))
 
 
 def eagle2_speedups_of_paper(
@@ -123,7 +144,7 @@ def eagle2_speedups_of_paper(
 
 
 def speedup_over_draft_size(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> Figure | None:
-    predicted = _predicted_speedups(passes[passes.model == LARGEST], drafting, trees)
+    predicted = _predicted_speedups(passes, drafting, trees)
     return None if predicted is None else draw_over_draft_size(predicted)
 
 
@@ -139,7 +160,7 @@ def speeds_over_acceptance(
 ) -> Figure | None:
     if LARGEST not in set(replayed.model):
         return None
-    planner = RecordedCosts(passes, drafting, rounds, replayed).planner(LARGEST, SMALL, "w4a16-g128", "w4a16-g128")
+    planner = RecordedCosts(passes, drafting, rounds, replayed).planner(LARGEST, SMALL, PAPER_SCHEME, PAPER_SCHEME)
     shapes = Shapes.of(trees)
     return draw_speeds(speeds_over_chances(planner, shapes, shapes.fitted_chances()))
 
@@ -158,14 +179,14 @@ def phases(
     shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
     costs = RecordedCosts(passes, drafting, rounds, replayed)
     their_planner = specmquant_planner(theirs, their_steps, gpu)
-    planners = planners_by_card(costs, LARGEST, SMALL, "w4a16-g128", gpu, their_planner)
+    planners = planners_by_card(costs, LARGEST, SMALL, PAPER_SCHEME, gpu, their_planner)
     fitted = shapes.fitted_chances()
     marked = (fitted.head[0], fitted.agreement)
     return draw_phases(phase_grids(planners, shapes), marked, gain_grids(planners, shapes))
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
-    passes = _first_context(passes[passes.model.isin(list(ACCEPTED_LENGTHS))])
+    passes = _first_context(passes)
     return eagle2_speedups(passes, drafting, trees_of(trees, "target")) if len(passes) else None
 
 
@@ -192,16 +213,18 @@ RECORDED_FIGURES = (
         "line rises.",
         other_tables=("recorded/GPU/ceilings.csv",),
         every_process=True,
+        only={"scheme": MAIN_SCHEMES},
     ),
     RecordedFigure(
         "time_per_token",
         "replayed.csv",
         time_per_token,
         f"Where the time of a token goes, by plan: a step's draft, pass and the rest over the assumed accepted length, "
-        f"and the speedup over decoding one by one. Small model: {INTERMEDIATE}. Both and their heads in W4A16.",
+        f"and the speedup over decoding one by one, with the lowest and highest process's. Intermediate model: "
+        f"{INTERMEDIATE}. Both and their heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
-        model=LARGEST,
+        only={"model": (LARGEST,), "scheme": (PAPER_SCHEME,), "head_scheme": (PAPER_SCHEME,)},
     ),
     RecordedFigure(
         "verify_cost",
@@ -254,7 +277,7 @@ RECORDED_FIGURES = (
         f"Rates of the products of one {TARGET} decoder layer, 1 to 64 tokens, below this card's best.",
         other_tables=("recorded/GPU/ceilings.csv",),
         by_scheme=True,
-        model=LARGEST,
+        only={"model": (LARGEST,)},
     ),
     RecordedFigure(
         "predicted_times",
@@ -263,7 +286,7 @@ RECORDED_FIGURES = (
         f"Time of the products of one {TARGET} decoder layer over that of one token; dashed: fitted rooflines.",
         other_tables=("recorded/GPU/ceilings.csv",),
         by_scheme=True,
-        model=LARGEST,
+        only={"model": (LARGEST,)},
     ),
     *(
         RecordedFigure(
@@ -275,7 +298,7 @@ RECORDED_FIGURES = (
             "same kind of card.",
             other_tables=("published/specmquant_verify_cost.csv",),
             every_process=True,
-            model=model,
+            only={"model": (model,)},
             by_scheme=True,
         )
         for model in ACCEPTED_LENGTHS
@@ -287,6 +310,8 @@ RECORDED_FIGURES = (
         "EAGLE-2's speedup: the paper's, measured with trained weights; ours, predicted from measured passes and "
         "drafts with assumed acceptance; line: no gain. The paper's cards are in the legend.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
+        only={"model": tuple(ACCEPTED_LENGTHS)},
+        acceptance="assumed",
     ),
     RecordedFigure(
         "speedup_over_draft_size",
@@ -296,7 +321,8 @@ RECORDED_FIGURES = (
         "from measured passes and drafts with assumed acceptance.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
         by_scheme=True,
-        model=LARGEST,
+        only={"model": (LARGEST,)},
+        acceptance="assumed",
     ),
     *(
         RecordedFigure(
@@ -304,7 +330,8 @@ RECORDED_FIGURES = (
             "ceilings.csv",
             partial(largest_free_drafts, schemes=schemes),
             f"The draft size up to which reading the weights of {TARGET} takes longer than multiplying; "
-            f"dotted: 60. Predicted: every card at the shares of its data sheet that were measured on this one.{which}",
+            f"dotted: 60. Predicted: every card at the shares of its data sheet that were measured on this one.{which} "
+            f"Model: {TARGET}.",
         )
         for name, schemes, which in (
             ("free_drafts", MAIN_SCHEMES, ""),
@@ -321,6 +348,8 @@ RECORDED_FIGURES = (
             *(f"recorded/GPU/{table}.csv" for table in ("drafting", "rounds", "replayed")),
             "recorded/cpu/trees.csv",
         ),
+        only={"model": (LARGEST, SMALL), "scheme": (PAPER_SCHEME,), "head_scheme": (PAPER_SCHEME,)},
+        acceptance="assumed",
     ),
     RecordedFigure(
         "phases",
@@ -335,6 +364,8 @@ RECORDED_FIGURES = (
             "recorded/cpu/trees.csv",
             *(f"published/specmquant_{table}.csv" for table in ("verify_cost", "steps")),
         ),
+        only={"model": (LARGEST, SMALL), "scheme": (*CARD_SCHEMES.values(),), "head_scheme": (PAPER_SCHEME,)},
+        acceptance="assumed",
     ),
 )
 
@@ -350,16 +381,15 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
     drawings = []
     for folder, figure, (table, *others) in _tables(data_dir):
-        frame = read_results(table) if figure.every_process else read_medians(table)
+        frame = figure.rows(read_results(table) if figure.every_process else read_medians(table))
         device = None if figure.published else _device(table)
         frame.attrs["device"] = device
         beside = list(map(read_medians, others))
         for name, rows, told in figure.parts(frame):
-            drawing = figure.draw(rows, *beside)
+            drawing = figure.draw(rows, *beside) if len(rows) else None
             if drawing is not None:
-                shown = rows if figure.model is None else rows[rows.model == figure.model]
-                text = told if figure.published else caption(told, shown, device)
-                drawings.append((folder, name, drawing, text + _caveats(table, *others)))
+                text = figure.caption(told, rows, beside, device) + _caveats(table, *others)
+                drawings.append((folder, name, drawing, text))
                 plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
     for folder in _device_folders(data_dir):

@@ -15,6 +15,7 @@ from specquant.errors import SpecquantError
 from specquant.files import write_file
 from specquant.measure.states import DONE, FAILED, LEFT_OUT, QUEUED, RUNNING
 from specquant.study.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, read_claims, shown
+from specquant.tables.style import device_label
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 # How a verdict looks: classes of the template.
@@ -104,8 +105,9 @@ def _facts(records: Iterable[dict[str, Any]], live: Live | None) -> dict[str, st
         for record in records
         if record.get("commit")
     ]
-    for name, values in {"commit": commits, "device": [record.get("device") for record in records]}.items():
-        if told := list(dict.fromkeys(str(value) for value in values if value)):
+    devices = [device_label(str(record["device"])) for record in records if record.get("device")]
+    for name, values in {"commit": commits, "device": devices}.items():
+        if told := list(dict.fromkeys(values)):
             facts[name] = "; ".join(told)
     return facts
 

@@ -22,7 +22,8 @@ from specquant.study.page import draw_formulae, drop_foreign_scripts
 
 ROOT = Path(__file__).resolve().parents[3]
 START = "README.md"
-FIRST = ("findings", "models", "checkpoints", "planner", "measuring", "commands", "sandbox")  # of docs/, in this order
+# Of docs/, in this order.
+FIRST = ("findings", "words", "models", "checkpoints", "planner", "measuring", "commands", "sandbox")
 MORE = ("CONTRIBUTING.md", "CHANGELOG.md", "figures/README.md")
 ASSETS = ("docs/site.css", "docs/iframe-worker.js")
 PACKAGE = "src/specquant"

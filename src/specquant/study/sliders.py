@@ -32,8 +32,8 @@ def explore(what_if: WhatIf, chances: Chances, scheme: str, figures_dir: str | P
         card=Dropdown(options=what_if.cards, description="card", style=STYLE),
         draft_size=SelectionSlider(options=DRAFT_SIZES, value=24, description="draft size", style=STYLE),
         head=_chance(chances.head[0], "chance, target's head"),
-        inner_head=_chance(chances.inner_head[0], "chance, small model's head"),
-        agreement=_chance(chances.agreement, "agreement of the small model"),
+        inner_head=_chance(chances.inner_head[0], "chance, intermediate model's head"),
+        agreement=_chance(chances.agreement, "agreement, intermediate model"),
     )
 
 
@@ -48,7 +48,7 @@ def answer(
     except SpecquantError as error:
         return draw_refusal(str(error)), f"Nothing is predicted. {basis} n: 0."
     text = "Predicted speedup over decoding one by one; beside names that at the dotted draft size."
-    return draw_what_if(speeds, draft_size), f"{text} {basis} n: 2 to 3 processes."
+    return draw_what_if(speeds, draft_size), f"{text} {basis} n: {what_if.sample(card, scheme)}."
 
 
 def _chance(value: float, description: str) -> FloatSlider:

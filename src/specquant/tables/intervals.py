@@ -13,7 +13,14 @@ from specquant.errors import SpecquantError
 
 PROCESS = "process"
 RESAMPLES = 2000  # of questions, for an interval over them
-SAMPLE = "sample"  # what a table of medians calls the `sample` that they are of
+# Columns that say of how much a table's numbers are, the first that it has, with how they add up and are called.
+SAMPLES = {
+    PROCESS: ("nunique", "processes"),
+    "processes": ("max", "processes"),  # of medians, which have lost the processes
+    "prompts": ("sum", "prompts"),
+    "tokens": ("sum", "tokens"),
+    "repeats": ("max", "repeats in one process"),
+}
 
 
 def in_each_process(rows: pd.DataFrame, keys: Sequence[str], value: str = "time_ms") -> pd.Series:
@@ -96,20 +103,30 @@ def rule_of_three(trials: int) -> float:
     return min(3 / trials, 1.0)
 
 
-def sample(frame: pd.DataFrame) -> str:
-    """How many processes, prompts, tokens or repeats a table's numbers are of; "" where it does not say.
+def sample(*frames: pd.DataFrame) -> str:
+    """How many processes, prompts, tokens or repeats the numbers of tables are of; "" where they do not say.
 
-    Of medians the table that they are of says it: `read_medians` keeps it.
+    Each model, scheme and method has a number of its own: the least and the most are told. The first table decides what
+    is counted, and those that count something else are left out.
     """
-    if SAMPLE in frame.attrs:
-        return frame.attrs[SAMPLE]
-    for column, total in (("process", "nunique"), ("prompts", "sum"), ("tokens", "sum"), ("repeats", "max")):
+    name, counts = "", []
+    for frame in frames:
+        kind, found = _counts(frame)
+        if found and kind == (name := name or kind):
+            counts += found
+    if not counts:
+        return ""
+    least, most = (f"{int(count):,}" for count in (min(counts), max(counts)))
+    if least == most == "1":
+        name = {"processes": "process", "repeats in one process": "repeat"}.get(name, name.removesuffix("s"))
+    return f"{most} {name}" if least == most else f"{least} to {most} {name}"
+
+
+def _counts(frame: pd.DataFrame) -> tuple[str, list[float]]:
+    """What a table counts, and how many there are of each model, scheme and method; nothing where it does not count."""
+    for column, (total, name) in SAMPLES.items():
         if column in frame.columns and frame[column].notna().any():
             keys = [key for key in ("model", "scheme", "method") if key in frame.columns]
-            counts = frame.groupby(keys)[column].agg(total) if keys else pd.Series([frame[column].agg(total)])
-            least, most = (f"{int(count):,}" for count in (counts.min(), counts.max()))
-            name = {"process": "processes", "repeats": "repeats in one process"}.get(column, column)
-            if least == most == "1":
-                name = {"processes": "process", "repeats in one process": "repeat"}.get(name, name.removesuffix("s"))
-            return f"{most} {name}" if least == most else f"{least} to {most} {name}"
-    return ""
+            each = frame.groupby(keys)[column].agg(total) if keys else pd.Series([frame[column].agg(total)])
+            return name, each.tolist()
+    return "", []

@@ -13,7 +13,6 @@ import pandas as pd
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve, write_file
-from specquant.tables.intervals import SAMPLE, sample
 from specquant.tables.provenance import provenance
 from specquant.tables.schemas import TABLES, medians
 from specquant.tables.table import REMEDY, require_columns
@@ -73,10 +72,7 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
 
 def read_medians(path: str | os.PathLike) -> pd.DataFrame:
     """A table with one row for each quantity, the medians over processes. Raises SpecquantError as `read_results`."""
-    rows = read_results(path)
-    told = medians(rows, resolve(path).stem)
-    told.attrs[SAMPLE] = sample(rows)
-    return told
+    return medians(read_results(path), resolve(path).stem)
 
 
 def read_provenance(path: str | os.PathLike) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def model_label(name: str) -> str:
     return f"Llama-3-{name.removeprefix('llama-3-').upper()}" if name.startswith("llama-3-") else name
 
 
+def device_label(name: str) -> str:
+    """A device for people to read: "Intel Xeon Processor, 1 thread"."""
+    return re.sub(r", 1 threads$", ", 1 thread", name.replace("(R)", ""))
+
+
 def along_draft_sizes(axis: Axes) -> None:
     """A logarithmic axis of draft sizes, which are written out."""
     axis.set_xscale("log", base=2)
@@ -165,17 +171,20 @@ def legend_above(figure: Figure, axis: Axes, columns: int) -> None:
         legend_above(figure, axis, columns - 1)
 
 
-def caption(text: str, frame: pd.DataFrame, device: str | None = None) -> str:
+def caption(text: str, frame: pd.DataFrame, device: str | None = None, beside: Iterable[pd.DataFrame] = ()) -> str:
     """`text`, followed by what the numbers rest on: the table's `model`, `weights` and `acceptance` columns, the
-    device, and how many were measured."""
+    device, and how many were measured, also of the tables beside it that are drawn from.
+
+    Of the tables' rows only those are given that are drawn.
+    """
     facts = [
         f"{column.capitalize()}: {', '.join(map(model_label, sorted(frame[column].dropna().unique())))}."
         for column in ("model", "weights", "acceptance")
         if column in frame.columns and frame[column].notna().any()
     ]
     if device is not None:
-        facts.append(f"Device: {device}.")
-    if number := sample(frame):
+        facts.append(f"Device: {device_label(device)}.")
+    if number := sample(frame, *beside):
         facts.append(f"n: {number}.")
     return " ".join([text, *facts])
 

@@ -68,13 +68,14 @@ class Table:
     def one_row_each(self, rows: pd.DataFrame) -> pd.DataFrame:
         """A row for each quantity; of every number the median over processes of the medians over each one's blocks.
 
-        What was timed in turns does not count.
+        `processes` says how many there were. What was timed in turns does not count.
         """
         if "protocol" in rows:
             rows = rows[rows.protocol == "blocks"]
         numbers = [name for name in rows.select_dtypes("number") if name not in (*self.quantity, *REPEATS)]
         in_each = rows.groupby([*self.quantity, "process"], sort=False, dropna=False)[numbers].median()
-        told = in_each.groupby(level=self.quantity, sort=False, dropna=False).median().reset_index()
+        over_processes = in_each.groupby(level=self.quantity, sort=False, dropna=False)
+        told = over_processes.median().assign(processes=over_processes.size()).reset_index()
         others = [name for name in rows.columns if name not in (*told.columns, *REPEATS)]
         if others:
             told = told.merge(rows.drop_duplicates(self.quantity)[[*self.quantity, *others]], on=self.quantity)

@@ -60,7 +60,8 @@ def card_text(log: dict) -> str:
 
     def mix(rows_of: dict) -> str:
         written = rows_of["written"]
-        return f"{sum(rows_of.values()) - written} rows a step from the corpora and {written} that the target wrote"
+        read = sum(rows_of.values()) - written
+        return f"{read} rows a training step from the corpora and {written} that the target wrote"
 
     losses = {name: held_out[name]["loss_fp16"] for name in MODELS}
     better = losses["intermediate"]["mean"] - losses["target"]["mean"]
@@ -93,7 +94,7 @@ Llama models that are small enough to ship and good enough to study: a `target`,
 and an EAGLE head for each (`eagle-target`, `eagle-intermediate`). fp16 safetensors in Hugging Face layout;
 `transformers.AutoModelForCausalLM` and `AutoTokenizer` load the two models.
 
-This card is written by `specquant.training.card` from `training.json`, which the recipe recorded.
+This page is written by `specquant.training.card` from `training.json`, which the recipe recorded.
 
     {log["command"]}
 
@@ -107,7 +108,7 @@ Trained on {log["date"]} on one {log["device"]} in {sum(run["seconds"] for run i
 A document is held out if a hash of its name says so (about one in twenty); Shakespeare is split in contiguous sections,
 WikiText-2 in articles. Training never reads held-out text, but the weights that ship are those of the checkpoint with
 the lowest held-out loss, so the numbers below flatter the models a little. The intermediate's
-optimizer and learning rate were chosen by training loss, in runs of 250 steps.
+optimizer and learning rate were chosen by training loss, in runs of 250 training steps.
 
 `calibration.txt` is text that the target itself wrote at temperature 1, from nothing or a short opener. Documents are
 separated by a line with one form feed: `text.split("\\n\\f\\n")`.
@@ -120,7 +121,7 @@ Head dimension 64, tied embeddings, RoPE base 10000, context {recipe["row_length
 with {recipe["vocabulary_size"]:,} entries, trained on the training text; `<|begin|>` (0) begins every text, `<|end|>`
 (1) ends a training document. Rows of {recipe["row_length"]} tokens continue over documents.
 
-* `target`: next-token prediction on {sum(recipe["target_rows"].values())} rows a step, dropout
+* `target`: next-token prediction on {sum(recipe["target_rows"].values())} rows a training step, dropout
   {recipe["target_dropout"]:g}, weight decay {recipe["target"]["weight_decay"]:g}.
 * `intermediate`: distilled from the target (cross-entropy against its distribution and, with a weight of
   {recipe["greedy_weight"]:g}, against its most likely token), {mix(recipe["intermediate_rows"])}.
@@ -133,7 +134,7 @@ The target wrote {sum(recipe["written_rows"].values()):,} rows, at temperatures 
 {recipe["hottest"]:g}; each begins with up to {recipe["row_length"] // 4} tokens of the corpora. Warm-up, then cosine to
 zero; AdamW, but Muon for the matrices between embedding and LM head of {" and ".join(muon)}.
 
-{table(["network", "steps", "best step", "held-out loss there", "seconds"], runs)}
+{table(["network", "training steps", "best one", "held-out loss there", "seconds"], runs)}
 
 ![Loss curves](training.png)
 

@@ -1,4 +1,4 @@
-"""All that the study needs of a model, made of text that the model itself writes: heads, a small model, a profile."""
+"""All that the study needs of a model, made of text that it writes itself: heads, an intermediate model, a profile."""
 
 import hashlib
 import json
@@ -152,7 +152,7 @@ class Workshop:
     def train_head(
         self, out: Path, minutes: float, head: HeadOptions = EAGLE, small: PreTrainedModel | None = None
     ) -> dict:
-        """Train a head into a directory, the target's or that of a small model; returns what `learn_to_draft` says."""
+        """Train a head, the target's or the intermediate model's, into a directory; returns `learn_to_draft`'s log."""
         name = f"{head.kind}-target" if small is None else f"{head.kind}-intermediate-{small.config.num_hidden_layers}"
         seconds, checkpoints = 60 * minutes, self.checkpoints()
         model = self.model if small is None else small
@@ -173,7 +173,7 @@ class Workshop:
         return log
 
     def distill(self, layers: int, out: Path, minutes: float) -> tuple[PreTrainedModel, dict]:
-        """Make a small model of so many layers in a directory; returns it, and what `small.distill` says of it."""
+        """Make an intermediate model of so many layers in a directory; returns it and what `small.distill` says."""
         recipe = replace(SMALL, layers=layers, rows=self.size.step_rows or SMALL.rows)
         small, log = distill(
             f"intermediate-{layers}", self.model, self.written, recipe, 60 * minutes, self.checkpoints()
@@ -247,7 +247,7 @@ def make_head(shop: Workshop, out: Path, minutes: float, kind: HeadOptions = EAG
 
 
 def make_small(shop: Workshop, layers: int, out: Path, minutes: float) -> dict:
-    """Have a target write, and make a small model of some of its layers. Arguments and errors are `make_head`'s."""
+    """Have a target write, and make a model of some of its layers. Arguments and errors are `make_head`'s."""
     require_new(out)
     text, small = (share * check_minutes(minutes) for share in _parts("text", "small"))
     choose_layers(layers, shop.config.num_hidden_layers, SMALL.chosen)
@@ -267,7 +267,7 @@ def prepare(
 
     Args:
         shop: The target, and where its text lies.
-        layers: Of the small model.
+        layers: Of the intermediate model.
         out: The folder of all.
         minutes: For all of it.
         say: Told what is done.
@@ -287,7 +287,7 @@ def prepare(
     log = shop.train_head(out / f"{heads.kind}-target", SHARES["head"] * minutes, heads)
     say(f"the EAGLE head has {_percent(log['accuracy'])} of held-out tokens right, by depth")
     small, log = shop.distill(layers, out / "intermediate", SHARES["small"] * minutes)
-    say(f"the small model has the target's greedy token in {_percent([log['agreement']])} of held-out positions")
+    say(f"the intermediate model has the target's greedy token in {_percent([log['agreement']])} of held-out positions")
     log = shop.train_head(out / f"{heads.kind}-intermediate", SHARES["small_head"] * minutes, heads, small)
     say(f"its EAGLE head has {_percent(log['accuracy'])} of held-out tokens right, by depth")
     return write_profile(shop, out)

@@ -1,4 +1,4 @@
-"""A small model that drafts for a target: some of its layers between its own embedding and LM head, distilled."""
+"""An intermediate model for a target: some of its layers between its own embedding and LM head, distilled."""
 
 import copy
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from specquant.training.written import Reading, Written
 
 @dataclass(frozen=True)
 class SmallRecipe:
-    """How a small model learns.
+    """How an intermediate model learns.
 
     Attributes:
         layers: How many it has.
@@ -57,13 +57,13 @@ CHOICES = {"evenly": evenly, "ends": ends}
 
 
 def choose_layers(count: int, of: int, chosen: str) -> list[int]:
-    """The target's layers that a small model begins with, in order.
+    """The target's layers that an intermediate model begins with, in order.
 
     Raises:
         SpecquantError: There are not so many.
     """
     if not 1 <= count <= of:
-        raise SpecquantError(f"a target of {of} layers has no small model of {count}: give --layers 1 to {of}")
+        raise SpecquantError(f"a target of {of} layers has no intermediate model of {count}: give --layers 1 to {of}")
     return CHOICES[chosen](count, of)
 
 
@@ -95,7 +95,7 @@ def distill(
     checkpoints: Path,
     start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[PreTrainedModel, dict]:
-    """Make a small model of some of a target's layers and teach it the target's distributions over its answers.
+    """Make a model of some of a target's layers and teach it the target's distributions over its answers.
 
     Args:
         name: What it is called in progress bars and checkpoints.
@@ -104,10 +104,10 @@ def distill(
         recipe: How it learns.
         seconds: How long.
         checkpoints: The folder of what an interrupted call goes on from.
-        start: The layers and final norm of a small model that learns on, by transformers' names; None for the target's.
+        start: The layers and final norm of one that learns on, by transformers' names; None for the target's.
 
     Returns:
-        The small model, its layers in float32, and {"seconds", "curve", "steps", "layers", "agreement"}: the share of
+        The model, its layers in float32, and {"seconds", "curve", "steps", "layers", "agreement"}: the share of
         held-out positions of answers where both models' most likely tokens are the same.
     """
     layers = choose_layers(recipe.layers, model.config.num_hidden_layers, recipe.chosen)

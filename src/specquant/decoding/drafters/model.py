@@ -1,4 +1,4 @@
-"""A small model as the drafter: a `Speculator`, alone (vanilla), or itself drafted for by a head (the hierarchy)."""
+"""The intermediate model as a drafter: a `Speculator`, alone (vanilla) or drafted for by a head (the hierarchy)."""
 
 from collections.abc import Callable
 

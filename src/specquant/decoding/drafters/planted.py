@@ -151,14 +151,14 @@ class PlantedDrafts(Drafter):
 
 
 class PlantedModel(Drafter):
-    """A small model that says the text that it follows, with errors: its disagreement with the model above.
+    """An intermediate model that says the text that it follows, with errors: its disagreement with the model above.
 
     It runs every pass, and judges what is drafted for it by the ordinary greedy rule. Only its logits are made to say
     the text, since a model with random weights would say anything else.
     """
 
     def __init__(self, speculator: Speculator, errors: Errors):
-        """speculator: the small model; what drafts for it, if anything does, is a `PlantedDrafts`."""
+        """speculator: the intermediate model; what drafts for it, if anything does, is a `PlantedDrafts`."""
         self.speculator, self.errors = speculator, errors
         self.vocab_size, self.context_length = speculator.vocab_size, speculator.context_length
         self.said = torch.empty(0, dtype=torch.int64)
