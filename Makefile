@@ -43,7 +43,7 @@ test-slurm: .venv/.ready  ## run jobs on a real Slurm of this machine (root; ins
 	@command -v slurmctld slurmd munged >/dev/null || \
 	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge >/dev/null; } || \
 	  { echo "slurm-wlm and munge cannot be installed here: install them, as root, and ask again" >&2; exit 1; }
-	$(BIN)/python -m pytest tests/measure/on_slurm.py
+	$(BIN)/python -m pytest tests/measure/on_slurm.py tests/study/on_slurm.py
 
 # Without the notebooks: with --cov nbval starts coverage in their kernels as well, and its start gets no answer.
 coverage: .venv/.ready  ## run the tests of make test, and show which lines they do not reach

@@ -80,6 +80,21 @@ def test_the_undamaged_family_works(family, capfd):
         (["--scheme", "w4a16-g128-rot"], "make it once by `specquant quantize"),
         (["--method", "medusa"], "unknown method 'medusa': choose one of autoregressive"),
         (["--calibration", "some.csv"], "--calibration is for --method auto"),
+        *(
+            (
+                ["--method", method, f"--{option}", "adaptive"],
+                f"--{option} adaptive says nothing to {method}: choose one of ",
+            )
+            for method, option in (
+                ("autoregressive", "draft-size"),
+                ("vanilla", "draft-size"),
+                ("suffix", "inner-draft-size"),
+                ("hierarchical", "draft-size"),
+                ("eagle2", "inner-draft-size"),
+                ("eagle2", "min-draft-length"),
+            )
+        ),
+        (["--method", "auto", "--draft-size", "adaptive"], "--method auto chooses how to draft itself"),
         (["--method", "auto", "--prompt", ""], "the prompt is empty"),
         (["--method", "auto", "--intermediate", "nowhere"], "nowhere is not a model directory"),
         (["--method", "auto", "--calibration", "none.csv"], "there is no calibration at"),

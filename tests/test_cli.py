@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -189,6 +190,29 @@ def test_an_interruption_exits_with_130(monkeypatch, capsys):
     monkeypatch.setattr("specquant.study.batch.run_study", interrupt)
     assert main(["study"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_command_that_is_terminated_ends_what_it_started(tmp_path):
+    """Its measuring process would else go on, and hold the card."""
+    words = ["bench", "verify-cost", "--model", "data/tiny/target", "--weights", "synthetic", "--device", "cpu"]
+    command = [sys.executable, "-m", "specquant.cli", *words, "--repeats", "10000", "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=project_root(), stderr=subprocess.PIPE, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.exists():
+            process.kill()
+            pytest.skip("this system does not tell a process's children")
+        ends = time.monotonic() + 120
+        while not (started := children.read_text().split()):
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1] == "specquant: interrupted; what had finished is kept"
+    for child in started:
+        while Path(f"/proc/{child}").exists():
+            assert time.monotonic() < ends
+            time.sleep(0.1)
 
 
 def test_verify_cost_of_a_directorys_shapes(small_models, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from specquant.errors import SpecquantError, full_memory_told
 
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
+TERMINATED = 128 + signal.SIGTERM
 COMMANDS: tuple[Callable[..., Any], ...] = (
     *(study.study, study.plan, study.record, study.claims, study.figures),
     *(models.generate, models.calibrate, models.tune, models.quantize, models.export, models.convert_head),
@@ -29,9 +31,19 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
 WHOLE = (models.calibrate, models.quantize, models.export, models.convert_head, models.train_head, models.distill)
 
 
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM does: as an interrupt, which ends the processes that a command has started, too."""
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted, 141 nobody
-    reads the output any more."""
+    reads the output any more, 143 terminated."""
+    if argv is None:
+        signal.signal(signal.SIGTERM, _terminate)
     streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
     for stream in streams:
         if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
@@ -57,8 +69,9 @@ def _run(words: list[str]) -> int:
             return command(*bound.args, **bound.kwargs) or 0
     except SpecquantError as error:
         return _complain(str(error), 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted; what had finished is kept", 130)
+    except KeyboardInterrupt as error:
+        status = TERMINATED if isinstance(error, Terminated) else 130
+        return _complain("interrupted; what had finished is kept", status)
 
 
 def parsed(app: App, words: list[str]) -> tuple[Callable[..., int | None], BoundArguments]:

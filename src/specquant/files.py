@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -14,6 +16,7 @@ from uuid import uuid4
 
 from specquant.errors import SpecquantError
 
+SEEN_AFTER_S = 90.0  # NFS caches what is in a folder for up to 60 s, where nobody chose otherwise
 LONGEST_NAME = 230  # bytes: file systems take 255, and what is unfinished has a longer name
 
 
@@ -58,6 +61,18 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         raise SpecquantError(f"cannot read {what} {path} ({error}): give a UTF-8 text file") from None
 
 
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content; a relative path is below the project root.
+
+    Raises SpecquantError where it cannot be read.
+    """
+    try:
+        with open(resolve(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SpecquantError(f"cannot read {path}: {error.strerror}: give a file that you can read") from None
+
+
 def write_file(path: str | os.PathLike, content: bytes | str, by_several: bool = False) -> Path:
     """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part.
 
@@ -77,6 +92,26 @@ def write_file(path: str | os.PathLike, content: bytes | str, by_several: bool =
         advice = "free some, or choose a folder elsewhere" if full else "choose a folder you can write to"
         raise SpecquantError(f"cannot write {path}: {error.strerror}; {advice}") from None
     return path
+
+
+def wait_until_seen(lacking: Callable[[], int], folder: Path) -> None:
+    """Wait until this machine sees what others have written: a network file system may show new files late.
+
+    Args:
+        lacking: Looks, and says how much is not there yet.
+        folder: Where it looks.
+
+    Raises:
+        SpecquantError: Something is not seen in time.
+    """
+    ends = time.monotonic() + SEEN_AFTER_S
+    while number := lacking():
+        if time.monotonic() >= ends:
+            raise SpecquantError(
+                f"{number} results of jobs that ended well are not in {folder}, as this machine sees it after "
+                f"{SEEN_AFTER_S:.0f} s: ask for the same again, or choose a folder that the nodes share"
+            )
+        time.sleep(0.5)
 
 
 def require_writable(path: Path, whole: bool = False) -> None:

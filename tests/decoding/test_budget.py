@@ -165,6 +165,19 @@ def test_where_no_draft_pays_few_are_made(pair):
     assert len(steps) >= 70
 
 
+def test_a_drafter_tells_its_budget_what_was_accepted(pair):
+    """So chances that calibration has too high are mended, and a random head drafts less and less."""
+    model, head = pair
+    budget = budgets(STAIRS)
+    told = []
+    learn = budget.learn
+    budget.learn = lambda accepted: (told.append(accepted), learn(accepted))
+    _, steps = decode(Speculator(model, EagleDrafter(head, 24, 3, 4, budget=budget)), Greedy())
+    assert told[1:] == [len(step.path) for step in steps]  # the first is the prompt's
+    certain = [[1.0, 0.5, 0.5], [0, 1, 1]]
+    assert budget._chances(certain)[1] != 0.5
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -48,11 +48,11 @@ def asked(monkeypatch):
 
     asked, original = Asked(), recording.answer_question
 
-    def answer(speculator, tokenizer, benchmark, question, *rest):
+    def answer(asker, question, *rest):
         if len(asked) == asked.stop_at:
             raise KeyboardInterrupt
         asked.append(question.id)
-        return original(speculator, tokenizer, benchmark, question, *rest)
+        return original(asker, question, *rest)
 
     monkeypatch.setattr(recording, "answer_question", answer)
     return asked

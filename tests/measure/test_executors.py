@@ -5,14 +5,19 @@ import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
+import specquant.measure
 from specquant.errors import SpecquantError
 from specquant.measure import executors
 from specquant.measure.executors import CARD, Here, Slurm, SlurmOptions, chosen, current, read_options
-from specquant.measure.measure import _task, record, serve
+from specquant.measure.measure import Measure, _task, record, serve
+from specquant.measure.parameters import Common
 from specquant.tables.parts import Parts
 from specquant.tables.provenance import DEVICE_OF_JOBS
 from specquant.tables.results import read_provenance, read_results
@@ -61,9 +66,10 @@ def test_a_unit_that_dies_stops_no_other_and_the_same_command_goes_on(executor, 
         kept = {path.stem for path in (tmp_path / "out/sleeping.jobs").rglob("*log*")}
         assert kept == {log.stem}  # those of others are gone
     assert record(MEASURE, Parameters(count=2, notes=notes), tmp_path / "out") == path
+    node = "" if executor.elsewhere else ",node7"
     assert read_results(path).to_csv(index=False) == (
-        "weights,process,size,square\n"
-        + "".join(f"synthetic,{n},{size},{n * n}\n" for n in range(2) for size in (1, 2))
+        f"weights,process,size,square{',node' if node else ''}\n"
+        + "".join(f"synthetic,{n},{size},{n * n}{node}\n" for n in range(2) for size in (1, 2))
     )
     assert begun(notes) == {0: 2, 1: 1}
     assert read_provenance(path).get("node") == (None if executor.elsewhere else "node7")
@@ -121,6 +127,25 @@ def test_jobs_of_two_cards_are_not_mixed(tmp_path):
     assert [path.name for path in (tmp_path / "sleeping.parts").iterdir()] == [".device"]
 
 
+def test_no_table_of_any_measure_mixes_cards(tmp_path):
+    """Neither where jobs begin nor where parts are there already."""
+    modules = [import_module(f"specquant.measure.{each.name}") for each in iter_modules(specquant.measure.__path__)]
+    every = {each.name: each for module in modules for each in vars(module).values() if isinstance(each, Measure)}
+    assert len(every) > 20
+    for measure in every.values():
+        assert "device" in {each.name for each in fields(measure.parameters)}
+        assert issubclass(measure.parameters, Common)
+        for table in measure.tables:
+            mine, theirs = (Parts(table, tmp_path / f"{table.name}.csv", {"device": card}) for card in "AB")
+            mine.claim_device()
+            with pytest.raises(SpecquantError, match=rf"{table.name}\.csv is of A, and this is B: ask for one kind"):
+                theirs.claim_device()
+            part = {"unit": dict.fromkeys(table.unit, 0), "rows": [], "provenance": {"device": "A", "parameters": {}}}
+            (mine.folder / "a.json").write_text(json.dumps(part))
+            with pytest.raises(SpecquantError, match="holds rows measured with device A, not B"):
+                theirs.missing([])
+
+
 def test_a_job_on_another_card_than_the_tables_are_to_be_of_measures_nothing(tmp_path, notes, monkeypatch):
     parameters, told = Parameters(count=1, notes=notes), []
     parts = Parts(TABLE, tmp_path / "sleeping.csv", {"seconds": 0.0})
@@ -130,6 +155,26 @@ def test_a_job_on_another_card_than_the_tables_are_to_be_of_measures_nothing(tmp
     assert [list(each) for each in told] == [["error"]]
     assert told[0]["error"].startswith("the tables are to be of the card h200, and this machine is ")
     assert begun(notes) == {}
+
+
+@pytest.mark.parametrize(
+    ("trace", "reason"),
+    [
+        (
+            "Traceback\n  File x\nUncompletedJobError: timed-out too many times.",
+            "its time is over",
+        ),
+        ("Traceback\n  File x\nFileNotFoundError: no file 'a'", "FileNotFoundError: no file 'a'"),
+    ],
+)
+def test_why_a_job_has_no_result_is_said_in_a_few_words(tmp_path, trace, reason):
+    """It is what submitit's exception says, without its advice for Python."""
+    from submitit.core import utils
+    from submitit.local.local import LocalJob
+
+    job = LocalJob(tmp_path, "7")
+    utils.cloudpickle_dump(("error", trace), job.paths.result_pickle)
+    assert executors._ended(job) == [{"ended": None, "log": str(job.paths.stderr), "why": reason}]
 
 
 def test_what_is_timed_has_this_machine_to_itself(tmp_path, notes, monkeypatch):
@@ -184,6 +229,15 @@ def test_options_are_those_of_sbatch(tmp_path):
         ("time: 0", "time is 0: give at least 1"),
         ("exclusive: 1", "exclusive is 1: give true or false"),
         ("notebooks: {gras: 1}", "notebooks: there is no option 'gras': did you mean gres"),
+        ("notebooks: {notebooks: {time: 1}}", "notebooks: there is no option 'notebooks': choose from"),
+        ("notebooks: [time]", "notebooks must hold lines of the form"),
+        ('partition: ""', "partition is '': give one word, or leave it out"),
+        ('account: "a\\nb"', r"account is 'a\\nb': give one word"),
+        ("constraint: h200 or h100", "constraint is 'h200 or h100': give one word"),
+        ("gres: 1", "gres is 1: give text or nothing"),
+        ("setup: module load cuda", "setup is 'module load cuda': give a list"),
+        ("at_once: 0", "at_once is 0: give at least 1"),
+        ("mem_gb: 1.5", "mem_gb is 1.5: give a whole number or nothing"),
         ("- gpu", "must hold lines of the form"),
         ("a: [", "is not valid YAML"),
         ("time: 1:00:00", "time is '1:00:00': give a whole number"),

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from specquant import files
 from specquant.cli import command_line, parsed
 from specquant.errors import SpecquantError
 from specquant.measure import executors, task_jobs
+from specquant.measure.answers import Lines
 from specquant.measure.executors import Here, Slurm, SlurmOptions
 from specquant.measure.tasks import Parameters, record_benchmark
 from specquant.models.options import ModelOptions
@@ -84,6 +86,85 @@ def test_questions_are_shared_out_to_jobs(call, tmp_path, monkeypatch):
     assert [len(some) for some in ids] == [1, 1]
     assert ids[0] != ids[1]
     assert len({json.loads(task.order)["folder"] for task in given}) == 2
+
+
+@pytest.fixture
+def answered_here(call, tmp_path, monkeypatch):
+    """Have jobs answer in this process, so that a test may change what they do. The environment is that of a node."""
+
+    def run(self, tasks, folder):
+        for task in tasks:
+            told = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(executors, "current", Here)
+                patch.setenv("SLURMD_NODENAME", "node7")
+                task_jobs.serve(json.loads(task.order), told.append)
+            yield from ((task, each) for each in told)
+            yield task, {"ended": 0, "log": None}
+
+    monkeypatch.setattr(Slurm, "run", run)
+    return call
+
+
+def test_jobs_on_another_card_answer_nothing_and_say_why(answered_here, tmp_path):
+    jobs = Slurm(SlurmOptions())
+    answered_here(jobs, "out", limit=1)
+    claimed = tmp_path / "out/gsm8k.parts/.device"
+    mine = claimed.read_text()
+    claimed.write_text("NVIDIA A100")
+    before = lines(tmp_path / "out/gsm8k.csv")
+    with pytest.raises(SpecquantError, match=r"gsm8k\.csv is of NVIDIA A100, and this is .*: ask for one"):
+        answered_here(jobs, "out")
+    assert lines(tmp_path / "out/gsm8k.csv") == before
+    claimed.write_text(mine)
+    assert len(lines(answered_here(jobs, "out"))) > len(before)
+
+
+def test_a_claim_of_which_no_answer_came_is_forgotten(answered_here, tmp_path):
+    (tmp_path / "out/gsm8k.parts/job").mkdir(parents=True)
+    (tmp_path / "out/gsm8k.parts/.device").write_text("NVIDIA A100")
+    (tmp_path / "out/gsm8k.parts/job/gsm8k.jsonl").touch()  # its job failed before the first answer
+    assert answered_here(Slurm(SlurmOptions()), "out", limit=1).is_file()
+
+
+def test_answers_say_on_which_node_they_came_about(answered_here):
+    path = answered_here(Slurm(SlurmOptions()), "out", limit=1)
+    assert {row["node"] for row in lines(path)} == {"node7"}
+    assert read_provenance(path)["node"] == "node7"
+
+
+def test_a_job_that_may_not_measure_for_this_card_says_so(answered_here, monkeypatch):
+    monkeypatch.setenv(executors.CARD, "h200")
+    with pytest.raises(SpecquantError, match="the tables are to be of the card h200, and this machine is "):
+        answered_here(Slurm(SlurmOptions()), "out", limit=1)
+
+
+def test_answers_that_are_seen_late_are_waited_for(answered_here, tmp_path, monkeypatch):
+    """As on NFS: the file of a job that has ended is not there yet."""
+    take, asked = Lines.take, []
+
+    def late(self, file):
+        asked.append(file)
+        if len(asked) > 2:
+            take(self, file)
+
+    monkeypatch.setattr(Lines, "take", late)
+    path = answered_here(Slurm(SlurmOptions()), "out", limit=1)
+    assert len(asked) == 3
+    assert len(lines(path)) == 2
+    monkeypatch.setattr(Lines, "take", lambda self, file: None)
+    monkeypatch.setattr(files, "SEEN_AFTER_S", 0.1)
+    with pytest.raises(SpecquantError, match=r"^2 results of jobs that ended well are not in .*gsm8k\.parts"):
+        answered_here(Slurm(SlurmOptions()), "never", limit=1)
+
+
+def test_answers_that_do_not_belong_to_the_others_fail_their_job_alone(answered_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(task_jobs, "QUESTIONS_OF_A_JOB", 1)
+    same, sandboxes = Parameters.same, iter([None, "bubblewrap", "unsafe"])  # of the command, and of each job
+    monkeypatch.setattr(Parameters, "same", lambda *of: same(*of) | {"sandbox": next(sandboxes)})
+    with pytest.raises(SpecquantError, match=r"^gsm8k fp16 questions .*: measured with sandbox unsafe, not bubb"):
+        answered_here(Slurm(SlurmOptions()), "out")
+    assert len(lines(tmp_path / "out/gsm8k.csv")) == 2
 
 
 def test_what_is_timed_has_this_machine_to_itself(call):

@@ -12,7 +12,8 @@ from specquant.benchmarks.sandbox import wall
 from specquant.decoding import generate
 from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
-from specquant.measure.tasks import answer_question, benchmark_table, longest_prompt, paper_form
+from specquant.measure.asking import Asker, longest_prompt
+from specquant.measure.tasks import answer_question, benchmark_table, paper_form
 from specquant.models.loading import load_tokenizer
 from tests.questions import write_questions
 
@@ -35,8 +36,8 @@ def data_dir(tmp_path_factory):
 def answered(models, tokenizer, data_dir, name, method="eagle2", max_new_tokens=8, longest=100):
     benchmark = BENCHMARKS[name]
     question = read_questions(benchmark, data_dir)[0][0]
-    speculator = models.speculator(method)
-    return answer_question(speculator, tokenizer, benchmark, question, max_new_tokens, longest)
+    asker = Asker(models.speculator(method), tokenizer, benchmark, max_new_tokens, longest)
+    return answer_question(asker, question)
 
 
 def test_a_conversation_is_measured_over_both_turns(models, tokenizer, data_dir):

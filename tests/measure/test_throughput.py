@@ -23,6 +23,7 @@ from specquant.measure.throughput import (
     margin,
     mean_by,
     measurements,
+    side_by_side,
 )
 from specquant.models.loading import load_tokenizer
 
@@ -298,3 +299,15 @@ def test_what_a_scheme_keeps_of_the_accepted_length():
     kept = kept_lengths(table, ["fp16", "w8a8"])
     assert kept.loc["fp16"].tolist() == [3, 1, 1, 1]
     assert kept.loc["w8a8"].tolist() == pytest.approx([2.6, 2.6 / 3, 0.75, 1.1])
+
+
+def test_methods_side_by_side_are_ratios_of_sums_with_intervals_over_prompts():
+    about = {"scheme": "fp16", "new_tokens": 13, "mean_draft_size": 8.0, "draft_ms": 2.0}
+    times = {("autoregressive", "1"): (12, 60.0), ("autoregressive", "2"): (12, 60.0)}
+    times |= {("suffix", "1"): (4, 20.0), ("suffix", "2"): (12, 60.0)}
+    rows = [about | {"method": m, "id": i, "steps": n, "decode_ms": ms} for (m, i), (n, ms) in times.items()]
+    told = side_by_side(pd.DataFrame(rows)).loc["suffix"]
+    assert told.accepted_length == 24 / 16
+    assert told.speedup == 120 / 80
+    assert (told.speedup_low, told.speedup_high) == (1, 3)
+    assert (told.mean_draft_size, told.draft_ms) == (8, 2)

@@ -97,10 +97,10 @@ def main(kind: str, count: int = 1000, seconds: float = 0.5) -> None:
     if kind == "here":
         run(executors.Here(AT_ONCE), count, seconds)
         return
-    from tests.measure.on_slurm import started
+    from tests.slurm import started
 
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, started(Path(folder), cores=4) as slurm:
-        run(replace(slurm, poll_s=5.0), count, seconds)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, started(Path(folder), cores=4) as cluster:
+        run(replace(cluster.executor, poll_s=5.0), count, seconds)
         print(subprocess.run(["sdiag"], capture_output=True, text=True).stdout)
 
 

@@ -1,13 +1,16 @@
 """What confidence is worth: the fitted map, and what trees of any size would have gained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from specquant.decoding.budget import Calibration, Prices
+from specquant.decoding.budget import Budget, Calibration, Prices
 from specquant.errors import SpecquantError
 from specquant.planning.confidences import (
     ConfidenceTrace,
+    _chosen,
     best_static,
     fit_calibration,
     predicted_gains,
@@ -16,8 +19,8 @@ from specquant.planning.confidences import (
     recorded_calibration,
     simulate,
 )
-from specquant.planning.costs import LevelCosts
-from specquant.tables.results import read_results
+from specquant.planning.costs import LevelCosts, measured_costs
+from specquant.tables.results import read_medians, read_results
 
 # The root, a likely child with a likely child, and an unlikely one.
 TREE = ConfidenceTrace(np.array([1.0, 0.8, 0.6, 0.1]), (-1, 0, 1, 0), (0, 1, 2))
@@ -117,3 +120,40 @@ def test_a_row_that_is_no_tree(damage):
     assert len(read_confidences(pd.DataFrame([row]))[0]) == 1
     with pytest.raises(SpecquantError, match="line 2 of recorded trees holds none in the order of confidence"):
         read_confidences(pd.DataFrame([row | damage]))
+
+
+@pytest.mark.parametrize("dearer", [1, 5, 20])
+@pytest.mark.parametrize("kept", [0.0, 0.3])
+def test_adaptive_trees_lose_little_to_decoding_one_by_one_whatever_confidence_says(recorded, dearer, kept):
+    """Of the drafts of 70B in W4A16 on an H200, and of some that cost more, at most a share is accepted of what was
+    recorded, so that the calibration is wrong."""
+    costs = measured_costs(
+        *(read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting")),
+        *("llama-3-70b", "w4a16-g128", "w4a16-g128"),
+    )
+    texts, draw = read_confidences(recorded), np.random.default_rng(0)
+    prices = prices_of(costs, fit_calibration(texts))
+    one_ms = prices.verify_ms[1]
+    verify_ms = {size: one_ms + dearer * (time_ms - one_ms) for size, time_ms in prices.verify_ms.items()}
+    prices = replace(prices, verify_ms=verify_ms, draft_ms=[dearer * time_ms for time_ms in prices.draft_ms])
+
+    def misled(trace):
+        path = trace.accepted[: draw.geometric(1 - kept)]
+        return ConfidenceTrace(trace.confidence, trace.parents, path)
+
+    misled_texts = [[misled(trace) for trace in text] for text in texts] * 6
+    plain = simulate(misled_texts, prices, (1, 0)).tokens_per_ms
+    assert simulate(misled_texts, prices).tokens_per_ms > 0.97 * plain
+
+
+def test_what_is_accepted_again_is_drafted_again():
+    prices = Prices({1: 10.0, 3: 10.5}, [1.0, 2.0])
+    wrong = ConfidenceTrace(TREE.confidence, TREE.parents, (0,))
+    budget = Budget(prices, 10, "cpu")
+    sizes = []
+    for trace in [wrong] * 200 + [TREE] * 400:
+        size, iterations = _chosen(trace, budget, 2)
+        budget.learn(trace.within(iterations).accepted_length(size) - 1)
+        sizes.append(size)
+    assert np.mean(np.array(sizes[100:200]) > 1) < 0.1
+    assert np.mean(np.array(sizes[-100:]) > 1) > 0.9

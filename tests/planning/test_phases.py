@@ -11,6 +11,8 @@ from specquant.planning.phases import (
     draw_phases,
     draw_speeds,
     gain_grids,
+    least_agreement,
+    lookup_grids,
     phase_grids,
     phases,
     speeds_over_chances,
@@ -99,3 +101,30 @@ def test_gains_agree_with_phases_and_with_the_advantage_at_a_point():
     assert gains.loc[agreement, chance] == pytest.approx(told["one"])
     figure = draw_phases({"one": fastest}, (0.8, 0.86), {"one": gains})
     assert len(figure.axes[0].collections) == 2  # the colours and the contours
+
+
+def test_a_lookup_wins_where_it_adds_more_than_all_others(planner, monkeypatch):
+    paper = (Plan("autoregressive"), Plan("eagle2", 7, 3), Plan("hierarchical", 7, 3, 3))
+    monkeypatch.setattr("specquant.planning.phases.PAPER_PLANS", paper)
+    never, always = lookup_grids(planner, BOTH, (1.0, 50.0)).values()
+    assert "suffix" not in set(never.to_numpy().ravel())
+    assert set(always.to_numpy().ravel()) == {"suffix"}
+
+
+def test_from_the_least_agreement_on_the_hierarchy_is_faster():
+    names = ("verify_cost", "drafting", "rounds", "replayed")
+    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    planners = costs.by_head("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
+    assert planners["eagle3"].target.draft(3) < planners["eagle"].target.draft(3)
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    least = least_agreement(planners["eagle"], shapes, 0.82)
+    for agreement, wins in ((least - 0.01, False), (least + 0.01, True)):
+        statistics = shapes.statistics(Chances([0.82], [0.82], agreement))
+        assert bool(advantages({"one": planners["eagle"]}, statistics)["one"] > 1) is wins
+    assert least_agreement(planners["eagle"], shapes, 0.9) > least  # the better the heads, the more it takes
+
+
+def test_points_are_drawn_in_every_panel():
+    grid = pd.DataFrame([["eagle2"]], index=[0.5], columns=[0.4])
+    figure = draw_phases({"a": grid, "b": grid}, points=[(0.4, 0.5), (0.4, 0.6)])
+    assert [len(axis.lines) for axis in figure.axes[:2]] == [3, 2]  # the first has the legend's mark, too

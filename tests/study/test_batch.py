@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from specquant import files
 from specquant.errors import SpecquantError
 from specquant.models.companions import COMPANIONS
-from specquant.study import batch, report
+from specquant.study import batch, report, working
 from tests.study.conftest import Clone
 
 WRITE_TABLE = "open(results_dir + '/table.csv', 'w').write(f'weights,draft_size\\ntrained,{draft_size}\\n');"
@@ -198,8 +199,8 @@ def test_an_interrupted_batch_continues_where_it_stopped(clone, run, how):
     go_on.touch()
     assert status == (130 if how == signal.SIGINT else -signal.SIGKILL)
     names = {path.name for path in (clone.results / "tiny/notebooks").iterdir()}
-    partial = {".01_second.partial.ipynb"} if how == signal.SIGKILL else set()
-    assert names == {"00_first.ipynb", "00_first.html", "00_first.json"} | partial
+    unfinished = {f".01_second.running-{working._machine()}-{process.pid}"} if how == signal.SIGKILL else set()
+    assert names == {"00_first.ipynb", "00_first.html", "00_first.json"} | unfinished
 
     assert run() == []
     assert clone.runs() == ["00_first", "01_second", "01_second"]
@@ -445,11 +446,11 @@ def test_what_ends_a_batch_is_what_the_user_sees(clone, run, monkeypatch):
     clone.notebook("01_second", "pass")
     original, written = files.write_file, []
 
-    def read_only(path, content):
+    def read_only(path, content, by_several=False):
         written.append(path)
         if sum(name.suffix != ".html" or name.stem != "index" for name in written) > 4:
             raise SpecquantError(f"cannot write {path}: Read-only file system; choose a folder you can write to")
-        return original(path, content)
+        return original(path, content, by_several)
 
     for module in (batch, report):
         monkeypatch.setattr(module, "write_file", read_only)
@@ -477,8 +478,8 @@ def test_a_full_disk_is_a_sentence_and_the_notebook_runs_again(clone, run):
     clone.notebook("00_first", "pass")
     run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "_remove_unfinished", lambda folder: None)
-        (clone.results / "tiny/notebooks/.00_first.html.tmp").symlink_to("/dev/full")
+        patch.setattr(files, "uuid4", lambda: SimpleNamespace(hex="12345678"))  # of what is unfinished
+        (clone.results / "tiny/notebooks/.00_first.html.12345678.tmp").symlink_to("/dev/full")
         with pytest.raises(SpecquantError, match=r"cannot write .*00_first\.html: No space left on device; free some"):
             run(force=True)
     assert run() == []
@@ -562,17 +563,26 @@ def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run,
 
 
 def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch):
+    """What they measure are jobs as well, which the report shows while they run, where they failed, and at the end."""
     pytest.importorskip("submitit")
     from specquant.measure import executors
     from specquant.measure.executors import Slurm, SlurmOptions
 
-    monkeypatch.setenv(executors.EXECUTOR, "")
+    monkeypatch.setenv(executors.EXECUTOR, json.dumps({"options": {}, "cluster": "local", "poll_s": 0.1}))
     monkeypatch.setattr(executors, "current", lambda: Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=5.0))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     clone.results = clone.root.parent / "out"  # an absolute path: a job's folder is that of the project itself
+    (clone.root / "notes").mkdir()
     shown = []
     monkeypatch.setattr(batch, "write_report", lambda *of: shown.append(of[3:]) or report.write_report(*of))
     clone.notebook("00_first", WRITE_TABLE)
-    clone.notebook("01_second", "import os; print('dying'); raise ValueError('no')")
+    measured = (
+        "from specquant.measure.measure import record\n"
+        "from tests.measure.sleeping import MEASURE, Parameters\n"
+        f"notes = {str(clone.root / 'notes')!r}\n"
+        "record(MEASURE, Parameters(count=2, seconds=1.0, notes=notes, dying=(1,)), results_dir)"
+    )
+    clone.notebook("01_second", measured)
     assert run() == ["01_second"]
     assert clone.runs() == ["00_first", "01_second"]
     assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
@@ -580,8 +590,55 @@ def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run,
     (log,) = {log for name, state, waiting, log in states if (name, state) == ("00_first", "running")}
     assert re.fullmatch(r"notebooks/00_first\.jobs/[\w-]+/\w+_log\.err", log)
     assert ("00_first", "running", ("01_second",), log) in states
+    assert "running, cell 4 of 4" in [state for name, state, *_ in states if name == "01_second"]
+    counts = [command["counts"] for (live,) in filter(None, shown) for command in live.jobs]
+    assert {"running": 2} in counts
+    assert {"running": 1, "failed": 1} in counts or {"done": 1, "failed": 1} in counts
     page = (clone.results / "tiny/index.html").read_text()
-    assert "ValueError: no" in page
+    assert "Jobs of sleeping: 1 done, 1 failed" in page
+    (log,) = re.findall(r'sleeping synthetic 1: ended with status 3 \(<a href="(sleeping.jobs/.*_log.err)"', page)
+    assert "the reason why it died" in (clone.results / "tiny" / log).read_text()
+    clone.notebook("01_second", "import os; print('dying'); raise ValueError('no')")
     assert run() == ["01_second"]
+    assert "ValueError: no" in (clone.results / "tiny/index.html").read_text()
     assert clone.runs() == ["00_first", "01_second", "01_second"]  # what was good is not run again
     assert not list((clone.results / "tiny/notebooks").glob("*.jobs"))  # a notebook that failed has its traceback
+    assert not list((clone.results / "tiny").rglob(".*running*"))
+
+
+def test_two_batches_at_once_do_not_disturb_each_other(clone, run):
+    """Both run the notebook, and each ends well: what one has not finished is not the other's."""
+    both = clone.root / "both"
+    clone.notebook(
+        "00_first",
+        f"import os, pathlib, time; both = pathlib.Path({str(both)!r}); both.mkdir(exist_ok=True)\n"
+        "(both / str(os.getpid())).touch()\n"
+        "while len(list(both.iterdir())) < 2: time.sleep(0.05)\n" + WRITE_TABLE,
+    )
+    program = (
+        "import pathlib, sys; from specquant.study import batch; from specquant.cli import main;"
+        f"batch.project_root = lambda: pathlib.Path({str(clone.root)!r});"
+        f"sys.exit(main(['study', '--results', {str(clone.results)!r}]))"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert clone.runs() == ["00_first"] * 2
+    assert len(clone.executed("00_first").cells) == 4
+    assert "done in" in (clone.results / "tiny/index.html").read_text()
+    assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
+    assert not list((clone.results / "tiny").rglob(".*"))
+    assert run() == []
+
+
+def test_what_batches_of_others_have_not_finished_stays(clone, run):
+    executed = clone.results / "tiny/notebooks"
+    theirs = [f".00_first.running-elsewhere-{os.getpid()}", f".00_first.running-{working._machine()}-{os.getppid()}"]
+    abandoned = f".00_first.running-{working._machine()}-{2**22 + 1}"  # no process of Linux has such a number
+    for name in (*theirs, abandoned):
+        (executed / name / "jobs").mkdir(parents=True)
+    (executed / ".young.tmp").touch()
+    (executed / ".old.tmp").touch()
+    os.utime(executed / ".old.tmp", (0, 0))
+    clone.notebook("00_first", "pass")
+    assert run() == []
+    assert sorted(path.name for path in executed.glob(".*")) == sorted([*theirs, ".young.tmp"])

@@ -7,7 +7,7 @@ from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.study import write_results
-from specquant.study.drafters import ABOUT, BEGIN, CARD, END, RECORDED, drafters_table, write_drafters_card
+from specquant.study.drafters import ABOUT, BEGIN, CARD, END, RECORDED, aims_table, drafters_table, write_drafters_card
 
 PLANS = (Plan("eagle2", 24, 3), Plan("eagle2", 60, 6), Plan("vanilla", 0, 0, 6), Plan("hierarchical", 30, 3, 6))
 
@@ -45,6 +45,29 @@ def test_the_table_is_of_the_largest_trees_greedily_in_fp16():
     assert lines[5][1:3] == ["10", f"{whole:.2f} ({whole - half:.2f} to {whole + half:.2f})"]
 
 
+def written(table: pd.DataFrame) -> str:
+    return f"{BEGIN}\n\n{ABOUT}\n\n{drafters_table(table)}\n\n{aims_table(table)}\n\n{END}"
+
+
+def test_aims_are_judged_on_spec_bench_with_their_intervals():
+    table = acceptance()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in aims_table(table).splitlines()]
+    told = drafters_table(table).splitlines()[-1].strip("| ").split(" | ")
+    assert [row[1] for row in rows[2:]] == [told[2], told[5], f"{told[4]} against {told[3]}"]
+    assert [row[2] for row in rows[2:]] == ["no", "no", "yes, by less than the intervals"]
+    of_eagle2, of_vanilla = table.method == "eagle2", table.method == "vanilla"
+    lengths = ["accepted_length", "accepted_length_low", "accepted_length_high"]
+    rates = ["acceptance_rate", "acceptance_rate_low", "acceptance_rate_high"]
+    table.loc[of_eagle2, lengths] += 1.0  # 3.52, and all of its interval above 3
+    table.loc[of_vanilla, rates] += 0.16  # 66%, but not all of its interval
+    table.loc[of_vanilla, lengths] += 1.0
+    assert [line.split("|")[3].strip() for line in aims_table(table).splitlines()[2:]] == [
+        "yes",
+        "yes, by less than the intervals",
+        "no",
+    ]
+
+
 def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
     (tmp_path / "data/smollm2").mkdir(parents=True)
     (tmp_path / CARD).write_text("before\n")
@@ -54,10 +77,10 @@ def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
         write_drafters_card(tmp_path)
     (tmp_path / CARD).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert write_drafters_card(tmp_path) == [tmp_path / CARD]
-    expected = f"before\n{BEGIN}\n\n{ABOUT}\n\n{drafters_table(acceptance())}\n\n{END}\nafter\n"
+    expected = f"before\n{written(acceptance())}\nafter\n"
     assert (tmp_path / CARD).read_text() == expected
 
 
 def test_the_card_says_what_is_recorded():
     table = pd.read_csv(project_root() / RECORDED)
-    assert f"{BEGIN}\n\n{ABOUT}\n\n{drafters_table(table)}\n\n{END}" in (project_root() / CARD).read_text()
+    assert written(table) in (project_root() / CARD).read_text()

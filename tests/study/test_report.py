@@ -174,3 +174,27 @@ def test_what_a_job_does_is_shown_with_its_log(tmp_path):
             "notebooks/02_second.jobs/1/1_log.err",
             "notebooks/03_third.jobs/2/2_log.err",
         ]
+
+
+def test_the_jobs_that_a_notebook_waits_for_are_shown_with_their_logs_and_reasons(tmp_path):
+    record(tmp_path, "01_first", jobs=[{"name": "quality", "counts": {"done": 9}, "jobs": []}])
+    failed = {"unit": "cost 1", "state": "failed", "log": "02/cost.jobs/a #1/1_log.err", "why": "status <3>"}
+    running = [{"unit": f"cost {n}", "state": "running", "log": f"{n}.err"} for n in range(2, 40)]
+    jobs = {"name": "cost", "counts": {"queued": 4, "running": 38, "failed": 1, "done": 0}, "jobs": [*running, failed]}
+    live = Live("02_second", 3, 9, job="running", log="02.jobs/0_log.err", jobs=[jobs])
+    names = ["01_first", "02_second"]
+    shown = Page(write_report(tmp_path, "tiny", names, live).read_text())
+    assert "Jobs of quality: 9 done" in shown.texts
+    told = shown.texts[shown.texts.index("Jobs of cost: 4 queued, 38 running, 1 failed") + 1 :]
+    assert told[:3] == ["failed", ": cost 1: status <3> (", "log"]
+    assert told[-1] == "and 9 more"
+    logs = [link for link in shown.links if link.endswith(".err")]
+    assert logs[:3] == ["02.jobs/0_log.err", "02/cost.jobs/a%20%231/1_log.err", "2.err"]
+    again = Live("02_second", 3, 9, job="queued")  # it was requeued in cell 3
+    assert "queued" in Page(write_report(tmp_path, "tiny", names, again).read_text()).texts
+
+
+@pytest.mark.parametrize("jobs", [3, [3], [{}], [{"name": "a", "counts": 3, "jobs": []}], {"a": 1}, "text"])
+def test_a_record_whose_jobs_are_something_else_shows_none(tmp_path, jobs):
+    record(tmp_path, "01_first", jobs=jobs)
+    assert not [text for text in page(tmp_path, "01_first").texts if text.startswith("Jobs of")]

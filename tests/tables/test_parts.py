@@ -10,6 +10,7 @@ import pandas as pd
 import pandera.pandas as pa
 import pytest
 
+from specquant import files
 from specquant.errors import SpecquantError
 from specquant.tables.parts import Parts
 from specquant.tables.results import read_provenance, read_results
@@ -184,3 +185,45 @@ def test_a_part_that_holds_something_else_is_refused_in_a_sentence(parts, damage
     part.write_text("[" * 5000)
     with pytest.raises(SpecquantError, match=r"json is no part of own\.csv: remove it"):
         Parts(TABLE, parts.path, SAME).missing([unit(0)])
+
+
+def test_rows_say_on_which_node_a_job_measured_them(parts, monkeypatch):
+    parts.add(unit(0), rows())
+    for process, node in ((1, "node1"), (2, "node2")):
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        parts.add(unit(process), rows())
+    table = read_results(parts.join())
+    assert table.node.fillna("").tolist() == ["", "", "node1", "node1", "node2", "node2"]
+    assert read_provenance(parts.path)["node"] == [None, "node1", "node2"]
+    for part in parts.folder.glob("*.json"):
+        part.unlink()  # as where only the table was brought home
+    monkeypatch.delenv("SLURMD_NODENAME")
+    again = Parts(TABLE, parts.path, SAME)
+    again.add(unit(3), rows())
+    assert read_results(again.join()).node.fillna("").tolist() == [*[""] * 2, *["node1"] * 2, *["node2"] * 2, "", ""]
+
+
+def test_a_part_that_is_seen_late_is_waited_for_and_one_that_never_comes_is_said(parts, monkeypatch):
+    """As on NFS: the folder is listed as it was up to a minute ago."""
+    parts.add(unit(0), rows())
+    looks, listed = [], Parts._names_of_parts
+
+    def late(self):
+        looks.append(1)
+        return listed(self) if len(looks) > 2 else set()
+
+    monkeypatch.setattr(Parts, "_names_of_parts", late)
+    parts.wait_for([unit(0)])
+    assert len(looks) == 3
+    assert read_results(parts.join()).process.tolist() == [0, 0]
+    monkeypatch.setattr(files, "SEEN_AFTER_S", 0.1)
+    with pytest.raises(SpecquantError, match=r"^1 results of jobs that ended well are not in .*own\.parts, as this"):
+        parts.wait_for([unit(0), unit(1)])
+
+
+def test_a_part_that_goes_while_it_is_read_is_not_there(parts, monkeypatch):
+    """Another command measures all anew."""
+    parts.add(unit(0), rows())
+    names = Parts._names_of_parts
+    monkeypatch.setattr(Parts, "_names_of_parts", lambda self: names(self) | {"gone.json"})
+    assert parts.missing([unit(0), unit(1)]) == [unit(1)]

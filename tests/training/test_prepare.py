@@ -16,6 +16,7 @@ from specquant.files import project_root
 from specquant.models.companions import COMPANIONS
 from specquant.models.eagle3 import load_eagle3_config
 from specquant.models.loading import load_model, load_tokenizer
+from specquant.models.targets import quantized_target
 from specquant.study.batch import parameter_types
 from specquant.training import prepare as module
 from specquant.training.options import HeadOptions
@@ -95,6 +96,7 @@ def test_eagle3_heads_are_made_as_others_are(three_layers, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
     assert read_profile_of(profile) == profile
     companions = {which: out / which.replace("_", "-") for which in COMPANIONS}
+    assert {which: profile[which] for which in COMPANIONS} == {name: str(path) for name, path in companions.items()}
     models = Models(profile["target"], **companions, dtype=torch.float64)
     tokenizer = load_tokenizer(three_layers)
     texts = [
@@ -179,6 +181,8 @@ def test_prompts_that_are_none(tmp_path):
         ("train-head", ["--kind", "eagle3"], "a model of 2 layers has no 3 that an EAGLE-3 head could read"),
         ("prepare", ["--kind", "eagle3", "--layers", "2"], "a model of 2 layers has no 3 that an EAGLE-3 head"),
         ("train-head", ["--kind", "medusa"], "--kind is 'medusa': choose one of eagle, eagle3"),
+        ("train-head", ["--scheme", "w3a16"], "w3a16"),
+        ("train-head", ["--kind", "eagle3", "--scheme", "w8a8"], "--scheme is for --kind eagle: EAGLE-3 heads"),
         ("train-head", ["--draft-vocabulary", "9"], "--draft-vocabulary is for --kind eagle3: other heads draft all"),
     ],
 )
@@ -203,3 +207,30 @@ def test_a_vocabulary_that_the_model_does_not_have(three_layers, tmp_path, capsy
 def test_a_model_that_is_none(tmp_path, capsys):
     assert main(["train-head", str(tmp_path / "no"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16-g128-rot"])
+def test_features_in_a_scheme_are_those_that_decoding_hands_to_the_head(small_models, shop, tmp_path, scheme):
+    """Also of a rotated target, whose own features no head knows."""
+    shop.write(MINUTES / 10)
+    written = shop.written_in(scheme)
+    assert torch.equal(written.tokens, shop.written.tokens)
+    text = tmp_path / "training/calibration.txt"
+    target = quantized_target(small_models / "target", scheme, tmp_path / "training/targets", calibration=text)
+    models = Models(target, eagle_target=small_models / "eagle-target")
+    row = written.tokens[0]
+    known = models.head("eagle_target").known(models.target.prefill(row, models.target.new_cache(len(row))))
+    assert torch.equal(written.features[0], known.half())
+    error = (written.features.float() - shop.written.features.float()).norm() / shop.written.features.float().norm()
+    assert 0 < error < 0.6
+
+
+def test_the_command_trains_a_head_for_a_quantized_target(small_models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "Size", lambda: SIZE)
+    words = ["train-head", str(small_models / "target"), "--device", "cpu", "--minutes", str(MINUTES)]
+    words += ["--keep-in", str(tmp_path / "text"), "--out"]
+    assert main([*words, str(tmp_path / "head"), "--scheme", "w4a16-g128"]) == 0
+    assert main([*words, str(tmp_path / "other")]) == 0
+    assert capsys.readouterr().out.count("held-out tokens right, by depth: 0.") == 2
+    heads = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("head", "other")]
+    assert heads[0] != heads[1]

@@ -1,11 +1,12 @@
 """All benchmarks by name. To add one, add a module to this package that defines BENCHMARK."""
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
 from specquant import benchmarks
-from specquant.benchmarks.benchmark import Benchmark
+from specquant.benchmarks.benchmark import Benchmark, read_questions
 from specquant.errors import SpecquantError
 
 BENCHMARK_FILES = Path("results/benchmarks")  # where the files of the benchmarks are put and looked for
@@ -26,6 +27,11 @@ def get_benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise SpecquantError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def files_of(names: Iterable[str], data_dir: str | Path) -> dict[str, str]:
+    """The SHA-256 of some benchmarks' files. Raises SpecquantError for an unknown name, and as `read_questions`."""
+    return {name: read_questions(get_benchmark(name), data_dir)[1] for name in sorted(names)}
 
 
 def published() -> list[str]:

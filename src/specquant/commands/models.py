@@ -51,7 +51,6 @@ def generate(
     """
     from specquant.benchmarks.chat import chat_prompt
     from specquant.decoding import acceptance_rule, checked_prompt, generate
-    from specquant.decoding.drafters import get_method
     from specquant.decoding.method import Plan
     from specquant.decoding.models import Models
     from specquant.models.loading import load_tokenizer
@@ -62,6 +61,7 @@ def generate(
     rule, ends = acceptance_rule(**sampling, seed=seed), tuple(stop or ())
     if system is not None and not chat:
         raise SpecquantError("--system is for --chat")
+    _check_method(method, settings, calibration)
     loaded = Models.of(named)
     if chat:
         prompt = chat_prompt(prompt, load_tokenizer(named.model), system)
@@ -78,10 +78,6 @@ def generate(
         if not json:
             told = ", ".join(f"{each} {speed:.0f}" for each, speed in speeds.items())
             tell(f"decoding by {plan}; predicted tokens per second: {told}")
-    else:
-        get_method(method)  # refuses what is none
-        if calibration:
-            raise SpecquantError("--calibration is for --method auto")
     calibrate_heads(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
     speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
     _offer_tuning(speculator.model, named.model)
@@ -93,6 +89,18 @@ def generate(
     show = (lambda text: None) if json else (lambda text: print(text, end="", flush=True))
     generation = generate(speculator, tokenizer, prompt, max_new_tokens, rule, ends, on_text=show)
     print(_as_json(generation, chosen) if json else "")
+
+
+def _check_method(method: str, settings: DraftSettings, calibration: Path | None) -> None:
+    """Raises SpecquantError for an unknown method, and for options that say nothing to it."""
+    from specquant.decoding.drafters import check_methods
+
+    if method != "auto":
+        check_methods([method], settings)
+        if calibration:
+            raise SpecquantError("--calibration is for --method auto")
+    elif "adaptive" in (settings.draft_size, settings.inner_draft_size, settings.min_draft_length):
+        raise SpecquantError("--method auto chooses how to draft itself: leave out what is to be adaptive")
 
 
 def _offer_tuning(model, name: Path | str) -> None:

@@ -20,7 +20,8 @@ FIRST_RATIO = 0.8  # of what a depth gains to what the one above it does, until 
 TINY = 1e-6
 Told = Sequence[Sequence[float]] | Sequence[np.ndarray]
 FEWEST_STEPS = 8  # before there is a rate
-MOST_LOST = 0.03  # the share of time that goes into trying drafts while none pays
+MOST_LOST = 0.02  # the share of time that goes into trying drafts while none pays; as much may go into learning that
+BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as calibration says
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Budget:
     """Chooses the drafts of one drafter, step by step, by `Prices`.
 
     Whether a step has a draft at all depends on what earlier drafts were worth. How many iterations and nodes a draft
-    gets depends on its own confidence, which the host reads after each iteration.
+    gets depends on its own confidence, which the host reads after each iteration. Chances are taken to be as many times
+    the calibrated ones as was accepted of the latest drafts (`learn`): a head may know less of a text than it says.
 
     Args:
         prices: What steps cost.
@@ -131,6 +133,9 @@ class Budget:
         self._drafts = np.zeros(2)  # of those with a draft, the latest ones most
         self._ratios = [FIRST_RATIO] * (len(prices.draft_ms) + 1)  # by depth, what the next one gains over its frontier
         self._waits, self._latest_ms = 0, 0.0  # steps since a draft, and what that took
+        self._accepted = np.full(2, BELIEVED)  # drafted tokens that were, and that were expected, the latest ones most
+        self._expected = 0.0  # of the latest draft
+        self._tries = False  # whether the draft is one that is tried while none pays: as calibrated, to learn from it
 
     @property
     def rate(self) -> float | None:
@@ -140,13 +145,33 @@ class Budget:
     def drafts(self) -> bool:
         """Whether the next step has a draft. While none pays, one is tried now and then."""
         plain_ms = self.prices.step_ms(1, 0)
+        self._tries = False
         if not self._drafts[1] or self._drafts[0] / self._drafts[1] > 1 / plain_ms:
             return True
         if self._waits * plain_ms < self._latest_ms / MOST_LOST:
             self._waits += 1
             self._count(1.0, plain_ms)
             return False
+        self._tries = True
         return True
+
+    def learn(self, accepted: int) -> None:
+        """How many tokens of the latest draft were accepted. Without a draft since it was last told, that says nothing.
+
+        A try counts by what was accepted of it, so that drafts go on where they pay again.
+        """
+        if self._expected:
+            self._accepted = MEMORY * self._accepted + (accepted, self._expected)
+            if self._tries:
+                self._drafts[0] += accepted - self._expected
+        self._expected = 0.0
+
+    def _chances(self, told: Told) -> np.ndarray:
+        """Of each node, by its confidence and by what was accepted of earlier drafts."""
+        chances = np.array(told[0])
+        if not self._tries:
+            chances[1:] = np.minimum(chances[1:] * self._accepted[0] / self._accepted[1], 1.0)
+        return chances
 
     def _count(self, expected: float, time_ms: float) -> None:
         self._sums += (expected, time_ms)
@@ -174,7 +199,7 @@ class Budget:
             told: `confidence` of what they drafted.
             iterations: Their number.
         """
-        chances, depths = (np.array(each) for each in told)
+        chances, depths = self._chances(told), np.array(told[1])
         if iterations > 1:  # what the latest one made of the frontier before it
             gained = chances[depths == iterations].sum() / max(self._frontier(chances, depths, iterations - 1), TINY)
             self._ratios[iterations - 1] += (1 - MEMORY) * (gained - self._ratios[iterations - 1])
@@ -193,10 +218,11 @@ class Budget:
 
     def size(self, told: Told, iterations: int) -> int:
         """The size of the tree that was just drafted; arguments are those of `goes_on`."""
-        chances = np.array(told[0])
+        chances = self._chances(told)
         size = self.prices.size(chances, iterations, self.rate)
         spent = chances[:size].sum(), self.prices.step_ms(size, iterations)
         self._count(*spent)
         self._waits, self._latest_ms = 0, spent[1]
+        self._expected = float(np.sum(told[0][1:size]))
         self._drafts = MEMORY * self._drafts + spent
         return size

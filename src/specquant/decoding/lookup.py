@@ -130,7 +130,7 @@ class HierarchicalLookup(LookupMethod):
     companions = ("intermediate",)
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, min_draft_length=settings.min_draft_length)
+        return Plan(self.name, min_draft_length=settings.least)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings

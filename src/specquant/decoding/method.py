@@ -22,7 +22,7 @@ class Plan:
 
     draft_size, iterations: of EAGLE-2's tree, on the intermediate model in a hierarchy; `ADAPTIVE` where each tree gets
     as many nodes as pay, and up to these iterations. min_draft_length: tokens that an intermediate model hands up at
-    least.
+    least; `ADAPTIVE` where it hands up as many as pay.
     """
 
     method: str
@@ -33,7 +33,9 @@ class Plan:
     def __str__(self) -> str:
         nodes = "adaptive trees" if self.draft_size == ADAPTIVE else f"{self.draft_size} nodes"
         tree = [nodes, f"{self.iterations} iterations"] if self.draft_size else []
-        drafts = [*tree, *([f"{self.min_draft_length} tokens or more"] if self.min_draft_length else [])]
+        least = f"{self.min_draft_length} tokens or more" if self.min_draft_length else ""
+        least = "as many tokens as pay" if self.min_draft_length == ADAPTIVE else least
+        drafts = [*tree, *([least] if least else [])]
         return f"{self.method} ({', '.join(drafts)})" if drafts else self.method
 
     @property

@@ -11,20 +11,22 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 
-from specquant.decoding.acceptance import AcceptanceRule
+from specquant.decoding.acceptance import Acceptance, AcceptanceRule
 from specquant.decoding.drafter import Drafter
+from specquant.decoding.hand_up import HandUp
 from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
+from specquant.models.options import ADAPTIVE
 
 
 class Speculator(Drafter):
     """A model that verifies what a drafter proposes; without a drafter it decodes token by token.
 
     It is also a `Drafter`: what it has accepted is a sequence draft for a larger model. As a drafter it takes steps
-    until at least `min_draft_length` tokens are drafted.
+    until at least `min_draft_length` tokens are drafted; with `ADAPTIVE` as long as a further one pays (`HandUp`).
 
     vocab_size: of the tokens that it takes and gives (default: its model's). A model that drafts for a larger
     vocabulary, as with rows that only pad it, reads the tokens that it lacks as its last one, and never drafts them;
@@ -42,7 +44,7 @@ class Speculator(Drafter):
         min_draft_length: int = 1,
         vocab_size: int | None = None,
     ):
-        if min_draft_length < 1:
+        if min_draft_length < 1 and min_draft_length != ADAPTIVE:
             raise SpecquantError(f"the minimum draft length is {min_draft_length}; it must be at least 1")
         vocab_size = vocab_size or model.config.vocab_size
         if drafter is not None and drafter.vocab_size != vocab_size:
@@ -55,6 +57,9 @@ class Speculator(Drafter):
         self._reads_features = drafter is not None and drafter.needs_features
         self._layers = drafter.feature_layers if drafter is not None and drafter.needs_features else ()
         self.min_draft_length = min_draft_length
+        self.hand_up = HandUp() if min_draft_length == ADAPTIVE else None
+        self._drafted_with: list[float] = []  # the probabilities of the tokens of the latest `propose`
+        self._since = perf_counter()  # when the level above began its step
         self.vocab_size = vocab_size
         self.context_length = min(model.context_length, drafter.context_length) if drafter else model.context_length
         # Behind the context: room for a draft (a tree, or the sequence that a level below hands up).
@@ -86,6 +91,7 @@ class Speculator(Drafter):
 
     def _start_drafter(self, first_token: int, handed: torch.Tensor) -> None:
         self.tokens.append(first_token)
+        self._drafted_with, self._since = [], perf_counter()
         if self.drafter:
             self.drafter.start(self.tokens, handed if self._reads_features else None, self.rule)
 
@@ -110,6 +116,8 @@ class Speculator(Drafter):
         if self._reads_features:
             handed = handed[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
         accepted = verdict.read()
+        if self.hand_up is not None:
+            self._drafted_with += _probabilities(logits, accepted)
         verified = perf_counter()
 
         kept = len(pending) + 1 + len(accepted.path)
@@ -153,7 +161,7 @@ class Speculator(Drafter):
         self.rounds = []
         root = self.tokens[-1]
         drafted: list[int] = []
-        while len(drafted) < min(self.min_draft_length, limit):
+        while len(drafted) < limit and self._goes_on(len(drafted)):
             self.rounds.append(self.step(limit - len(drafted)))
             drafted += self.rounds[-1].tokens
         q = [round.q for round in self.rounds if round.q is not None]
@@ -162,7 +170,19 @@ class Speculator(Drafter):
             torch.cat((torch.zeros_like(q[0][:1]), *q)) if q else None,
         )
 
+    def _goes_on(self, drafted: int) -> bool:
+        if self.hand_up is None or not drafted:
+            return drafted < max(self.min_draft_length, 1)
+        return self.hand_up.goes_on(self._drafted_with)
+
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None = None) -> None:
+        if self.hand_up is not None:
+            began, self._since = self._since, perf_counter()
+            if self._drafted_with:
+                rounds_ms = [step.draft_ms + step.verify_ms + step.other_ms for step in self.rounds]
+                step_ms = 1e3 * (self._since - began)
+                self.hand_up.learn(self._drafted_with, len(tokens) - 1, rounds_ms, step_ms)
+            self._drafted_with = []
         confirmed = self.tokens[:length] + tokens
         # What this level drafted and the level above kept stays; the last token always runs again, for its logits.
         shared = length
@@ -185,6 +205,12 @@ class Speculator(Drafter):
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _probabilities(logits: torch.Tensor, accepted: Acceptance) -> list[float]:
+    """What a model's logits say of the tokens that a pass added."""
+    of_rows = logits[[0, *accepted.path]].float().softmax(dim=-1)
+    return of_rows[range(len(accepted.tokens)), accepted.tokens].tolist()
 
 
 def _milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:

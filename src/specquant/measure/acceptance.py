@@ -12,27 +12,24 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.benchmark import Benchmark, Question, read_questions
-from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
-from specquant.decoding import Generation, Speculator, acceptance_rule
+from specquant.benchmarks.benchmark import Question, read_questions
+from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchmark
+from specquant.decoding import Speculator, acceptance_rule
 from specquant.decoding.drafters import get_method, methods_with
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
 from specquant.decoding.models import Models
 from specquant.decoding.step import Step
 from specquant.decoding.traces import written
 from specquant.errors import SpecquantError
+from specquant.measure.asking import Answer, Asker, longest_prompt
 from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
-from specquant.measure.tasks import answer_turns, in_one, longest_prompt
-from specquant.models.companions import place_of
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DType, ModelOptions
-from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.targets import possible_schemes, quantized_target
+from specquant.models.targets import calibration_beside, possible_schemes, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import interval, over_questions_with
 from specquant.tables.provenance import without_local_paths
@@ -78,7 +75,7 @@ class Parameters(Common):
     @property
     def benchmark_files(self) -> dict[str, str]:
         """The SHA-256 of each benchmark's file."""
-        return {name: read_questions(get_benchmark(name), self.data_dir)[1] for name in sorted(self.benchmarks)}
+        return files_of(self.benchmarks, self.data_dir)
 
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for what is missing or does not fit together."""
@@ -119,8 +116,7 @@ class Parameters(Common):
 
     def models(self, scheme: str) -> Models:
         """The target in a scheme, with the companions that lie beside its fp16 weights."""
-        beside = place_of(self.model).parent / "calibration.txt"
-        text = beside if beside.is_file() else CALIBRATION_TEXT
+        text = calibration_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
         companions: dict[str, Any] = dict(ModelOptions(self.model).companions)
         dtype, device = named_dtype(self.dtype), choose_device(self.device)
@@ -132,39 +128,20 @@ def plans_of(method: str) -> list[Plan]:
     return [plan for plan in PAPER_PLANS if plan.method == method] or [get_method(method).plan(DraftSettings())]
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A question, the answers of all its turns together, and how many tokens were cut from its prompts."""
-
-    question: Question
-    generation: Generation
-    cut_tokens: int
-
-    @property
-    def whole_steps(self) -> list[Step]:
-        """Those that no stop condition cut."""
-        lengths = zip(self.generation.steps, self.generation.accepted_lengths, strict=True)
-        return [step for step, length in lengths if step.accepted_length == length]
+def answer(parameters: Parameters, asker: Asker, task: str, temperature: float) -> Iterator[Answer]:
+    """Answer the questions of a task in turn; the draws of each do not depend on those before."""
+    questions = parameters.questions(asker.benchmark.name)[task]
+    for place, question in enumerate(tqdm(questions, desc=task, unit="question", leave=False)):
+        yield asker.ask(question, acceptance_rule(temperature, seed=later_seed(parameters.seed, place)))
 
 
-def answer(
-    speculator: Speculator,
-    tokenizer: PreTrainedTokenizerBase,
-    benchmark: Benchmark,
-    questions: Sequence[Question],
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-) -> Iterator[Answered]:
-    """Answer questions in turn; the draws of each do not depend on those before."""
-    longest = longest_prompt([speculator], max_new_tokens)
-    for place, question in enumerate(tqdm(questions, desc=questions[0].task, unit="question", leave=False)):
-        rule = acceptance_rule(temperature, seed=later_seed(seed, place))
-        turns, cut = answer_turns(speculator, tokenizer, benchmark, question, max_new_tokens, longest, rule)
-        yield Answered(question, in_one(turns), cut)
+def whole_steps(answer: Answer) -> list[Step]:
+    """Those that no stop condition cut."""
+    lengths = zip(answer.together.steps, answer.together.accepted_lengths, strict=True)
+    return [step for step, length in lengths if step.accepted_length == length]
 
 
-def figures(answered: Sequence[Answered], drafts_sequences: bool) -> dict[str, Any]:
+def figures(answered: Sequence[Answer], drafts_sequences: bool) -> dict[str, Any]:
     """What some questions say of a method.
 
     Args:
@@ -176,13 +153,13 @@ def figures(answered: Sequence[Answered], drafts_sequences: bool) -> dict[str, A
     Returns:
         A row of acceptance.csv.
     """
-    generations = [each.generation for each in answered]
+    generations = [each.together for each in answered]
     steps = [step for generation in generations for step in generation.steps]
     rounds = [length for step in steps for length in step.inner_accepted_lengths]
     accepted, judged = [0] * len(answered), [0] * len(answered)
     for place, each in enumerate(answered if drafts_sequences else ()):
-        accepted[place] = sum(len(step.path) for step in each.whole_steps)
-        judged[place] = sum(min(len(step.path) + 1, len(step.tree) - 1) for step in each.whole_steps)
+        accepted[place] = sum(len(step.path) for step in whole_steps(each))
+        judged[place] = sum(min(len(step.path) + 1, len(step.tree) - 1) for step in whole_steps(each))
     return {
         "acceptance": "measured",
         "questions": len(answered),
@@ -212,11 +189,11 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             rows: list[dict[str, Any]] = []
             traces: list[dict[str, Any]] = []
             whole = True
-            questions = parameters.questions(unit["benchmark"])[unit["task"]]
             for plan in plans_of(unit["method"]):
                 speculator = speculators.setdefault(plan, models.speculator(plan))
-                of_unit = get_benchmark(unit["benchmark"]), questions, unit["temperature"]
-                answered = list(answer(speculator, tokenizer, *of_unit, parameters.max_new_tokens, parameters.seed))
+                longest = longest_prompt([speculator], parameters.max_new_tokens)
+                about = tokenizer, get_benchmark(unit["benchmark"]), parameters.max_new_tokens, longest
+                answered = list(answer(parameters, Asker(speculator, *about), unit["task"], unit["temperature"]))
                 size = {name: getattr(plan, name) for name in ("draft_size", "iterations", "min_draft_length")}
                 rows.append(size | figures(answered, plan.method in methods_with("intermediate")))
                 of_plan = traced(answered, parameters.traced_questions, size)
@@ -237,11 +214,11 @@ def _without_steps(unit: dict) -> SpecquantError:
     )
 
 
-def traced(answered: Sequence[Answered], most: int, about: dict[str, int]) -> list[dict[str, Any]]:
+def traced(answered: Sequence[Answer], most: int, about: dict[str, int]) -> list[dict[str, Any]]:
     """The steps of at most so many questions, spread evenly, with what their rows say besides."""
-    chosen = [each for each in answered if each.whole_steps]
+    chosen = [each for each in answered if whole_steps(each)]
     some = [chosen[place * len(chosen) // most] for place in range(most)] if len(chosen) > most else chosen
-    return [about | {"id": each.question.id, "steps": written(each.whole_steps)} for each in some]
+    return [about | {"id": each.question.id, "steps": written(whole_steps(each))} for each in some]
 
 
 def over_tasks(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
 from specquant.files import hold
 from specquant.quant import SCHEMES
+from specquant.tables.parts import measured_otherwise
 
 # Measurements that an answer which ended at its first token does not have.
 NUMBERS = (
@@ -22,6 +23,7 @@ NUMBERS = (
     *("draft_ms", "verify_ms", "other_ms", "tokens_per_s"),
 )
 TIMES = ("prefill_ms", "decode_ms")
+OF_A_NODE = ("device", "sandbox")  # parameters of all answers that only the process knows which answers
 COUNTS = ("new_tokens", "steps", "decoded_tokens", "cut_tokens")
 
 
@@ -29,8 +31,9 @@ class Lines:
     """The file of answers: a JSON line for each unit (scheme, method, id of the question), none of which counts twice.
 
     Several processes may add to it at once: each takes turns with the others, and reads what they have added. A last
-    line that broke off is cut from the file. rows: by unit, in the order of the file. Raises SpecquantError for a line
-    that is no answer to one of `questions`, or was measured with other parameters.
+    line that broke off is cut from the file. rows: by unit, in the order of the file. Where `parameters` lack some of
+    `OF_A_NODE`, they are those of the first line. Raises SpecquantError for a line that is no answer to one of
+    `questions`, or was measured with other parameters.
     """
 
     def __init__(self, path: Path, parameters: dict, questions: Sequence[Question]):
@@ -96,6 +99,13 @@ class Lines:
                 ) from None
             self.read()
 
+    def take(self, path: Path) -> None:
+        """Add the answers of another file, if it is there."""
+        theirs = Lines(path, dict(self.parameters), [*self._questions.values()])
+        theirs.read()
+        for row in theirs.rows.values():
+            self.add(row)
+
     def missing(self, scheme: str, questions: Sequence[Question], methods: Sequence[str]) -> list[tuple[Question, str]]:
         """The questions, each with a method, that are not answered in a scheme yet; methods take turns."""
         todo = [(question, method) for question in questions for method in dict.fromkeys(methods)]
@@ -118,12 +128,9 @@ class Lines:
             raise SpecquantError(f"{place}: no answer of this benchmark: remove the line") from None
         if wrong:
             raise SpecquantError(f"{place}: no answer of this benchmark, by its {wrong}: remove the line")
-        for name, value in self.parameters.items():
-            if row["parameters"].get(name) != value:
-                raise SpecquantError(
-                    f"{place}: measured with {name} {row['parameters'].get(name)}, not {value}: choose another folder, "
-                    "or remove the file"
-                )
+        self.parameters = {name: row["parameters"].get(name) for name in OF_A_NODE} | self.parameters
+        if told := measured_otherwise(self.parameters, row["parameters"]):
+            raise SpecquantError(f"{place}: {told}: choose another folder, or remove the file")
         unit = (row["scheme"], row["method"], row["id"])
         if unit in self.rows:
             print(f"specquant: {place}: {', '.join(unit)} is there twice, and counts once", file=sys.stderr)

@@ -7,10 +7,12 @@ Nothing here imports torch: this module is loaded on a node before the task's ow
 import difflib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,7 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 from specquant.errors import SpecquantError
-from specquant.files import read_text, resolve
+from specquant.files import SEEN_AFTER_S, read_text, resolve
 from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import DEVICE_OF_JOBS
 
@@ -55,7 +57,8 @@ class Task:
 
 
 # What a task told; or {"state": "queued" or "running", "log": path}; or, at last, {"ended": exit status, "log": path},
-# with the reason as "why" where there is no exit status. A log is None where it goes to the terminal.
+# with the reason as "why" where there is no exit status. A log is None where it goes to the terminal. Of one of the
+# jobs that are left {} is told after each look at them, for whoever shows what else goes on.
 Told = Iterator[tuple[Task, dict[str, Any]]]
 
 
@@ -202,12 +205,12 @@ def read_options(path: str | Path) -> SlurmOptions:
     return _options({} if values is None else values, str(path))
 
 
-def _options(values: Any, place: str) -> SlurmOptions:
+def _options(values: Any, place: str, without: tuple[str, ...] = ()) -> SlurmOptions:
     from specquant.measure.parameters import require_type
 
     if not isinstance(values, dict):
         raise SpecquantError(f"{place} must hold lines of the form `partition: gpu`")
-    known = {each.name: each.type for each in fields(SlurmOptions)}
+    known = {each.name: each.type for each in fields(SlurmOptions) if each.name not in without}
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
@@ -215,7 +218,9 @@ def _options(values: Any, place: str) -> SlurmOptions:
             raise SpecquantError(f"{place}: there is no option {str(name)[:100]!r}: {told}")
         values[name] = tuple(value) if isinstance(value, list) else value
         if name == "notebooks":
-            _options(value, f"{place}, notebooks")
+            _options(value, f"{place}, notebooks", without=(name,))
+        elif name in _NAMES and isinstance(value, str) and (not value or re.search(r"\s", value)):
+            raise SpecquantError(f"{place}: {name} is {value!r}: give one word, or leave it out")
         else:
             least = 1 if name in ("time", "cpus_per_task", "mem_gb", "at_once") and value is not None else None
             require_type(f"{place}: {name}", values[name], known[name], least)
@@ -238,7 +243,7 @@ class Slurm:
     options: SlurmOptions
     cluster: str = "slurm"
     poll_s: float = 5.0
-    grace_s: float = 30.0
+    grace_s: float = SEEN_AFTER_S
     by_srun: bool = True
     jobs = 1
     elsewhere = True
@@ -250,14 +255,15 @@ class Slurm:
     def run(self, tasks: Sequence[Task], folder: Path) -> Told:
         """Run each task as a job, with its files in `folder`. The logs of jobs that failed stay there.
 
-        Jobs that have not ended when the caller ends are cancelled.
+        Jobs that have not ended when the caller ends are cancelled, also where SIGTERM ends it.
         """
         if not tasks:
             return
         folder /= _stamp()
         jobs = self._submitted(tasks, folder)
         try:
-            yield from self._watched(jobs)
+            with _ended_by_sigterm():
+                yield from self._watched(jobs, folder)
         finally:
             for job in jobs:
                 with suppress(Exception):  # what cannot be reached is Slurm's
@@ -283,15 +289,19 @@ class Slurm:
             raise SpecquantError(f"Slurm took no jobs ({reason}): mend the options, or leave --executor out") from None
         return jobs
 
-    def _watched(self, jobs: dict[Any, Task]) -> Told:
-        """What jobs tell when they end, and their states as they change. Those that have ended leave `jobs`."""
+    def _watched(self, jobs: dict[Any, Task], folder: Path) -> Told:
+        """What jobs tell when they end, and their states as they change. Those that have ended leave `jobs`.
+
+        Results are looked for by listing the folder: NFS tells at once what is in one, but for half a minute says of a
+        file that was not there the last time that it is not.
+        """
         states: dict[Any, str] = {}
         gone_since: dict[Any, float] = {}
         while jobs:
-            queue = self._queue(list(jobs))
+            queue, there = self._queue(list(jobs)), _names(folder)
             for job, task in list(jobs.items()):
                 log, state = str(job.paths.stderr), queue.get(job.job_id)
-                if self.cluster == "debug" or job.paths.result_pickle.exists():
+                if self.cluster == "debug" or job.paths.result_pickle.name in there:
                     told = _ended(job)
                 elif state is None and time.monotonic() - gone_since.setdefault(job, time.monotonic()) > self.grace_s:
                     told = [{"ended": None, "log": log, "why": "left the queue without a result"}]
@@ -305,6 +315,7 @@ class Slurm:
                 del jobs[job]
                 yield from ((task, each) for each in told)
             if jobs:
+                yield next(iter(jobs.values())), {}
                 time.sleep(self.poll_s)
 
     def _queue(self, jobs: Sequence[Any]) -> dict[str, str]:
@@ -333,7 +344,8 @@ class _Job:
         environment = os.environ | self.task.environment
         command = [sys.executable, "-m", self.task.module]
         ended = subprocess.run(command, input=self.task.order, stdout=subprocess.PIPE, text=True, env=environment)
-        if ended.returncode == -signal.SIGTERM:  # Slurm's, for it cancels or requeues: neither is a result
+        if ended.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            # Slurm's, for it cancels or requeues: neither is a result.
             os._exit(128 + signal.SIGTERM)
         if ended.returncode == -signal.SIGUSR2:  # submitit is about to say whether the time is over
             time.sleep(60)
@@ -349,14 +361,35 @@ def _ended(job: Any) -> list[dict[str, Any]]:
     try:
         status, lines = job.result()
     except Exception as error:  # whatever went wrong there comes as an exception of its own
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return [{"ended": None, "log": log, "why": last[:300]}]
+        return [{"ended": None, "log": log, "why": _reason(error)}]
     if status == 0:
         paths = job.paths
         for path in (paths.stdout, paths.stderr, paths.submitted_pickle, paths.result_pickle):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
     return [*_objects(lines), {"ended": status, "log": log if status else None}]
+
+
+def _reason(error: Exception) -> str:
+    """Why a job has no result, in a few words: submitit tells a traceback, and where logs are."""
+    told = str(error).partition("You can check full logs")[0]
+    if "timed-out too many times" in told:
+        return "its time is over"
+    last = ([line for line in told.splitlines() if line.strip(" -")] or [type(error).__name__])[-1]
+    return " ".join(last.split())[:300]
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Meanwhile SIGTERM, by which Slurm ends the job of a notebook, raises an exception, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -374,6 +407,14 @@ def _submitit() -> Any:
     except ImportError:
         raise SpecquantError("jobs of Slurm need submitit: pip install 'specquant[slurm]'") from None
     return submitit
+
+
+def _names(folder: Path) -> set[str]:
+    """Of the files in a folder; none while it cannot be listed."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def _stamp() -> str:

@@ -24,6 +24,7 @@ from specquant.files import resolve
 from specquant.measure import executors
 from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
+from specquant.measure.states import States
 from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
@@ -87,11 +88,7 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     units = parameters.units()
     lacking = [each.missing(units) for each in parts]
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
-    failed = _measure_all(measure, parameters, missing, parts, executor)
-    if failed:
-        all_of_them = f"{len(failed)} processes failed, the first of them: " if len(failed) > 1 else ""
-        kept = "what had finished is kept, and the same command goes on from there"
-        raise SpecquantError(f"{all_of_them}{failed[0]}: {kept}")
+    raise_failures(_measure_all(measure, parameters, missing, parts, executor), "processes")
     joined = [each.join() for each in parts]
     return joined[0]
 
@@ -107,37 +104,70 @@ def _measure_all(
     ]
     for each in parts:
         each.forget_device()
-    failed, states = [], dict.fromkeys(tasks, "")
     bar = tqdm(total=len(missing), desc=measure.name, unit="unit", disable=None if missing else True)
+    done = list[Unit]()
     with bar, _joined_as_it_grows(parts) as join_if_due:
-        for task, told in executor.run(tasks, parts[0].path.with_suffix(".jobs")):
-            if "state" in told or "ended" in told:
-                states[task] = told.get("state", "")
-                counts = [f"{[*states.values()].count(state)} {state}" for state in ("queued", "running")]
-                bar.set_postfix_str(", ".join(counts) if executor.elsewhere else "")
-            if "error" in told:
-                if together:  # the same would be wrong in the others
-                    raise SpecquantError(told["error"])
-                failed.append(f"{task.name}: {told['error']}")
-            elif "ended" in told and told["ended"] != 0:
-                failed.append(_failure(measure, task, told, together))
-            elif "left_out" in told:
+
+        def heard(task: Task, told: dict[str, Any]) -> None:
+            if "error" in told and together:  # the same would be wrong in the others
+                raise SpecquantError(told["error"])
+            if "left_out" in told:
                 tell(told["left_out"])
                 bar.update()
             elif "done" in told:
+                done.append(told["done"])
                 join_if_due()
                 bar.update()
+
+        of_all = f"the process that measured {measure.name}" if together else None
+        failed = watched(executor, tasks, parts[0].path.with_suffix(".jobs"), bar, heard, of_all)
+    if executor.elsewhere and not failed:
+        for each in parts:
+            each.wait_for(done)
     return failed
 
 
-def _failure(measure: Measure, task: Task, told: Mapping[str, Any], together: bool) -> str:
-    """Why a process has not ended well, and where its log is; said at once where others go on."""
-    why = told.get("why") or f"ended with status {told['ended']}"
-    if together:
-        return f"the process that measured {measure.name} {why}"
-    failure = f"{task.name} failed ({why}; its log is {told['log']})"
-    tell(failure)
-    return failure
+def watched(
+    executor: Here | Slurm,
+    tasks: Sequence[Task],
+    folder: Path,
+    bar: tqdm,
+    heard: Callable[[Task, dict[str, Any]], None],
+    name: str | None = None,
+) -> list[str]:
+    """Run tasks; returns what went wrong, a sentence for each of them.
+
+    Args:
+        executor: What runs them.
+        tasks: What is run.
+        folder: For their logs.
+        bar: Shows how many jobs are queued, and how many run.
+        heard: Called with each task and what it told.
+        name: What all tasks are called; where it is not given, each has its name, and what went wrong is said at once.
+    """
+    failed = []
+    with States(folder.stem, tasks if executor.elsewhere else ()) as states:
+        for task, told in executor.run(tasks, folder):
+            if executor.elsewhere:
+                states.take(task, told)
+                bar.set_postfix_str(str(states), refresh="state" in told)
+            heard(task, told)
+            if "error" in told:
+                failed.append(f"{task.name}: {told['error']}")
+            elif told.get("ended", 0) != 0:
+                why = told.get("why") or f"ended with status {told['ended']}"
+                failed.append(f"{name} {why}" if name else f"{task.name} failed ({why}; its log is {told['log']})")
+                if not name:
+                    tell(failed[-1])
+    return failed
+
+
+def raise_failures(failed: Sequence[str], what: str) -> None:
+    """Raises SpecquantError where something went wrong (`watched`). what: processes, or jobs."""
+    if failed:
+        all_of_them = f"{len(failed)} {what} failed, the first of them: " if len(failed) > 1 else ""
+        kept = "what had finished is kept, and the same command goes on from there"
+        raise SpecquantError(f"{all_of_them}{failed[0]}: {kept}")
 
 
 @contextmanager

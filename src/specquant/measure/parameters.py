@@ -6,6 +6,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from specquant.errors import SpecquantError
+from specquant.files import resolve, sha256_of
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least, require_short
 from specquant.models.device import choose_device, gpu_is_available, named_dtype
@@ -41,7 +42,7 @@ class Common:
         if self.device is None or isinstance(self.device, str):  # else `check` says so
             object.__setattr__(self, "device", choose_device(self.device))
         for name, kind in get_type_hints(type(self)).items():
-            if kind in (Path, Path | None) and isinstance(getattr(self, name), str):  # of a notebook, or of JSON
+            if _is_path(kind) and isinstance(getattr(self, name), str):  # of a notebook, or of JSON
                 object.__setattr__(self, name, Path(getattr(self, name)))
 
     def check(self) -> None:
@@ -56,12 +57,18 @@ class Common:
             get_scheme(scheme)
 
     def same(self) -> dict[str, Any]:
-        """What all rows of one table must share."""
-        return {name: getattr(self, name) for name in self.shared} | {"device": device_name(self.device)}
+        """What all rows of one table must share: also the content of files, for two may have one name."""
+        shared = {name: getattr(self, name) for name in self.shared}
+        return shared | {"device": device_name(self.device)} | self._contents()
 
     def unnamed(self) -> dict[str, Any]:
         """What parameters were in tables that do not name them, since they could not be chosen then."""
-        return {}
+        return self._contents()
+
+    def _contents(self) -> dict[str, str]:
+        """The SHA-256 of each parameter that is a file, as NAME_sha256."""
+        paths = {name: getattr(self, name) for name, kind in get_type_hints(type(self)).items() if _is_path(kind)}
+        return {f"{name}_sha256": sha256_of(path) for name, path in paths.items() if path and resolve(path).is_file()}
 
     def units(self) -> list[dict[str, Any]]:
         """The units of work, those of one process after each other."""
@@ -134,6 +141,10 @@ def from_json(kind: type, values: dict[str, Any]) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _is_path(kind: Any) -> bool:
+    return kind in (Path, Path | None)
 
 
 def _is_of(value: Any, kind: Any) -> bool:

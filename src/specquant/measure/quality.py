@@ -16,21 +16,19 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.benchmark import prompt_tokens, read_questions
-from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
+from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchmark
 from specquant.decoding import Speculator, generate
 from specquant.errors import SpecquantError
 from specquant.files import resolve
+from specquant.measure.asking import longest_prompt
 from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
-from specquant.measure.tasks import longest_prompt
-from specquant.models.companions import place_of
 from specquant.models.device import named_dtype
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.targets import quantized_target
+from specquant.models.targets import calibration_beside, quantized_target
 from specquant.models.texts import tokens_of
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
@@ -92,7 +90,14 @@ class Parameters(Common):
         told = super().same()
         if self.benchmarks:
             told |= {"benchmarks": list(self.benchmarks), "limit": self.limit, "max_new_tokens": self.max_new_tokens}
+            told |= self._benchmark_files()
         return told | ({"text": self.text.name} if self.text else {})
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | self._benchmark_files()
+
+    def _benchmark_files(self) -> dict[str, Any]:
+        return {"benchmark_files": files_of(self.benchmarks, self.data_dir)}
 
     def units(self) -> list[dict[str, Any]]:
         return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]
@@ -108,8 +113,7 @@ class Parameters(Common):
 
     def loaded(self, scheme: str, context_length: int | None = None) -> Llama:
         """The target in a scheme."""
-        beside = place_of(self.model).parent / "calibration.txt"
-        text = beside if beside.is_file() else CALIBRATION_TEXT
+        text = calibration_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
         return load_model(target, None, named_dtype(self.dtype), self.device, context_length)
 

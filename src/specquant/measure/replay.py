@@ -1,6 +1,5 @@
 """How fast is each method at true size? Every pass really runs, on random weights; acceptance is replayed."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,6 @@ from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
 from specquant.errors import SpecquantError
-from specquant.files import resolve
 from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
@@ -120,16 +118,7 @@ class Parameters(Common):
             self.points("traced" if self.traces else "fitted", scheme)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | dtype_parameters(self.device, self.dtype) | self._traced()
-
-    def unnamed(self) -> dict[str, Any]:
-        return super().unnamed() | self._traced()  # rows of chances are of no traces
-
-    def _traced(self) -> dict[str, str]:
-        """Which traces are replayed, where some are: two files of one name are not mixed."""
-        if self.traces is None:
-            return {}
-        return {"traces_sha256": hashlib.sha256(resolve(self.traces).read_bytes()).hexdigest()}
+        return super().same() | dtype_parameters(self.device, self.dtype)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}

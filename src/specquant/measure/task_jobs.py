@@ -6,34 +6,32 @@ that is requeued goes on behind its last answer, and so does a command that is r
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from specquant.benchmarks.benchmark import Question, read_questions
-from specquant.benchmarks.registry import get_benchmark
-from specquant.decoding.drafters import get_method
-from specquant.decoding.models import Models
+from specquant.benchmarks.benchmark import Question
 from specquant.errors import SpecquantError, full_memory_told
-from specquant.files import resolve, write_file
+from specquant.files import wait_until_seen, write_file
 from specquant.measure import executors
-from specquant.measure.answers import Lines
+from specquant.measure.answers import OF_A_NODE
 from specquant.measure.executors import Slurm, Task
+from specquant.measure.measure import raise_failures, require_card, watched
 from specquant.measure.parameters import from_json
-from specquant.measure.tasks import Parameters, record_benchmark, what_is_shared, write_table
+from specquant.measure.tasks import Parameters, record_benchmark, write_table
 from specquant.models.config import load_config
 from specquant.models.device import choose_device
 from specquant.models.hub import locate, resolve_model
 from specquant.models.loading import stored_scheme
-from specquant.progress import tell, tqdm
+from specquant.progress import tqdm
 from specquant.quant import get_scheme
-from specquant.tables.parts import joined_provenance
-from specquant.tables.provenance import COMMAND, command_line
+from specquant.tables.parts import claim_device, forget_device, joined_provenance
+from specquant.tables.provenance import COMMAND, command_line, device_name
 from specquant.tables.results import read_provenance
 
 QUESTIONS_OF_A_JOB = 20
-OF_A_NODE = ("device", "sandbox")  # what all answers of a file share, and what only a job knows
 
 
 def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm) -> Path:
@@ -42,84 +40,45 @@ def record_by_jobs(parameters: Parameters, out_dir: str | Path, executor: Slurm)
     Raises:
         SpecquantError: as there, and where a job failed; what others have answered is kept.
     """
-    for method in parameters.methods:
-        get_method(method)  # refuses what is none
-    Models.of(parameters.models)  # refuses what no job could use
-    benchmark = get_benchmark(parameters.benchmark)
-    questions, _ = read_questions(benchmark, parameters.data_dir, parameters.limit)
-    every_question, _ = read_questions(benchmark, parameters.data_dir)
-    answers = _Answers(resolve(out_dir) / f"{benchmark.name}.jsonl", _asked(parameters), every_question)
-    for file in sorted(answers.folder.glob(f"*/{benchmark.name}.jsonl")):
-        answers.take(file)
+    same = parameters.same(choose_device(parameters.models.device))
+    lines = parameters.lines(out_dir, {name: value for name, value in same.items() if name not in OF_A_NODE})
+    name, folder = lines.path.name, lines.path.with_suffix(".parts")
+    lines.read()
+    for file in sorted(folder.glob(f"*/{name}")):
+        lines.take(file)
+    if not lines.rows:
+        forget_device(folder)  # no answer came of a job that had begun
     scheme = _scheme(parameters)
-    lacking = answers.missing(scheme, questions, parameters.methods)
+    missing = lines.missing(scheme, parameters.questions(), parameters.methods)
+    lacking = [*{question.id: question for question, _ in missing}.values()]
     tasks = {
-        _task(parameters, scheme, some, answers.folder): some
+        _task(parameters, scheme, some, folder): some
         for some in (lacking[n : n + QUESTIONS_OF_A_JOB] for n in range(0, len(lacking), QUESTIONS_OF_A_JOB))
     }
-    failed = []
-    with tqdm(total=len(lacking), desc=f"{benchmark.name}, {scheme}", unit="question") as bar:
-        for task, told in executor.run(list(tasks), resolve(out_dir) / f"{benchmark.name}.jobs"):
-            if "error" in told:
-                failed.append(f"{task.name}: {told['error']}")
-            elif "ended" in told:
-                answers.take(_folder(task) / f"{benchmark.name}.jsonl")
+    refused: list[str] = []
+    with tqdm(total=len(lacking), desc=f"{parameters.benchmark}, {scheme}", unit="question") as bar:
+
+        def heard(task: Task, told: dict[str, Any]) -> None:
+            if "ended" in told:
+                try:
+                    lines.take(_folder(task) / name)
+                except SpecquantError as error:  # such as of a node with another sandbox: the others go on
+                    refused.append(f"{task.name}: {error}")
                 bar.update(len(tasks[task]))
-                if told["ended"] != 0:
-                    why = told.get("why") or f"ended with status {told['ended']}"
-                    failed.append(f"{task.name} failed ({why}; its log is {told['log']})")
-                    tell(failed[-1])
-    if failed:
-        number = f"{len(failed)} jobs failed, the first of them: " if len(failed) > 1 else ""
-        raise SpecquantError(f"{number}{failed[0]}: what was answered is kept, and the same command goes on from there")
-    path = write_table(answers.lines())
-    records = [read_provenance(file) for file in sorted(answers.folder.glob(f"*/{benchmark.name}.csv"))]
+
+        failed = watched(executor, list(tasks), lines.path.with_suffix(".jobs"), bar, heard)
+    raise_failures([*failed, *refused], "jobs")
+
+    def unanswered() -> int:
+        for task in tasks:
+            lines.take(_folder(task) / name)
+        return len(lines.missing(scheme, lacking, parameters.methods))
+
+    wait_until_seen(unanswered, folder)
+    path = write_table(lines)
+    records = [read_provenance(file) for file in sorted(folder.glob(f"*/{path.name}"))]
     write_file(path.with_suffix(".json"), json.dumps(joined_provenance(records), indent=2) + "\n", by_several=True)
     return path
-
-
-class _Answers:
-    """The file of answers, as this machine knows it. Its first answer says from which device all are."""
-
-    def __init__(self, path: Path, asked: dict[str, Any], questions: Sequence[Question]):
-        self.path, self.folder, self.asked, self.questions = path, path.with_suffix(".parts"), asked, questions
-        self._lines: Lines | None = None
-
-    def take(self, file: Path) -> None:
-        """Add the answers of a job's file, if it has written any."""
-        if (same := self._same(file)) is not None:
-            theirs = Lines(file, same, self.questions)
-            theirs.read()
-            for row in theirs.rows.values():
-                self.lines(same).add(row)
-
-    def missing(self, scheme: str, questions: Sequence[Question], methods: Sequence[str]) -> list[Question]:
-        """The questions that lack an answer by some method."""
-        same = self._same(self.path)
-        if same is None:
-            return list(questions)
-        lacking = {question.id for question, _ in self.lines(same).missing(scheme, questions, methods)}
-        return [question for question in questions if question.id in lacking]
-
-    def lines(self, same: dict[str, Any] | None = None) -> Lines:
-        if self._lines is None:
-            self._lines = Lines(self.path, self._same(self.path) or same or self.asked, self.questions)
-        self._lines.read()
-        return self._lines
-
-    def _same(self, file: Path) -> dict[str, Any] | None:
-        """What is asked for, with what the node of a file's answers was; None if the file holds none."""
-        try:
-            with open(file, encoding="utf-8") as lines:
-                theirs = json.loads(lines.readline())["parameters"]
-            return self.asked | {name: theirs[name] for name in OF_A_NODE}
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-
-def _asked(parameters: Parameters) -> dict[str, Any]:
-    same = what_is_shared(parameters, choose_device(parameters.models.device), None)
-    return {name: value for name, value in same.items() if name not in OF_A_NODE}
 
 
 def _scheme(parameters: Parameters) -> str:
@@ -146,8 +105,12 @@ def _folder(task: Task) -> Path:
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What a job does: answer the questions of an order."""
+    parameters, folder = from_json(Parameters, order["parameters"]), Path(order["folder"])
     try:
+        device = device_name(choose_device(parameters.models.device))
+        require_card(os.environ.get(executors.CARD), device)
+        claim_device(folder.parent, device, f"{parameters.benchmark}.csv")
         with full_memory_told():
-            record_benchmark(from_json(Parameters, order["parameters"]), order["folder"], order["ids"])
+            record_benchmark(parameters, folder, order["ids"])
     except SpecquantError as error:
         tell({"error": str(error)})

@@ -4,26 +4,24 @@ An interrupted run goes on where it stopped: what the file of answers holds is n
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
-from specquant.benchmarks.benchmark import Benchmark, Question, prompt_tokens, read_questions
+from specquant.benchmarks.benchmark import Question, read_questions
 from specquant.benchmarks.registry import BENCHMARK_FILES, get_benchmark
 from specquant.benchmarks.sandbox import wall, why_no_wall
-from specquant.decoding import Generation, Speculator, generate
-from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.drafters import get_method
+from specquant.decoding import generate
+from specquant.decoding.drafters import check_methods
 from specquant.decoding.models import Models
-from specquant.errors import SpecquantError
-from specquant.files import resolve
+from specquant.files import resolve, sha256_of
 from specquant.measure import executors
 from specquant.measure.answers import Lines
+from specquant.measure.asking import Asker, longest_prompt
 from specquant.measure.executors import Slurm
 from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
@@ -31,12 +29,11 @@ from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
 from specquant.planning.confidences import calibrate_heads
 from specquant.progress import tqdm
-from specquant.tables.provenance import device_name, without_local_paths
+from specquant.tables.provenance import device_name, node_of_job, without_local_paths
 from specquant.tables.results import write_results
 from specquant.tables.speed import over_questions
 
 WARM_UP_TOKENS = 16
-SHORTEST_PROMPT = 16
 FIGURES = ("accepted_length", "tokens_per_s", "speedup", "correct_percent")
 WHAT_MAY_HAPPEN = (
     "programs that the model wrote may do all that you may do: read, change and delete your files, use the network and "
@@ -73,20 +70,41 @@ class Parameters:
         """The most in one turn."""
         return get_benchmark(self.benchmark).max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
-    def same(self, device: str, max_new_tokens: int) -> dict[str, Any]:
-        """What all answers of one file share, beside the questions."""
-        models, text = self.models, self.models.text_of_heads
+    def check(self) -> None:
+        """Raises SpecquantError for a method or a benchmark that is none, and for files or models that are missing."""
+        check_methods(self.methods, self.settings)
+        Models.of(self.models)
+        self.questions()
+
+    def questions(self) -> list[Question]:
+        """Those to answer."""
+        return read_questions(get_benchmark(self.benchmark), self.data_dir, self.limit)[0]
+
+    def lines(self, out_dir: str | Path, same: Mapping[str, Any]) -> Lines:
+        """The file of answers in a folder. same: what all of them share."""
+        every_question, _ = read_questions(get_benchmark(self.benchmark), self.data_dir)
+        return Lines(resolve(out_dir) / f"{self.benchmark}.jsonl", dict(same), every_question)
+
+    def same(self, device: str, sandbox: str | None = None) -> dict[str, Any]:
+        """What all answers of one file share. sandbox: what programs run behind."""
+        benchmark, models, text = get_benchmark(self.benchmark), self.models, self.models.text_of_heads
+        _, sha256 = read_questions(benchmark, self.data_dir)
         return {
+            "benchmark": benchmark.name,
+            "questions_sha256": sha256,
+            "as_published": sha256 == benchmark.sha256,
             "models": without_local_paths({"target": Path(models.model)} | models.companions),
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": self.new_tokens,
             "context_length": models.context_length,
             **dtype_parameters(device, models.dtype),
             "settings": self.settings.told(),
             "head_scheme": models.head_scheme,
             "head_vocabulary": models.head_vocabulary,
             "head_text": Path(text).name if text else None,
+            **({"head_text_sha256": sha256_of(text)} if text else {}),
             "device": device_name(device),
             **({"row_invariant": True} if models.row_invariant else {}),
+            "sandbox": sandbox,
         }
 
 
@@ -100,48 +118,39 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path, ids: Sequence[
     there are lines that were measured otherwise than now asked for, or a file is missing, damaged or cannot be written.
     """
     executor = executors.current()
+    parameters.check()
     if isinstance(executor, Slurm):
         from specquant.measure.task_jobs import record_by_jobs  # whose jobs measure by this module
 
         return record_by_jobs(parameters, out_dir, executor)
     executor.require_alone(parameters.benchmark)
-    methods = list(dict.fromkeys(parameters.methods))
-    for method in methods:
-        get_method(method)  # refuses what is none
     models, device = Models.of(parameters.models), choose_device(parameters.models.device)
     benchmark = get_benchmark(parameters.benchmark)
-    questions, _ = read_questions(benchmark, parameters.data_dir, parameters.limit)
-    questions = [question for question in questions if ids is None or question.id in ids]
-    every_question, _ = read_questions(benchmark, parameters.data_dir)
-    max_new_tokens = parameters.new_tokens
+    questions = [question for question in parameters.questions() if ids is None or question.id in ids]
     calibrate_heads(models, parameters.settings.tree, parameters.settings.inner_tree)
-    speculators = {method: models.speculator(method, parameters.settings) for method in methods}
-    longest = longest_prompt(list(speculators.values()), max_new_tokens)
-    tokenizer = load_tokenizer(parameters.models.model)
-    same = what_is_shared(parameters, device, _sandbox(parameters.unsafe) if benchmark.runs_programs else None)
-    lines = Lines(resolve(out_dir) / f"{benchmark.name}.jsonl", same, every_question)
+    askers = _askers(parameters, models)
+    sandbox = _sandbox(parameters.unsafe) if benchmark.runs_programs else None
+    lines = parameters.lines(out_dir, parameters.same(device, sandbox))
     with lines.locked():  # refuses what cannot be written before anything is measured
         lines.read()
-
-    def answer(question: Question, method: str) -> dict:
-        return answer_question(
-            speculators[method], tokenizer, benchmark, question, max_new_tokens, longest, parameters.unsafe
-        )
-
-    todo = lines.missing(models.target.scheme.name, questions, methods)
+    todo = lines.missing(models.target.scheme.name, questions, parameters.methods)
     for method in dict.fromkeys(method for _, method in todo):
-        prompt, _ = prompt_tokens(benchmark, todo[0][0], [], tokenizer, longest)
-        generate(speculators[method], tokenizer, prompt, min(WARM_UP_TOKENS, max_new_tokens))
-    _answer_all(lines, models.target.scheme.name, todo, answer)
+        asker = askers[method]
+        prompt, _ = asker.prompt(todo[0][0])
+        generate(asker.speculator, asker.tokenizer, prompt, min(WARM_UP_TOKENS, parameters.new_tokens))
+    _answer_all(lines, models.target.scheme.name, todo, askers, parameters.unsafe)
     return write_table(lines, device)
 
 
-def what_is_shared(parameters: Parameters, device: str, sandbox: str | None) -> dict[str, Any]:
-    """What all answers of one file share."""
-    benchmark = get_benchmark(parameters.benchmark)
-    _, sha256 = read_questions(benchmark, parameters.data_dir)
-    same = {"benchmark": benchmark.name, "questions_sha256": sha256, "as_published": sha256 == benchmark.sha256}
-    return same | parameters.same(device, parameters.new_tokens) | {"sandbox": sandbox}
+def _askers(parameters: Parameters, models: Models) -> dict[str, Asker]:
+    """What asks each method, all of them with prompts of the same length."""
+    speculators = {method: models.speculator(method, parameters.settings) for method in parameters.methods}
+    longest = longest_prompt(list(speculators.values()), parameters.new_tokens)
+    tokenizer, benchmark = load_tokenizer(parameters.models.model), get_benchmark(parameters.benchmark)
+    return {
+        method: Asker(speculator, tokenizer, benchmark, parameters.new_tokens, longest)
+        for method, speculator in speculators.items()
+    }
 
 
 def write_table(lines: Lines, device: str = "cpu") -> Path:
@@ -154,7 +163,7 @@ def write_table(lines: Lines, device: str = "cpu") -> Path:
 
 
 def _answer_all(
-    lines: Lines, scheme: str, todo: Sequence[tuple[Question, str]], answer: Callable[[Question, str], dict]
+    lines: Lines, scheme: str, todo: Sequence[tuple[Question, str]], askers: Mapping[str, Asker], unsafe: bool
 ) -> None:
     """Answer questions, each by a method, and write a line for each as it is answered.
 
@@ -165,7 +174,8 @@ def _answer_all(
         if (scheme, method, question.id) in lines.rows:
             continue  # by another process, with the same command
         row = {"model": lines.parameters["models"]["target"], "scheme": scheme, "method": method}
-        row |= {"weights": "trained", "acceptance": "measured"} | answer(question, method)
+        row |= {"weights": "trained", "acceptance": "measured"} | node_of_job()
+        row |= answer_question(askers[method], question, unsafe)
         lines.add(row | {"parameters": lines.parameters})
 
 
@@ -184,78 +194,26 @@ def _sandbox(unsafe: bool) -> str | None:
     return None
 
 
-def longest_prompt(speculators: Sequence[Speculator], max_new_tokens: int) -> int:
-    """How many tokens a prompt may have, the same for all methods. Raises SpecquantError where no room is left."""
-    context = min(speculator.context_length for speculator in speculators)
-    if max_new_tokens < 1 or context - max_new_tokens < SHORTEST_PROMPT:
-        raise SpecquantError(
-            f"{max_new_tokens} new tokens leave no room for a prompt in the models' context of {context}: choose from "
-            f"1 to {context - SHORTEST_PROMPT} new tokens"
-        )
-    return context - max_new_tokens
-
-
-def answer_question(
-    speculator: Speculator,
-    tokenizer: PreTrainedTokenizerBase,
-    benchmark: Benchmark,
-    question: Question,
-    max_new_tokens: int,
-    longest: int,
-    unsafe: bool = False,
-) -> dict:
+def answer_question(asker: Asker, question: Question, unsafe: bool = False) -> dict[str, Any]:
     """Answer a question's turns one after the other, greedily; each sees the answers before it.
 
     Returns a row: the figures of `throughput.measurements` over all turns together, decoded_tokens (of the steps, so
-    without each turn's first), cut_tokens (cut from prompts longer than `longest`), the answers, and whether the last
-    is right, None where there is no right answer, or no sandbox to find out (unsafe: find out without one).
+    without each turn's first), cut_tokens (cut from prompts that were too long), the answers, and whether the last is
+    right, None where there is no right answer, or no sandbox to find out (unsafe: find out without one).
     """
-    generations, cut_tokens = answer_turns(speculator, tokenizer, benchmark, question, max_new_tokens, longest)
-    together = in_one(generations)
+    answer = asker.ask(question)
     return {
-        "benchmark": benchmark.name,
+        "benchmark": asker.benchmark.name,
         "task": question.task,
         "category": question.category,
         "id": question.id,
-        **measurements(together),
-        "decoded_tokens": sum(together.accepted_lengths),
-        "cut_tokens": cut_tokens,
-        "stopped_by": [generation.stopped_by for generation in generations],
-        "answers": [generation.text for generation in generations],
-        "correct": benchmark.is_right(question, generations[-1].text, unsafe),
+        **measurements(answer.together),
+        "decoded_tokens": sum(answer.together.accepted_lengths),
+        "cut_tokens": answer.cut_tokens,
+        "stopped_by": [turn.stopped_by for turn in answer.turns],
+        "answers": [turn.text for turn in answer.turns],
+        "correct": asker.benchmark.is_right(question, answer.turns[-1].text, unsafe),
     }
-
-
-def answer_turns(
-    speculator: Speculator,
-    tokenizer: PreTrainedTokenizerBase,
-    benchmark: Benchmark,
-    question: Question,
-    max_new_tokens: int,
-    longest: int,
-    rule: AcceptanceRule | None = None,
-) -> tuple[list[Generation], int]:
-    """What each turn of a question gives by a rule (default: greedily), and how many tokens were cut from prompts."""
-    generations: list[Generation] = []
-    cut_tokens = 0
-    for _ in question.turns:
-        answers = [generation.text for generation in generations]
-        prompt, cut = prompt_tokens(benchmark, question, answers, tokenizer, longest)
-        cut_tokens += cut
-        generations.append(generate(speculator, tokenizer, prompt, max_new_tokens, rule))
-    return generations, cut_tokens
-
-
-def in_one(generations: Sequence[Generation]) -> Generation:
-    """The tokens, times and steps of several turns together, without their texts."""
-    return Generation(
-        token_ids=[token for generation in generations for token in generation.token_ids],
-        text="",
-        stopped_by="",
-        accepted_lengths=[length for generation in generations for length in generation.accepted_lengths],
-        prefill_ms=sum(generation.prefill_ms for generation in generations),
-        steps=[step for generation in generations for step in generation.steps],
-    )
 
 
 def benchmark_table(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -28,16 +28,16 @@ from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, DType
-from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.targets import quantized_target
+from specquant.models.targets import calibration_beside, quantized_target
 from specquant.progress import tqdm
+from specquant.tables.intervals import over_questions_with
 from specquant.tables.marks import Mark
 from specquant.tables.schemas import TABLES
 from specquant.tables.speed import over_equal_texts, speed, speedups
 from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure, row_for_each
 
 PAPER_SETTINGS = DraftSettings()
-MIDDLE = ["middle", "low", "high"]  # of what `_dots` draws
+MIDDLE = ["middle", "low", "high"]  # of what `dots` draws
 CLOCK = "time.perf_counter, sum over steps"  # of `measurements`
 
 
@@ -82,16 +82,13 @@ class Decoding(Common):
         return super().same() | {"settings": self.settings.told()}
 
     def unnamed(self) -> dict[str, Any]:
-        return {"settings": PAPER_SETTINGS.told()}
+        return super().unnamed() | {"settings": PAPER_SETTINGS.told()}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
-        root = resolve(self.models_dir)
-        text = root / "calibration.txt"
-        calibration = text if text.is_file() else CALIBRATION_TEXT
-        return quantized_target(
-            target_in(root), scheme, self.keep_targets_in, device=self.device, calibration=calibration
-        )
+        target = target_in(resolve(self.models_dir))
+        text = calibration_beside(target)
+        return quantized_target(target, scheme, self.keep_targets_in, device=self.device, calibration=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +253,22 @@ def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
+def side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
+    """Methods beside each other over all prompts: accepted_length and speedup, with 95% intervals over the prompts,
+    and the means of mean_draft_size and draft_ms.
+
+    rows: of `decode_prompts`, greedy, so that all methods wrote the same tokens; those of autoregressive among them.
+    """
+    plain_ms = rows[rows.method == "autoregressive"].set_index(["scheme", "id"]).decode_ms
+    told = {}
+    for method, some in rows[rows.method != "autoregressive"].groupby("method", sort=False):
+        one_by_one = plain_ms.reindex(pd.MultiIndex.from_frame(some[["scheme", "id"]]))
+        row = over_questions_with("accepted_length", (some.new_tokens - 1).tolist(), some.steps.tolist())
+        row |= {name: some[name].mean() for name in ("mean_draft_size", "draft_ms")}
+        told[method] = row | over_questions_with("speedup", one_by_one.tolist(), some.decode_ms.tolist())
+    return pd.DataFrame(told).T.rename_axis("method")
+
+
 def mean_by(table: pd.DataFrame, column: str, values: str | list[str]) -> pd.DataFrame | pd.Series:
     """The mean of some columns for each value of another, in the order in which these first appear."""
     return table.groupby(column, sort=False)[values].mean()
@@ -301,24 +314,25 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         yield unit, (by_task(decoded), losslessness(decoded))
 
 
-def accepted_lengths(frame: pd.DataFrame) -> Figure:
-    """Accepted length of each method, by scheme: the mean over tasks; bars: lowest to highest task. `frame`:
-    throughput.csv."""
-    drafted = frame[frame["method"] != "autoregressive"].groupby(["scheme", "method"])["accepted_length"]
+def accepted_lengths(frame: pd.DataFrame, by: str = "scheme") -> Figure:
+    """Accepted length of each method, by scheme: the mean over tasks; bars: lowest to highest task. Or by task: the
+    mean over schemes. `frame`: throughput.csv."""
+    drafted = frame[frame["method"] != "autoregressive"].groupby([by, "method"])["accepted_length"]
     spread = drafted.agg(["mean", "min", "max"])
-    return _dots(spread.set_axis(MIDDLE, axis=1), SCHEMES, "accepted length (tokens per pass of the target)")
+    marks = SCHEMES if by == "scheme" else {}
+    return dots(spread.set_axis(MIDDLE, axis=1), marks, "accepted length (tokens per pass of the target)")
 
 
 def speedups_by_scheme(frame: pd.DataFrame) -> Figure:
     """Speedup of each method over autoregressive decoding with the same scheme, over as much text of each task; bars:
     lowest to highest task. `frame`: throughput.csv."""
-    return _dots(_speedups(frame, "scheme", "task"), SCHEMES, "speedup over the same scheme without drafts")
+    return dots(_speedups(frame, "scheme", "task"), SCHEMES, "speedup over the same scheme without drafts")
 
 
 def speedups_by_task(frame: pd.DataFrame) -> Figure:
     """Speedup of each method over autoregressive decoding, by task: the mean over schemes; bars: lowest to highest
     scheme. `frame`: throughput.csv."""
-    return _dots(_speedups(frame, "task", "scheme"), {}, "speedup over autoregressive decoding")
+    return dots(_speedups(frame, "task", "scheme"), {}, "speedup over autoregressive decoding")
 
 
 def step_times(frame: pd.DataFrame) -> Figure:
@@ -367,14 +381,15 @@ def _gained(frame: pd.DataFrame, keys: list[str]) -> pd.Series:
     return gained.drop("autoregressive", level="method")
 
 
-def _dots(values: pd.DataFrame, marks: dict[str, Mark], xlabel: str) -> Figure:
-    """A row per first index level, a mark per method at `middle`, a bar from `low` to `high`."""
+def dots(values: pd.DataFrame, marks: dict[str, Mark], xlabel: str) -> Figure:
+    """A row per first index level, a mark per method (the level "method") at `middle`, a bar from `low` to `high`."""
     rows = in_order(values.index.get_level_values(0).to_series(), marks)
     methods = in_order(values.index.get_level_values("method").to_series(), MARKS)
     figure, (axis,) = new_figure(height_in=0.9 + (0.14 + 0.04 * len(methods)) * len(rows))
+    apart = min(0.22, 0.9 / len(methods))
     for place, method in enumerate(methods):
         line = values.xs(method, level="method")
-        heights = [rows.index(name) + 0.22 * (place - (len(methods) - 1) / 2) for name in line.index]
+        heights = [rows.index(name) + apart * (place - (len(methods) - 1) / 2) for name in line.index]
         look = mark(method, MARKS)
         axis.hlines(heights, line["low"], line["high"], color=look.color, linewidth=0.7)
         axis.plot(line["middle"], heights, look.marker, color=look.color, label=look.label)

@@ -84,7 +84,8 @@ class DraftSettings:
         top_k: Nodes that an iteration expands, and children that it gives each of them.
         inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy; or adaptive.
         inner_iterations: Levels of that tree.
-        min_draft_length: The fewest tokens that the intermediate model drafts for the target.
+        min_draft_length: The fewest tokens that the intermediate model drafts for the target; or adaptive, as long
+            as it pays.
         ngram_length: Tokens at the end of the text that prompt lookup looks for.
         lookup_tokens: Tokens that prompt lookup and suffix draft at most.
         lookup_branches: Branches of these drafts: 1 for sequences, more for trees.
@@ -98,7 +99,7 @@ class DraftSettings:
     top_k: int = 10
     inner_draft_size: DraftSize = 30
     inner_iterations: int = 3
-    min_draft_length: int = 6
+    min_draft_length: DraftSize = 6
     ngram_length: int = 3
     lookup_tokens: int = 10
     lookup_branches: int = 1
@@ -114,6 +115,11 @@ class DraftSettings:
     def inner_tree(self) -> tuple[int, int]:
         """Those of the intermediate model's."""
         return _nodes(self.inner_draft_size), self.inner_iterations
+
+    @property
+    def least(self) -> int:
+        """Tokens that the intermediate model drafts at least, or `ADAPTIVE`."""
+        return _nodes(self.min_draft_length)
 
     def told(self) -> dict[str, int | str]:
         """What is recorded of them. Of those of lookups only what was chosen, as results from before them say it."""

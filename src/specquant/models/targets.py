@@ -10,12 +10,19 @@ from transformers import PreTrainedConfig
 from specquant.errors import SpecquantError
 from specquant.files import locked, resolve
 from specquant.models.checkpoint import GGUF_INDEX
+from specquant.models.companions import place_of
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
 from specquant.models.llama import check_widths
 from specquant.models.loading import stored_scheme
 from specquant.models.quantize import CALIBRATION_TEXT, FORMAT_VERSION, quantize_model
 from specquant.quant import get_scheme, scheme_names
+
+
+def calibration_beside(target: str | Path) -> Path:
+    """What a target's quantized copies are calibrated on: calibration.txt beside it, or else the tiny target's own."""
+    beside = place_of(target).parent / "calibration.txt"
+    return beside if beside.is_file() else resolve(CALIBRATION_TEXT)
 
 
 def quantized_target(

@@ -136,8 +136,9 @@ def simulate(
     for text in texts:
         for trace in text:
             size, iterations = tree or _chosen(trace, budget, min(MOST_ITERATIONS, len(prices.draft_ms)))
-            drafted = trace.within(iterations)
-            tokens += drafted.accepted_length(size)
+            accepted = trace.within(iterations).accepted_length(size)
+            budget.learn(accepted - 1)
+            tokens += accepted
             steps, sizes, counts = steps + 1, sizes + size, counts + iterations
             drafts += prices.step_ms(size, iterations) - prices.step_ms(size, 0)
             passes += prices.verify_ms[size]

@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from scipy.optimize import brentq
 
 from specquant.decoding.drafters import MARKS
-from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan, Prediction
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import AcceptanceStatistics, Chances, Shapes
 from specquant.planning.planner import Planner
 from specquant.tables.style import mark, new_figure
 
 GAINS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # of the hierarchy over EAGLE-2, at which contours are drawn
+LOOKUP, LOOKUP_SIZE = Plan("suffix"), 11  # a lookup, and the tokens of a pass over its draft, at most
 
 
 def phases(
@@ -24,12 +26,17 @@ def phases(
     head_chances: Sequence[float],
     agreements: Sequence[float],
     plans: Sequence[Plan] | None = None,
+    measured: Mapping[Plan, Prediction] | None = None,
 ) -> pd.DataFrame:
-    """The fastest plan's method for each agreement (rows) and each chance of both EAGLE heads (columns)."""
+    """The fastest plan's method for each agreement (rows) and each chance of both EAGLE heads (columns).
+
+    measured: what plans reach that depend on neither.
+    """
     heads = {chance: shapes.statistics(Chances([chance], [chance], 0.0)) for chance in head_chances}
 
     def fastest(agreement: float, chance: float) -> str:
-        return planner.best(replace(heads[chance], agreement=[agreement]), plans).method
+        statistics = replace(heads[chance], agreement=[agreement], measured=measured or {})
+        return planner.best(statistics, plans).method
 
     return pd.DataFrame(
         [[fastest(agreement, chance) for chance in head_chances] for agreement in agreements],
@@ -44,20 +51,48 @@ def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd
     return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
 
 
+def lookup_grids(planner: Planner, shapes: Shapes, lengths: Sequence[float]) -> dict[str, pd.DataFrame]:
+    """As `phase_grids`, where a lookup competes with the paper's methods: a grid for each of its accepted lengths."""
+    chances = list(np.linspace(0.3, 0.98, 18))
+    verify_ms = planner.target.verify(LOOKUP_SIZE)
+    grids = {}
+    for length in lengths:
+        measured = {LOOKUP: Prediction(length, LOOKUP_SIZE, 0.0, 0.0, verify_ms)}
+        plans = (*PAPER_PLANS, LOOKUP)
+        grids[f"suffix: {length:g} tokens a pass"] = phases(planner, shapes, chances, chances, plans, measured)
+    return grids
+
+
+def least_agreement(planner: Planner, shapes: Shapes, chance: float) -> float:
+    """The intermediate model's agreement from which on the paper's hierarchy is faster than the best of its trees on the
+    target, where each token of both heads has this chance; NaN where it never is."""
+    heads = shapes.statistics(Chances([chance], [chance], 0.0))
+    trees = _speed_of("eagle2", planner, heads)
+
+    def gain(agreement: float) -> float:
+        return _speed_of("hierarchical", planner, replace(heads, agreement=[agreement])) - trees
+
+    if gain(1.0) <= 0:
+        return float("nan")
+    return float(brentq(gain, 0.0, 1.0, xtol=1e-4)) if gain(0.0) < 0 else 0.0
+
+
+def _speed_of(method: str, planner: Planner, statistics: AcceptanceStatistics) -> float:
+    """Of the fastest of the paper's plans of a method."""
+    plans = (plan for plan in PAPER_PLANS if plan.method == method)
+    return max(planner.predict(plan, statistics)["tokens_per_s"] for plan in plans)
+
+
 def gain_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
     """For each planner the speed of the hierarchy over that of EAGLE-2, each with the best of the paper's trees, over
     the same chances and agreements as `phase_grids`."""
     chances = list(np.linspace(0.3, 0.98, 18))
     heads = {chance: shapes.statistics(Chances([chance], [chance], 0.0)) for chance in chances}
 
-    def speed_of(method: str, planner: Planner, statistics: AcceptanceStatistics) -> float:
-        plans = (plan for plan in PAPER_PLANS if plan.method == method)
-        return max(planner.predict(plan, statistics)["tokens_per_s"] for plan in plans)
-
     def gains(planner: Planner) -> pd.DataFrame:
-        trees = pd.Series({chance: speed_of("eagle2", planner, heads[chance]) for chance in chances})
+        trees = pd.Series({chance: _speed_of("eagle2", planner, heads[chance]) for chance in chances})
         rows = [
-            [speed_of("hierarchical", planner, replace(heads[chance], agreement=[agreement])) for chance in chances]
+            [_speed_of("hierarchical", planner, replace(heads[chance], agreement=[agreement])) for chance in chances]
             for agreement in chances
         ]
         return pd.DataFrame(rows, index=chances, columns=chances).div(trees, axis=1)
@@ -69,8 +104,7 @@ def advantages(planners: Mapping[str, Planner], statistics: AcceptanceStatistics
     """The speed of the hierarchy over that of EAGLE-2, each with the best of the paper's trees, by planner."""
 
     def advantage(planner: Planner) -> float:
-        tokens_per_s = planner.table(statistics, PAPER_PLANS).groupby("method").tokens_per_s.max()
-        return tokens_per_s["hierarchical"] / tokens_per_s["eagle2"]
+        return _speed_of("hierarchical", planner, statistics) / _speed_of("eagle2", planner, statistics)
 
     return pd.Series({name: advantage(planner) for name, planner in planners.items()})
 
@@ -79,6 +113,7 @@ def draw_phases(
     grids: Mapping[str, pd.DataFrame],
     marked: Sequence[float] | None = None,
     gains: Mapping[str, pd.DataFrame] | None = None,
+    points: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Which method is fastest, over the head's chances (columns) and the intermediate model's agreement (rows).
 
@@ -86,6 +121,7 @@ def draw_phases(
         grids: Tables of method names, a panel for each.
         marked: A point (chance, agreement) to show.
         gains: For each panel the speed of the hierarchy over that of EAGLE-2 (`gain_grids`), drawn as contours.
+        points: Further points to show, such as those of tasks.
     """
     methods = list(MARKS)
     colors = ListedColormap([MARKS[method].color for method in methods])
@@ -103,6 +139,8 @@ def draw_phases(
             axis.clabel(lines, fontsize=5.5, fmt=lambda level: f"{level:g}")
         if marked is not None:
             axis.plot(*marked, "+", color="black", markersize=6)
+        for point in points:
+            axis.plot(*point, "o", color="white", markeredgecolor="black", markersize=3)
         axis.set_title(title)
         axis.grid(False)
     for axis in axes[len(grids) :]:

@@ -19,6 +19,7 @@ from specquant.planning.trees import RECORDED_TREES
 from specquant.tables.results import read_medians, read_results
 
 CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
+EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,31 @@ class RecordedCosts:
     rounds: pd.DataFrame
     replayed: pd.DataFrame
 
-    def planner(self, target: str, intermediate: str, scheme: str, head_scheme: str) -> Planner:
-        """Target and intermediate model in the same scheme, with heads in head_scheme.
+    def planner(
+        self, target: str, intermediate: str, scheme: str, head_scheme: str, head_vocabulary: int | None = None
+    ) -> Planner:
+        """Target and intermediate model in the same scheme, with heads in head_scheme that know so many tokens, all of
+        them by default.
 
         Raises SpecquantError where one of these was not recorded.
         """
         outer_ms = bookkeeping_ms(self.replayed, "model", target).median()
         whole = self.rounds[self.rounds.head_vocabulary == self.rounds.head_vocabulary.max()]
         inner_ms = bookkeeping_ms(whole, "head_scheme", head_scheme).median()
+        levels = ((target, outer_ms), (intermediate, inner_ms))
+        tables = self.passes, self.drafting
         return Planner(
-            measured_costs(self.passes, self.drafting, target, scheme, head_scheme, other_ms=outer_ms),
-            measured_costs(self.passes, self.drafting, intermediate, scheme, head_scheme, other_ms=inner_ms),
+            *(measured_costs(*tables, name, scheme, head_scheme, head_vocabulary, other_ms=ms) for name, ms in levels)
         )
+
+    def by_head(self, target: str, intermediate: str, scheme: str, head_scheme: str) -> dict[str, Planner]:
+        """For heads of EAGLE-2 and, under "eagle3", of EAGLE-3, of which none was timed: they are taken to draft as
+        fast as EAGLE-2's of `EAGLE3_TOKENS` tokens: at these shapes a draft reads as many bytes, within 2%.
+
+        Raises SpecquantError as `planner`.
+        """
+        models = target, intermediate, scheme, head_scheme
+        return {"eagle": self.planner(*models), "eagle3": self.planner(*models, EAGLE3_TOKENS)}
 
 
 def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame, gpu: str = "H200") -> Planner:

@@ -9,13 +9,12 @@ executed; notebooks/NAME.json, the record that decides whether a notebook runs a
 
 import ast
 import difflib
-import hashlib
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
@@ -35,15 +34,16 @@ from specquant.files import project_root, resolve, write_file
 from specquant.measure import executors
 from specquant.measure.executors import Slurm, Task
 from specquant.measure.family import Family
+from specquant.measure.states import STATES, read_states
 from specquant.models.companions import COMPANIONS
+from specquant.study.digests import digest_of_files, digest_of_output, digest_of_texts, source_of
 from specquant.study.findings import FINDINGS, read_findings
 from specquant.study.page import page
 from specquant.study.report import Live, write_report
+from specquant.study.working import JOBS, note_cell, read_cell, remove_abandoned, working_folder
 from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import COMMAND, command_line, provenance, without_local_paths
 
-# What any notebook may read: a change in these makes all of them run again.
-SHARED_INPUTS = ("src", "data", "requirements.lock")
 # Parameters that name the models, and where they run.
 MODELS_THAT_DRAFT = tuple(field.name for field in fields(Family) if field.name in COMPANIONS)
 MODELS = ("target", *MODELS_THAT_DRAFT, "dtype", "device")
@@ -80,33 +80,28 @@ def run_study(
     folder = resolve(results) / profile
     executed = folder / "notebooks"
     values |= {"results_dir": _as_parameter(folder, root), "figures_dir": _as_parameter(folder / "figures", root)}
-    shared_digest = _digest_of_files(root)
+    shared_digest = digest_of_files(root)
     write_report(folder, profile, notebooks)
     try:
         executed.mkdir(exist_ok=True)
     except OSError as error:
         raise SpecquantError(f"cannot write to {executed} ({error.strerror}): choose another folder") from None
-    _remove_unfinished(executed)
+    remove_abandoned(executed)
 
     notebooks = {name: notebooks[name] for name in declared}
-    failed, executor = [], executors.current()
+    failed = []
     with _reported(folder, profile, notebooks), tqdm(chosen, unit="notebook", file=sys.stderr) as bar:
         for name in bar:
             bar.set_description(name)
             parameters = {key: value for key, value in values.items() if key in declared[name]}
-            inputs = _digest(shared_digest, _source(notebooks[name]), json.dumps(parameters, default=str))
+            inputs = digest_of_texts(shared_digest, source_of(notebooks[name]), json.dumps(parameters, default=str))
             if not force and _is_current(folder, name, inputs):
                 tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
                 continue
             waiting = tuple(chosen[chosen.index(name) + 1 :])
             show = partial(_show, folder, profile, list(notebooks), name, waiting)
             show()
-            if isinstance(executor, Slurm):
-                record = _run_as_job(executor.of_notebooks(), notebooks[name], parameters, folder, show)
-            else:
-                record = _run(notebooks[name], parameters, folder, show)
-            record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
-            write_file(executed / f"{name}.json", json.dumps(record, indent=2, default=str) + "\n")
+            record = _executed(notebooks[name], parameters, folder, inputs, show)
             if record["error"] is None:
                 tqdm.write(f"{name}: done in {record['seconds']:.0f} s", file=sys.stderr)
             else:
@@ -118,19 +113,17 @@ def run_study(
 
 @contextmanager
 def _reported(folder: Path, profile: str, notebooks: Iterable[str]) -> Iterator[None]:
-    """Clean up and write the report at the end, whatever happened: what ended the batch is what the user then sees, not
-    that the report cannot be written either."""
+    """Write the report at the end, whatever happened: what ended the batch is what the user then sees, not that the
+    report cannot be written either."""
     try:
         yield
     except BaseException as error:
         with suppress(OSError, SpecquantError):
-            _remove_unfinished(folder / "notebooks")
             write_report(folder, profile, notebooks)
         if isinstance(error, OSError):
             reason = f"cannot write to {folder / 'notebooks'} ({error.strerror})"
             raise SpecquantError(f"{reason}: make it writable; the same command goes on from what is there") from None
         raise
-    _remove_unfinished(folder / "notebooks")
     tqdm.write(f"Report: {write_report(folder, profile, notebooks)}", file=sys.stderr)
 
 
@@ -144,10 +137,11 @@ def _show(
     cells: int = 0,
     job: str | None = None,
     log: str | None = None,
+    jobs: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Have the report say where a notebook is. What it cannot be written for now, the end of the batch says."""
     with suppress(SpecquantError):
-        write_report(folder, profile, notebooks, Live(name, cell, cells, waiting, job, log))
+        write_report(folder, profile, notebooks, Live(name, cell, cells, waiting, job, log, jobs))
 
 
 def _where(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,14 +292,32 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any]:
+def _executed(
+    notebook: Path, parameters: dict[str, Any], folder: Path, inputs: str, show: Callable[..., None]
+) -> dict[str, Any]:
+    """Run one notebook, here or as a job, and write its record; returns that."""
+    executor = executors.current()
+    with working_folder(folder / "notebooks", notebook.stem) as working:
+        if isinstance(executor, Slurm):
+            record = _run_as_job(executor.of_notebooks(), notebook, parameters, folder, working, show)
+        else:
+            record = _run(notebook, parameters, folder, working, show)
+    record |= {"inputs": inputs, "parameters": without_local_paths(parameters)}
+    content = json.dumps(record, indent=2, default=str) + "\n"
+    write_file(folder / f"notebooks/{notebook.stem}.json", content, by_several=True)
+    return record
+
+
+def _run(
+    notebook: Path, parameters: dict[str, Any], folder: Path, working: Path, tell: Callable[[int, int], None]
+) -> dict[str, Any]:
     """Execute one notebook and keep it, as .ipynb and .html, whether it failed or not; returns its record.
 
-    It executes into a hidden file, which takes its place when it is whole. `tell` is called before each cell.
+    It executes into a file in the folder `working`, which takes its place when it is whole. `tell` is called before
+    each cell.
     """
     executed = folder / "notebooks"
-    unfinished = executed / f".{notebook.stem}.partial.ipynb"
-    found = executed / f".{notebook.stem}.findings.json"
+    unfinished, found = working / notebook.name, working / "findings.json"
     try:
         (executed / f"{notebook.stem}.json").unlink(missing_ok=True)  # from here on there is no good run to rely on
     except OSError as refused:
@@ -314,7 +326,7 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callabl
     start = time.perf_counter()
     error, result = None, None
     try:
-        told = {FINDINGS: str(found.absolute()), COMMAND: command_line() or ""}
+        told = {FINDINGS: str(found), STATES: str(working / JOBS), COMMAND: command_line() or ""}
         with _environment(TQDM_DISABLE="1", **told):
             papermill.execute_notebook(
                 notebook,
@@ -339,21 +351,18 @@ def _run(notebook: Path, parameters: dict[str, Any], folder: Path, tell: Callabl
     for path in ("input_path", "output_path"):
         result.metadata.get("papermill", {}).pop(path, None)
     files = sorted(name for name, stamp in after.items() if before.get(name) != stamp)
-    ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n")]
-    ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem)))
-    findings = read_findings(found)
-    for path in (unfinished, found):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    ours = [write_file(executed / notebook.name, nbformat.writes(result) + "\n", by_several=True)]
+    ours.append(write_file(executed / f"{notebook.stem}.html", page(result, notebook.stem), by_several=True))
     written = [*files, *(path.relative_to(folder).as_posix() for path in ours)]
     return {
         "error": None if error is None else " ".join(error.split()),
         "seconds": round(time.perf_counter() - start, 1),
         **_where(parameters),
         "title": _title(result),
-        "findings": findings,
+        "findings": read_findings(found),
+        "jobs": read_states(working / JOBS, folder),
         "files": files,
-        "written": {name: digest for name in written if (digest := _digest_of_output(folder / name))},
+        "written": {name: digest for name in written if (digest := digest_of_output(folder / name))},
     }
 
 
@@ -362,22 +371,27 @@ def _run_as_job(
     notebook: Path,
     parameters: dict[str, Any],
     folder: Path,
+    working: Path,
     show: Callable[..., None],
 ) -> dict[str, Any]:
-    """As `_run`, by a job; `show` is called with each state of it and its log, which stays if it failed."""
-    order = {"notebook": str(notebook), "parameters": parameters, "folder": str(folder)}
+    """As `_run`, by a job; `show` is called again and again with its state, its log, which stays if it failed, where it
+    is, and the states of the jobs that it waits for."""
+    order = {"notebook": str(notebook), "parameters": parameters, "folder": str(folder), "working": str(working)}
     environment = {executors.EXECUTOR: os.environ[executors.EXECUTOR]}
     task = Task(notebook.stem, "specquant.study", json.dumps(order, default=str), environment)
     record: dict[str, Any] = {"error": "its job told nothing", "seconds": 0.0, "files": [], "written": {}}
-    began = time.perf_counter()
+    began, state = time.perf_counter(), dict[str, Any]()
     for _, told in executor.run([task], folder / "notebooks" / f"{notebook.stem}.jobs"):
         if "state" in told:
-            show(job=told["state"], log=_below(folder, told["log"]))
+            state = {"job": told["state"], "log": _below(folder, told["log"])}
+        if "state" in told or not told:
+            show(*read_cell(working), jobs=read_states(working / JOBS, folder), **state)
         elif "record" in told:
             record = told["record"]
         elif told.get("ended") != 0:
             why = told.get("why") or f"ended with status {told.get('ended')}"
             record |= {"error": f"its job {why}", "log": _below(folder, told["log"])}
+            record |= {"jobs": read_states(working / JOBS, folder)}
             record["seconds"] = record["seconds"] or round(time.perf_counter() - began, 1)
     return record
 
@@ -389,7 +403,8 @@ def _below(folder: Path, file: str) -> str:
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """What the job of a notebook does."""
-    tell({"record": _run(Path(order["notebook"]), order["parameters"], Path(order["folder"]), lambda *_: None)})
+    notebook, folder, working = (Path(order[name]) for name in ("notebook", "folder", "working"))
+    tell({"record": _run(notebook, order["parameters"], folder, working, partial(note_cell, working))})
 
 
 def _is_current(folder: Path, name: str, inputs: str) -> bool:
@@ -401,20 +416,9 @@ def _is_current(folder: Path, name: str, inputs: str) -> bool:
             return False
         if not {f"notebooks/{name}.ipynb", f"notebooks/{name}.html"} <= {*written}:
             return False
-        return all(_digest_of_output(folder / file) == digest for file, digest in written.items())
+        return all(digest_of_output(folder / file) == digest for file, digest in written.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-
-
-def _digest_of_output(path: Path) -> str | None:
-    """What tells a whole file from a damaged one: its SHA-256, of weights only their size; None where it is gone."""
-    try:
-        if path.suffix == ".safetensors":
-            return str(path.stat().st_size)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 @contextmanager
@@ -451,14 +455,6 @@ def _outputs(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _remove_unfinished(executed: Path) -> None:
-    """What an interrupted batch leaves, or a killed one has left."""
-    for path in executed.glob(".*"):
-        if path.is_file():  # and not JupyterLab's folder of checkpoints
-            with suppress(OSError):  # in the way of nobody
-                path.unlink()
-
-
 def _notebook_named(name: str, notebooks: Mapping[str, Path]) -> str:
     wanted = name.removesuffix(".ipynb")
     for stem in notebooks:
@@ -475,46 +471,3 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 def _as_parameter(folder: Path, root: Path) -> str:
     """Relative to the project root where it is below it, so that an executed notebook tells nothing of this machine."""
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
-
-
-def _source(notebook: Path) -> str:
-    """What a notebook does: its cells' sources and tags, not their outputs."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return json.dumps([(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells])
-
-
-def _digest_of_files(root: Path) -> str:
-    digest = hashlib.sha256()
-    for top in SHARED_INPUTS:
-        for path in sorted([root / top, *(root / top).rglob("*")]):
-            if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
-                digest.update(_digest(path.relative_to(root).as_posix()).encode())
-                try:
-                    digest.update(_digest_of_content(path))
-                except OSError as error:
-                    raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
-    return digest.hexdigest()
-
-
-def _digest_of_content(path: Path) -> bytes:
-    """Of a file; of a module only what it does, which comments, docstrings and line breaks do not change."""
-    with path.open("rb") as file:
-        if path.suffix == ".py":
-            with suppress(SyntaxError, ValueError, RecursionError):  # as it stands, then
-                return hashlib.sha256(_without_docstrings(file.read()).encode()).digest()
-            file.seek(0)
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _without_docstrings(source: bytes) -> str:
-    """The syntax tree of a module, as text."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

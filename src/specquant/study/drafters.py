@@ -14,6 +14,7 @@ from specquant.tables.results import read_results
 RECORDED = "data/recorded/cpu/smollm2/acceptance.csv"
 CARD = "data/smollm2/README.md"
 BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
+AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
 ABOUT = f"""Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals
 (`{RECORDED}`):"""
@@ -33,8 +34,9 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SpecquantError(f"{root / CARD} lacks the lines {BEGIN} and {END}: put them where its table is to be")
-    told = drafters_table(read_results(root / RECORDED))
-    written = f"{before}{BEGIN}\n\n{ABOUT}\n\n{told}\n\n{END}{after}"
+    table = read_results(root / RECORDED)
+    told = "\n\n".join((BEGIN, ABOUT, drafters_table(table), aims_table(table), END))
+    written = f"{before}{told}{after}"
     return [write_file(root / CARD, written)] if written != text else []
 
 
@@ -43,19 +45,64 @@ def drafters_table(table: pd.DataFrame, model: str = "smollm2") -> str:
 
     The intermediate model's column is vanilla's share of judged tokens that were accepted, its agreement.
     """
+    rows, lines = _shown(table, model), [["task", "questions", *SHOWN.values(), "intermediate model agrees"]]
+    for task in rows.index.get_level_values("task").unique():
+        of_task = [rows.loc[(task, method)] for method in SHOWN]
+        lengths = [_told(row, "accepted_length", 1, ".2f") for row in of_task]
+        lines.append([task, f"{of_task[0].questions:g}", *lengths, _agreement(rows.loc[(task, "vanilla")])])
+    return _markdown(lines)
+
+
+def aims_table(table: pd.DataFrame, model: str = "smollm2") -> str:
+    """What the drafters were to reach on all of Spec-Bench, and what they do, in Markdown. table: acceptance.csv."""
+    rows = _shown(table, model)
+    eagle2, vanilla, hierarchy = (rows.loc[(ALL, method)] for method in ("eagle2", "vanilla", "hierarchical"))
+    lengths = [_told(row, "accepted_length", 1, ".2f") for row in (eagle2, hierarchy, vanilla)]
+    lines = [
+        ["aim", "found", "reached"],
+        [
+            f"EAGLE-2 accepts at least {AIM_LENGTH:.1f} tokens",
+            lengths[0],
+            _reached(eagle2, "accepted_length", AIM_LENGTH, AIM_LENGTH),
+        ],
+        [
+            f"the intermediate model has the target's greedy token in at least {AIM_AGREEMENT:.0%} of positions",
+            _agreement(vanilla),
+            _reached(vanilla, "acceptance_rate", AIM_AGREEMENT, AIM_AGREEMENT),
+        ],
+        [
+            "the hierarchy accepts more per target pass than vanilla",
+            f"{lengths[1]} against {lengths[2]}",
+            _reached(hierarchy, "accepted_length", vanilla.accepted_length, vanilla.accepted_length_high),
+        ],
+    ]
+    return _markdown(lines)
+
+
+def _shown(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The rows of one plan of each method in `SHOWN`, its largest, by task and method; those of `ALL` too."""
     greedy = table[(table.model == model) & (table.scheme == "fp16") & (table.temperature == 0)]
     together = over_tasks(greedy[greedy.benchmark == "spec-bench"]).assign(task=ALL)
     sizes = {plan.method: plan.draft_size for plan in PAPER_PLANS}  # the last of each method, its largest
     rows = pd.concat([greedy, together])
-    rows = rows[rows.method.isin(SHOWN) & (rows.draft_size == rows.method.map(sizes))].set_index(["task", "method"])
-    lines = [["task", "questions", *SHOWN.values(), "intermediate model agrees"]]
-    lines += [["---"] * len(lines[0])]
-    for task in rows.index.get_level_values("task").unique():
-        of_task = [rows.loc[(task, method)] for method in SHOWN]
-        lengths = [_told(row, "accepted_length", 1, ".2f") for row in of_task]
-        agrees = _told(rows.loc[(task, "vanilla")], "acceptance_rate", 100, ".1f", "%")
-        lines.append([task, f"{of_task[0].questions:g}", *lengths, agrees])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return rows[rows.method.isin(SHOWN) & (rows.draft_size == rows.method.map(sizes))].set_index(["task", "method"])
+
+
+def _reached(row: pd.Series, name: str, least: float, surely: float) -> str:
+    """Whether a number is at least `least`, and whether all of its interval is above `surely`."""
+    value, low, _ = (row[each] for each in interval(name))
+    if value < least:
+        return "no"
+    return "yes" if low >= surely else "yes, by less than the intervals"
+
+
+def _agreement(row: pd.Series) -> str:
+    return _told(row, "acceptance_rate", 100, ".1f", "%")
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _told(row: pd.Series, name: str, factor: float, form: str, unit: str = "") -> str:

@@ -27,12 +27,13 @@ from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
 from specquant.planning.batches import speedups_in_batches
-from specquant.planning.phases import advantages
+from specquant.planning.phases import advantages, least_agreement
 from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer
+from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
-from specquant.tables.intervals import PROCESS, over_processes, rule_of_three
+from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
 
 PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
@@ -142,7 +143,7 @@ def known_numbers() -> dict[str, float]:
     """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
-    sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory]
+    sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -304,6 +305,10 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
     known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
+    learnt = read_results("data/recorded/cpu/head_features.csv").set_index("features")
+    known |= {f"learnt on w4a16{end[5:]}": learnt.loc["w4a16-g128", end] for end in interval("ratio")}
+    known |= {f"did not learn on{end[5:]}": learnt.loc["none", end] for end in interval("ratio")}
+    known["prompts of heads that learnt on"] = learnt.prompts.max()
     known |= _of_quality()
     throughput = read_results("data/recorded/cpu/throughput.csv")
     eagle2 = throughput[throughput.method == "eagle2"]
@@ -353,6 +358,33 @@ def _of_planners(evidence: Evidence) -> dict[str, float]:
     known = {f"batch of {batch}, {method}": speedup for (batch, method), speedup in batches.items()}
     known["hierarchy over eagle2, best plans"] = batches[1, "hierarchical"] / batches[1, "eagle2"]
     return known | {f"advantage {name}": value for name, value in told.items()}
+
+
+def _of_today(evidence: Evidence) -> dict[str, float]:
+    """Of drafters of today, 70B with 8B. "eagle3 length published", of Vicuna-13B. "least agreement w8a8, eagle3 %":
+    from which on the hierarchy wins with such heads. "traced hierarchy over the fastest w8a8": on what SmolLM2 accepts,
+    over all tasks; "least" and "most" over single ones; "traced FIELD of eagle3 w8a8", likewise, of each method."""
+    lengths = read_results("data/published/accepted_lengths.csv").query("model == 'Vicuna-13B-v1.3'")
+    lengths = lengths.set_index("method").value
+    known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
+    names = ("verify_cost", "drafting", "rounds", "replayed")
+    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    traces, shapes = read_results("data/recorded/cpu/smollm2/traces.csv"), Shapes.of(evidence.trees)
+    for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
+        by_head = costs.by_head("llama-3-70b", "llama-3-8b", scheme, "w4a16-g128")
+        for kind, method in (("eagle", "eagle2"), ("eagle3", "eagle3")):
+            chance = shapes.target.head_of((60, 6), lengths[method])
+            known[f"least agreement {scheme}, {method} %"] = 100 * least_agreement(by_head[kind], shapes, chance)
+        table = traced_speedups(traces, by_head)
+        ratios = beside_hierarchy(table).ratio.astype(float)
+        known[f"traced hierarchy over the fastest {scheme}"] = ratios[ALL]
+        single = ratios.drop(ALL)
+        known |= {f"traced hierarchy over the fastest {scheme}, least": single.min()}
+        known |= {f"traced hierarchy over the fastest {scheme}, most": single.max()}
+        for row in best_plans(table).query("task == @ALL").itertuples():
+            known |= {f"traced {name} of {row.method} {scheme}": getattr(row, name) for name in interval("speedup")}
+            known[f"traced length of {row.method}"] = row.accepted_length
+    return known
 
 
 def _of_products(_: Evidence) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The HTML report of a batch: the claims, what each notebook found or is just doing, and links to all that it wrote."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +13,15 @@ from jinja2 import Environment, StrictUndefined
 
 from specquant.errors import SpecquantError
 from specquant.files import write_file
+from specquant.measure.states import DONE, FAILED, LEFT_OUT, QUEUED, RUNNING
 from specquant.study.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, read_claims, shown
 from specquant.tables.style import device_label
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 # How a verdict looks: classes of the template.
 LOOK = {REPRODUCED: "good", NOT_REPRODUCED: "bad", NOT_TESTED: "open"}
+JOB_LOOK = {FAILED: "bad", LEFT_OUT: "open", RUNNING: "open", "unknown": "open", QUEUED: "", DONE: "good"}
+MOST_JOBS = 30  # of a command that have a line of their own
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Live:
         waiting: Notebooks that are still to come.
         job: Where a job runs the notebook: queued or running.
         log: That job's log, as seen from the report.
+        jobs: Those that the notebook waits for, of each of its commands (`measure.states`).
     """
 
     name: str
@@ -40,11 +44,13 @@ class Live:
     waiting: tuple[str, ...] = ()
     job: str | None = None
     log: str | None = None
+    jobs: Sequence[Mapping[str, Any]] = ()
 
     def state(self, name: str) -> str | None:
         """What a notebook is doing; None where this batch does nothing with it any more."""
         if name == self.name:
-            return f"running, cell {self.cell} of {self.cells}" if self.cells else self.job or "starting"
+            queued = self.job == QUEUED  # again, if it has been in some cell
+            return f"running, cell {self.cell} of {self.cells}" if self.cells and not queued else self.job or "starting"
         return "waiting" if name in self.waiting else None
 
 
@@ -66,7 +72,7 @@ def write_report(folder: Path, profile: str, notebooks: Iterable[str], live: Liv
         look=LOOK,
         notebooks=[_notebook(folder, name, record, live) for name, record in records.items()],
     )
-    return write_file(folder / "index.html", page)
+    return write_file(folder / "index.html", page, by_several=True)
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
@@ -118,9 +124,10 @@ def _notebook(folder: Path, name: str, record: dict[str, Any], live: Live | None
     """What the template tells of one notebook."""
     files = record.get("files", [])
     findings = record.get("findings")
-    state, look, log = (live.state(name) if live else None), "open", live.log if live and live.name == name else None
+    state, look = (live.state(name) if live else None), "open"
+    log, jobs = (live.log, live.jobs) if live and live.name == name else (None, ())
     if state is None:
-        (state, look), log = _outcome(record), record.get("log")
+        (state, look), log, jobs = _outcome(record), record.get("log"), record.get("jobs")
     return {
         "name": name,
         "title": record.get("title") or "",
@@ -131,6 +138,7 @@ def _notebook(folder: Path, name: str, record: dict[str, Any], live: Live | None
         "state": state,
         "look": look,
         "log": quote(log) if isinstance(log, str) else None,
+        "jobs": _jobs(jobs),
         "findings": findings if isinstance(findings, dict) else {},
         "tables": [
             {"file": quote(file), "name": file, "provenance": quote(str(Path(file).with_suffix(".json").as_posix()))}
@@ -148,6 +156,35 @@ def _outcome(record: dict[str, Any]) -> tuple[str, str]:
     if record["error"] is None:
         return f"done in {record['seconds']:.0f} s", "good"
     return f"after {record['seconds']:.0f} s: {record['error']}", ""
+
+
+def _jobs(commands: Any) -> list[dict[str, Any]]:
+    """Of each command of a notebook how many jobs are in each state, and a line for each of which there is more to say.
+
+    Nothing where a record holds something else.
+    """
+    try:
+        return [_jobs_of(command) for command in commands or ()]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _jobs_of(command: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {state: int(command["counts"].get(state, 0)) for state in JOB_LOOK}
+    order = list(JOB_LOOK)
+    jobs = sorted((job for job in command["jobs"] if job["state"] in order), key=lambda job: order.index(job["state"]))
+    told = [
+        {
+            "name": str(job["unit"]),
+            "state": job["state"],
+            "look": JOB_LOOK[job["state"]],
+            "log": quote(str(job["log"])) if job.get("log") else None,
+            "why": str(job.get("why") or ""),
+        }
+        for job in jobs[:MOST_JOBS]
+    ]
+    shown = ", ".join(f"{counts[state]} {state}" for state in reversed(order) if counts[state])
+    return {"name": str(command["name"]), "counts": shown, "told": told, "more": len(jobs) - len(told)}
 
 
 def _figure(folder: Path, picture: str) -> dict[str, str]:

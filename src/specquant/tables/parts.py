@@ -18,12 +18,13 @@ from uuid import uuid4
 import pandas as pd
 
 from specquant.errors import SpecquantError
-from specquant.files import write_file
-from specquant.tables.provenance import provenance, without_local_paths
+from specquant.files import wait_until_seen, write_file
+from specquant.tables.provenance import node_of_job, provenance, without_local_paths
 from specquant.tables.results import read_provenance, read_results
 from specquant.tables.table import Table
 
 Unit = Mapping[str, Any]
+DEVICE = ".device"  # the file that says of which one a table is, once the first job has begun
 
 
 class Parts:
@@ -45,52 +46,44 @@ class Parts:
 
     def missing(self, units: Iterable[Unit]) -> list[Unit]:
         """Those of `units` that the table does not hold yet."""
-        held = set(self._rows(self._parts())[list(self.table.unit)].itertuples(index=False, name=None))
+        held = self._held()
         return [unit for unit in units if self._name(unit) not in held]
+
+    def _held(self) -> set[tuple]:
+        """The names of the units that the table holds."""
+        return set(self._rows(self._parts())[list(self.table.unit)].itertuples(index=False, name=None))
 
     def holds(self, unit: Unit) -> bool:
         """Whether a part of this unit is there, by its name alone: jobs do not read each other's parts."""
         return self._part(unit).is_file()
 
     def claim_device(self) -> None:
-        """Have this table be of the device that `same` names, as far as no other process has had it be of another.
-
-        Raises SpecquantError where one has.
-        """
-        mine, claimed = str(self.same["device"]), self.folder / ".device"
-        unfinished = self.folder / f".{uuid4().hex}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(mine, encoding="utf-8")
-            with suppress(FileExistsError):
-                os.link(unfinished, claimed)  # of several at once one is the first, on network file systems, too
-            theirs = claimed.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise SpecquantError(f"cannot note in {self.folder} which device rows are of ({error})") from None
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-        if theirs != mine:
-            raise SpecquantError(
-                f"{self.path.name} is of {theirs}, and this is {mine}: ask for one kind of device (of Slurm by gres or "
-                "constraint), or choose another folder"
-            )
+        """Have this table be of the device that `same` names; raises SpecquantError as `claim_device`."""
+        claim_device(self.folder, str(self.same["device"]), self.path.name)
 
     def forget_device(self) -> None:
         """Forget a claim behind which no row came, as of a job that failed."""
         if not self.path.is_file() and not self._names_of_parts():
-            with suppress(OSError):
-                (self.folder / ".device").unlink(missing_ok=True)
+            forget_device(self.folder)
 
     def add(self, unit: Unit, rows: pd.DataFrame, **how: Any) -> None:
-        """Write the rows of one unit; how: as for `provenance`. Raises SpecquantError as `Table.check`."""
+        """Write the rows of one unit; how: as for `provenance`. Raises SpecquantError as `Table.check`.
+
+        Rows that a job of Slurm measured say on which node, in a column `node`.
+        """
         names = self._name(unit)
         path = self._part(unit)
         rows = self.table.check(rows.assign(**dict(zip(self.table.unit, names, strict=True))), path)
-        rows = rows.reindex(columns=[name for name in self.table.schema.columns if name in rows])
+        columns = [name for name in self.table.schema.columns if name in rows]
+        rows = rows.reindex(columns=columns).assign(**node_of_job())
         part = {"unit": dict(zip(self.table.unit, names, strict=True)), "provenance": provenance(self.same, **how)}
         exact = rows.astype(object).where(rows.notna(), None).to_dict("records")  # JSON has no NaN
         write_file(path, json.dumps(part | {"rows": exact}), by_several=True)
+
+    def wait_for(self, units: Sequence[Unit]) -> None:
+        """Wait until units are seen here that jobs have written; raises SpecquantError as `wait_until_seen`."""
+        names = {self._name(unit) for unit in units}
+        wait_until_seen(lambda: len(names - self._held()), self.folder)
 
     def join(self) -> Path:
         """Write the CSV and its provenance from all that is there; returns the CSV's path.
@@ -134,7 +127,10 @@ class Parts:
         found, new = [], {}
         for path in (self.folder / name for name in sorted(self._names_of_parts())):
             try:
-                status = path.stat()
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # removed since it was listed, by a command that measures all anew
+                    continue
                 stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
                 before, part = self._seen.get(path, (None, {}))
                 if before != stamp:
@@ -176,15 +172,49 @@ class Parts:
     def _require_same(self, provenance: Mapping[str, Any], path: Path) -> None:
         theirs = {"device": provenance.get("device")} | self.unnamed | provenance["parameters"]
         self.same.setdefault("device", theirs["device"])
-        for name, value in self.same.items():
-            if theirs.get(name) != value:
-                raise SpecquantError(
-                    f"{path} holds rows measured with {name} {theirs.get(name)}, not {value}: choose another folder, "
-                    "or remove it"
-                )
+        if told := measured_otherwise(self.same, theirs):
+            raise SpecquantError(f"{path} holds rows {told}: choose another folder, or remove it")
 
     def _name(self, unit: Unit) -> tuple:
         return tuple(unit[name] for name in self.table.unit)
+
+
+def claim_device(folder: Path, device: str, table: str) -> None:
+    """Have a table, whose parts are in `folder`, be of a device.
+
+    Raises SpecquantError where another process has had it be of another one.
+    """
+    claimed, unfinished = folder / DEVICE, folder / f".{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(device, encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(unfinished, claimed)  # of several at once one is the first, on network file systems, too
+        theirs = claimed.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SpecquantError(f"cannot note in {folder} which device rows are of ({error})") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    if theirs != device:
+        raise SpecquantError(
+            f"{table} is of {theirs}, and this is {device}: ask for one kind of device (of Slurm by gres or "
+            "constraint), or choose another folder"
+        )
+
+
+def forget_device(folder: Path) -> None:
+    """Take back that a table is of a device (`claim_device`)."""
+    with suppress(OSError):
+        (folder / DEVICE).unlink(missing_ok=True)
+
+
+def measured_otherwise(same: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """The first parameter of `same` that others have otherwise, in words; None where they have all of them so."""
+    for name, value in same.items():
+        if theirs.get(name) != value:
+            return f"measured with {name} {theirs.get(name)}, not {value}"
+    return None
 
 
 def _slug(names: Sequence[Any]) -> str:

@@ -62,11 +62,16 @@ def provenance(
         "repeats": repeats,
         "clock": clock,
     }
-    if node := os.environ.get("SLURMD_NODENAME"):
-        record["node"] = node
+    record |= node_of_job()
     if _tuned:
         record["tuned_configurations"] = dict(_tuned)
     return record | ({"hub_revisions": revisions} if (revisions := used_revisions()) else {})
+
+
+def node_of_job() -> dict[str, str]:
+    """`node`: the name of the node on which this process is a job of Slurm; nothing where it is none."""
+    node = os.environ.get("SLURMD_NODENAME")
+    return {"node": node} if node else {}
 
 
 def command_line() -> str | None:

@@ -41,8 +41,8 @@ def write_results(
         table.check(frame, path)
     record = provenance(parameters, device=device, repeats=repeats, clock=clock)
     # First what says how rows were measured: a table without it could not be gone on with.
-    write_file(path.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n")
-    return write_file(path, frame.to_csv(index=False, lineterminator="\n"))
+    write_file(path.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n", by_several=True)
+    return write_file(path, frame.to_csv(index=False, lineterminator="\n"), by_several=True)
 
 
 def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: str | None = None) -> pd.DataFrame:

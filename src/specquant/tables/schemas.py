@@ -245,6 +245,8 @@ THROUGHPUT |= {"prompts": count(required=False), "speedup": positive(required=Fa
 LOSSLESSNESS = {"scheme": text(), "method": text(), **_WEIGHTS, **_DECODED, "largest_margin": number(required=False)}
 HEADS = {"scheme": text(), **_WEIGHTS, **_HEAD, "method": text(), **_DECODED, "accepted_length": positive()}
 HEADS |= {"head_accepted_length": positive(), "ratio": positive()}
+HEAD_FEATURES = {**_TARGET, "features": text(), **_DECODED}
+HEAD_FEATURES |= {name: positive() for name in (*interval("accepted_length"), *interval("ratio"))}
 TREES = {**_TARGET, "draft_size": count(), "iterations": count(), "accepted_length": positive(), "parents": text()}
 CONFIDENCES = {**_TARGET, "iterations": count(), "task": text(), "id": text(), "step": count(0)}
 CONFIDENCES |= dict.fromkeys(("confidence", "parents", "accepted_nodes"), text())
@@ -298,6 +300,7 @@ TABLES = {
         ),
         Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS), ("scheme", "weights"), ("method",)),
         Table("heads", pa.DataFrameSchema(HEADS), ("scheme", "weights"), (*_HEAD, "method")),
+        Table("head_features", pa.DataFrameSchema(HEAD_FEATURES), _OF_TARGET, ("features",)),
         Table("trees", pa.DataFrameSchema(TREES), (*_OF_TARGET, "draft_size", "iterations")),
         Table("confidences", pa.DataFrameSchema(CONFIDENCES), (*_OF_TARGET, "iterations"), ("task", "id", "step")),
         Table("plans", pa.DataFrameSchema(PLANS), _OF_TARGET, ("task", *_PLAN)),

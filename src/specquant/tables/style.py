@@ -201,7 +201,7 @@ def save_figure(figure: Figure, name: str, directory: str | os.PathLike, caption
         content = io.BytesIO()
         with matplotlib.rc_context(RC):
             figure.savefig(content, format=kind, metadata=metadata)
-        write_file(directory / f"{name}.{kind}", content.getvalue())
+        write_file(directory / f"{name}.{kind}", content.getvalue(), by_several=True)
     if caption is not None:
-        write_file(directory / f"{name}.txt", caption + "\n")
+        write_file(directory / f"{name}.txt", caption + "\n", by_several=True)
     return directory / f"{name}.png"

@@ -1,6 +1,7 @@
 """What the tiny models read: rows of the corpora and of what the target wrote; what is measured on held-out text."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -87,8 +88,19 @@ def next_token_losses(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
 
 
-def draft_rows(data: Data, written: torch.Tensor, rows_of: dict[str, int], seed: int) -> Callable[[int], torch.Tensor]:
-    """Batches that drafters learn from: rows of the corpora first, then rows that the target wrote."""
+@dataclass(frozen=True)
+class Reading:
+    """The corpora as a network reads them (`learning.Text`), by what a step's batch is."""
+
+    data: Data
+    batch: Callable[[int], torch.Tensor]
+
+    def mean_loss(self, loss: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        return self.data.mean_loss(loss)
+
+
+def draft_rows(data: Data, written: torch.Tensor, rows_of: dict[str, int], seed: int) -> Reading:
+    """What drafters learn from: rows of the corpora first, then rows that the target wrote."""
     count = rows_of[WRITTEN]
     corpora_rows = data.training_rows({domain: rows_of[domain] for domain in DOMAINS}, seed)
     cycle = torch.arange(count, device=written.device)
@@ -96,4 +108,4 @@ def draft_rows(data: Data, written: torch.Tensor, rows_of: dict[str, int], seed:
     def batch(step: int) -> torch.Tensor:
         return torch.cat((corpora_rows.batch(step), written[(step * count + cycle) % len(written)]))
 
-    return batch
+    return Reading(data, batch)

@@ -26,7 +26,7 @@ from specquant.models.eagle3 import FUSED, LAYERS
 from specquant.training.distributions import chunk_size
 from specquant.training.eagle import seen_by_chains
 from specquant.training.fit import Schedule
-from specquant.training.heads import head_config, learn, lm_head_of, training_batches
+from specquant.training.heads import head_config, learn_to_draft, lm_head_of, training_batches
 from specquant.training.running import autocast
 from specquant.training.writing import Rows
 from specquant.training.written import Written
@@ -268,7 +268,7 @@ def train_eagle3_head(
         checkpoints: The folder of what an interrupted call goes on from.
 
     Returns:
-        The head, in float32, and what `heads.learn` says, with "drafted_share": of the text's answers, the share of
+        The head, in float32, and what `learn_to_draft` says, with "drafted_share": of the text's answers, the share of
         tokens that the head can draft.
     """
     torch.manual_seed(recipe.seed)
@@ -278,7 +278,7 @@ def train_eagle3_head(
     drafted = most_frequent(answers.tolist(), size, config.vocab_size)
     head = Eagle3Head(config, drafted, layers_to_read(model.config.num_hidden_layers)).to(written.device)
     start_from_model(head, model, training_batches(written, recipe.rows, recipe.least_squares_rows))
-    run = learn(
+    run = learn_to_draft(
         name,
         head,
         lambda rows: eagle3_loss(head, model, rows, recipe.depth, recipe.decay),

@@ -77,61 +77,88 @@ def fit(
     uninterrupted run, since batches, dropout and noise depend on the seed and the step alone. Called again after the
     end, it only loads the result.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    device = parameters[0].device
-    optimizers = optimizers_of(module, schedule)
-    step, curve, best, seconds = 0, [], None, 0.0
-    recent_loss = torch.zeros((), device=device)
-    if checkpoint.exists():
-        with _a_checkpoint(checkpoint):
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
-            step, curve, best, seconds = state["step"], state["curve"], state["best"], state["seconds"]
-            if step < schedule.steps:
-                module.load_state_dict(state["module"])
-                for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(saved)
-                recent_loss = state["recent_loss"]
-            else:
-                module.load_state_dict(best)
-
-    started = time.monotonic() - seconds
+    run = _Run(module, schedule, checkpoint)
+    run.resume()
+    started = time.monotonic() - run.seconds
     module.train()
-    with tqdm(total=schedule.steps, initial=step, desc=name, unit="step", mininterval=2) as progress:
-        while step < schedule.steps:
-            torch.manual_seed(seed * 1_000_003 + step)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.learning_rate * schedule.factor(step)
-            loss = loss_at(step)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-            module.zero_grad(set_to_none=True)
-            recent_loss += loss.detach()
-            step += 1
+    with tqdm(total=schedule.steps, initial=run.step, desc=name, unit="step", mininterval=2) as progress:
+        while run.step < schedule.steps:
+            torch.manual_seed(seed * 1_000_003 + run.step)
+            run.learn(loss_at)
             progress.update()
-            if step % schedule.evaluate_every == 0 or step == schedule.steps:
-                module.eval()
-                held_out = held_out_loss()
-                module.train()
-                steps_since = step - (curve[-1]["step"] if curve else 0)
-                curve.append({"step": step, "train_loss": recent_loss.item() / steps_since, "held_out_loss": held_out})
-                recent_loss.zero_()
-                progress.set_postfix(train=f"{curve[-1]['train_loss']:.3f}", held_out=f"{held_out:.3f}")
-                if held_out <= min(point["held_out_loss"] for point in curve):
-                    best = {key: value.detach().clone() for key, value in module.state_dict().items()}
-            if step % checkpoint_every == 0 or step == schedule.steps:
-                state = {"step": step, "curve": curve, "best": best, "seconds": time.monotonic() - started}
-                if step < schedule.steps:
-                    state |= {"module": module.state_dict(), "recent_loss": recent_loss}
-                    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-                temporary = checkpoint.with_suffix(".tmp")
-                torch.save(state, temporary)
-                os.replace(temporary, checkpoint)
-    module.load_state_dict(best)
+            if run.step % schedule.evaluate_every == 0 or run.step == schedule.steps:
+                run.evaluate(held_out_loss)
+                point = run.curve[-1]
+                progress.set_postfix(train=f"{point['train_loss']:.3f}", held_out=f"{point['held_out_loss']:.3f}")
+            if run.step % checkpoint_every == 0 or run.step == schedule.steps:
+                run.seconds = time.monotonic() - started
+                run.save()
+    module.load_state_dict(run.best)
     module.eval()
-    return {"seconds": round(time.monotonic() - started, 1), "curve": curve}
+    return {"seconds": round(time.monotonic() - started, 1), "curve": run.curve}
+
+
+class _Run:
+    """How far a network has learnt, and the best weights so far."""
+
+    def __init__(self, module: nn.Module, schedule: Schedule, checkpoint: Path):
+        self.module, self.schedule, self.checkpoint = module, schedule, checkpoint
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizers = optimizers_of(module, schedule)
+        self.step, self.seconds = 0, 0.0
+        self.curve: list[dict] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.recent_loss = torch.zeros((), device=self.parameters[0].device)  # since the last point of the curve
+
+    def learn(self, loss_at: Callable[[int], torch.Tensor]) -> None:
+        """One step."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.learning_rate * self.schedule.factor(self.step)
+        loss = loss_at(self.step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.module.zero_grad(set_to_none=True)
+        self.recent_loss += loss.detach()
+        self.step += 1
+
+    def evaluate(self, held_out_loss: Callable[[], float]) -> None:
+        """Add a point to the curve, and keep the weights if they are the best."""
+        self.module.eval()
+        held_out = held_out_loss()
+        self.module.train()
+        steps_since = self.step - (self.curve[-1]["step"] if self.curve else 0)
+        train_loss = self.recent_loss.item() / steps_since
+        self.curve.append({"step": self.step, "train_loss": train_loss, "held_out_loss": held_out})
+        self.recent_loss.zero_()
+        if held_out <= min(point["held_out_loss"] for point in self.curve):
+            self.best = {key: value.detach().clone() for key, value in self.module.state_dict().items()}
+
+    def save(self) -> None:
+        state = {"step": self.step, "curve": self.curve, "best": self.best, "seconds": self.seconds}
+        if self.step < self.schedule.steps:
+            state |= {"module": self.module.state_dict(), "recent_loss": self.recent_loss}
+            state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises SpecquantError where it is none of this network."""
+        if not self.checkpoint.exists():
+            return
+        with _a_checkpoint(self.checkpoint):
+            state = torch.load(self.checkpoint, map_location=self.recent_loss.device, weights_only=True)
+            self.step, self.curve, self.best, self.seconds = (state[n] for n in ("step", "curve", "best", "seconds"))
+            if self.step < self.schedule.steps:
+                self.module.load_state_dict(state["module"])
+                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
+                self.recent_loss = state["recent_loss"]
+            else:
+                self.module.load_state_dict(self.best)
 
 
 @contextmanager

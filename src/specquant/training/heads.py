@@ -12,12 +12,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from specquant.training.distributions import agreement, cross_entropy
 from specquant.training.eagle import EagleHead
-from specquant.training.fit import Schedule, fit
+from specquant.training.fit import Schedule
+from specquant.training.learning import learn
 from specquant.training.running import autocast
-from specquant.training.timed import fitting
 from specquant.training.transformer import plain_config
 from specquant.training.writing import Rows
-from specquant.training.written import Written
+from specquant.training.written import Reading, Written
 
 Features = Callable[[Rows], torch.Tensor]
 
@@ -92,7 +92,7 @@ def train_head(
     written: Written,
     features: Features,
     recipe: HeadRecipe,
-    seconds: float,
+    seconds: float | None,
     checkpoints: Path,
     start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[EagleHead, dict]:
@@ -104,7 +104,7 @@ def train_head(
         written: The text.
         features: The model's features of rows.
         recipe: How it learns.
-        seconds: How long.
+        seconds: How long; None for the steps that the recipe has.
         checkpoints: The folder of what an interrupted call goes on from.
         start: The weights of a head that learns on; None for one that starts from least squares.
 
@@ -133,20 +133,20 @@ def train_head(
     def right() -> list[float]:
         return unrolled_accuracy(head, model, written, features, recipe)
 
-    return head, learn(name, head, loss, right, written, recipe, seconds, checkpoints)
+    return head, learn_to_draft(name, head, loss, right, written, recipe, seconds, checkpoints)
 
 
-def learn(
+def learn_to_draft(
     name: str,
     head: nn.Module,
     loss: Callable[[Rows], torch.Tensor],
     right: Callable[[], list[float]],
     written: Written,
     recipe: Learning,
-    seconds: float,
+    seconds: float | None,
     checkpoints: Path,
 ) -> dict:
-    """Train a head of any kind on a text for a time.
+    """Train a head of any kind on a text.
 
     Args:
         name: What it is called in progress bars and checkpoints.
@@ -155,24 +155,15 @@ def learn(
         right: The share of held-out drafts that are right, by depth.
         written: The text.
         recipe: How it learns.
-        seconds: How long.
+        seconds: How long; None for the steps that the recipe has.
         checkpoints: The folder of what an interrupted call goes on from.
 
     Returns:
-        {"seconds", "curve", "steps", "accuracy_before", "accuracy"}, the last two what `right` says.
+        What `learn` says, with "accuracy_before" and "accuracy", which `right` says.
     """
-    before = right()
-
-    def loss_at(step: int) -> torch.Tensor:
-        return loss(written.batch(step, recipe.rows, recipe.seed))
-
-    @torch.no_grad()
-    def held_out_loss() -> float:
-        return torch.stack([loss(rows) for rows in written.held_out_batches(recipe.rows)]).mean().item()
-
-    schedule = fitting(recipe.schedule, seconds, head, loss_at, checkpoints / f"{name}.json")
-    run = fit(name, head, loss_at, held_out_loss, schedule, recipe.seed, checkpoints / f"{name}.pt")
-    return run | {"steps": schedule.steps, "accuracy_before": before, "accuracy": right()}
+    before, text = right(), Reading(written, recipe.rows, recipe.seed)
+    run = learn(name, head, text, loss, recipe.schedule, recipe.seed, checkpoints, seconds)
+    return run | {"accuracy_before": before, "accuracy": right()}
 
 
 def lm_head_of(model: PreTrainedModel) -> torch.Tensor:

@@ -46,7 +46,9 @@ class HeadOptions:
         kind: eagle, for EAGLE-2, or eagle3, for EAGLE-3.
         draft_vocabulary: How many tokens an EAGLE-3 head can draft: the text's most frequent ones (default: a quarter
             of the model's vocabulary).
+        scheme: Of the target whose features its head learns on; the text is the unquantized target's.
     """
 
     kind: Kind = "eagle"
     draft_vocabulary: int | None = None
+    scheme: str = "fp16"

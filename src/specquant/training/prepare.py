@@ -16,14 +16,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from specquant.errors import SpecquantError
 from specquant.files import read_text, require_new, require_writable, write_file
 from specquant.models.checkpoint import lender_of
-from specquant.models.companions import COMPANIONS
+from specquant.models.companions import COMPANIONS, place_of
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
 from specquant.models.eagle import require_count
 from specquant.models.hub import is_hub_id, locate
-from specquant.models.loading import load_tokenizer
+from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.packaged import is_packaged
+from specquant.models.targets import quantized_target, require_storable
 from specquant.models.texts import tokens_of
+from specquant.quant import get_scheme
 from specquant.training.conversations import Asked, turns_of
 from specquant.training.eagle3 import Eagle3Recipe, draft_vocab_size, layers_to_read, train_eagle3_head
 from specquant.training.heads import HeadRecipe, features_of, head_config, stored_features, train_head
@@ -32,13 +34,12 @@ from specquant.training.saving import rounded, save_head, save_small
 from specquant.training.small import SmallRecipe, choose_layers, distill
 from specquant.training.transformer import load_trainable
 from specquant.training.writing import Writing
-from specquant.training.written import Written, write_text
+from specquant.training.written import Written, with_features, write_text
 
 # What was best of a few on SmolLM2 (data/smollm2/training.json).
 HEAD = HeadRecipe()
 HEAD = replace(HEAD, schedule=replace(HEAD.schedule, learning_rate=3e-3, muon=True))
 EAGLE = HeadOptions()
-NAMED_BY_NOTEBOOKS = COMPANIONS[:3]  # a profile holds nothing that no notebook has a parameter for
 SMALL = SmallRecipe(chosen="ends")
 SMALL = replace(SMALL, schedule=replace(SMALL.schedule, learning_rate=4e-3))
 CALIBRATION_ROWS = 24
@@ -122,6 +123,26 @@ class Workshop:
     def written(self) -> Written:
         return Written(self.folder / "text", self.device)
 
+    def written_in(self, scheme: str) -> Written:
+        """The text with the features that the target has in a scheme, calibrated on the text beside it or this one."""
+        if get_scheme(scheme).name == "fp16":
+            return self.written
+        calibration = place_of(self.name).parent / "calibration.txt"
+        if not calibration.is_file():
+            self.calibration_text(calibration := self.folder / "calibration.txt")
+        device = self.device.type
+        target = quantized_target(self.name, scheme, self.folder / "targets", device=device, calibration=calibration)
+        model = load_model(target, device=device)
+        turned_back = None if model.feature_map is None else model.feature_map.to(model.dtype)
+
+        def features(tokens: torch.Tensor) -> torch.Tensor:
+            known = model.prefill(tokens.to(self.device), model.new_cache(len(tokens)))
+            return known if turned_back is None else known @ turned_back
+
+        folder = self.folder / f"text-{target.name}"
+        with_features(self.folder / "text", folder, features)
+        return Written(folder, self.device)
+
     def calibration_text(self, out: Path) -> None:
         """Write some of the rows as text for `specquant quantize`."""
         rows = torch.linspace(0, len(self.written.tokens) - 1, min(CALIBRATION_ROWS, len(self.written.tokens))).long()
@@ -131,9 +152,9 @@ class Workshop:
     def train_head(
         self, out: Path, minutes: float, head: HeadOptions = EAGLE, small: PreTrainedModel | None = None
     ) -> dict:
-        """Train a head into a directory, the target's or the intermediate model's; returns what `heads.learn` says."""
+        """Train a head into a directory, the target's or the intermediate model's; returns `learn_to_draft`'s log."""
         name = f"{head.kind}-target" if small is None else f"{head.kind}-intermediate-{small.config.num_hidden_layers}"
-        seconds, checkpoints = 60 * minutes, self._checkpoints()
+        seconds, checkpoints = 60 * minutes, self.checkpoints()
         model = self.model if small is None else small
         if head.draft_vocabulary is not None:
             name += f"-{head.draft_vocabulary}-tokens"
@@ -142,9 +163,12 @@ class Workshop:
             learned3, log = train_eagle3_head(name, model, self.written, recipe3, seconds, checkpoints)
             rounded(learned3).save(out)
             return log
-        recipe = replace(HEAD, rows=self.size.step_rows or HEAD.rows)
-        features = stored_features if small is None else features_of(small)
-        learned, log = train_head(name, model, self.written, features, recipe, seconds, checkpoints)
+        recipe, written, features = replace(HEAD, rows=self.size.step_rows or HEAD.rows), self.written, stored_features
+        if small is not None:
+            features = features_of(small)
+        elif get_scheme(head.scheme).name != "fp16":
+            name, written = f"{name}-{get_scheme(head.scheme).name}", self.written_in(head.scheme)
+        learned, log = train_head(name, model, written, features, recipe, seconds, checkpoints)
         save_head(rounded(learned), head_config(model.config), out)
         return log
 
@@ -152,12 +176,13 @@ class Workshop:
         """Make an intermediate model of so many layers in a directory; returns it and what `small.distill` says."""
         recipe = replace(SMALL, layers=layers, rows=self.size.step_rows or SMALL.rows)
         small, log = distill(
-            f"intermediate-{layers}", self.model, self.written, recipe, 60 * minutes, self._checkpoints()
+            f"intermediate-{layers}", self.model, self.written, recipe, 60 * minutes, self.checkpoints()
         )
         save_small(rounded(small), self._name_from(out), out)
         return small, log
 
-    def _checkpoints(self) -> Path:
+    def checkpoints(self) -> Path:
+        """The folder of what an interrupted call goes on from."""
         folder = self.folder / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -189,7 +214,10 @@ def check_minutes(minutes: float) -> float:
 
 def check_head(head: HeadOptions, config: PreTrainedConfig, layers: int) -> None:
     """Raises SpecquantError where a model of so many layers has no such head."""
+    require_storable(head.scheme, config)
     if head.kind == "eagle3":
+        if get_scheme(head.scheme).name != "fp16":
+            raise SpecquantError("--scheme is for --kind eagle: EAGLE-3 heads learn on the unquantized target alone")
         layers_to_read(layers)
         require_count(draft_vocab_size(head.draft_vocabulary, config.vocab_size), config.vocab_size)
     elif head.draft_vocabulary is not None:
@@ -206,7 +234,7 @@ def make_head(shop: Workshop, out: Path, minutes: float, kind: HeadOptions = EAG
         kind: Of head.
 
     Returns:
-        What `heads.learn` says of it.
+        What `heads.learn_to_draft` says of it.
 
     Raises:
         SpecquantError: `out` is not empty, or as `Workshop` says.
@@ -269,7 +297,7 @@ def write_profile(shop: Workshop, out: Path) -> Path:
     """Write what `specquant study` and notebooks take of the target and its companions."""
     target = str(shop.name) if is_hub_id(shop.name) or is_packaged(shop.name) else str(Path(shop.name).absolute())
     values = {"model": Path(str(shop.name)).name, "target": target}
-    made = {which: out / which.replace("_", "-") for which in NAMED_BY_NOTEBOOKS}
+    made = {which: out / which.replace("_", "-") for which in COMPANIONS}
     values |= {which: str(path.absolute()) for which, path in made.items() if path.is_dir()}
     values["calibration"] = str((out / "calibration.txt").absolute())
     on_gpu = shop.device.type == "cuda"

@@ -1,13 +1,15 @@
 """How models run while they are trained: in bf16 and compiled on a GPU, with dropout where they learn."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaForCausalLM
+
+from specquant.training.learning import Loss, Text
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -32,7 +34,7 @@ def in_bf16(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 @contextmanager
-def compiled(model: LlamaForCausalLM, loss_at: Callable[[int], torch.Tensor], *others: nn.Module) -> Iterator[None]:
+def compiled(model: LlamaForCausalLM, text: Text, loss: Loss, *others: nn.Module) -> Iterator[None]:
     """Compile the model's layers and other modules of its loss meanwhile, on a GPU.
 
     Where the compiler does not work, stay with plain PyTorch.
@@ -43,7 +45,7 @@ def compiled(model: LlamaForCausalLM, loss_at: Callable[[int], torch.Tensor], *o
     try:
         if modules:
             model.train()
-            loss_at(0).backward()
+            loss(text.batch(0)).backward()
     except Exception as error:  # whatever the compiler raises, training goes on without it
         print(f"torch.compile does not work here ({error.__class__.__name__}: {error}); going on without", flush=True)
         _decompile(modules)

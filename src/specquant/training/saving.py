@@ -3,18 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from specquant.files import written_whole
 from specquant.models.checkpoint import ENDS_OF, SINGLE_FILE
 from specquant.training.eagle import EagleHead
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def rounded(module: nn.Module) -> nn.Module:
+
+def rounded(module: Module) -> Module:
     """The module with its weights rounded to fp16, as they are saved, and frozen; it computes in fp32 as before."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -50,7 +53,7 @@ def save_small(small: PreTrainedModel, ends_of: str, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)  # of a run that was interrupted behind this
 
 
-def save_head(head: EagleHead, config: LlamaConfig, path: Path) -> None:
+def save_head(head: EagleHead, config: PreTrainedConfig, path: Path) -> None:
     """Write config.json and model.safetensors (fp16, the published names)."""
     config.dtype = torch.float16
     with written_whole(path) as directory:

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specquant.errors import SpecquantError
 from specquant.training.distributions import agreement, cross_entropy
-from specquant.training.fit import Schedule, fit
+from specquant.training.fit import Schedule
 from specquant.training.heads import lm_head_of
+from specquant.training.learning import learn
 from specquant.training.running import autocast
-from specquant.training.timed import fitting
 from specquant.training.writing import Rows
-from specquant.training.written import Written
+from specquant.training.written import Reading, Written
 
 
 @dataclass(frozen=True)
@@ -125,18 +125,11 @@ def distill(
             loss = loss + recipe.feature_weight * F.smooth_l1_loss(predicted, wanted)
         return loss
 
-    def loss_at(step: int) -> torch.Tensor:
-        return loss(written.batch(step, recipe.rows, recipe.seed))
-
-    @torch.no_grad()
-    def held_out_loss() -> float:
-        return torch.stack([loss(rows) for rows in written.held_out_batches(recipe.rows)]).mean().item()
-
-    schedule = fitting(recipe.schedule, seconds, learner, loss_at, checkpoints / f"{name}.json")
-    run = fit(name, learner, loss_at, held_out_loss, schedule, recipe.seed, checkpoints / f"{name}.pt")
+    text = Reading(written, recipe.rows, recipe.seed)
+    run = learn(name, learner, text, loss, recipe.schedule, recipe.seed, checkpoints, seconds)
     small.requires_grad_(False).eval()
     reached = held_out_agreement(small, written, lm_head, recipe.rows)
-    return small, run | {"steps": schedule.steps, "layers": layers, "agreement_before": before, "agreement": reached}
+    return small, run | {"layers": layers, "agreement_before": before, "agreement": reached}
 
 
 def answers_of(model: PreTrainedModel, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:

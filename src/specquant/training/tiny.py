@@ -26,11 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specquant.errors import SpecquantError
 from specquant.files import require_writable, write_file
+from specquant.models.device import choose_device
 from specquant.training.card import write_card
 from specquant.training.corpora import Document, load_corpora
-from specquant.training.data import Data, draft_rows, next_token_losses
+from specquant.training.data import Data, Reading, draft_rows, next_token_losses
 from specquant.training.eagle import EagleHead, head_loss
-from specquant.training.fit import Schedule, fit
+from specquant.training.fit import Schedule
+from specquant.training.heads import head_config
+from specquant.training.learning import learn
 from specquant.training.recipe import Recipe
 from specquant.training.running import add_dropout, autocast, compiled, in_bf16
 from specquant.training.sample import NOT_GIVEN, write_rows
@@ -54,16 +57,7 @@ def train_tiny(
     interruption, it continues there; at the end they are removed. Raises SpecquantError for missing corpora, an
     unwritable out_dir, or checkpoints of another recipe.
     """
-    recipe = recipe or Recipe()
-    out_dir = Path(out_dir)
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is") from None
-    if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise SpecquantError(f"there is no device '{device}' here: leave it out for the best there is")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SpecquantError("no CUDA device here; train with --device cpu (hours), or on a machine with a GPU")
+    recipe, out_dir, device = recipe or Recipe(), Path(out_dir), torch.device(choose_device(device))
     started = time.monotonic()
     corpora = load_corpora(corpora_dir)
     checkpoints = _open_checkpoints(out_dir, recipe, corpora)
@@ -73,7 +67,45 @@ def train_tiny(
         [document.text for document in corpora if not document.held_out], recipe.vocabulary_size, recipe.row_length
     )
     data = Data(corpora, tokenizer, recipe, device)
-    log = {
+    training, held_out = {}, {}
+
+    target = new_model(recipe.target_shape, tokenizer, recipe)
+    training["target"] = train_target(target, data, recipe, checkpoints, device)
+    held_out["target"] = _save(target, tokenizer, data, out_dir / "target")
+    written = written_text(target, data, recipe, checkpoints)
+    write_calibration(target, tokenizer, recipe, out_dir / "calibration.txt")
+
+    intermediate = new_model(recipe.intermediate_shape, tokenizer, recipe)
+    training["intermediate"] = train_intermediate(intermediate, target, data, written, recipe, checkpoints, device)
+    held_out["intermediate"] = _save(intermediate, tokenizer, data, out_dir / "intermediate")
+
+    heads = {}
+    for name, model, schedule in (
+        ("target", target, recipe.eagle_target),
+        ("intermediate", intermediate, recipe.eagle_intermediate),
+    ):
+        head = EagleHead(head_config(model.config))
+        training[f"eagle-{name}"] = train_head(
+            f"eagle-{name}", head, model, data, written, schedule, recipe, checkpoints, device
+        )
+        save_head(head, head_config(model.config), out_dir / f"eagle-{name}")
+        heads[name] = rounded(head)
+
+    print("evaluation", flush=True)
+    held_out["agreement"] = data.agreement(intermediate, target)
+    models = {"target": target, "intermediate": intermediate}
+    held_out["accepted_length"] = {name: data.accepted_lengths(heads[name], model) for name, model in models.items()}
+    log = _about(command, device, recipe, data) | {"training": training, "held_out": held_out}
+    log["seconds"] = round(time.monotonic() - started, 1)
+    write_file(out_dir / "training.json", json.dumps(log, indent=1) + "\n")
+    write_card(out_dir)
+    shutil.rmtree(checkpoints)
+    return log
+
+
+def _about(command: str, device: torch.device, recipe: Recipe, data: Data) -> dict:
+    """What training.json says of a run as a whole."""
+    return {
         "command": command,
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -84,53 +116,13 @@ def train_tiny(
         },
         "recipe": dataclasses.asdict(recipe),
         "corpora": data.sizes,
-        "training": {},
     }
 
-    target = new_model(recipe.target_shape, tokenizer, recipe)
-    log["training"]["target"] = train_target(target, data, recipe, checkpoints, device)
-    save_model(target, tokenizer, out_dir / "target")
-    target_loss = data.held_out_losses(target)
-    target = rounded(target)
 
-    written = written_text(target, data, recipe, checkpoints)
-    write_calibration(target, tokenizer, recipe, out_dir / "calibration.txt")
-
-    intermediate = new_model(recipe.intermediate_shape, tokenizer, recipe)
-    log["training"]["intermediate"] = train_intermediate(
-        intermediate, target, data, written, recipe, checkpoints, device
-    )
-    save_model(intermediate, tokenizer, out_dir / "intermediate")
-    intermediate_loss = data.held_out_losses(intermediate)
-    intermediate = rounded(intermediate)
-
-    heads = {}
-    for name, model, schedule in (
-        ("target", target, recipe.eagle_target),
-        ("intermediate", intermediate, recipe.eagle_intermediate),
-    ):
-        head = EagleHead(head_config(model.config))
-        log["training"][f"eagle-{name}"] = train_head(
-            f"eagle-{name}", head, model, data, written, schedule, recipe, checkpoints, device
-        )
-        save_head(head, head_config(model.config), out_dir / f"eagle-{name}")
-        heads[name] = rounded(head)
-
-    print("evaluation", flush=True)
-    log["held_out"] = {
-        "target": {"loss_fp32": target_loss, "loss_fp16": data.held_out_losses(target)},
-        "intermediate": {"loss_fp32": intermediate_loss, "loss_fp16": data.held_out_losses(intermediate)},
-        "agreement": data.agreement(intermediate, target),
-        "accepted_length": {
-            "target": data.accepted_lengths(heads["target"], target),
-            "intermediate": data.accepted_lengths(heads["intermediate"], intermediate),
-        },
-    }
-    log["seconds"] = round(time.monotonic() - started, 1)
-    write_file(out_dir / "training.json", json.dumps(log, indent=1) + "\n")
-    write_card(out_dir)
-    shutil.rmtree(checkpoints)
-    return log
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Data, path: Path) -> dict:
+    """Write a model, which then has the weights that were written; returns its held-out losses before and then."""
+    save_model(model, tokenizer, path)
+    return {"loss_fp32": data.held_out_losses(model), "loss_fp16": data.held_out_losses(rounded(model))}
 
 
 def new_model(shape: dict, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
@@ -153,18 +145,15 @@ def new_model(shape: dict, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -
 def train_target(model: LlamaForCausalLM, data: Data, recipe: Recipe, checkpoints: Path, device: torch.device) -> dict:
     """Next-token prediction on the corpora, with dropout, since they are small and read many times."""
     model.to(device)
-    rows = data.training_rows(recipe.target_rows, recipe.seed)
+    text = Reading(data, data.training_rows(recipe.target_rows, recipe.seed).batch)
     hooks = add_dropout(model, recipe.target_dropout)
 
-    def loss_at(step: int) -> torch.Tensor:
+    def loss(rows: torch.Tensor) -> torch.Tensor:
         with autocast(device):
-            return next_token_losses(model, rows.batch(step)).mean()
+            return next_token_losses(model, rows).mean()
 
-    def held_out_loss() -> float:
-        return data.mean_loss(lambda r: next_token_losses(model, r).mean())
-
-    with compiled(model, loss_at):
-        run = fit("target", model, loss_at, held_out_loss, recipe.target, recipe.seed, checkpoints / "target.pt")
+    with compiled(model, text, loss):
+        run = learn("target", model, text, loss, recipe.target, recipe.seed, checkpoints)
     for hook in hooks:
         hook.remove()
     return run
@@ -204,7 +193,7 @@ def train_intermediate(
 ) -> dict:
     """Distillation from the target, on the corpora and on what it wrote."""
     model.to(device)
-    batch = draft_rows(data, written, recipe.intermediate_rows, recipe.seed + 1)
+    text, seed = draft_rows(data, written, recipe.intermediate_rows, recipe.seed + 1), recipe.seed + 1
     teacher, distillation = in_bf16(target), Distillation(recipe.greedy_weight)
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
@@ -214,16 +203,8 @@ def train_intermediate(
             logits = model(input_ids=rows, use_cache=False).logits
         return distillation(logits, teacher_logits)
 
-    def loss_at(step: int) -> torch.Tensor:
-        return loss(batch(step))
-
-    def held_out_loss() -> float:
-        return data.mean_loss(loss)
-
-    seed = recipe.seed + 1
-    checkpoint = checkpoints / "intermediate.pt"
-    with compiled(model, loss_at, *teacher.model.layers, distillation):
-        return fit("intermediate", model, loss_at, held_out_loss, recipe.intermediate, seed, checkpoint)
+    with compiled(model, text, loss, *teacher.model.layers, distillation):
+        return learn("intermediate", model, text, loss, recipe.intermediate, seed, checkpoints)
 
 
 class Distillation(nn.Module):
@@ -246,13 +227,6 @@ class Distillation(nn.Module):
         return -((1 - self.greedy_weight) * distribution + self.greedy_weight * greedy).mean()
 
 
-def head_config(model_config: LlamaConfig) -> LlamaConfig:
-    """The config of a model's EAGLE head: one layer of the model's own shape."""
-    fields = model_config.to_dict()
-    fields.update(num_hidden_layers=1, architectures=["EagleHead"], bias=True)
-    return LlamaConfig.from_dict(fields)
-
-
 def train_head(
     name: str,
     head: EagleHead,
@@ -266,16 +240,13 @@ def train_head(
 ) -> dict:
     """EAGLE's loss, unrolled over the head's own predictions `recipe.eagle_depth` deep. The model stays as it is."""
     head.to(device)
-    batch = draft_rows(data, written, recipe.eagle_rows, recipe.seed + 2)
+    text, seed = draft_rows(data, written, recipe.eagle_rows, recipe.seed + 2), recipe.seed + 2
 
-    def loss_at(step: int) -> torch.Tensor:
+    def loss(rows: torch.Tensor) -> torch.Tensor:
         with autocast(device):
-            return head_loss(head, model, batch(step), recipe.eagle_depth)
+            return head_loss(head, model, rows, recipe.eagle_depth)
 
-    def held_out_loss() -> float:
-        return data.mean_loss(lambda rows: head_loss(head, model, rows, recipe.eagle_depth))
-
-    return fit(name, head, loss_at, held_out_loss, schedule, recipe.seed + 2, checkpoints / f"{name}.pt")
+    return learn(name, head, text, loss, schedule, seed, checkpoints)
 
 
 def write_calibration(target: LlamaForCausalLM, tokenizer, recipe: Recipe, path: Path) -> None:

@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from specquant.errors import SpecquantError
 from specquant.files import require_writable, write_file
 from specquant.models.checkpoint import write_shard
 from specquant.models.memory import free_bytes
+from specquant.progress import tqdm
 from specquant.training.conversations import Asked, Turns
 from specquant.training.sample import NOT_GIVEN
 from specquant.training.writing import Rows, Writing, write
@@ -103,6 +104,22 @@ class Written:
         }
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A text as a network reads it (`learning.Text`): so many rows a step, in an order by the seed."""
+
+    written: Written
+    count: int
+    seed: int
+
+    def batch(self, step: int) -> Rows:
+        return self.written.batch(step, self.count, self.seed)
+
+    @torch.no_grad()
+    def mean_loss(self, loss: Callable[[Rows], torch.Tensor]) -> float:
+        return torch.stack([loss(rows) for rows in self.written.held_out_batches(self.count)]).mean().item()
+
+
 def write_text(
     folder: Path,
     model: PreTrainedModel,
@@ -162,6 +179,24 @@ def write_text(
             del text
         _finish(saving)
     return {"seconds": round(sum(spent), 1), "parts": len(spent)}
+
+
+def with_features(text: Path, folder: Path, features: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Write the parts of a text into another folder, with other features; what is there already stays.
+
+    Args:
+        text: The folder of the text.
+        folder: Where it goes.
+        features: Of a row's tokens, int64 [n]: [n, hidden].
+    """
+    require_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lacking = [part for part in sorted(text.glob("part-*.safetensors")) if not (folder / part.name).is_file()]
+    for part in tqdm(lacking, desc="features", unit="part"):
+        with safe_open(part, framework="pt") as archive:
+            rows = {name: archive.get_tensor(name) for name in ("tokens", "answers")}
+        told = torch.stack([features(row.long()).half().cpu() for row in rows["tokens"]])
+        write_shard(rows | {"features": told}, folder / part.name)
 
 
 def _finish(saving: Future | None) -> None:

@@ -5,12 +5,13 @@ A file defines what drafts (`decoding.drafter.Drafter`) and the methods that use
 """
 
 import math
+from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 
 import pandas as pd
 
-from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Method, Plan
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, DraftSettings, Method, Plan
 from specquant.errors import SpecquantError
 
 
@@ -47,6 +48,7 @@ def plan_label(plan: Plan) -> str:
     tree = f"{plan.draft_size} nodes" if plan.draft_size else ""
     tree = "adaptive trees" if plan.draft_size == ADAPTIVE else tree
     least = f"at least {plan.min_draft_length} tokens" if plan.min_draft_length else ""
+    least = "as many tokens as pay" if plan.min_draft_length == ADAPTIVE else least
     return ", ".join(part for part in (name, tree, least) if part)
 
 
@@ -64,3 +66,21 @@ def methods_with_trees(of: tuple[str, ...] = ("target", "intermediate")) -> list
 def methods_with(companion: str) -> list[str]:
     """The methods that need a companion."""
     return [name for name, method in METHODS.items() if companion in method.companions]
+
+
+def check_methods(names: Sequence[str], settings: DraftSettings) -> None:
+    """Raises SpecquantError for a name that is none, and where settings let something adapt that no method has."""
+    known = [get_method(name).name for name in names]
+    inner = set(methods_with("intermediate"))
+    heads = {name for name, method in METHODS.items() if method.head}
+    asked = {
+        "--draft-size": (settings.tree[0], heads - inner),
+        "--inner-draft-size": (settings.inner_tree[0], heads & inner),
+        "--min-draft-length": (settings.least, inner),
+    }
+    for option, (value, able) in asked.items():
+        if value == ADAPTIVE and not able & {*known}:
+            raise SpecquantError(
+                f"{option} adaptive says nothing to {' and '.join(known)}: choose one of {', '.join(sorted(able))}, or "
+                "give a number"
+            )

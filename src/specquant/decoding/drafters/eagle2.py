@@ -109,6 +109,8 @@ class EagleDrafter(Drafter):
 
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         assert features is not None  # `needs_features`
+        if self.budget is not None:
+            self.budget.learn(len(tokens) - 1)  # the last one is the model's own
         self.tokens[length:] = tokens
         self.known = min(self.known, length)
         self.features[self.known : self.known + len(features)] = self.head.known(features)

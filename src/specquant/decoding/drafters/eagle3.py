@@ -37,7 +37,7 @@ class HierarchicalEagle3(Method):
     probes = tuple(Plan("hierarchical-eagle3", *tree, 6) for tree in ((8, 2), (30, 3)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, *settings.inner_tree, settings.min_draft_length)
+        return Plan(self.name, *settings.inner_tree, settings.least)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings

@@ -31,7 +31,7 @@ class Vanilla(Method):
     probes = tuple(Plan("vanilla", min_draft_length=length) for length in (2, 12))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, min_draft_length=settings.min_draft_length)
+        return Plan(self.name, min_draft_length=settings.least)
 
     def drafter(
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
@@ -86,7 +86,7 @@ class Hierarchical(Vanilla):
     probes = tuple(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3)))
 
     def plan(self, settings: DraftSettings) -> Plan:
-        return Plan(self.name, *settings.inner_tree, settings.min_draft_length)
+        return Plan(self.name, *settings.inner_tree, settings.least)
 
     def _plans(
         self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int], longest: int

@@ -1,0 +1,68 @@
+"""What decides whether a notebook runs again: digests of what it does, of what it may read, and of what it wrote."""
+
+import ast
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import nbformat
+
+from specquant.errors import SpecquantError
+
+# What any notebook may read: a change in these makes all of them run again.
+SHARED_INPUTS = ("src", "data", "requirements.lock")
+
+
+def digest_of_files(root: Path) -> str:
+    digest = hashlib.sha256()
+    for top in SHARED_INPUTS:
+        for path in sorted([root / top, *(root / top).rglob("*")]):
+            if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
+                digest.update(digest_of_texts(path.relative_to(root).as_posix()).encode())
+                try:
+                    digest.update(_digest_of_content(path))
+                except OSError as error:
+                    raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
+    return digest.hexdigest()
+
+
+def source_of(notebook: Path) -> str:
+    """What a notebook does: its cells' sources and tags, not their outputs."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return json.dumps([(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells])
+
+
+def digest_of_output(path: Path) -> str | None:
+    """What tells a whole file from a damaged one: its SHA-256, of weights only their size; None where it is gone."""
+    try:
+        if path.suffix == ".safetensors":
+            return str(path.stat().st_size)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def digest_of_texts(*texts: str) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _digest_of_content(path: Path) -> bytes:
+    """Of a file; of a module only what it does, which comments, docstrings and line breaks do not change."""
+    with path.open("rb") as file:
+        if path.suffix == ".py":
+            with suppress(SyntaxError, ValueError, RecursionError):  # as it stands, then
+                return hashlib.sha256(_without_docstrings(file.read()).encode()).digest()
+            file.seek(0)
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _without_docstrings(source: bytes) -> str:
+    """The syntax tree of a module, as text."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
