@@ -1,8 +1,8 @@
-"""When a small model hands up what it drafted: once a further round would gain less than its time is worth.
+"""When the intermediate model hands up what it drafted: once a further round would gain less than its time is worth.
 
 A further round pays as long as the target is likely to accept all that was drafted before it. How likely that is, the
-small model's own probabilities of its tokens say, by what came of earlier ones. What a round and a step of the target
-take is the time that earlier ones took.
+intermediate model's own probabilities of its tokens say, by what came of earlier ones. What a round and a step of the
+target take is the time that earlier ones took.
 """
 
 from collections.abc import Sequence

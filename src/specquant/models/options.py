@@ -84,7 +84,8 @@ class DraftSettings:
         top_k: Nodes that an iteration expands, and children that it gives each of them.
         inner_draft_size: Tokens of the tree that the intermediate model verifies in the hierarchy; or adaptive.
         inner_iterations: Levels of that tree.
-        min_draft_length: The fewest tokens that the intermediate model drafts for the target; or adaptive: what pays.
+        min_draft_length: The fewest tokens that the intermediate model drafts for the target; or adaptive, as long
+            as it pays.
         ngram_length: Tokens at the end of the text that prompt lookup looks for.
         lookup_tokens: Tokens that prompt lookup and suffix draft at most.
         lookup_branches: Branches of these drafts: 1 for sequences, more for trees.
@@ -117,7 +118,7 @@ class DraftSettings:
 
     @property
     def least(self) -> int:
-        """Tokens that a small model drafts at least, or `ADAPTIVE`."""
+        """Tokens that the intermediate model drafts at least, or `ADAPTIVE`."""
         return _nodes(self.min_draft_length)
 
     def told(self) -> dict[str, int | str]:

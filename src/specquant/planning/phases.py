@@ -64,8 +64,8 @@ def lookup_grids(planner: Planner, shapes: Shapes, lengths: Sequence[float]) -> 
 
 
 def least_agreement(planner: Planner, shapes: Shapes, chance: float) -> float:
-    """The small model's agreement from which on the paper's hierarchy is faster than the best of the paper's trees on
-    the target, where each token of both heads has this chance; NaN where it never is."""
+    """The intermediate model's agreement from which on the paper's hierarchy is faster than its best tree on the
+    target, where each token of both heads has this chance; NaN where it never is."""
     heads = shapes.statistics(Chances([chance], [chance], 0.0))
     trees = _speed_of("eagle2", planner, heads)
 

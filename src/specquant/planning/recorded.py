@@ -18,8 +18,8 @@ from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES
 from specquant.tables.results import read_medians, read_results
 
-EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
 CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
+EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
 
 
 @dataclass(frozen=True)

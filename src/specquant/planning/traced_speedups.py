@@ -19,8 +19,8 @@ ALL = "all tasks"
 
 
 def step_ms(step: Trace, plan: Plan, costs: ModelCosts) -> float:
-    """How long a traced step would take. A round without a draft is a pass of the small model over one token. A lookup
-    takes no time: it is a search on the host.
+    """How long a traced step would take. A round without a draft is a pass of the intermediate model over one token. A
+    lookup takes no time: it is a search on the host.
 
     Raises:
         SpecquantError: The plan needs an intermediate model's costs, and there are none.

@@ -14,7 +14,7 @@ from specquant.tables.results import read_results
 RECORDED = "data/recorded/cpu/smollm2/acceptance.csv"
 CARD = "data/smollm2/README.md"
 BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
-AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the small model with its target
+AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
 ABOUT = f"""Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals
 (`{RECORDED}`):"""

@@ -152,7 +152,7 @@ class Workshop:
     def train_head(
         self, out: Path, minutes: float, head: HeadOptions = EAGLE, small: PreTrainedModel | None = None
     ) -> dict:
-        """Train a head, the target's or the intermediate model's, into a directory; returns `learn_to_draft`'s log."""
+        """Train a head into a directory, the target's or the intermediate model's; returns `learn_to_draft`'s log."""
         name = f"{head.kind}-target" if small is None else f"{head.kind}-intermediate-{small.config.num_hidden_layers}"
         seconds, checkpoints = 60 * minutes, self.checkpoints()
         model = self.model if small is None else small
