@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
@@ -59,7 +60,13 @@ def test_figures_are_the_same_bytes_in_another_process(recorded, tmp_path):
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
 
 
-def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path):
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Figures are drawn but not saved as pictures, which takes most of the time."""
+    monkeypatch.setattr(Figure, "savefig", lambda *arguments, **options: None)
+
+
+def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path, no_pictures):
     build_figures(recorded, tmp_path / "figures")
     text = (tmp_path / "figures/H200/speedups_by_scheme.txt").read_text()
     assert "Weights: synthetic. Acceptance: replayed: trace. Device: " in text
@@ -67,7 +74,7 @@ def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path):
     assert caption("Loss.", pd.DataFrame({"loss": [1.0]})) == "Loss."
 
 
-def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path):
+def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path, no_pictures):
     rebuilt = build_figures("data", tmp_path)
     assert {path.stem for path in rebuilt if path.stem in {figure.name for figure in RECORDED_FIGURES}} == {
         figure.name for figure in RECORDED_FIGURES
@@ -75,7 +82,10 @@ def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path):
     supplements = {path.stem.removesuffix("_others") for path in rebuilt if path.stem.endswith("_others")}
     assert supplements - {"free_drafts"} == {figure.name for figure in RECORDED_FIGURES if figure.by_scheme}
     for path in rebuilt:
-        assert (project_root() / "figures" / path.relative_to(tmp_path)).is_file(), f"run make figures: {path.name}"
+        there = project_root() / "figures" / path.relative_to(tmp_path)
+        assert there.is_file(), f"run make figures: {path.name}"
+        captions = path.with_suffix(".txt"), there.with_suffix(".txt")
+        assert captions[0].read_text() == captions[1].read_text(), f"run make figures: {path.name}"
 
 
 def test_a_broken_table_is_seen_before_any_figure_is_written(recorded, tmp_path):
