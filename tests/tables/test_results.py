@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -252,11 +253,12 @@ def test_parameters_of_a_table_are_an_object(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
-def test_a_full_disk_is_a_sentence_and_keeps_the_old_table(tmp_path):
+def test_a_full_disk_is_a_sentence_and_keeps_the_old_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("specquant.files.uuid4", lambda: SimpleNamespace(hex="one"))
     path = write_results(verify_cost(), tmp_path / "verify_cost.csv", {"seed": 1})
     before = {file: file.read_text() for file in tmp_path.iterdir()}
     for name in ("verify_cost.json", "verify_cost.csv"):
-        (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
+        (tmp_path / f".{name}.one.tmp").symlink_to("/dev/full")
         with pytest.raises(SpecquantError, match=rf"cannot write .*{name}: No space left on device; free some, or"):
             write_results(verify_cost().iloc[:1], path, {"seed": 1})
         assert path.read_text() == before[path]
