@@ -92,7 +92,7 @@ def generate(
 
 
 def _check_method(method: str, settings: DraftSettings, calibration: Path | None) -> None:
-    """Raises SpecquantError for an unknown method, and for options that say nothing to it."""
+    """Raises SpecquantError for an unknown method, and for options that it does not use."""
     from specquant.decoding.drafters import check_methods
 
     if method != "auto":
@@ -104,7 +104,7 @@ def _check_method(method: str, settings: DraftSettings, calibration: Path | None
 
 
 def _offer_tuning(model, name: Path | str) -> None:
-    """Say it where a model runs by configurations that were chosen for other shapes."""
+    """Offer tuning where a model runs by configurations that were chosen for other shapes."""
     from specquant.measure.tuning import lacks_configurations
 
     if lacks_configurations(model):
@@ -162,8 +162,8 @@ def tune(model: Path | str, /, *, scheme: str, seconds: float = 50.0, anew: bool
     Args:
         model: A directory, a GGUF file, a hub id, smollm2, or a name such as llama-3-8b; its weights are not read.
         scheme: How its linear layers are stored, such as w4a16-g128.
-        seconds: When to stop. Large matrices come first, and the same command goes on with what was not reached.
-        anew: Look also for those that were found before.
+        seconds: After how long to stop. Large matrices come first, and the same command goes on with the others.
+        anew: Also look again for those that were found before.
     """
     from specquant.measure.tuning import told, tune_here
 

@@ -113,8 +113,8 @@ class Budget:
     """Chooses the drafts of one drafter, step by step, by `Prices`.
 
     Whether a step has a draft at all depends on what earlier drafts were worth. How many iterations and nodes a draft
-    gets depends on its own confidence, which the host reads after each iteration. Chances are taken to be as many times
-    the calibrated ones as was accepted of the latest drafts (`learn`): a head may know less of a text than it says.
+    gets depends on its own confidence, which the host reads after each iteration. The calibrated chances are multiplied
+    by what was accepted of the latest drafts over what was expected (`learn`): a head may be too sure of a text.
 
     Args:
         prices: What steps cost.
@@ -156,9 +156,9 @@ class Budget:
         return True
 
     def learn(self, accepted: int) -> None:
-        """How many tokens of the latest draft were accepted. Without a draft since it was last told, that says nothing.
+        """Take into account how many tokens of the latest draft were accepted; without a new draft, nothing changes.
 
-        A try counts by what was accepted of it, so that drafts go on where they pay again.
+        A draft that was tried while none paid counts by what was accepted of it, so that drafts go on once they pay.
         """
         if self._expected:
             self._accepted = MEMORY * self._accepted + (accepted, self._expected)
@@ -167,7 +167,7 @@ class Budget:
         self._expected = 0.0
 
     def _chances(self, told: Told) -> np.ndarray:
-        """Of each node, by its confidence and by what was accepted of earlier drafts."""
+        """The chance of each node, by its confidence and by what was accepted of earlier drafts."""
         chances = np.array(told[0])
         if not self._tries:
             chances[1:] = np.minimum(chances[1:] * self._accepted[0] / self._accepted[1], 1.0)

@@ -1,8 +1,8 @@
 """When the intermediate model hands up what it drafted: once a further round would gain less than its time is worth.
 
 A further round pays as long as the target is likely to accept all that was drafted before it. How likely that is, the
-intermediate model's own probabilities of its tokens say, by what came of earlier ones. What a round and a step of the
-target take is the time that earlier ones took.
+intermediate model's probabilities of its own tokens say, corrected by what the target accepted before. A round and a
+step of the target are taken to last as long as earlier ones did.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class HandUp:
         self._rounds = np.zeros(3)  # how many, their tokens and milliseconds
 
     def chances(self, probabilities: Sequence[float]) -> np.ndarray:
-        """That the target accepts tokens of such probabilities, once it accepted those before each."""
+        """How likely the target accepts each token of these probabilities, if it accepts those before it."""
         of_each = self._counts[0] / self._counts[1]
         return of_each[np.digitize(probabilities, EDGES)]
 
@@ -43,7 +43,7 @@ class HandUp:
         return bool(gain * self._sums[1] > self._sums[0] * round_ms / count)
 
     def learn(self, probabilities: Sequence[float], accepted: int, rounds_ms: Sequence[float], step_ms: float) -> None:
-        """What came of a draft.
+        """Take into account what came of a draft.
 
         Args:
             probabilities: Of its tokens.

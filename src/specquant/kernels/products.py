@@ -66,8 +66,8 @@ def winners() -> dict:
 def tuned_path(device: torch.device) -> Path:
     """Where `specquant tune` keeps this user's winners: a file for each card and each state of the kernels.
 
-    What is fastest depends on a card's multiprocessors and bandwidth, of which its name and memory tell, on Triton, and
-    on the kernels, which change within a version, too.
+    What is fastest depends on a card's multiprocessors and bandwidth, which its name and memory tell. It also depends
+    on Triton, and on the kernels, which change within a version, too.
     """
     about, digest = torch.cuda.get_device_properties(device), hashlib.sha256()
     for path in sorted(CONFIGURATIONS.parent.glob("*.py")):
@@ -101,7 +101,7 @@ def read_tuned(path: Path) -> dict:
 
 
 def is_sound(name: str, shape: str, tile: str, numbers: list[int]) -> bool:
-    """Whether numbers are a configuration that the kernels take for this shape. Raises ValueError for no shape."""
+    """Whether numbers are a configuration that the kernels take for this shape. Raises ValueError if it is no shape."""
     outputs, inputs = map(int, shape.split("x"))
     if int(tile) not in ROW_TILES or any(type(number) is not int or number < 0 for number in numbers):
         return False
@@ -136,8 +136,8 @@ def known(
 ) -> list[int] | None:
     """The numbers of this shape's winner: what this user tuned, else as recorded of this kind of GPU; None for none.
 
-    groups: of those for warp groups. Where this user tuned none, the ordinary kernel was faster than any recorded one.
-    A table that is measured by what this user tuned says so.
+    groups: whether the winner is for warp groups. Where this user's tuning kept none, the ordinary kernel was faster.
+    A winner of this user is noted, so that the JSON beside a table names it.
     """
     shape, rows, own = shape_name(out_features, in_features), str(tile), tuned(device)
     name, is_own = TABLE.format(form) if groups else form, rows in own.get(form, {}).get(shape, {})

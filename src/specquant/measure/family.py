@@ -32,7 +32,7 @@ class Family:
     """The models of a study: directories, relative ones below the project root, or hub ids; "" where there is none.
 
     target: fp16 weights, of which copies in other schemes are made below `keep_in`, or already in a scheme, by whatever
-    tool. The others are fp16. dtype: that models compute in. calibration: the text file that copies are calibrated on.
+    tool. The others are fp16. dtype: that models compute in. calibration: the calibration text of copies, a file.
     Raises SpecquantError where a model is missing or does not fit the others, which configurations and tokenizers say,
     before anything large is downloaded or loaded.
     """

@@ -1,7 +1,7 @@
 """Does a head that learns on the quantized target's features draft better for it than one that learns on fp16's?
 
-The family's head learns on, twice on the same text for as many steps, and is compared with what it was. Drafts are
-judged on prompts that it did not learn from.
+Two copies of the family's head learn on, from the same text for as many training steps, one on each kind of features.
+Both are compared with the head as it was. Drafts are judged on prompts that no head learnt from.
 """
 
 import hashlib
@@ -39,9 +39,9 @@ class Parameters(SchemeByScheme):
     """What to train and decode.
 
     Attributes:
-        steps: Of training.
+        steps: Training steps.
         learning_rate: Its peak; a higher one makes a head forget more of what it knew.
-        rows: Of text in each step.
+        rows: Of text in each training step.
         row_length: Tokens of a row.
         minutes: How long the target writes text, if there is not as much yet; at least one part.
         keep_in: The folder for text, features, checkpoints and heads, from which the same command goes on.
@@ -110,8 +110,9 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 
 
 def decoded(parameters: Parameters, scheme: str, heads: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """A row for each head: its accepted length, and that over the accepted length with fp16's head (`ratio`), both with
-    intervals over prompts. Every head gives the target's own tokens, so that the ratio is one of steps."""
+    """A row for each head: its accepted length, and that over the accepted length of the head that learnt on fp16's
+    features (`ratio`), both with intervals over prompts. Every head gives the target's own tokens, so the ratio is that
+    of steps."""
     target, prompts = parameters.target(scheme), parameters.chosen_prompts()
     how = METHODS, parameters.name, parameters.settings, parameters.max_new_tokens
     rows = {}

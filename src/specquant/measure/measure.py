@@ -143,7 +143,7 @@ def watched(
         folder: For their logs.
         bar: Shows how many jobs are queued, and how many run.
         heard: Called with each task and what it told.
-        name: What all tasks are called; where it is not given, each has its name, and what went wrong is said at once.
+        name: What all tasks are called. Without it each has its own name, and what went wrong is said at once.
     """
     failed = []
     with States(folder.stem, tasks if executor.elsewhere else ()) as states:

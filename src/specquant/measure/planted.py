@@ -86,7 +86,7 @@ class Parameters(Common):
         codes: Of synthetic weights: "uniform", or "trained", drawn as often as a trained model has each.
         codes_from: That trained model's directory, in W4A16-g128; by default SmolLM2's intermediate model.
         keep_targets_in: Where quantized copies of trained models are kept.
-        calibration_text: What they are calibrated on, a text file.
+        calibration_text: What they read while they are quantized, a file.
     """
 
     model: str | Path

@@ -124,7 +124,7 @@ def tune_here(model: str | Path, scheme: str, seconds: float, anew: bool = False
     Args:
         model: A directory, a GGUF file, a hub id, or a name in `models.synthetic.SHAPES`; its weights are not read.
         scheme: How its linear layers are stored.
-        seconds: When to stop. Large matrices come first; for each the likeliest few candidates are tried.
+        seconds: After how long to stop. Large matrices come first; for each the likeliest few candidates are tried.
         anew: Also what this user has tuned before.
         device: The GPU.
 

@@ -20,7 +20,7 @@ from specquant.quant import get_scheme, scheme_names
 
 
 def calibration_beside(target: str | Path) -> Path:
-    """What a target's quantized copies are calibrated on: calibration.txt beside it, or else the tiny target's own."""
+    """The calibration text of a target's quantized copies: calibration.txt beside it, or else the tiny target's own."""
     beside = place_of(target).parent / "calibration.txt"
     return beside if beside.is_file() else resolve(CALIBRATION_TEXT)
 

@@ -1,4 +1,4 @@
-"""What the drafters that ship for SmolLM2 reach: the part of their card that is written from a recorded table."""
+"""What the drafters that ship for SmolLM2 reach: the part of their README that is written from a recorded table."""
 
 from pathlib import Path
 
@@ -22,9 +22,9 @@ ALL = "all of Spec-Bench"
 
 
 def write_drafters_card(root: Path | None = None) -> list[Path]:
-    """Write that part of the card anew; returns the files that changed by that, none where nothing was recorded.
+    """Write that part of the README anew; returns the files that changed by that, none where nothing was recorded.
 
-    Raises SpecquantError where the card has no place for it.
+    Raises SpecquantError where the README has no place for it.
     """
     root = root or project_root()
     if not (root / RECORDED).is_file():

@@ -1,4 +1,4 @@
-"""The model card of data/tiny, written from training.json alone: no number in it is typed by hand."""
+"""The README.md of data/tiny, written from training.json alone: no number in it is typed by hand."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def draw_curves(training: dict) -> Figure:
 
 
 def card_text(log: dict) -> str:
-    """The card as Markdown."""
+    """The README.md as Markdown."""
     recipe, held_out, training = log["recipe"], log["held_out"], log["training"]
     domains = list(log["corpora"])
     columns = [*domains, "mean"]

@@ -124,7 +124,7 @@ class Workshop:
         return Written(self.folder / "text", self.device)
 
     def written_in(self, scheme: str) -> Written:
-        """The text with the features that the target has in a scheme, calibrated on the text beside it or this one."""
+        """The text with the features of the target in a scheme, quantized on its calibration text or on this text."""
         if get_scheme(scheme).name == "fp16":
             return self.written
         calibration = place_of(self.name).parent / "calibration.txt"

@@ -28,7 +28,7 @@ class SmallRecipe:
         layers: How many it has.
         chosen: Which of the target's it begins with: one of `CHOICES`.
         schedule: Its optimizer's; `fitting` sets the number of steps.
-        rows: Of one step.
+        rows: Of text in one training step.
         greedy_weight: Of the target's most likely token, beside its distribution.
         feature_weight: Of the distance between both models' features.
         seed: Of the order of rows.

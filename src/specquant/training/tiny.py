@@ -2,7 +2,7 @@
 
 target: trained on the corpora. It then continues pieces of them: its own text never runs out, and is what drafts are
 judged on. intermediate: distilled from the target on both. One EAGLE head for each. Everything is measured on held-out
-text and recorded in training.json, from which the model card is written.
+text and recorded in training.json, from which the README.md is written.
 
     specquant train-tiny --corpora DIR --out DIR [--device cuda] [--budget 1.0]
 """
