@@ -175,6 +175,15 @@ def test_the_command_says_what_the_functions_say(small_models, tmp_path, in_proc
     assert told["agreed"] == int((p.argmax(-1) == q.argmax(-1)).sum())
 
 
+def test_documents_longer_than_the_context_are_refused(small_models, model, tmp_path, in_process):
+    sentence = rf"a document of \d+ tokens does not fit the model's context of {model.context_length}: give --longest "
+    parameters = Parameters(model=small_models / "target", schemes=("fp16",), longest=model.context_length + 1)
+    with pytest.raises(SpecquantError, match=sentence):
+        record(MEASURE, parameters, tmp_path)
+    with pytest.raises(SpecquantError, match=sentence):
+        quality(model, "small", "random", {"prose": [[1] * (model.context_length + 1)]})
+
+
 def test_a_text_of_ones_own_does_not_take_a_domains_place(small_models, tmp_path):
     (tmp_path / "prose.txt").write_text("a text\n")
     with pytest.raises(SpecquantError, match=r"prose\.txt is called as the domain prose is: give it another name"):

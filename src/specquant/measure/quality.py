@@ -169,6 +169,16 @@ class Prediction:
         return float((self.greedy_tokens == other.greedy_tokens).double().mean())
 
 
+def require_room(model: Llama, texts: Mapping[str, Documents]) -> None:
+    """Raises SpecquantError where a document is longer than what the model can read."""
+    longest = max((len(tokens) for documents in texts.values() for tokens in documents), default=0)
+    if longest > model.context_length:
+        raise SpecquantError(
+            f"a document of {longest} tokens does not fit the model's context of {model.context_length}: give "
+            f"--longest {model.context_length}, or less"
+        )
+
+
 @torch.inference_mode()
 def predict(model: Llama, documents: Documents) -> Prediction:
     """Run every document once, each from an empty cache."""
@@ -192,8 +202,9 @@ def quality(
     """One row per domain of `texts`: perplexity and agreement with `reference`, the fp16 model's predictions.
 
     name, weights: what those columns say. Returns the rows and this model's own predictions; without a reference it is
-    its own, and agrees with itself.
+    its own, and agrees with itself. Raises SpecquantError as `require_room`.
     """
+    require_room(model, texts)
     own = {
         domain: predict(model, documents)
         for domain, documents in tqdm(texts.items(), desc=model.scheme.name, unit="domain", leave=False)
@@ -281,10 +292,9 @@ def compared(documents: pd.DataFrame) -> dict[str, Any]:
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Read all text by each scheme's target, beside the fp16 target, which also writes the answers."""
     tokenizer = load_tokenizer(parameters.model)
-    reference = parameters.loaded("fp16")
-    read = {
-        domain: [Read(tokens, 1) for tokens in documents] for domain, documents in parameters.texts(tokenizer).items()
-    }
+    reference, texts = parameters.loaded("fp16"), parameters.texts(tokenizer)
+    require_room(reference, texts)
+    read = {domain: [Read(tokens, 1) for tokens in documents] for domain, documents in texts.items()}
     read |= answers(parameters, reference, tokenizer)
     for unit in units:
         model = reference if unit["scheme"] == "fp16" else parameters.loaded(unit["scheme"])
