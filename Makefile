@@ -6,11 +6,13 @@ SEED ?= 0
 CARD ?= h200
 # One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output. Two processes, each
 # of which takes whole files: a notebook's cells belong together.
-PYTEST := $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --nbval-lax --nbval-current-env -n 2 --dist loadfile
+# These decode by every scheme and method, which takes minutes; the other notebooks read recorded tables.
+DECODING := $(patsubst %,notebooks/%.ipynb,01_acceptance 03_hierarchical 04_quality)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-bits test-full fuzz test-gpu test-slurm coverage figures record notebooks lab docs \
-  test-browser lint types lock clean
+.PHONY: help study test test-notebooks test-bits test-full fuzz test-gpu test-slurm coverage figures record notebooks \
+  lab docs test-browser lint types lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1@/p' Makefile | tr @ '\t' | expand -t 18
@@ -18,8 +20,11 @@ help:  ## list the targets
 study: .venv/.ready  ## run the study and link it from results/PROFILE/index.html (PROFILE=tiny)
 	$(BIN)/specquant study --profile $(PROFILE)
 
-test: .venv/.ready  ## run the tests and the notebooks' checks that take minutes
-	$(PYTEST) -m "not gpu and not full and not browser"
+test: .venv/.ready  ## run the tests and the checks of the notebooks that decode little
+	$(PYTEST) tests $(filter-out $(DECODING),$(wildcard notebooks/*.ipynb)) -m "not gpu and not full and not browser"
+
+test-notebooks: .venv/.ready  ## run the checks of the other notebooks, which decode for minutes
+	$(PYTEST) $(DECODING)
 
 # What numpy's and torch's products take on a processor without AVX-512; each of these libraries has its own name for it.
 test-bits: export OPENBLAS_CORETYPE = Haswell
@@ -30,7 +35,7 @@ test-bits: .venv/.ready  ## run the tests that compare bits as a processor witho
 	$(BIN)/python -m pytest tests -m "bits and not gpu and not full and not browser" -n 2
 
 test-full: .venv/.ready  ## run the long tests as well
-	$(PYTEST) -m "not gpu and not browser"
+	$(PYTEST) tests notebooks -m "not gpu and not browser"
 
 fuzz: .venv/.ready  ## run 2,000 cases of damaged input over all commands (CASES=2000, SEED=0)
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)

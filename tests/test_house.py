@@ -127,7 +127,7 @@ def test_conda_takes_python_from_conda_and_the_rest_from_the_lock():
 def test_make_and_ci_set_up_from_the_lock():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^\.venv/\.ready: requirements\.lock$", makefile, re.MULTILINE)
-    targets = ("study", "test", "test-bits", "test-full", "test-gpu", "coverage", "figures", "lab", "lint", "types")
+    targets = ("study", "test", "test-notebooks", "test-bits", "test-full", "test-gpu", "coverage", "figures", "lab", "lint", "types")
     targets += ("docs", "test-browser", "test-slurm")
     for target in targets:
         assert re.search(rf"^{target}: \.venv/\.ready", makefile, re.MULTILINE), target
@@ -136,6 +136,7 @@ def test_make_and_ci_set_up_from_the_lock():
         "make lint",
         "make types",
         "make test",
+        "make test-notebooks",
         "make test-bits",
         "make docs",
     ]
