@@ -83,7 +83,7 @@ def test_the_undamaged_family_works(family, capfd):
         *(
             (
                 ["--method", method, f"--{option}", "adaptive"],
-                f"--{option} adaptive says nothing to {method}: choose one of ",
+                f"--{option} adaptive does nothing for {method}: choose one of ",
             )
             for method, option in (
                 ("autoregressive", "draft-size"),

@@ -81,6 +81,6 @@ def check_methods(names: Sequence[str], settings: DraftSettings) -> None:
     for option, (value, able) in asked.items():
         if value == ADAPTIVE and not able & {*known}:
             raise SpecquantError(
-                f"{option} adaptive says nothing to {' and '.join(known)}: choose one of {', '.join(sorted(able))}, or "
-                "give a number"
+                f"{option} adaptive does nothing for {' and '.join(known)}: choose one of {', '.join(sorted(able))}, "
+                "or give a number"
             )
