@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,8 @@ def test_an_interrupted_command_takes_its_jobs_with_it(tmp_path, notes, how):
     )
     environment = os.environ | {executors.EXECUTOR: '{"options": {}, "poll_s": 0.5}'}
     command = [sys.executable, "-c", program, str(tmp_path / "jobs"), str(tmp_path / "notes")]
-    process = subprocess.Popen(command, env=environment)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where these tests ignore interrupts
+    process = subprocess.Popen(command, env=environment, preexec_fn=heed)
     wait_for((tmp_path / "notes/0").exists, "the first unit")
     process.send_signal(how)
     assert process.wait(60) != 0
