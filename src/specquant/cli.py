@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,11 +16,10 @@ from specquant.commands import models, study
 from specquant.commands.help import HelpPage
 from specquant.commands.measures import measures
 from specquant.commands.options import by_field, check_values, flat, read_values, sentence, shown
-from specquant.errors import SpecquantError, full_memory_told
+from specquant.errors import TERMINATED, SpecquantError, Terminated, full_memory_told, sigterm_raised
 
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
-TERMINATED = 128 + signal.SIGTERM
 COMMANDS: tuple[Callable[..., Any], ...] = (
     *(study.study, study.plan, study.record, study.claims, study.figures),
     *(models.generate, models.calibrate, models.tune, models.quantize, models.export, models.convert_head),
@@ -31,19 +29,9 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
 WHOLE = (models.calibrate, models.quantize, models.export, models.convert_head, models.train_head, models.distill)
 
 
-class Terminated(KeyboardInterrupt):
-    """What SIGTERM does: as an interrupt, which ends the processes that a command has started, too."""
-
-
-def _terminate(*_: Any) -> None:
-    raise Terminated
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a notebook failed, 2 bad input, 130 interrupted, 141 nobody
     reads the output any more, 143 terminated."""
-    if argv is None:
-        signal.signal(signal.SIGTERM, _terminate)
     streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
     for stream in streams:
         if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
@@ -60,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        with full_memory_told():
+        with sigterm_raised(), full_memory_told():
             app = command_line()
             command, bound = parsed(app, words)
             _require_a_command(app, words)
@@ -69,7 +57,7 @@ def _run(words: list[str]) -> int:
             return command(*bound.args, **bound.kwargs) or 0
     except SpecquantError as error:
         return _complain(str(error), 2)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Terminated) as error:
         status = TERMINATED if isinstance(error, Terminated) else 130
         return _complain("interrupted; what had finished is kept", status)
 

@@ -1,6 +1,9 @@
-"""The one exception that is meant for people, and how another is told that says the same every time."""
+"""The one exception that is meant for people, how another is told that says the same every time, and how SIGTERM ends
+what runs."""
 
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +11,8 @@ from contextlib import contextmanager
 # loader of its libraries.
 MEMORY_PHRASES = ("allocate memory", "out of memory", "failed to map segment", "ALLOC_FAILED", "ALLOCATION_FAILED")
 OF_A_GPU = ("CUDA", "CUBLAS", "CUSOLVER", "CUDNN")
+
+TERMINATED = 128 + signal.SIGTERM  # the exit status
 
 # Characters of a sentence: what is longer, as a value of a damaged file may be, loses its middle.
 LONGEST = 1400
@@ -42,6 +47,27 @@ def full_memory_told(what: Callable[[], str] = str) -> Iterator[None]:
             raise
         begin = f"{what()} did not fit: " if what() else ""
         raise SpecquantError(f"{begin}{_memory_sentence(error)}") from None
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception."""
+
+
+@contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """Meanwhile SIGTERM raises `Terminated`, as Ctrl-C raises an exception: what was started is then ended, too."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot
+        yield
+        return
+
+    def raise_it(*_: object) -> None:
+        raise Terminated(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, raise_it)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _memory_sentence(error: BaseException) -> str:

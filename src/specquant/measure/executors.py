@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from specquant.errors import SpecquantError
+from specquant.errors import TERMINATED, SpecquantError, sigterm_raised
 from specquant.files import SEEN_AFTER_S, read_text, resolve
 from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import DEVICE_OF_JOBS
@@ -262,7 +261,7 @@ class Slurm:
         folder /= _stamp()
         jobs = self._submitted(tasks, folder)
         try:
-            with _ended_by_sigterm():
+            with sigterm_raised():  # by which Slurm ends the job of a notebook
                 yield from self._watched(jobs, folder)
         finally:
             for job in jobs:
@@ -344,9 +343,8 @@ class _Job:
         environment = os.environ | self.task.environment
         command = [sys.executable, "-m", self.task.module]
         ended = subprocess.run(command, input=self.task.order, stdout=subprocess.PIPE, text=True, env=environment)
-        if ended.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            # Slurm's, for it cancels or requeues: neither is a result.
-            os._exit(128 + signal.SIGTERM)
+        if ended.returncode in (-signal.SIGTERM, TERMINATED):  # Slurm's, for it cancels or requeues: no result
+            os._exit(TERMINATED)
         if ended.returncode == -signal.SIGUSR2:  # submitit is about to say whether the time is over
             time.sleep(60)
         return ended.returncode, ended.stdout
@@ -377,19 +375,6 @@ def _reason(error: Exception) -> str:
         return "its time is over"
     last = ([line for line in told.splitlines() if line.strip(" -")] or [type(error).__name__])[-1]
     return " ".join(last.split())[:300]
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Meanwhile SIGTERM, by which Slurm ends the job of a notebook, raises an exception, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
