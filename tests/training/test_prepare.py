@@ -1,6 +1,7 @@
 """By one command: text, heads, a small model and a profile, for any target; again, and it goes on."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from specquant.decoding import generate
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.files import project_root
+from specquant.models.checkpoint import open_checkpoint
 from specquant.models.companions import COMPANIONS
 from specquant.models.eagle3 import load_eagle3_config
 from specquant.models.loading import load_model, load_tokenizer
@@ -125,6 +127,23 @@ def test_the_command_trains_an_eagle3_head(three_layers, tmp_path, capsys, monke
     assert load_eagle3_config(tmp_path / "head").draft_vocab_size == 68  # a quarter of 270
 
 
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_head_in_8_bits_is_half_as_large_and_nearly_the_same(three_layers, tmp_path, kind):
+    shop = Workshop(three_layers, tmp_path / "training", None, "cpu", SIZE)
+    for bits in (16, 8):
+        make_head(shop, tmp_path / f"{bits}", MINUTES, HeadOptions(kind, bits=bits))
+    exact, stored = (open_checkpoint(tmp_path / name) for name in ("16", "8"))
+    assert stored.shapes == exact.shapes
+    for name in exact.shapes:
+        one, other = stored.read(name), exact.read(name)
+        assert one.dtype == other.dtype
+        half_a_step = max(0.006 * other.float().abs().max(), torch.finfo(torch.float16).tiny / 2)
+        assert (one.float() - other.float()).abs().max() <= half_a_step * 1.01, name
+    matrices = sum(math.prod(shape) for shape in exact.shapes.values() if len(shape) == 2)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("16", "8")]
+    assert 0.9 * matrices < sizes[0] - sizes[1] < matrices
+
+
 def test_head_and_small_model_share_a_text(small_models, shop, tmp_path):
     log = make_head(shop, tmp_path / "head", MINUTES)
     assert len(log["accuracy"]) == 4
@@ -182,6 +201,7 @@ def test_prompts_that_are_none(tmp_path):
         ("prepare", ["--kind", "eagle3", "--layers", "2"], "a model of 2 layers has no 3 that an EAGLE-3 head"),
         ("train-head", ["--kind", "medusa"], "--kind is 'medusa': choose one of eagle, eagle3"),
         ("train-head", ["--scheme", "w3a16"], "w3a16"),
+        ("train-head", ["--bits", "4"], "--bits is 4: heads are stored in 16 or in 8 bits"),
         ("train-head", ["--kind", "eagle3", "--scheme", "w8a8"], "--scheme is for --kind eagle: EAGLE-3 heads"),
         ("train-head", ["--draft-vocabulary", "9"], "--draft-vocabulary is for --kind eagle3: other heads draft all"),
     ],

@@ -23,6 +23,7 @@ ENDS_OF = "ends_of"  # in an intermediate model's config.json: the model whose e
 # Behind the name of a matrix in integers: what groups of its columns are multiplied by, [rows, groups]. Integers of 4
 # bits lie two in a byte, the first of them low, 8 added to each.
 SCALES = {8: ":int8_scale", 4: ":int4_scale"}
+GROUP = 64  # columns that share a scale, of heads in 8 bits
 GGUF_INDEX = "gguf.json"  # in the directory of a GGUF file (`formats.gguf`): where it is, and its tensors in it
 WEIGHT_FILES = ("*.safetensors", "*.bin", GGUF_INDEX)  # that change where a directory's weights do
 
@@ -249,6 +250,19 @@ def as_integers(name: str, tensor: torch.Tensor, bits: int, group: int | None = 
         low, high = (integers + 8).to(torch.uint8).view(rows, -1, 2).unbind(-1)
         stored = low | (high << 4)
     return {name: stored, name + SCALES[bits]: scales}
+
+
+def stored_with(bits: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as they are stored: in fp16; with 8 bits matrices as integers with a scale for every 64 of a row, or for
+    a row whose columns are no multiple of that. Tensors that hold no fractions stay as they are."""
+    stored = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous().cpu()
+        if bits == 8 and tensor.dim() == 2:
+            stored |= as_integers(name, tensor, bits, None if tensor.shape[1] % GROUP else GROUP)
+        else:
+            stored[name] = tensor.half() if tensor.is_floating_point() else tensor
+    return stored
 
 
 class PickledCheckpoint(Checkpoint):

@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from specquant.errors import SpecquantError
 from specquant.files import written_whole
+from specquant.models.checkpoint import SINGLE_FILE, stored_with
 from specquant.models.eagle import most_frequent
 from specquant.models.eagle3 import FUSED, LAYERS
 from specquant.training.distributions import chunk_size
@@ -143,16 +144,13 @@ class Eagle3Head(nn.Module):
             inputs = torch.cat((fused[:, :1], outputs[:, :-1]), dim=1)
         return known
 
-    def save(self, path: Path) -> None:
-        """Write config.json and model.safetensors (fp16, the published names), which `--eagle3-target` takes."""
+    def save(self, path: Path, bits: int = 16) -> None:
+        """Write config.json and model.safetensors (`stored_with` so many bits, the published names), which
+        `--eagle3-target` takes."""
         fields = self.config.to_diff_dict() | {"draft_vocab_size": len(self.d2t), LAYERS: list(self.layers_read)}
         fields |= {"dtype": "float16", "model_type": "llama"}
-        stored = {
-            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().cpu()
-            for name, tensor in self.state_dict().items()
-        }
         with written_whole(path) as directory:
-            save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+            save_file(stored_with(bits, self.state_dict()), directory / SINGLE_FILE, metadata={"format": "pt"})
             (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
             shutil.rmtree(path, ignore_errors=True)  # of a run that was interrupted behind this
 

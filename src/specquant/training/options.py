@@ -47,8 +47,10 @@ class HeadOptions:
         draft_vocabulary: How many tokens an EAGLE-3 head can draft: the text's most frequent ones (default: a quarter
             of the model's vocabulary).
         scheme: Of the target whose features its head learns on; the text is the unquantized target's.
+        bits: Of each stored weight: 16, or 8 for integers with a scale for every 64 of them.
     """
 
     kind: Kind = "eagle"
     draft_vocabulary: int | None = None
     scheme: str = "fp16"
+    bits: int = 16

@@ -161,7 +161,7 @@ class Workshop:
         if head.kind == "eagle3":
             recipe3 = Eagle3Recipe(rows=self.size.step_rows or HEAD.rows, draft_vocab_size=head.draft_vocabulary)
             learned3, log = train_eagle3_head(name, model, self.written, recipe3, seconds, checkpoints)
-            rounded(learned3).save(out)
+            rounded(learned3).save(out, head.bits)
             return log
         recipe, written, features = replace(HEAD, rows=self.size.step_rows or HEAD.rows), self.written, stored_features
         if small is not None:
@@ -169,7 +169,7 @@ class Workshop:
         elif get_scheme(head.scheme).name != "fp16":
             name, written = f"{name}-{get_scheme(head.scheme).name}", self.written_in(head.scheme)
         learned, log = train_head(name, model, written, features, recipe, seconds, checkpoints)
-        save_head(rounded(learned), head_config(model.config), out)
+        save_head(rounded(learned), head_config(model.config), out, head.bits)
         return log
 
     def distill(self, layers: int, out: Path, minutes: float) -> tuple[PreTrainedModel, dict]:
@@ -215,6 +215,8 @@ def check_minutes(minutes: float) -> float:
 def check_head(head: HeadOptions, config: PreTrainedConfig, layers: int) -> None:
     """Raises SpecquantError where a model of so many layers has no such head."""
     require_storable(head.scheme, config)
+    if head.bits not in (8, 16):
+        raise SpecquantError(f"--bits is {head.bits}: heads are stored in 16 or in 8 bits")
     if head.kind == "eagle3":
         if get_scheme(head.scheme).name != "fp16":
             raise SpecquantError("--scheme is for --kind eagle: EAGLE-3 heads learn on the unquantized target alone")

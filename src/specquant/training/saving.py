@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from specquant.files import written_whole
-from specquant.models.checkpoint import ENDS_OF, SINGLE_FILE
+from specquant.models.checkpoint import ENDS_OF, SINGLE_FILE, stored_with
 from specquant.training.eagle import EagleHead
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -53,14 +53,10 @@ def save_small(small: PreTrainedModel, ends_of: str, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)  # of a run that was interrupted behind this
 
 
-def save_head(head: EagleHead, config: PreTrainedConfig, path: Path) -> None:
-    """Write config.json and model.safetensors (fp16, the published names)."""
+def save_head(head: EagleHead, config: PreTrainedConfig, path: Path, bits: int = 16) -> None:
+    """Write config.json and model.safetensors (`stored_with` so many bits, the published names)."""
     config.dtype = torch.float16
     with written_whole(path) as directory:
-        save_file(
-            {name: tensor.half().contiguous().cpu() for name, tensor in head.state_dict().items()},
-            directory / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        save_file(stored_with(bits, head.state_dict()), directory / SINGLE_FILE, metadata={"format": "pt"})
         config.save_pretrained(directory)
         shutil.rmtree(path, ignore_errors=True)  # as above
