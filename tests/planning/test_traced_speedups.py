@@ -29,6 +29,8 @@ def traces(*rows: tuple[Plan, str, str], **columns) -> pd.DataFrame:
         (Plan("suffix"), "111111/0", 16.5),  # no draft's time: a search on the host
         (Plan("suffix-eagle2", 7, 3), "111111/0", 16.5),  # the lookup's
         (Plan("suffix-eagle2", 7, 3), TREE, OF_TREE_MS),  # the head's
+        (Plan("suffix"), TREE, 16.5),  # of several branches
+        (Plan("hierarchical-suffix", min_draft_length=3), f"111/0={TREE}", 3.25 + 13.5),
         (Plan("vanilla", min_draft_length=6), "111111/00", 6 * 2.25 + 16.5),
         # A draft of six tokens: three and two of trees, one of a pass without a draft.
         (Plan("hierarchical", 7, 3, 6), "111111/0=3111/00+3111/0", 2 * (1 + 3 + 0.25) + 2.25 + 16.5),

@@ -1,5 +1,7 @@
 """The card of SmolLM2's drafters says what is recorded of them, and what it says is counted by hand here."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -7,7 +9,17 @@ from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.study import write_results
-from specquant.study.drafters import ABOUT, BEGIN, CARD, END, RECORDED, aims_table, drafters_table, write_drafters_card
+from specquant.study.drafters import (
+    BEGIN,
+    CARD,
+    END,
+    RECORDED,
+    about,
+    aims_table,
+    drafters_table,
+    recorded_table,
+    write_drafters_card,
+)
 
 PLANS = (Plan("eagle2", 24, 3), Plan("eagle2", 60, 6), Plan("vanilla", 0, 0, 6), Plan("hierarchical", 30, 3, 6))
 
@@ -45,8 +57,10 @@ def test_the_table_is_of_the_largest_trees_greedily_in_fp16():
     assert lines[5][1:3] == ["10", f"{whole:.2f} ({whole - half:.2f} to {whole + half:.2f})"]
 
 
-def written(table: pd.DataFrame) -> str:
-    return f"{BEGIN}\n\n{ABOUT}\n\n{drafters_table(table)}\n\n{aims_table(table)}\n\n{END}"
+def written(table: pd.DataFrame, root: Path, folder: str) -> str:
+    said = about(root / f"{folder}/acceptance.csv", root)
+    assert f"(`{folder}/acceptance.csv`):" in said
+    return f"{BEGIN}\n\n{said}\n\n{drafters_table(table)}\n\n{aims_table(table)}\n\n{END}"
 
 
 def test_aims_are_judged_on_spec_bench_with_their_intervals():
@@ -72,15 +86,27 @@ def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
     (tmp_path / "data/smollm2").mkdir(parents=True)
     (tmp_path / CARD).write_text("before\n")
     assert write_drafters_card(tmp_path) == []  # nothing was recorded
-    write_results(acceptance(), tmp_path / RECORDED, {})
+    write_results(acceptance(), tmp_path / RECORDED[1] / "acceptance.csv", {})
     with pytest.raises(SpecquantError, match="lacks the lines"):
         write_drafters_card(tmp_path)
     (tmp_path / CARD).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert write_drafters_card(tmp_path) == [tmp_path / CARD]
-    expected = f"before\n{written(acceptance())}\nafter\n"
+    expected = f"before\n{written(acceptance(), tmp_path, RECORDED[1])}\nafter\n"
     assert (tmp_path / CARD).read_text() == expected
 
 
+def test_what_a_gpu_recorded_comes_first(tmp_path):
+    (tmp_path / "data/smollm2").mkdir(parents=True)
+    (tmp_path / CARD).write_text(f"{BEGIN}{END}\n")
+    more = acceptance().assign(questions=80)
+    for folder, table in zip(RECORDED, (more, acceptance()), strict=True):
+        write_results(table, tmp_path / folder / "acceptance.csv", {})
+    assert recorded_table("traces", tmp_path) == f"{RECORDED[1]}/traces.csv"  # of which a GPU recorded none
+    assert write_drafters_card(tmp_path)
+    assert (tmp_path / CARD).read_text() == f"{written(more, tmp_path, RECORDED[0])}\n"
+
+
 def test_the_card_says_what_is_recorded():
-    table = pd.read_csv(project_root() / RECORDED)
-    assert written(table) in (project_root() / CARD).read_text()
+    recorded = Path(recorded_table("acceptance"))
+    table = pd.read_csv(project_root() / recorded)
+    assert written(table, project_root(), recorded.parent.as_posix()) in (project_root() / CARD).read_text()

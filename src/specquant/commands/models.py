@@ -8,7 +8,7 @@ from typing import Any
 
 from specquant.commands.options import tell
 from specquant.errors import SpecquantError
-from specquant.models.options import DraftSettings, ModelOptions
+from specquant.models.options import ADAPTIVE, DraftSettings, ModelOptions
 from specquant.training.options import AllTrainingOptions, HeadOptions, TrainingOptions
 
 PAPER_SETTINGS = DraftSettings()
@@ -99,7 +99,7 @@ def _check_method(method: str, settings: DraftSettings, calibration: Path | None
         check_methods([method], settings)
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
-    elif "adaptive" in (settings.draft_size, settings.inner_draft_size, settings.min_draft_length):
+    elif ADAPTIVE in (settings.tree[0], settings.inner_tree[0], settings.least):
         raise SpecquantError("--method auto chooses how to draft itself: leave out what is to be adaptive")
 
 

@@ -38,9 +38,9 @@ def step_ms(step: Trace, plan: Plan, costs: ModelCosts) -> float:
 
 
 def _draft_ms(step: Trace, plan: Plan, costs: Costs) -> float:
-    """Of a head, if it drafted: what a lookup drafts is a sequence, and a head's tree is none."""
+    """Of a head, if it drafted. A lookup that is joined with one drafts a sequence, and a head's tree is none."""
     sequence = step.parents == tuple(range(-1, len(step.parents) - 1))
-    return 0.0 if sequence else costs.draft(plan.iterations)
+    return 0.0 if sequence or not get_method(plan.method).head else costs.draft(plan.iterations)
 
 
 def traced_speedups(rows: pd.DataFrame, costs: Mapping[str, ModelCosts]) -> pd.DataFrame:

@@ -14,6 +14,24 @@ from specquant.planning.acceptance import AcceptanceStatistics
 FEWEST = 10  # sequences must have reached a place for it to have a chance of its own
 
 
+def of_one_target(rows: pd.DataFrame, scheme: str = "fp16") -> pd.DataFrame:
+    """The rows of greedy decoding of one target.
+
+    Args:
+        rows: traces.csv, or acceptance.csv.
+        scheme: Of the target; where it was not traced, the first that was.
+
+    Raises:
+        SpecquantError: No step was traced at temperature 0, or rows are of several models.
+    """
+    greedy = rows[rows.temperature == 0]
+    if greedy.empty:
+        raise SpecquantError("the traces hold no step at temperature 0: record some (specquant bench acceptance)")
+    if len(models := sorted(set(greedy.model))) > 1:
+        raise SpecquantError(f"the traces are of {', '.join(models)}: keep the rows of one model")
+    return greedy[greedy.scheme == (scheme if (greedy.scheme == scheme).any() else greedy.scheme.iloc[0])]
+
+
 class Traces:
     """The greedy steps of one target.
 
@@ -22,16 +40,11 @@ class Traces:
         scheme: Of the target; where it was not traced, the first that was.
 
     Raises:
-        SpecquantError: No step was traced at temperature 0, rows are of several models, or a step is none.
+        SpecquantError: As `of_one_target`, or a step is none.
     """
 
     def __init__(self, rows: pd.DataFrame, scheme: str = "fp16"):
-        greedy = rows[rows.temperature == 0]
-        if greedy.empty:
-            raise SpecquantError("the traces hold no step at temperature 0: record some (specquant bench acceptance)")
-        if len(models := sorted(set(greedy.model))) > 1:
-            raise SpecquantError(f"the traces are of {', '.join(models)}: keep the rows of one model")
-        chosen = greedy[greedy.scheme == (scheme if (greedy.scheme == scheme).any() else greedy.scheme.iloc[0])]
+        chosen = of_one_target(rows, scheme)
         self._steps: dict[Plan, list[Trace]] = {
             Plan(*plan): [step for text in of_plan.steps for step in read_traces(text)]
             for plan, of_plan in chosen.groupby(list(PLAN_FIELDS), sort=False)

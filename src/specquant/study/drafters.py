@@ -11,14 +11,18 @@ from specquant.measure.acceptance import over_tasks
 from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
 
-RECORDED = "data/recorded/cpu/smollm2/acceptance.csv"
+RECORDED = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
 CARD = "data/smollm2/README.md"
 BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
 AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
-ABOUT = f"""Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals
-(`{RECORDED}`):"""
 ALL = "all of Spec-Bench"
+
+
+def recorded_table(name: str, root: Path | None = None) -> str:
+    """Where a table of SmolLM2 and its drafters is, acceptance or traces, below the project's root."""
+    paths = [f"{folder}/{name}.csv" for folder in RECORDED]
+    return next((path for path in paths if ((root or project_root()) / path).is_file()), paths[-1])
 
 
 def write_drafters_card(root: Path | None = None) -> list[Path]:
@@ -27,17 +31,26 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     Raises SpecquantError where the README has no place for it.
     """
     root = root or project_root()
-    if not (root / RECORDED).is_file():
+    recorded = root / recorded_table("acceptance", root)
+    if not recorded.is_file():
         return []
     text = (root / CARD).read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SpecquantError(f"{root / CARD} lacks the lines {BEGIN} and {END}: put them where its table is to be")
-    table = read_results(root / RECORDED)
-    told = "\n\n".join((BEGIN, ABOUT, drafters_table(table), aims_table(table), END))
+    table = read_results(recorded)
+    told = "\n\n".join((BEGIN, about(recorded, root), drafters_table(table), aims_table(table), END))
     written = f"{before}{told}{after}"
     return [write_file(root / CARD, written)] if written != text else []
+
+
+def about(recorded: Path, root: Path) -> str:
+    """What the README says before its tables. recorded: what they are made of."""
+    return (
+        "Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals\n"
+        f"(`{recorded.relative_to(root).as_posix()}`):"
+    )
 
 
 def drafters_table(table: pd.DataFrame, model: str = "smollm2") -> str:

@@ -32,7 +32,9 @@ from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
+from specquant.planning.traces import of_one_target
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
+from specquant.study.drafters import recorded_table
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
 
@@ -369,7 +371,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
     names = ("verify_cost", "drafting", "rounds", "replayed")
     costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
-    traces, shapes = read_results("data/recorded/cpu/smollm2/traces.csv"), Shapes.of(evidence.trees)
+    traces, shapes = of_one_target(read_results(recorded_table("traces"))), Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
         by_head = costs.by_head("llama-3-70b", "llama-3-8b", scheme, "w4a16-g128")
         for kind, method in (("eagle", "eagle2"), ("eagle3", "eagle3")):
