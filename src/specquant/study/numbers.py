@@ -365,7 +365,8 @@ def _of_planners(evidence: Evidence) -> dict[str, float]:
 def _of_today(evidence: Evidence) -> dict[str, float]:
     """Of drafters of today, 70B with 8B. "eagle3 length published", of Vicuna-13B. "least agreement w8a8, eagle3 %":
     from which on the hierarchy wins with such heads. "traced hierarchy over the fastest w8a8": on what SmolLM2 accepts,
-    over all tasks; "least" and "most" over single ones; "traced FIELD of eagle3 w8a8", likewise, of each method."""
+    over all tasks; "least" and "most" over single ones; "traced FIELD of eagle3 w8a8", likewise, of each method.
+    "traced tasks of suffix w8a8": in how many it is the fastest."""
     lengths = read_results("data/published/accepted_lengths.csv").query("model == 'Vicuna-13B-v1.3'")
     lengths = lengths.set_index("method").value
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
@@ -380,7 +381,10 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
         table = traced_speedups(traces, by_head)
         ratios = beside_hierarchy(table).ratio.astype(float)
         known[f"traced hierarchy over the fastest {scheme}"] = ratios[ALL]
-        single = ratios.drop(ALL)
+        single, best = ratios.drop(ALL), best_plans(table[table.task != ALL])
+        fastest = best.loc[best.groupby("task").speedup.idxmax()].method.value_counts()
+        known |= {f"traced tasks of {method} {scheme}": fastest.get(method, 0) for method in set(table.method)}
+        known |= {"traced tasks": len(single), "traced questions a task": best.questions.min()}
         known |= {f"traced hierarchy over the fastest {scheme}, least": single.min()}
         known |= {f"traced hierarchy over the fastest {scheme}, most": single.max()}
         for row in best_plans(table).query("task == @ALL").itertuples():
