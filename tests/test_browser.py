@@ -21,13 +21,15 @@ from specquant.study.page import page as notebook_page
 from specquant.study.report import Live, write_report
 from tests.study.test_site import build
 
-pytestmark = pytest.mark.browser
-
 ROOT = project_root()
 NOTEBOOKS = [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 SLIDERS = [name for name in NOTEBOOKS if "study.sliders import" in (ROOT / "notebooks" / name).read_text()]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: install it (apt install chromium)"),
+]
 MINUTES = 60_000  # in milliseconds
 SLOW = 5 * MINUTES  # for what a page does by itself: on a slow machine, beside others, it takes long
 FIRST_SCREEN = 720  # pixels of a notebook that are seen before anybody scrolls, on a small screen
@@ -46,15 +48,13 @@ CONTRAST = """elements => elements.filter(e => e.innerText && e.innerText.trim()
   const [a, b] = [light(seen), light(behind)].sort((x, y) => y - x);
   return [(a + 0.05) / (b + 0.05), e.innerText.slice(0, 40)]; })"""
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"  # the notebook in JupyterLab that is not behind another
-PAGE = "document.querySelector('.jp-WindowedPanel-outer')"
+PAGE = f"document.querySelector('{SHOWN} .jp-WindowedPanel-outer')"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 @pytest.fixture(scope="module")
 def chromium():
     """The distribution's Chromium, one for all tests; they are skipped where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here: install it (apt install chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make .venv/.ready")
     with playwright.sync_playwright() as driver:
         options = {"executable_path": CHROMIUM, "headless": True, "chromium_sandbox": False, "timeout": SLOW}
@@ -90,8 +90,8 @@ def lab(chromium, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    ours = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", "--LabApp.user_settings_dir"]
-    ours[-1] += f"={root}/settings"
+    ours = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token="]
+    ours += [f"--LabApp.user_settings_dir={root}/settings", f"--LabApp.workspaces_dir={root}/workspaces"]
     command = [sys.executable, "-m", "jupyterlab", *shlex.split(options), *ours]
     with open(root / "log.txt", "w") as log:
         server = subprocess.Popen(command, cwd=root, stdout=log, stderr=log)
@@ -130,19 +130,35 @@ def kernel_of(address, path):
     return states.get(f"notebooks/{path.name}")
 
 
-def opened(window, address, name=""):
-    """A notebook in JupyterLab; without a name what JupyterLab opens by itself."""
+def opened(window, address, name):
     tab = window.new_page()
-    tab.goto(f"{address}/lab/tree/notebooks/{name}?reset" if name else address)
-    tab.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1")
+    show(tab, address, name)
     return tab
+
+
+def show(tab, address, name):
+    """Show a notebook alone in JupyterLab."""
+    tab.goto(f"{address}/lab/tree/notebooks/{name}?reset")
+    wait_until_in_front(tab, name)
+
+
+def wait_until_in_front(tab, name):
+    """JupyterLab opens again what was left open, and keeps it in the page, hidden, behind what it shows."""
+    tab.locator(".lm-TabBar-tab.lm-mod-current", has_text=name).wait_for()
+    tab.wait_for_selector(f"{SHOWN} .jp-MarkdownCell h1")
+
+
+def left_open(address):
+    """What JupyterLab has kept of its window, to open it again."""
+    kept = asked(f"{address}/lab/api/workspaces/default") or {}
+    return json.dumps(kept.get("data", {}).get("layout-restorer:data", {}).get("main"))
 
 
 def run_all(tab, address, path):
     """Run a notebook to its end by JupyterLab's menu, and save it; returns it."""
     # Before there is a kernel the menu would ask for one.
     wait_for(lambda: kernel_of(address, path) == "idle")
-    tab.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    tab.wait_for_selector(f"{SHOWN} .jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
     tab.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
     tab.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
@@ -193,22 +209,35 @@ def scroll_to(tab, locator):
 def test_lab_opens_on_the_tour_and_each_notebook_on_its_question_answer_and_figure(lab, chromium):
     address, _ = lab
     with window_of(chromium) as window:
-        tab = opened(window, address)
-        assert tab.locator(".lm-TabBar-tab.lm-mod-current", has_text="00_tour.ipynb").is_visible()
+        tab = window.new_page()
+        tab.goto(address)
+        wait_until_in_front(tab, "00_tour.ipynb")
         assert "notebooks" in [item["name"] for item in asked(f"{address}/api/contents/")["content"]]
         for name in NOTEBOOKS:
-            tab.goto(f"{address}/lab/tree/notebooks/{name}?reset")
-            tab.locator(".lm-TabBar-tab.lm-mod-current", has_text=name).wait_for()
+            show(tab, address, name)
             title = next(c for c in nbformat.read(ROOT / "notebooks" / name, 4).cells if c.cell_type == "markdown")
             heading = tab.locator(f"{SHOWN} h1").first
-            heading.wait_for()
             assert heading.inner_text().rstrip("¶").strip() in title.source, name
             picture = f"document.querySelector('{SHOWN} .jp-RenderedImage img')"
             tab.wait_for_function(f"{picture}?.complete && {picture}.naturalHeight > 0")
-            page = f"document.querySelector('{SHOWN} .jp-WindowedPanel-outer')"
-            end = tab.evaluate(f"{picture}.getBoundingClientRect().bottom - {page}.getBoundingClientRect().top")
+            end = tab.evaluate(f"{picture}.getBoundingClientRect().bottom - {PAGE}.getBoundingClientRect().top")
             assert 0 < end <= FIRST_SCREEN, f"the first figure of {name} is not on the first screen"
-            assert tab.evaluate(f"{page}.scrollWidth - {page}.clientWidth") <= 0, f"{name} is wider than the screen"
+            assert tab.evaluate(f"{PAGE}.scrollWidth - {PAGE}.clientWidth") <= 0, f"{name} is wider than the screen"
+        close_kernels(address)
+
+
+def test_lab_opens_on_the_tour_over_what_was_left_open(lab, chromium):
+    address, root = lab
+    with window_of(chromium) as window:
+        opened(window, address, "06_planner.ipynb")
+        wait_for(lambda: "06_planner" in left_open(address))
+    with window_of(chromium) as window:
+        tab = window.new_page()
+        tab.goto(address)
+        wait_until_in_front(tab, "00_tour.ipynb")
+        assert tab.locator(".jp-NotebookPanel").count() == 2
+        assert "tour" in tab.locator(f"{SHOWN} h1").first.inner_text()
+        assert list((root / "workspaces").iterdir())  # and so not among the user's own
         close_kernels(address)
 
 
@@ -221,10 +250,11 @@ def test_texts_and_tables_can_be_read_in_each_theme_of_lab(lab, chromium, theme)
     with window_of(chromium) as window:
         tab = opened(window, address, "00_tour.ipynb")
         tab.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {theme}']", state="attached")
-        coloured = ".jp-OutputArea-output span[style*='background']"
+        coloured = f"{SHOWN} .jp-OutputArea-output span[style*='background']"
         scroll_to(tab, tab.locator(coloured))
         readable(tab, coloured, least=7)
-        readable(tab, ".jp-RenderedHTML p, .jp-RenderedHTML td, .jp-RenderedHTML th, .jp-RenderedMarkdown p")
+        texts = (".jp-RenderedHTML p", ".jp-RenderedHTML td", ".jp-RenderedHTML th", ".jp-RenderedMarkdown p")
+        readable(tab, ", ".join(f"{SHOWN} {each}" for each in texts))
         close_kernels(address)
     settings.unlink()
 
@@ -237,7 +267,7 @@ def test_the_tour_runs_to_its_end_and_a_click_shows_another_tree(lab, chromium):
         notebook = run_all(tab, address, path)
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert not [output for output in outputs if output.output_type == "error"]
-        buttons = tab.locator(".widget-toggle-buttons button")
+        buttons = tab.locator(f"{SHOWN} .widget-toggle-buttons button")
         scroll_to(tab, buttons)
         changes(tab, buttons.last.click)
         close_kernels(address)
@@ -250,8 +280,8 @@ def test_a_slider_moves_the_figure(lab, chromium, name):
     with window_of(chromium) as window:
         tab = opened(window, address, name)
         run_all(tab, address, path)
-        scroll_to(tab, tab.locator(".widget-slider"))
-        tab.locator(".widget-slider .noUi-handle").last.focus()  # of the agreement, which is not at its end
+        scroll_to(tab, tab.locator(f"{SHOWN} .widget-slider"))
+        tab.locator(f"{SHOWN} .widget-slider .noUi-handle").last.focus()  # of the agreement, which is not at its end
         seconds = [changes(tab, lambda: tab.keyboard.press("ArrowRight")) for _ in range(5)]
         print(f"from a key to the new figure: {', '.join(f'{each:.2f}' for each in sorted(seconds))} s")
         close_kernels(address)
@@ -260,16 +290,17 @@ def test_a_slider_moves_the_figure(lab, chromium, name):
 def changes(tab, act):
     """Assert that a figure on the screen is another one after this, wholly drawn; returns how many seconds it took."""
     before = tab.evaluate(
-        """() => {
-        const pictures = () => [...document.querySelectorAll('.jp-RenderedImage img')].map(e => e.src).join();
-        const drawn = () => [...document.querySelectorAll('.jp-RenderedImage img')].every(e => e.complete);
+        """selector => {
+        const pictures = () => [...document.querySelectorAll(selector)].map(e => e.src).join();
+        const drawn = () => [...document.querySelectorAll(selector)].every(e => e.complete);
         const before = pictures();
         window.tookSeconds = null;
         const from = performance.now();
         const look = () => pictures() && pictures() !== before && drawn()
           ? (window.tookSeconds = (performance.now() - from) / 1000) : requestAnimationFrame(look);
         look();
-        return before; }"""
+        return before; }""",
+        f"{SHOWN} .jp-RenderedImage img",
     )
     assert before
     act()

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -139,7 +141,45 @@ def test_make_and_ci_set_up_from_the_lock():
         "make test-notebooks",
         "make test-bits",
         "make docs",
+        "make test-browser",
     ]
+
+
+def run_ci(folder, *, commands):
+    """Run .ci/run where nothing is installed but these commands and what bash needs; its steps only say their names."""
+    (folder / ".ci").mkdir()
+    (folder / "bin").mkdir()
+    shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
+    for name, script in {"make": 'echo "make $*"', **commands}.items():
+        (folder / "bin" / name).write_text(f"#!{shutil.which('bash')}\n{script}\n")
+        (folder / "bin" / name).chmod(0o755)
+    (folder / "bin/dirname").symlink_to(shutil.which("dirname"))
+    command = [shutil.which("bash"), str(folder / ".ci/run")]
+    return subprocess.run(command, env={"PATH": str(folder / "bin")}, capture_output=True, text=True)
+
+
+NO_ROOT, ROOT_USER = {"id": "echo 1000"}, {"id": "echo 0"}
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [NO_ROOT, NO_ROOT | {"apt-get": "exit 100"}, ROOT_USER, ROOT_USER | {"apt-get": "exit 100"}],
+    ids=["no root, no apt", "no root", "no apt", "no network"],
+)
+def test_ci_says_what_it_skips_where_nothing_can_be_installed_and_runs_every_step(tmp_path, commands):
+    ran = run_ci(tmp_path, commands=commands)
+    assert ran.returncode == 0
+    assert ran.stdout.splitlines()[-2:] == ["make docs", "make test-browser"]
+    assert ran.stderr.splitlines() == [
+        "bubblewrap is missing and cannot be installed here: tests of the sandbox are skipped",
+        "chromium is missing and cannot be installed here: tests in a browser are skipped",
+    ]
+
+
+def test_ci_installs_what_is_missing_and_says_nothing_of_it(tmp_path):
+    install = 'case "$*" in *update) exit;; esac; echo "apt-get ${@: -1}"'
+    ran = run_ci(tmp_path, commands=ROOT_USER | {"apt-get": f"{install} >&2", "bwrap": ""})
+    assert (ran.returncode, ran.stderr) == (0, "apt-get chromium\n")
 
 
 def test_bits_are_tested_as_on_a_processor_without_avx_512():

@@ -535,7 +535,7 @@ def test_a_home_that_jupyter_cannot_use_is_refused_before_anything_runs(clone, r
 
 def test_a_profile_that_names_a_target_names_what_drafts_for_it(clone, run, monkeypatch):
     families = []
-    monkeypatch.setattr(batch, "Family", lambda **named: families.append(named))
+    monkeypatch.setattr("specquant.measure.family.Family", lambda **named: families.append(named))
     declared = "target: str = 'tiny'\neagle_target: str = 'tiny head'\nintermediate: str = 'tiny small'"
     clone.notebook("00_first", "print([target, eagle_target, intermediate])", parameters=declared)
     clone.profile("tiny", "target: mine\nintermediate: small\n")

@@ -5,8 +5,9 @@ file itself imports torch, pandas and transformers: it is imported when its comm
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -23,12 +24,22 @@ OF_EXECUTORS = """
     slurm: A file of what jobs ask Slurm for (default: notebooks/slurm.yaml)."""
 
 
-def measures() -> Iterator[Callable[..., None]]:
+def measures() -> Iterable[Callable[..., None]]:
     """The command of each file of `measure/` that measures something."""
-    for module in iter_modules(measure.__path__):
-        source = ast.parse((Path(measure.__path__[0]) / f"{module.name}.py").read_text(encoding="utf-8"))
-        if module.name in OTHERS or any(_assigns(node, "MEASURE") for node in source.body):
-            yield _command(module.name, source)
+    return _measures_in(measure.__path__[0])
+
+
+@cache  # a process that calls many commands reads the sources once
+def _measures_in(folder: str) -> tuple[Callable[..., None], ...]:
+    sources = {
+        module.name: ast.parse((Path(folder) / f"{module.name}.py").read_text(encoding="utf-8"))
+        for module in iter_modules([folder])
+    }
+    return tuple(
+        _command(name, source)
+        for name, source in sources.items()
+        if name in OTHERS or any(_assigns(node, "MEASURE") for node in source.body)
+    )
 
 
 def _assigns(node: ast.stmt, name: str) -> bool:

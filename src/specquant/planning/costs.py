@@ -1,6 +1,7 @@
 """What a step of one model costs: from the tables of one GPU."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -24,18 +25,27 @@ class LevelCosts:
 
     def verify(self, draft_size: float) -> float:
         """Of a pass over so many tokens. Raises SpecquantError beyond the sizes that were measured."""
-        sizes = self.verify_ms.index
+        sizes, times_ms = self._passes
         if not sizes.min() <= draft_size <= sizes.max():
             raise SpecquantError(
                 f"a pass over {draft_size:g} tokens was not measured, only over {sizes.min()} to {sizes.max()}"
             )
-        return float(np.interp(draft_size, sizes, self.verify_ms))
+        return float(np.interp(draft_size, sizes, times_ms))
 
     def draft(self, iterations: int) -> float:
         """Of an EAGLE-2 draft of so many levels."""
         if len(self.draft_ms) == 1:
             return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
-        return float(np.polyval(np.polyfit(self.draft_ms.index, self.draft_ms, 1), iterations))
+        return float(np.polyval(self._line, iterations))
+
+    @cached_property
+    def _passes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes and times as arrays: a planner asks for thousands of passes, and pandas takes longer than they do."""
+        return self.verify_ms.index.to_numpy(), self.verify_ms.to_numpy()
+
+    @cached_property
+    def _line(self) -> np.ndarray:
+        return np.polyfit(self.draft_ms.index, self.draft_ms, 1)
 
 
 def measured_costs(

@@ -18,7 +18,9 @@ class Roofline:
     bandwidth_tb_s: float
     rate_top_s: float
 
-    def time_us(self, bytes_read: pd.Series | float, operations: pd.Series | float) -> pd.Series | float:
+    def time_us(
+        self, bytes_read: pd.Series | np.ndarray | float, operations: pd.Series | np.ndarray | float
+    ) -> pd.Series | np.ndarray | float:
         """The predicted time of passes, or of one, in microseconds."""
         return np.maximum(bytes_read / self.bandwidth_tb_s, operations / self.rate_top_s) / 1e6
 
@@ -59,10 +61,8 @@ def fit_roofline(rows: pd.DataFrame) -> Roofline:
     bandwidth = rows["bandwidth_tb_s"].max()
     rates = np.geomspace(1, 4, 300) * rows["rate_top_s"].max()
     candidates = [Roofline(bandwidth, rate) for rate in rates]
-    errors = [
-        np.square(np.log(roofline.time_us(rows["bytes"], rows["operations"]) / rows["time_us"])).sum()
-        for roofline in candidates
-    ]
+    read, operations, times_us = (rows[name].to_numpy() for name in ("bytes", "operations", "time_us"))
+    errors = [np.square(np.log(each.time_us(read, operations) / times_us)).sum() for each in candidates]
     return candidates[int(np.argmin(errors))]
 
 

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -33,7 +32,6 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, resolve, write_file
 from specquant.measure import executors
 from specquant.measure.executors import Slurm, Task
-from specquant.measure.family import Family
 from specquant.measure.states import STATES, read_states
 from specquant.models.companions import COMPANIONS
 from specquant.study.digests import digest_of_files, digest_of_output, digest_of_texts, source_of
@@ -45,8 +43,7 @@ from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import COMMAND, command_line, provenance, without_local_paths
 
 # Parameters that name the models, and where they run.
-MODELS_THAT_DRAFT = tuple(field.name for field in fields(Family) if field.name in COMPANIONS)
-MODELS = ("target", *MODELS_THAT_DRAFT, "dtype", "device")
+MODELS = ("target", *COMPANIONS, "dtype", "device")
 STUDY_NOTEBOOK = re.compile(r"\d\d_\w+")
 
 
@@ -74,7 +71,9 @@ def run_study(
     chosen = chosen or list(declared)
     values = read_profile(profile, dict(item for types in declared.values() for item in types.items()), unreadable)
     if "target" in values:
-        values = dict.fromkeys(MODELS_THAT_DRAFT, "") | values
+        from specquant.measure.family import Family  # loads torch and transformers, which jobs of notebooks do not need
+
+        values = dict.fromkeys(COMPANIONS, "") | values
         Family(**{name: values[name] for name in MODELS if name in values})
     _require_runtime_folder()
     folder = resolve(results) / profile

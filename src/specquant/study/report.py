@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from specquant.errors import SpecquantError
 from specquant.files import write_file
 from specquant.measure.states import DONE, FAILED, LEFT_OUT, QUEUED, RUNNING
-from specquant.study.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, read_claims, shown
 from specquant.tables.style import device_label
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-# How a verdict looks: classes of the template.
-LOOK = {REPRODUCED: "good", NOT_REPRODUCED: "bad", NOT_TESTED: "open"}
+# How the state of a job looks: classes of the template.
 JOB_LOOK = {FAILED: "bad", LEFT_OUT: "open", RUNNING: "open", "unknown": "open", QUEUED: "", DONE: "good"}
 MOST_JOBS = 30  # of a command that have a line of their own
 
@@ -68,8 +65,7 @@ def write_report(folder: Path, profile: str, notebooks: Iterable[str], live: Liv
         profile=profile,
         live=live,
         facts=_facts(records.values(), live),
-        claims=_claims(),
-        look=LOOK,
+        **_claims(),
         notebooks=[_notebook(folder, name, record, live) for name, record in records.items()],
     )
     return write_file(folder / "index.html", page, by_several=True)
@@ -112,12 +108,15 @@ def _facts(records: Iterable[dict[str, Any]], live: Live | None) -> dict[str, st
     return facts
 
 
-def _claims() -> pd.DataFrame | str:
-    """The claims that README.md shows, or why they are not to be had."""
+def _claims() -> dict[str, Any]:
+    """The claims that README.md shows, or why they are not to be had, and how each verdict looks."""
+    from specquant.study.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, read_claims, shown  # loads torch
+
+    look = {REPRODUCED: "good", NOT_REPRODUCED: "bad", NOT_TESTED: "open"}
     try:
-        return shown(read_claims(), "README")
+        return {"claims": shown(read_claims(), "README"), "look": look}
     except SpecquantError as error:
-        return str(error)
+        return {"claims": str(error), "look": look}
 
 
 def _notebook(folder: Path, name: str, record: dict[str, Any], live: Live | None) -> dict[str, Any]:
