@@ -1,5 +1,7 @@
 """Trees that know their price: the best choice under any prices, and no token that the model would not have written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
-from specquant.decoding.budget import Budget, Calibration, Prices
+from specquant.decoding.budget import READ_AFTER, Budget, Calibration, Prices, read_points
 from specquant.errors import SpecquantError
-from specquant.kernels.tree import Proposals
 from specquant.models import graphs
 from tests.decoding.conftest import random_eagle3_head, random_head, random_model, taken, tokens_of
 
@@ -57,16 +58,35 @@ def test_what_costs_nothing_is_taken_and_what_costs_as_much_as_decoding_is_not(c
     assert Prices(steep, [0.0]).size(chances * 0.9, iterations) == 1
 
 
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_a_draft_ends_at_the_same_points_whatever_room_there_is(iterations, most):
+    """Each further point is a graph."""
+    points, fewer = read_points(iterations), read_points(iterations, min(most, iterations))
+    assert points == sorted({*(point for point in READ_AFTER if point < iterations), iterations})
+    assert fewer == points[: len(fewer)] or (fewer == [most] and most < points[0])
+    assert fewer[-1] <= most
+
+
+def test_reading_costs_what_it_takes():
+    """A step that is read twice pays for two, and where reading costs more than a draft gains, none goes on."""
+    prices = Prices(FLAT, [0.1] * 6, read_ms=2.0)
+    assert prices.step_ms(8, 3, 2) == prices.step_ms(8, 3) + 4.0
+    chances = [0.9**n for n in range(8)]
+    told = [chances, list(range(8))]
+    assert Budget(replace(prices, read_ms=0.0), 1).goes_on(told, 3, 4)
+    assert not Budget(replace(prices, read_ms=50.0), 1).goes_on(told, 3, 4)
+
+
 @given(st.floats(0.05, 0.95), st.floats(0.01, 5), st.floats(0.1, 5))
 def test_an_iteration_is_made_where_it_gains_more_than_its_time(chance, draft_ms, verify_ms):
     """In the steady state: a sequence whose every token is accepted by the same chance."""
     prices = Prices(dict.fromkeys(range(1, 8), verify_ms), [draft_ms * (n + 1) for n in range(6)])
-    budget = Budget(prices, 1, "cpu")
+    budget = Budget(prices, 1)
     chances = [chance**n for n in range(7)]
     for _ in range(60):
         for iterations in range(1, 7):
             told = [chances[: iterations + 1], list(range(iterations + 1))]
-            if not budget.goes_on(told, iterations):
+            if not budget.goes_on(told, iterations, iterations + 1):
                 break
         else:
             raise AssertionError("there is always a last one")
@@ -75,18 +95,17 @@ def test_an_iteration_is_made_where_it_gains_more_than_its_time(chance, draft_ms
     assert rates[iterations - 1] >= 0.93 * max(rates)
 
 
-def test_the_device_says_the_chances_and_depths_of_the_likeliest_nodes():
+def test_what_is_read_are_the_chances_and_depths_of_the_likeliest_nodes():
     calibration = Calibration((0.0, 0.5, 1.0), (0.0, 0.2, 0.9))
-    budget = Budget(Prices({1: 1.0, 6: 1.0}, [1.0], calibration=calibration), 2, "cpu")
-    p = torch.tensor([1.0, 0.75, 0.2, 0.6, 0.1, 0.05, 0.02, 0.55, 0.01, 0.005, 0.003])
-    tokens = torch.arange(len(p))
-    chances, depths = budget.confidence(Proposals(tokens, tokens - 1, p.log())).tolist()
+    budget = Budget(Prices({1: 1.0, 6: 1.0}, [1.0], calibration=calibration), 2)
+    p = np.array([1.0, 0.75, 0.2, 0.6, 0.1, 0.05, 0.02, 0.55, 0.01, 0.005, 0.003])
+    chances, depths = budget.read(np.log(p))
     assert chances == pytest.approx([1.0, 0.55, 0.34, 0.27, 0.08, 0.04])
-    assert depths == [0, 1, 2, 3, 1, 2]
+    assert depths.tolist() == [0, 1, 2, 3, 1, 2]
 
 
 def budgets(price):
-    return Budget(Prices({size: price[size] for size in SIZES}, [0.5, 1.0, 1.5]), 4, "cpu")
+    return Budget(Prices({size: price[size] for size in SIZES}, [0.5, 1.0, 1.5]), 4)
 
 
 def decode(speculator, rule, count=50):
@@ -129,8 +148,8 @@ def test_a_smaller_tree_is_the_beginning_of_a_larger_one(pair):
 def test_samples_follow_the_same_distribution(pair):
     """A tree of any size is judged by the same rule: with one seed and one size, the same tokens."""
     model, head = pair
-    only = Budget(Prices({1: 1e9, 8: 1.0}, [0.0]), 4, "cpu")
-    only.goes_on = lambda told, iterations: True
+    only = Budget(Prices({1: 1e9, 8: 1.0}, [0.0]), 4)
+    only.goes_on = lambda told, iterations, then: then > iterations
     tokens, _ = decode(Speculator(model, EagleDrafter(head, 8, 3, 4, budget=only)), Sampling(1.0, seed=3))
     assert tokens == decode(Speculator(model, EagleDrafter(head, 8, 3, 4)), Sampling(1.0, seed=3))[0]
 
@@ -157,7 +176,7 @@ def test_a_captured_draft_has_a_budget_too(pair, captured, monkeypatch):
 def test_where_no_draft_pays_few_are_made(pair):
     """One at first, and then one after a pause that makes up for it."""
     _, head = pair
-    budget = Budget(Prices(STEEP, [100.0, 200.0, 300.0]), 4, "cpu")
+    budget = Budget(Prices(STEEP, [100.0, 200.0, 300.0]), 4)
     _, steps = decode(
         Speculator(random_model(context_length=400), EagleDrafter(head, 24, 3, 4, budget=budget)), Greedy(), 80
     )
@@ -184,6 +203,7 @@ def test_a_drafter_tells_its_budget_what_was_accepted(pair):
         (lambda: Prices({8: 1.0}, [1.0]), "times of a pass over one token"),
         (lambda: Prices({1: 1.0}, []), "of a draft of one iteration"),
         (lambda: Prices({1: float("nan")}, [1.0]), "from 0 on"),
+        (lambda: Prices({1: 1.0}, [1.0], read_ms=-1.0), "from 0 on"),
         (lambda: Calibration((0.0, 1.0), (0.5,)), "as many of one as of the other"),
         (lambda: Calibration((0.0, 0.5, 1.0), (0.2, 0.1, 0.3)), "must rise with confidence"),
         (lambda: Calibration((0.1, 1.0), (0.0, 1.0)), "both from 0 to 1"),

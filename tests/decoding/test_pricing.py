@@ -5,7 +5,7 @@ import math
 import pytest
 
 from specquant.decoding import pricing
-from specquant.decoding.budget import Calibration
+from specquant.decoding.budget import Calibration, read_points
 from specquant.decoding.pricing import MOST_TIMED, measured_prices
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
@@ -20,7 +20,7 @@ def prices(context_length: int, iterations: int, top_k: int = 4):
 def test_short_contexts_have_prices_of_what_fits_them(context_length):
     told = prices(context_length, 6)
     assert len(told.draft_ms) == min(6, context_length - 1)
-    assert all(map(math.isfinite, (*told.verify_ms.values(), *told.draft_ms)))
+    assert all(map(math.isfinite, (*told.verify_ms.values(), *told.draft_ms, told.read_ms)))
 
 
 def test_a_context_without_room_for_a_draft_is_refused():
@@ -33,5 +33,6 @@ def test_of_many_iterations_only_the_first_are_timed(monkeypatch):
     monkeypatch.setattr(pricing, "_median_ms", lambda *_: float(next(times)))
     told = prices(96, 60)
     passes = len(told.verify_ms)
-    assert next(times) == passes + MOST_TIMED + 1
+    assert next(times) == passes + MOST_TIMED + 2 + 1  # and a step without and with reading
+    assert told.read_ms == 1 / len(read_points(MOST_TIMED))
     assert [*told.draft_ms] == [float(passes + count) for count in range(1, 61)]

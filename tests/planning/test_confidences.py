@@ -149,7 +149,7 @@ def test_adaptive_trees_lose_little_to_decoding_one_by_one_whatever_confidence_s
 def test_what_is_accepted_again_is_drafted_again():
     prices = Prices({1: 10.0, 3: 10.5}, [1.0, 2.0])
     wrong = ConfidenceTrace(TREE.confidence, TREE.parents, (0,))
-    budget = Budget(prices, 10, "cpu")
+    budget = Budget(prices, 10)
     sizes = []
     for trace in [wrong] * 200 + [TREE] * 400:
         size, iterations = _chosen(trace, budget, 2)

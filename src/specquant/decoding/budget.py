@@ -7,18 +7,20 @@ size. It rises in steps: a few more rows are free until they need another tile.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-import torch
 
 from specquant.errors import SpecquantError
-from specquant.kernels.tree import Proposals
 
 SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
+# Iterations after which the host reads what they drafted, for the card waits meanwhile: on recorded trees this gained
+# most of sixteen ways at 0.05 to 0.15 ms a read.
+READ_AFTER = (3, 4, 6)
 MEMORY = 0.9  # the weight of all earlier drafts, at each further one
 FIRST_RATIO = 0.8  # of what a depth gains to what the one above it does, until drafts have shown it
 TINY = 1e-6
-Told = Sequence[Sequence[float]] | Sequence[np.ndarray]
+Told = Sequence[Sequence[float]] | Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their depths
 FEWEST_STEPS = 8  # before there is a rate
 MOST_LOST = 0.02  # the share of time that goes into trying drafts while none pays; as much may go into learning that
 BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as calibration says
@@ -61,15 +63,17 @@ class Prices:
         draft_ms: Of a draft, by iterations, from 1 on.
         other_ms: Of a step's rest.
         calibration: Of the head that drafts.
+        read_ms: That a step takes longer for each time that the host reads what was drafted so far.
     """
 
     verify_ms: Mapping[int, float]
     draft_ms: Sequence[float]
     other_ms: float = 0.0
     calibration: Calibration = Calibration()
+    read_ms: float = 0.0
 
     def __post_init__(self):
-        times = np.array([*self.verify_ms.values(), *self.draft_ms, self.other_ms], dtype=float)
+        times = np.array([*self.verify_ms.values(), *self.draft_ms, self.other_ms, self.read_ms], dtype=float)
         if 1 not in self.verify_ms or not self.draft_ms or not (np.isfinite(times).all() and (times >= 0).all()):
             raise SpecquantError(
                 "the price of a draft needs times of a pass over one token and of a draft of one iteration, from 0 on"
@@ -80,22 +84,23 @@ class Prices:
         """Of trees, ascending, without that of the root alone."""
         return sorted(size for size in self.verify_ms if size > 1)
 
-    def step_ms(self, size: int, iterations: int) -> float:
+    def step_ms(self, size: int, iterations: int, reads: int = 0) -> float:
         """Of a whole step; without a draft, where there are no iterations."""
         draft_ms = self.draft_ms[min(iterations, len(self.draft_ms)) - 1] if iterations else 0.0
-        return draft_ms + self.verify_ms[size] + self.other_ms
+        return draft_ms + self.verify_ms[size] + self.other_ms + reads * self.read_ms
 
-    def size(self, chances: np.ndarray, iterations: int, rate: float | None = None) -> int:
+    def size(self, chances: np.ndarray, iterations: int, rate: float | None = None, reads: int = 0) -> int:
         """The best size of a tree that is drafted already.
 
         Args:
             chances: Of each node being accepted: first the root's, which is 1, then in the order of confidence.
             iterations: Those that it took.
             rate: Of `worth`.
+            reads: How often the host read on the way.
         """
         expected = np.cumsum(chances)
         sizes = [1, *(size for size in self.sizes if size <= len(chances))]
-        times_ms = np.array([self.step_ms(size, iterations) for size in sizes])
+        times_ms = np.array([self.step_ms(size, iterations, reads) for size in sizes])
         return sizes[int(np.argmax(worth(expected[np.array(sizes) - 1], times_ms, rate)))]
 
 
@@ -109,32 +114,44 @@ def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.
     return expected / times_ms if rate is None else expected - rate * times_ms
 
 
+def read_points(iterations: int, most: int | None = None) -> list[int]:
+    """After how many iterations the host reads what was drafted so far.
+
+    Args:
+        iterations: Those that a draft may have, of which the last is such a point.
+        most: Fewer, where there is no room for as many.
+
+    Returns:
+        Ascending numbers. A draft with room for fewer ends at one of the same numbers, unless all are too large.
+    """
+    points = [*(point for point in READ_AFTER if point < iterations), iterations]
+    most = iterations if most is None else most
+    return [point for point in points if point <= most] or [most]
+
+
 class Budget:
     """Chooses the drafts of one drafter, step by step, by `Prices`.
 
     Whether a step has a draft at all depends on what earlier drafts were worth. How many iterations and nodes a draft
-    gets depends on its own confidence, which the host reads after each iteration. The calibrated chances are multiplied
-    by what was accepted of the latest drafts over what was expected (`learn`): a head may be too sure of a text.
+    gets depends on its own confidence, which the host reads now and then (`read_points`). The calibrated chances are
+    multiplied by what was accepted of the latest drafts over what was expected (`learn`): a head may be too sure of a
+    text.
 
     Args:
         prices: What steps cost.
         top_k: Of the drafter: it says which level a proposal is of.
-        device: Of its head.
     """
 
-    def __init__(self, prices: Prices, top_k: int, device: torch.device | str):
+    def __init__(self, prices: Prices, top_k: int):
         self.prices, self.top_k = prices, top_k
         self.largest = max(prices.sizes, default=1)
-        points = prices.calibration
-        self._points = [
-            torch.tensor(each, dtype=torch.float32, device=device) for each in (points.confidence, points.chance)
-        ]
         self._sums, self._steps = np.zeros(2), 0  # expected tokens and milliseconds of all steps
         self._drafts = np.zeros(2)  # of those with a draft, the latest ones most
         self._ratios = [FIRST_RATIO] * (len(prices.draft_ms) + 1)  # by depth, what the next one gains over its frontier
         self._waits, self._latest_ms = 0, 0.0  # steps since a draft, and what that took
         self._accepted = np.full(2, BELIEVED)  # drafted tokens that were, and that were expected, the latest ones most
         self._expected = 0.0  # of the latest draft
+        self._read_after: list[int] = []  # iterations of the draft that is being made
         self._tries = False  # whether the draft is one that is tried while none pays: as calibrated, to learn from it
 
     @property
@@ -177,36 +194,31 @@ class Budget:
         self._sums += (expected, time_ms)
         self._steps += 1
 
-    def confidence(self, proposals: Proposals) -> torch.Tensor:
-        """What the host must know of proposals, on their device: the chances of the likeliest nodes in order, then
-        their depths, [2, n], fp32."""
-        n = len(proposals.scores)
-        scores, nodes = proposals.scores.float().topk(min(self.largest, n))
-        x, y = self._points
-        p = scores.exp()
-        right = torch.searchsorted(x, p, right=True).clamp(1, len(x) - 1)
-        share = (p - x[right - 1]) / (x[right] - x[right - 1])
-        chances = y[right - 1] + share * (y[right] - y[right - 1])
-        chances[:1] = 1  # the root's
+    def read(self, scores: np.ndarray) -> Told:
+        """What scores say: log-probabilities of the paths to all proposals, the root's and then level by level."""
+        likeliest = np.argsort(-scores, kind="stable")[: self.largest]
         k = self.top_k
-        depths = torch.where(nodes > k, 2 + (nodes - 1 - k) // (k * k), (nodes > 0).long())
-        return torch.stack((chances, depths.float()))
+        depths = np.where(likeliest > k, 2 + (likeliest - 1 - k) // (k * k), likeliest > 0)
+        return [self.prices.calibration.chances(np.exp(scores[likeliest])), depths]
 
-    def goes_on(self, told: Told, iterations: int) -> bool:
-        """Whether a further iteration pays after so many.
+    def goes_on(self, told: Told, iterations: int, then: int) -> bool:
+        """Whether further iterations pay. To be asked once after each `read` of a draft.
 
         Args:
-            told: `confidence` of what they drafted.
+            told: What they drafted (`read`).
             iterations: Their number.
+            then: Their number at the next read; where it is none more, or not priced, they do not.
         """
         chances, depths = self._chances(told), np.array(told[1])
-        if iterations > 1:  # what the latest one made of the frontier before it
-            gained = chances[depths == iterations].sum() / max(self._frontier(chances, depths, iterations - 1), TINY)
-            self._ratios[iterations - 1] += (1 - MEMORY) * (gained - self._ratios[iterations - 1])
-        if iterations >= len(self.prices.draft_ms):
+        first = self._read_after[-1] if self._read_after else 1
+        self._read_after.append(iterations)
+        levels = [self._frontier(chances, depths, depth) for depth in range(first, iterations + 1)]
+        for depth, (above, below) in enumerate(pairwise(levels), start=first):
+            self._ratios[depth] += (1 - MEMORY) * (below / max(above, TINY) - self._ratios[depth])
+        if not iterations < then <= len(self.prices.draft_ms):
             return False
-        gain = self._frontier(chances, depths, iterations) * self._ratios[iterations]
-        more_ms = self.prices.draft_ms[iterations] - self.prices.draft_ms[iterations - 1]
+        gain = levels[-1] * float(np.cumprod(self._ratios[iterations:then]).sum())
+        more_ms = self.prices.draft_ms[then - 1] - self.prices.draft_ms[iterations - 1] + self.prices.read_ms
         rate = self.rate
         if rate is None:
             return gain > more_ms * chances.sum() / self.prices.step_ms(self.largest, iterations)
@@ -218,11 +230,11 @@ class Budget:
 
     def size(self, told: Told, iterations: int) -> int:
         """The size of the tree that was just drafted; arguments are those of `goes_on`."""
-        chances = self._chances(told)
-        size = self.prices.size(chances, iterations, self.rate)
-        spent = chances[:size].sum(), self.prices.step_ms(size, iterations)
+        chances, reads = self._chances(told), len(self._read_after)
+        size = self.prices.size(chances, iterations, self.rate, reads)
+        spent = chances[:size].sum(), self.prices.step_ms(size, iterations, reads)
         self._count(*spent)
-        self._waits, self._latest_ms = 0, spent[1]
+        self._waits, self._latest_ms, self._read_after = 0, spent[1], []
         self._expected = float(np.sum(told[0][1:size]))
         self._drafts = MEMORY * self._drafts + spent
         return size

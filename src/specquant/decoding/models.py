@@ -198,7 +198,7 @@ class Models:
             if plan.draft_size != ADAPTIVE:
                 return EagleDrafter(head, *plan.tree, settings.top_k, vocab_size)
             prices = self.prices(f"{kind}_{which}", plan.iterations, settings.top_k)
-            budget = Budget(prices, settings.top_k, head.device)
+            budget = Budget(prices, settings.top_k)
             return EagleDrafter(head, budget.largest, plan.iterations, settings.top_k, vocab_size, budget)
 
         return assemble(plan, self, trees, settings)

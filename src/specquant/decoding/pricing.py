@@ -8,12 +8,13 @@ from time import perf_counter
 import torch
 
 from specquant.decoding.acceptance import Greedy
-from specquant.decoding.budget import SIZES, Calibration, Prices
+from specquant.decoding.budget import SIZES, Budget, Calibration, Prices, Told, read_points
 from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.models.eagle import DraftHead
 from specquant.models.graphs import GraphedLlama
-from specquant.models.llama import Llama, causal_mask
+from specquant.models.llama import Llama
 
 CONTEXT = 32  # tokens in the cache; a pass hardly grows with it while it is read much less than the weights are
 REPEATS = 5
@@ -24,7 +25,8 @@ MOST_TIMED = 8  # iterations: each further one takes as long as those did
 def measured_prices(
     model: Llama | GraphedLlama, head: DraftHead, iterations: int, top_k: int, vocab_size: int, calibration: Calibration
 ) -> Prices:
-    """Time a model's passes by draft size, and its head's drafts by iterations, up to as many as are given.
+    """Time a model's passes by draft size, its head's drafts by iterations, up to as many as are given, and how much
+    longer a step takes in which the host reads what is drafted.
 
     Args:
         model: That verifies.
@@ -48,25 +50,50 @@ def measured_prices(
     layers = head.feature_layers
     _, handed = model.run_prompt(tokens[:-1], cache, layers)
 
-    def verify(size: int) -> None:
-        rows = torch.zeros(size, dtype=torch.int64, device=model.device)
+    def verify(tree: DraftTree) -> None:
         cache.truncate(context)
-        features, _ = model.run(rows, rows + context, cache, causal_mask(size, model.device), layers)
+        known = tree.tokens.clamp(max=model.config.vocab_size - 1)
+        features, _ = model.run(known, torch.full_like(known, context), cache, tree.ancestors, layers)
         model.logits(features)
 
-    verify_ms = {size: _median_ms(partial(verify, size), model.device) for size in sizes}
-    drafter = EagleDrafter(head, max(sizes), iterations, top_k, vocab_size)
-    drafter.start(tokens.tolist(), handed, Greedy())
+    def median_ms(run: Callable[[], object]) -> float:
+        return _median_ms(run, model.device)
 
-    def draft(count: int) -> None:
-        drafter.cache.truncate(max(context - 4, 0))
-        drafter.propose(count)
-
+    verify_ms = {size: median_ms(partial(verify, DraftTree.sequence(tokens[:1].repeat(size)))) for size in sizes}
     timed = min(iterations, MOST_TIMED)
-    draft_ms = [_median_ms(partial(draft, count), model.device) for count in range(1, timed + 1)]
+    draws = {
+        budget: EagleDrafter(head, max(sizes), timed, top_k, vocab_size, budget)
+        for budget in (None, _ReadsAll(Prices(verify_ms, [0.0] * timed, calibration=calibration), top_k))
+    }
+
+    def draft(drafter: EagleDrafter, count: int) -> DraftTree:
+        drafter.cache.truncate(max(context - 4, 0))
+        return drafter.propose(count)
+
+    for drafter in draws.values():
+        drafter.start(tokens.tolist(), handed, Greedy())
+    plain, read = draws.values()
+    draft_ms = [median_ms(partial(draft, plain, count)) for count in range(1, timed + 1)]
+
+    def step(drafter: EagleDrafter) -> None:
+        verify(draft(drafter, timed))
+
+    plain_ms, read_ms = (median_ms(partial(step, drafter)) for drafter in (plain, read))
     each_ms = max(0.0, draft_ms[-1] - draft_ms[0]) / max(timed - 1, 1)
     draft_ms += [draft_ms[-1] + more * each_ms for more in range(1, iterations - timed + 1)]
-    return Prices(verify_ms, draft_ms, 0.0, calibration)
+    return Prices(verify_ms, draft_ms, 0.0, calibration, max(0.0, read_ms - plain_ms) / len(read_points(timed)))
+
+
+class _ReadsAll(Budget):
+    """Reads as often as any budget does, and chooses the largest draft."""
+
+    def goes_on(self, told: Told, iterations: int, then: int) -> bool:
+        super().goes_on(told, iterations, then)
+        return then > iterations
+
+    def size(self, told: Told, iterations: int) -> int:
+        super().size(told, iterations)
+        return self.largest
 
 
 def _median_ms(run: Callable[[], object], device: torch.device) -> float:

@@ -1,7 +1,8 @@
 """Are adaptive draft sizes faster than the best fixed one? At true size, on recorded trees."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from specquant.decoding.budget import Prices
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import TracedBudget, TracedTrees
+from specquant.decoding.generation import Generation
 from specquant.decoding.method import ADAPTIVE
 from specquant.decoding.pricing import measured_prices
 from specquant.decoding.replay import ConfidenceTrace, Replay
@@ -20,17 +22,19 @@ from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.replay import SyntheticModels, decode, random_prompt
 from specquant.measure.throughput import measurements
+from specquant.models import graphs
 from specquant.models.device import default_dtype
 from specquant.models.eagle import describe_head, head_scheme
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config
-from specquant.planning.confidences import RECORDED, TOP_K, fit_calibration, read_confidences, simulate
+from specquant.planning.confidences import RECORDED, TOP_K, best_static, fit_calibration, read_confidences, simulate
 from specquant.quant import get_scheme
 from specquant.tables.results import read_results
 from specquant.tables.schemas import TABLES
 
 STATIC = ((8, 2), (16, 3), (24, 3), (32, 4), (48, 6), (60, 6))  # nodes and iterations, the probes of a calibration
 MOST_ITERATIONS = 6
+MOST_RUNS = 8
 COLUMNS = (*TABLES["adaptive"].schema.columns,)
 CHOICES = ("one by one", "static", "adaptive")
 
@@ -117,7 +121,8 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 def decoded(
     models: SyntheticModels, parameters: Parameters, texts: list[list[ConfidenceTrace]], prices: Prices
 ) -> Iterator[dict[str, Any]]:
-    """A row for each choice. predicted_tokens_per_s: by the prices, which were measured before, on the same traces."""
+    """A row for each choice, the best static one by the prices among them. predicted_tokens_per_s: by the prices, which
+    were measured before, on the same traces."""
     vocab_size = models.target.config.vocab_size
     prompt = random_prompt(vocab_size, parameters.prompt_length, parameters.seed)
     traces = [trace for text in texts for trace in text]
@@ -127,7 +132,7 @@ def decoded(
             return Speculator(models.target)
         budget, size = None, tree[0]
         if tree[0] == ADAPTIVE:
-            budget = TracedBudget(prices, TOP_K, models.head.device)
+            budget = TracedBudget(prices, TOP_K)
             size = budget.largest
         drafter = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget)
         return Speculator(models.target, TracedTrees(drafter, traces))
@@ -135,17 +140,30 @@ def decoded(
     adaptive = (ADAPTIVE, MOST_ITERATIONS)
     plans = [
         (CHOICES[0], (1, 0)),
-        *((CHOICES[1], tree) for tree in STATIC),
+        *((CHOICES[1], tree) for tree in dict.fromkeys((*STATIC, best_static(texts, prices)[0])) if tree[1]),
         *((each, adaptive) for each in CHOICES[2:]),
     ]
     for choice, tree in plans:
         level = speculator(choice, tree)
         decode(level, prompt, Replay([0.0], 0.0), parameters.new_tokens if tree[1] else 16)  # captures graphs
-        generation = decode(level, prompt, Replay([0.0], 0.0), parameters.new_tokens)
+        generation = without_captures(partial(decode, level, prompt, Replay([0.0], 0.0), parameters.new_tokens))
         expected = simulate(texts, prices, None if tree == adaptive else tree)
         about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
         told = {"predicted_tokens_per_s": 1e3 * expected.tokens_per_ms}
         yield {name: value for name, value in (about | measurements(generation) | told).items() if name in COLUMNS}
+
+
+def without_captures(decoded: Callable[[], Generation]) -> Generation:
+    """The first run in which no CUDA graph was made: what a budget learns may ask for sizes that it never chose before.
+
+    Raises SpecquantError where each of many runs made some.
+    """
+    for _ in range(MOST_RUNS):
+        before = graphs.captures
+        generation = decoded()
+        if graphs.captures == before:
+            return generation
+    raise SpecquantError(f"each of {MOST_RUNS} runs made new CUDA graphs, so no time is that of steps alone")
 
 
 MEASURE = Measure((TABLES["adaptive"],), Parameters, run, "CUDA events and host clock, sum")

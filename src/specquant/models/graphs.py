@@ -130,10 +130,15 @@ class CapturedCache:
         """Room is checked before the graph is replayed."""
 
 
+captures = 0  # graphs that this process made: a time in which one was made is not that of a step
+
+
 def capture(
     run: Callable[[], tuple[torch.Tensor, ...]], pool: tuple[int, int]
 ) -> tuple[Callable[[], None], tuple[torch.Tensor, ...]]:
     """A CUDA graph of what `run` launches: how to replay it, and the tensors to which it then writes the results."""
+    global captures
+    captures += 1
     run()  # compiles kernels and makes what outlives the pass; neither may happen during capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):

@@ -1,6 +1,7 @@
 """What confidence is worth (confidences.csv): the chance of acceptance by it, and what trees of any size would gain."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from specquant.decoding.budget import SIZES, Budget, Calibration, Prices
+from specquant.decoding.budget import SIZES, Budget, Calibration, Prices, read_points
 from specquant.decoding.drafters.replay import told_of
 from specquant.decoding.method import ADAPTIVE, Costs
 from specquant.decoding.models import Models
@@ -132,15 +133,16 @@ def simulate(
         tree: Nodes and iterations of static trees; None where a `Budget` chooses.
     """
     tokens, steps, sizes, counts, drafts, passes = 0, 0, 0, 0, 0.0, 0.0
-    budget = Budget(prices, TOP_K, "cpu")
+    budget, most = Budget(prices, TOP_K), min(MOST_ITERATIONS, len(prices.draft_ms))
     for text in texts:
         for trace in text:
-            size, iterations = tree or _chosen(trace, budget, min(MOST_ITERATIONS, len(prices.draft_ms)))
+            size, iterations = tree or _chosen(trace, budget, most)
+            reads = 0 if tree or not iterations else 1 + read_points(most).index(iterations)
             accepted = trace.within(iterations).accepted_length(size)
             budget.learn(accepted - 1)
             tokens += accepted
             steps, sizes, counts = steps + 1, sizes + size, counts + iterations
-            drafts += prices.step_ms(size, iterations) - prices.step_ms(size, 0)
+            drafts += prices.step_ms(size, iterations, reads) - prices.step_ms(size, 0)
             passes += prices.verify_ms[size]
     if not steps:
         raise SpecquantError("there are no recorded trees to simulate with: record them (specquant bench confidences)")
@@ -152,9 +154,9 @@ def _chosen(trace: ConfidenceTrace, budget: Budget, most: int) -> tuple[int, int
     """Nodes and iterations that a budget gives a recorded tree."""
     if not budget.drafts():
         return 1, 0
-    for iterations in range(1, most + 1):
+    for iterations, then in pairwise((*read_points(most), 0)):
         told = told_of(trace, iterations, budget.prices.calibration)
-        if not budget.goes_on(told, iterations):
+        if not budget.goes_on(told, iterations, then):
             break
     return budget.size(told, iterations), iterations
 

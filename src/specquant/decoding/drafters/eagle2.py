@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.budget import Budget
+from specquant.decoding.budget import Budget, read_points
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.method import (
     ADAPTIVE,
@@ -142,16 +143,17 @@ class EagleDrafter(Drafter):
         return tree
 
     def _adaptive(self, tokens: list[int], most: int, budget: Budget) -> DraftTree:
-        """A tree with as many iterations and nodes as its budget chooses, for which the host waits after each."""
+        """A tree with as many iterations and nodes as its budget chooses, for which the host waits now and then."""
+        points = read_points(self.iterations, most)
         if self._graphs is None:
-            growths = self.growths(on_device(tokens, self.head.device), self.cache)
+            growths = self.growths(on_device(tokens, self.head.device), self.cache, points)
         else:
             if len(tokens) not in self._growing:
                 self._growing[len(tokens)] = CapturedGrowth(self, len(tokens), self._pool)
-            growths = self._growing[len(tokens)].run(tokens, self.cache.length)
-        for iterations, growth in enumerate(growths, start=1):
-            told = growth.told.tolist()
-            if not budget.goes_on(told, iterations) or iterations == most:
+            growths = self._growing[len(tokens)].run(tokens, self.cache.length, points)
+        for iterations, then, growth in zip(points, [*points[1:], 0], growths, strict=False):
+            told = budget.read(self.drafted(growth, iterations).scores.cpu().numpy())
+            if not budget.goes_on(told, iterations, then):
                 break
         self.cache.length = self.known
         self.latest_iterations = iterations
@@ -168,11 +170,14 @@ class EagleDrafter(Drafter):
             growth = self.grow(growth, level, cache)
         return rerank(growth.proposals, self.draft_size)
 
-    def growths(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache) -> Iterator["Growth"]:
-        """As `draft`, iteration by iteration, each made when it is asked for."""
+    def growths(
+        self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, points: Sequence[int]
+    ) -> Iterator["Growth"]:
+        """As `draft`, after each of some numbers of iterations, which are made when it is asked for."""
         growth = self.root(tokens, cache, self.iterations)
-        for level in range(self.iterations):
-            growth = self.grow(growth, level, cache)
+        for first, end in pairwise((0, *points)):
+            for level in range(first, end):
+                growth = self.grow(growth, level, cache)
             yield growth
 
     def root(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> "Growth":
@@ -180,20 +185,17 @@ class EagleDrafter(Drafter):
         outputs, positions = self._run_confirmed(tokens, cache)
         outputs, positions = outputs[-1:], positions[-1:].repeat(self.top_k)
         proposals = Proposals.under(tokens[-1:], self._nodes(iterations), compute_dtype(outputs))
-        return Growth(outputs, positions, proposals, Frontier.root(proposals), outputs)
+        return Growth(outputs, positions, proposals, Frontier.root(proposals))
 
     def grow(self, growth: "Growth", level: int, cache: KVCache | graphs.CapturedCache) -> "Growth":
         """One iteration more; `level` were made."""
-        outputs, positions, proposals, frontier, told = growth
+        outputs, positions, proposals, frontier = growth
         if level:
             tokens, features = self._readable(frontier.tokens), outputs[frontier.parents]
             outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
         log_p, children = self.head.likeliest(outputs, self.top_k, self.known_tokens)
         frontier = expand(proposals, self._nodes(level), frontier, log_p, children)
-        growth = Growth(outputs, positions, proposals, frontier, told)
-        if self.budget is None:
-            return growth
-        return growth._replace(told=self.budget.confidence(self.drafted(growth, level + 1)))
+        return Growth(outputs, positions, proposals, frontier)
 
     def drafted(self, growth: "Growth", iterations: int) -> Proposals:
         """The proposals of so many iterations."""
@@ -238,50 +240,51 @@ class CapturedDraft:
 class Growth(NamedTuple):
     """A draft between two iterations.
 
-    outputs: of the head, [rows, hidden]. positions: int64 [top_k], of the root. told: what a budget goes by, where
-    there is one.
+    outputs: of the head, [rows, hidden]. positions: int64 [top_k], of the root.
     """
 
     outputs: torch.Tensor
     positions: torch.Tensor
     proposals: Proposals
     frontier: Frontier
-    told: torch.Tensor
 
     def flat(self) -> tuple[torch.Tensor, ...]:
-        return (self.outputs, self.positions, *self.proposals, *self.frontier, self.told)
+        return (self.outputs, self.positions, *self.proposals, *self.frontier)
 
     @classmethod
     def of(cls, parts: Sequence[torch.Tensor]) -> "Growth":
-        return cls(parts[0], parts[1], Proposals(*parts[2:5]), Frontier(*parts[5:10]), parts[10])
+        return cls(parts[0], parts[1], Proposals(*parts[2:5]), Frontier(*parts[5:10]))
 
 
 class CapturedGrowth:
-    """As `CapturedDraft`, with a graph for each iteration, captured when it is first asked for."""
+    """As `CapturedDraft`, with a graph for the iterations up to each point, captured when it is first asked for."""
 
     def __init__(self, drafter: EagleDrafter, rows: int, pool: tuple[int, int]):
         self.drafter, self.pool = drafter, pool
         self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
         self.cache = graphs.CapturedCache(drafter.cache, self.inputs[:1])
-        self.stages: list[tuple[Callable[[], None], Growth]] = []
+        self.parts: dict[int, tuple[Callable[[], None], Growth]] = {}  # by the point that each ends at
 
-    def run(self, tokens: list[int], length: int) -> Iterator[Growth]:
-        """What each iteration drafts behind `length` rows in the head's cache."""
+    def run(self, tokens: list[int], length: int, points: Sequence[int]) -> Iterator[Growth]:
+        """What is drafted at each of some points (`read_points`) behind `length` rows in the head's cache."""
         self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
-        for level in range(self.drafter.iterations):
-            if level == len(self.stages):
-                replay, parts = graphs.capture(partial(self._stage, level), self.pool)
-                self.stages.append((replay, Growth.of(parts)))
-                self.inputs[:1].fill_(length + (len(tokens) if level else 0))  # capturing ran the iteration, too
-            replay, growth = self.stages[level]
+        for first, end in pairwise((0, *points)):
+            if end not in self.parts:
+                replay, parts = graphs.capture(partial(self._part, first, end), self.pool)
+                self.parts[end] = replay, Growth.of(parts)
+                self.inputs[:1].fill_(length + (len(tokens) if first else 0))  # capturing ran the iterations, too
+            replay, growth = self.parts[end]
             replay()
             yield growth
 
-    def _stage(self, level: int) -> tuple[torch.Tensor, ...]:
-        before = self.stages[level - 1][1] if level else None
-        if before is None:
-            before = self.drafter.root(self.inputs[1:], self.cache, self.drafter.iterations)
-        return self.drafter.grow(before, level, self.cache).flat()
+    def _part(self, first: int, end: int) -> tuple[torch.Tensor, ...]:
+        if first:
+            growth = self.parts[first][1]
+        else:
+            growth = self.drafter.root(self.inputs[1:], self.cache, self.drafter.iterations)
+        for level in range(first, end):
+            growth = self.drafter.grow(growth, level, self.cache)
+        return growth.flat()
 
 
 def _as_draft(tree: Tree) -> DraftTree:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -51,20 +52,19 @@ class ReplayedTrees(Drafter):
 
 
 class TracedBudget(Budget):
-    """Chooses by a recorded tree, as if the head had said that."""
+    """Chooses by a recorded tree, as if the head had said that, and takes as long as by the head."""
 
     trace: ConfidenceTrace
 
-    def goes_on(self, told: Told, iterations: int) -> bool:
-        return super().goes_on(told_of(self.trace, iterations, self.prices.calibration), iterations)
-
-    def size(self, told: Told, iterations: int) -> int:
-        recorded = told_of(self.trace, iterations, self.prices.calibration)
-        return min(super().size(recorded, iterations), len(told[0]))
+    def read(self, scores: np.ndarray) -> Told:
+        said, k = super().read(scores), self.top_k
+        recorded = told_of(self.trace, 1 + (len(scores) - 1 - k) // (k * k), self.prices.calibration)
+        return [part[: len(said[0])] for part in recorded]
 
 
+@cache
 def told_of(trace: ConfidenceTrace, iterations: int, calibration: Calibration) -> list[np.ndarray]:
-    """What `Budget.confidence` would say of so many iterations of a recorded tree."""
+    """What `Budget.read` would say of so many iterations of a recorded tree."""
     part = trace.within(iterations)
     return [calibration.chances(part.confidence), part.depths]
 
