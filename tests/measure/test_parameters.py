@@ -14,6 +14,7 @@ from specquant.measure import adaptive, quality, tasks
 from specquant.measure.measure import Measure, record
 from specquant.measure.parameters import Common
 from specquant.models.options import ModelOptions
+from specquant.tables.sources import kernels_sha256
 from tests.questions import write_questions
 
 
@@ -39,6 +40,15 @@ def test_recorded_trees_of_the_same_name_are_told_apart(small_models, tmp_path):
     digests = [each.same()["confidences_sha256"] for each in (chosen, other)]
     assert digests == [sha256_of(chosen.confidences), sha256_of(other.confidences)]
     assert digests[0] != digests[1]
+
+
+def test_answers_of_a_gpu_share_their_kernels(small_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "device_name", lambda device: "a GPU")
+    parameters = tasks.Parameters(
+        "gsm8k", ModelOptions(small_models / "target"), data_dir=write_questions(tmp_path / "questions")
+    )
+    assert parameters.same("cuda")["kernels_sha256"] == kernels_sha256()
+    assert "kernels_sha256" not in parameters.same("cpu")
 
 
 def test_the_text_that_heads_count_tokens_in_is_shared_by_its_content(small_models, tmp_path):

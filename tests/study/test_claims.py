@@ -123,6 +123,8 @@ def test_assumptions_are_those_that_the_code_makes(evidence):
 @pytest.mark.parametrize(("page", "short"), [(claims.README, True), (claims.PAGE, False)])
 def test_the_pages_show_the_table(page, short):
     text = (project_root() / page).read_text()
+    if not short:
+        assert all(f"`{name}.csv` `" in text for name in ("verify_cost", "drafting", "replayed"))
     table = claims.shown(claims.read_claims(), "README")
     assert claims.with_list(text, table, page, short) == text
     assert all(claim.partition(":")[0] in text for claim in table.claim)

@@ -31,6 +31,7 @@ from specquant.planning.confidences import calibrate_heads
 from specquant.progress import tqdm
 from specquant.tables.provenance import device_name, node_of_job, without_local_paths
 from specquant.tables.results import write_results
+from specquant.tables.sources import FIELD, kernels_sha256, needs_kernels
 from specquant.tables.speed import over_questions
 
 WARM_UP_TOKENS = 16
@@ -103,6 +104,7 @@ class Parameters:
             "head_text": Path(text).name if text else None,
             **({"head_text_sha256": sha256_of(text)} if text else {}),
             "device": device_name(device),
+            **({FIELD: kernels_sha256()} if needs_kernels(device, CLOCK) else {}),
             **({"row_invariant": True} if models.row_invariant else {}),
             "sandbox": sandbox,
         }

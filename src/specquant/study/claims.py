@@ -17,12 +17,13 @@ import pandas as pd
 
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.files import resolve, write_file
+from specquant.files import resolve, with_part, write_file
 from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
+from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results
 from specquant.tables.style import SCHEMES, mark
@@ -31,6 +32,8 @@ from specquant.tables.verify_cost import KEYS
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
+RECORDED = "data/recorded/h200"
+TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
 FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
@@ -61,7 +64,7 @@ class Evidence:
     assumptions: pd.DataFrame
 
     @classmethod
-    def read(cls, recorded: str | Path = "data/recorded/h200", data_dir: str | Path = "data") -> "Evidence":
+    def read(cls, recorded: str | Path = RECORDED, data_dir: str | Path = "data") -> "Evidence":
         """Raises SpecquantError where a table is missing or broken."""
         recorded, data_dir = resolve(recorded), resolve(data_dir)
         passes = read_results(recorded / "verify_cost.csv")
@@ -302,12 +305,19 @@ def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short:
     Raises:
         SpecquantError: The markers are not there.
     """
-    begin, end = MARKERS
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise SpecquantError(f"{where} lacks the lines {begin} and {end}, in this order: put them where the claims go")
     lines = table.to_dict("records")
-    told = _rows(lines) if short else "".join(map(_item, lines))
-    return f"{text[: text.index(begin)]}{begin}\n{told}{text[text.index(end) :]}"
+    told = _rows(lines) if short else f"{''.join(map(_item, lines))}\n{_kernels()}\n"
+    return with_part(text, MARKERS, told, where)
+
+
+def _kernels() -> str:
+    """With which kernels the tables were measured that answer, in lines of at most WIDTH columns."""
+    told = [
+        f"`{name}.csv` {' and '.join(f'`{state}`' for state in states_of(read_provenance(f'{RECORDED}/{name}.csv')))}"
+        for name in TABLES
+    ]
+    said = "Kernels by which the tables behind ours were measured (a digest of their sources): " + ", ".join(told)
+    return textwrap.fill(f"{said}.", WIDTH) + "\n"
 
 
 def _item(line: dict[str, str]) -> str:
