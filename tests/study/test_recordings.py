@@ -2,17 +2,21 @@ import json
 import shlex
 import signal
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
 
 from specquant.cli import command_line, parsed
+from specquant.commands.measures import NAMES
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.measure.executors import chosen
 from specquant.study import recordings
 from specquant.tables.results import read_results
 from specquant.tables.sources import kernels_sha256
 
+FILES = {command: file for file, command in NAMES.items()}
 QUICK = "peer-decoding --model data/tiny/target --new-tokens 12 --processes 1 --device cpu"
 
 
@@ -22,6 +26,18 @@ def test_every_command_is_one_of_this_project(card):
     assert len(set(every)) == len(every)
     for command in every:
         parsed(command_line(), ["bench", *shlex.split(command), "--out", "out"])
+
+
+@pytest.mark.parametrize("folder", ["cpu", "h200"])
+def test_every_recorded_table_is_one_of_a_command(folder):
+    """A table that no command of the list writes is never recorded again."""
+    written = {"ceilings"} if folder != "cpu" else set()  # which `bench kernels` writes as well
+    for command in recordings.commands(folder):
+        name = command.split()[0].replace("-", "_")
+        module = import_module(f"specquant.measure.{FILES.get(name, name)}")
+        written |= {table.name for table in module.MEASURE.tables}
+    recorded = {path.stem for path in (project_root() / "data/recorded" / folder).glob("*.csv")}
+    assert recorded <= written
 
 
 @pytest.fixture
