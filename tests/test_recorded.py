@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import subprocess
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from itertools import takewhile
 
@@ -11,6 +13,8 @@ import pytest
 
 from specquant.cli import main
 from specquant.files import project_root
+from specquant.study.kernels_used import MARKERS, write_kernels_used
+from specquant.tables.sources import digest_of_sources, needs_kernels
 
 DATA = project_root() / "data"
 # Tables whose JSON has a caveat, and why they are kept all the same. A session on the card records them again.
@@ -83,6 +87,62 @@ def test_what_is_kept_in_spite_of_a_caveat_is_listed_here():
     assert with_one == set(WITH_A_CAVEAT)
     by_none = {path.relative_to(DATA).as_posix() for path in (DATA / "published").glob("spec*quant_*.csv")}
     assert by_none == set(WITHOUT_A_COMMAND)
+
+
+def of_a_gpu(table) -> bool:
+    record = provenance_of(table)
+    return bool(record["driver"]) and needs_kernels("cuda", record["clock"])
+
+
+@pytest.mark.parametrize(
+    "table", [*filter(of_a_gpu, RECORDED)], ids=lambda path: path.relative_to(DATA).with_suffix("").as_posix()
+)
+def test_it_was_measured_with_the_kernels_of_its_commit(table):
+    record = provenance_of(table)
+    commits, told = (
+        value if isinstance(value, list) else [value] for value in (record["commit"], record.get("kernels_sha256"))
+    )
+    if record["uncommitted_changes"]:
+        assert told == [None], "of files that differed from the commit nobody knows the digest"
+        return
+    found = [kernels_of(commit) for commit in commits]
+    if None in found:
+        pytest.skip("its commit is not in this clone, or there is no git")
+    assert sorted(set(found)) == sorted(told)
+
+
+@cache
+def kernels_of(commit: str) -> str | None:
+    """The digest of the kernels as they were at a commit; None where this clone does not know it."""
+    place = f"{commit}:src/specquant/kernels"
+    try:
+        names = git("ls-tree", "--name-only", place).decode().split()
+        return digest_of_sources(
+            {name: git("show", f"{place}/{name}") for name in names if name.endswith((".py", ".json"))}
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def git(*words: str) -> bytes:
+    return subprocess.run(["git", *words], cwd=project_root(), capture_output=True, check=True).stdout
+
+
+def test_the_readme_says_which_tables_are_of_which_kernels(tmp_path):
+    """Run `specquant claims` where it does not."""
+    assert write_kernels_used() == []
+    page = tmp_path / "data/recorded/README.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("\n".join(MARKERS))
+    for name, kernels in {"a": "12345678", "b": ["12345678", "87654321"], "c": None}.items():
+        record = {"device": "GPU", "driver": "1", "clock": "events", "date": "2026-11-29T10:00:00+00:00"}
+        (page.parent / f"{name}.csv").touch()
+        (page.parent / f"{name}.json").write_text(json.dumps(record | {"kernels_sha256": kernels}))
+    assert write_kernels_used(tmp_path) == [page]
+    told = page.read_text()
+    assert "| `12345678` | 2026-11-29 | `a.csv`, `b.csv` (some rows) |" in told
+    assert "| `87654321` | 2026-11-29 | `b.csv` (some rows) |" in told
+    assert "| not known: files differed from the commit | 2026-11-29 | `c.csv` |" in told
 
 
 @pytest.mark.parametrize("folder", ["recorded", "published"])

@@ -61,6 +61,17 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         raise SpecquantError(f"cannot read {what} {path} ({error}): give a UTF-8 text file") from None
 
 
+def with_part(text: str, markers: tuple[str, str], told: str, where: str | os.PathLike) -> str:
+    """A page's text with `told` between its markers, two lines.
+
+    Raises SpecquantError that names the page `where` the markers are not there, in their order.
+    """
+    begin, end = markers
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SpecquantError(f"{where} lacks the lines {begin} and {end}, in this order: put them where its list goes")
+    return f"{text[: text.index(begin)]}{begin}\n{told}{text[text.index(end) :]}"
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's content; a relative path is below the project root.
 

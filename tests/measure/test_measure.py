@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.measure import measure as engine
 from specquant.measure.measure import record
 from specquant.measure.verify_cost import MEASURE, Parameters
 from specquant.study import read_provenance, read_results
+from specquant.tables import provenance
 
 
 def parameters(small_models, **options) -> Parameters:
@@ -25,6 +27,24 @@ def test_each_process_is_a_fresh_interpreter_and_the_table_holds_all(small_model
     provenance = read_provenance(path)
     assert provenance["parameters"]["repeats"] == 2
     assert provenance["clock"] == MEASURE.clock
+
+
+def test_a_gpu_s_table_is_not_gone_on_with_by_other_kernels(small_models, tmp_path, in_process, monkeypatch):
+    for module in (engine, provenance):
+        monkeypatch.setattr(module, "needs_kernels", lambda device, clock: clock == MEASURE.clock)
+        monkeypatch.setattr(module, "kernels_sha256", lambda: "first")
+    path = record(MEASURE, parameters(small_models, processes=1, blocks=1), tmp_path)
+    assert read_provenance(path)["kernels_sha256"] == "first"
+    record(MEASURE, parameters(small_models, processes=2, blocks=1), tmp_path)
+    assert len(in_process) == 2
+    for module in (engine, provenance):
+        monkeypatch.setattr(module, "kernels_sha256", lambda: "second")
+    before = path.read_bytes()
+    with pytest.raises(SpecquantError, match=r"verify_cost\.csv holds rows measured with other kernels \(commit"):
+        record(MEASURE, parameters(small_models, processes=3, blocks=1), tmp_path)
+    assert path.read_bytes() == before
+    record(MEASURE, parameters(small_models, processes=1, blocks=1), tmp_path, anew=True)
+    assert read_provenance(path)["kernels_sha256"] == "second"
 
 
 def test_a_process_may_use_another_number_of_threads_than_the_one_that_started_it(small_models, tmp_path):

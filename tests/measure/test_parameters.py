@@ -1,5 +1,7 @@
 """Rows of one table were measured with the same files, not with files of one name."""
 
+import json
+import shutil
 from dataclasses import MISSING, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -10,10 +12,12 @@ import pytest
 from specquant import measure
 from specquant.errors import SpecquantError
 from specquant.files import resolve, sha256_of
-from specquant.measure import adaptive, quality, tasks
+from specquant.measure import acceptance, adaptive, quality, tasks, throughput, trees, verify_cost
 from specquant.measure.measure import Measure, record
 from specquant.measure.parameters import Common
 from specquant.models.options import ModelOptions
+from specquant.tables.results import read_provenance, read_results
+from specquant.tables.sources import kernels_sha256
 from tests.questions import write_questions
 
 
@@ -39,6 +43,70 @@ def test_recorded_trees_of_the_same_name_are_told_apart(small_models, tmp_path):
     digests = [each.same()["confidences_sha256"] for each in (chosen, other)]
     assert digests == [sha256_of(chosen.confidences), sha256_of(other.confidences)]
     assert digests[0] != digests[1]
+
+
+def test_a_model_that_changed_under_its_name_is_not_mixed_in(small_models, tmp_path, in_process):
+    """Nor is it hidden from models of other names; the same one elsewhere is the same."""
+    model = shutil.copytree(small_models / "target", tmp_path / "a/target")
+    options = {"weights": "synthetic", "draft_sizes": (1,), "contexts": (8,), "repeats": 1, "warm_up_ms": 0.0}
+    options |= {"processes": 1, "blocks": 1, "device": "cpu"}
+
+    def measured(model: Path, *schemes: str) -> Path:
+        return record(verify_cost.MEASURE, verify_cost.Parameters(str(model), schemes, **options), tmp_path / "out")
+
+    path = measured(model, "fp16")
+    told = read_provenance(path)
+    told["parameters"].pop("digest of target")  # as before there was one: it is known by its name
+    path.with_suffix(".json").write_text(json.dumps(told))
+    shutil.rmtree(path.with_suffix(".parts"))
+    measured(shutil.copytree(model, tmp_path / "b/target"), "fp16", "w8a8")
+    measured(small_models / "intermediate", "fp16")
+    assert set(read_results(path).model) == {"target", "intermediate"}
+    assert {"digest of target", "digest of intermediate"} <= set(read_provenance(path)["parameters"])
+    weights = tmp_path / "b/target/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(SpecquantError, match=r"holds rows measured with digest of target \w{64}, not \w{64}: choose"):
+        measured(tmp_path / "b/target", "w4a16-g128")
+    assert len(in_process) == 3
+
+
+@pytest.mark.parametrize("changed", ["target", "intermediate", "eagle-target", "eagle-intermediate"])
+def test_every_model_of_a_family_counts(small_models, tmp_path, changed):
+    root = shutil.copytree(small_models, tmp_path / "family")
+    kinds = [(throughput, {"models_dir": root}), (trees, {"models_dir": root})]
+    kinds += [(acceptance, {"model": root / "target", "benchmarks": ()})]
+    before = [module.Parameters(**options).same() for module, options in kinds]
+    (root / changed / "config.json").write_text((root / changed / "config.json").read_text() + " ")
+    name = f"digest of {changed.replace('-', '_')}"
+    for (module, options), old in zip(kinds, before, strict=True):
+        new = module.Parameters(**options).same()
+        assert [key for key in new if new[key] != old[key]] == [name]
+
+
+def test_answers_of_a_model_that_changed_are_refused_and_older_ones_go_by_its_name(small_models, tmp_path):
+    model, data_dir = shutil.copytree(small_models / "target", tmp_path / "target"), write_questions(tmp_path / "data")
+    parameters = tasks.Parameters("gsm8k", ModelOptions(model), ("autoregressive",), data_dir=data_dir, limit=1)
+    parameters = replace(parameters, max_new_tokens=2)
+    lines = tasks.record_benchmark(parameters, tmp_path / "out").with_suffix(".jsonl")
+    row = json.loads(lines.read_text())
+    del row["parameters"]["digest of target"]
+    older = json.dumps(row) + "\n"
+    for content, change in ((lines.read_text(), False), (older, False), (older, True)):
+        lines.write_text(content)
+        (model / "config.json").write_text((model / "config.json").read_text() + " " * change)
+        tasks.record_benchmark(parameters, tmp_path / "out")
+    lines.write_text(json.dumps(row | {"parameters": row["parameters"] | {"digest of target": "0"}}) + "\n")
+    with pytest.raises(SpecquantError, match=r"line 1: measured with digest of target 0, not \w{64}: choose another"):
+        tasks.record_benchmark(parameters, tmp_path / "out")
+
+
+def test_answers_of_a_gpu_share_their_kernels(small_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "device_name", lambda device: "a GPU")
+    parameters = tasks.Parameters(
+        "gsm8k", ModelOptions(small_models / "target"), data_dir=write_questions(tmp_path / "questions")
+    )
+    assert parameters.same("cuda")["kernels_sha256"] == kernels_sha256()
+    assert "kernels_sha256" not in parameters.same("cpu")
 
 
 def test_the_text_that_heads_count_tokens_in_is_shared_by_its_content(small_models, tmp_path):

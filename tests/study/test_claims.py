@@ -9,6 +9,7 @@ from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.measure.replay import Parameters
+from specquant.measure.throughput import kept_lengths
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS
 from specquant.study import claims, read_results
@@ -59,6 +60,25 @@ def test_growth_is_that_of_the_passes(evidence):
         assert row.processes == expected.processes
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16-g128", "w4a8-qoq-g128"])
+def test_accepted_lengths_are_of_other_models_so_the_paper_s_claim_is_not_tested(evidence, scheme):
+    """Also where they are the same within a tenth."""
+    row = of(claims.read_claims(), "Llama-3-8B", scheme, "accepted length, over FP16")
+    kept = kept_lengths(evidence.accepted[evidence.accepted.method == "eagle2"], ["fp16", scheme]).loc[scheme]
+    assert [row.low, row.high] == pytest.approx(kept[["low", "high"]], rel=1e-3)
+    assert row.low < row.our_value < row.high
+    assert abs(row.our_value - 1) < claims.TOLERANCE
+    assert (row.tasks, row.our_model, row.our_card) == (7, "tiny models", "CPU")
+    assert pd.isna(row.processes)
+    assert (row.basis, row.verdict) == (claims.ELSEWHERE, NOT_TESTED)
+    assert ("of SmolLM2" in row.note) == (scheme in set(evidence.smollm2.scheme))
+    assert verdict("unchanged", 1, 1.05, 1.0, 1.1, MEASURED) == REPRODUCED
+    assert verdict("unchanged", 1, 1.2, 1.0, 1.3, MEASURED) == NOT_REPRODUCED
+    told = claims.shown(claims.read_claims().query("tasks > 0"), "01").iloc[0]
+    assert told.iloc[1] == "hardly changed, 1, A100"
+    assert told.iloc[2] == "not measured; 1.00 (0.95 to 1.02, 7 tasks) on tiny models, CPU"
+
+
 def test_a_ratio_of_two_schemes_is_taken_within_each_process(evidence):
     passes = evidence.passes
     slower = passes.process == 1
@@ -92,7 +112,8 @@ def test_what_rests_on_assumed_acceptance_is_never_reproduced():
     assert set(table[assumed].verdict) == {NOT_TESTED}
     assert (table[assumed].over_assumption_low < table[assumed].our_value).all()
     assert (table[assumed].our_value < table[assumed].over_assumption_high).all()
-    assert set(table[~assumed].basis) == {MEASURED, claims.NONE}
+    assert set(table[~assumed].basis) == {MEASURED, claims.NONE, claims.ELSEWHERE}
+    assert set(table[table.basis == claims.ELSEWHERE].verdict) == {NOT_TESTED}
 
 
 def test_the_figure_s_facts_are_the_published_ones():
@@ -123,6 +144,8 @@ def test_assumptions_are_those_that_the_code_makes(evidence):
 @pytest.mark.parametrize(("page", "short"), [(claims.README, True), (claims.PAGE, False)])
 def test_the_pages_show_the_table(page, short):
     text = (project_root() / page).read_text()
+    if not short:
+        assert all(f"`{name}.csv` `" in text for name in ("verify_cost", "drafting", "replayed"))
     table = claims.shown(claims.read_claims(), "README")
     assert claims.with_list(text, table, page, short) == text
     assert all(claim.partition(":")[0] in text for claim in table.claim)

@@ -1,5 +1,6 @@
 """Figures and tables for a paper come from data alone, the same bytes each time."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from matplotlib.figure import Figure
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.files import project_root
-from specquant.study import read_results, write_results
+from specquant.study import paper, read_results, write_results
 from specquant.study.latex import RECORDED_TABLES
 from specquant.study.paper import OTHER_SCHEMES, RECORDED_FIGURES, build_figures
+from specquant.tables.intervals import sample
 from specquant.tables.style import COLUMN_WIDTH_IN, MAIN_SCHEMES, PAGE_WIDTH_IN, SCHEMES, caption, ink, model_label
 from tests.study.test_figures import tables
 
@@ -72,6 +74,20 @@ def test_captions_say_what_the_numbers_rest_on(recorded, tmp_path, no_pictures):
     assert "Weights: synthetic. Acceptance: replayed: trace. Device: " in text
     assert text.strip() in (tmp_path / "figures/README.md").read_text()
     assert caption("Loss.", pd.DataFrame({"loss": [1.0]})) == "Loss."
+
+
+def test_captions_say_how_often_and_with_which_kernels_tables_were_measured(tmp_path):
+    frame, paths = pd.DataFrame({"value": [4.5]}), []
+    record = {"device": "a GPU", "driver": "1", "clock": "events", "repeats": 20}
+    for name, kernels in {"a": "1" * 64, "b": ["1" * 64, "2" * 64], "c": "1" * 64, "d": None}.items():
+        paths.append(tmp_path / f"{name}.csv")
+        paths[-1].with_suffix(".json").write_text(json.dumps(record | {"kernels_sha256": kernels}))
+    a, b, c, d = paths
+    assert paper._caveats(a, c) == ""
+    assert paper._caveats(a, b) == " Kernels differ: a.csv 11111111; b.csv 11111111 and 22222222."
+    assert paper._caveats(d, c) == " Kernels differ: d.csv not known: files differed from the commit; c.csv 11111111."
+    assert sample(paper._counted(frame, a)) == "20 repeats in one process"
+    assert sample(paper._counted(frame.assign(process=0), a)) == "1 process"
 
 
 def test_the_figures_in_the_repository_are_those_of_its_data(tmp_path, no_pictures):

@@ -1,16 +1,22 @@
+import json
 import shlex
 import signal
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
 
 from specquant.cli import command_line, parsed
+from specquant.commands.measures import NAMES
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.measure.executors import chosen
 from specquant.study import recordings
 from specquant.tables.results import read_results
+from specquant.tables.sources import kernels_sha256
 
+FILES = {command: file for file, command in NAMES.items()}
 QUICK = "peer-decoding --model data/tiny/target --new-tokens 12 --processes 1 --device cpu"
 
 
@@ -20,6 +26,18 @@ def test_every_command_is_one_of_this_project(card):
     assert len(set(every)) == len(every)
     for command in every:
         parsed(command_line(), ["bench", *shlex.split(command), "--out", "out"])
+
+
+@pytest.mark.parametrize("folder", ["cpu", "h200"])
+def test_every_recorded_table_is_one_of_a_command(folder):
+    """A table that no command of the list writes is never recorded again."""
+    written = {"ceilings"} if folder != "cpu" else set()  # which `bench kernels` writes as well
+    for command in recordings.commands(folder):
+        name = command.split()[0].replace("-", "_")
+        module = import_module(f"specquant.measure.{FILES.get(name, name)}")
+        written |= {table.name for table in module.MEASURE.tables}
+    recorded = {path.stem for path in (project_root() / "data/recorded" / folder).glob("*.csv")}
+    assert recorded <= written
 
 
 @pytest.fixture
@@ -56,6 +74,30 @@ def test_when_the_time_is_over_the_rest_is_left(told, request, interrupts):
     assert run(QUICK, QUICK.replace("--new-tokens 12", "--new-tokens 13"), minutes=0.01) == []
     assert lines[-1] == "the time is over: 1 of 2 commands are left"
     assert not (folder / "peer_decoding.csv").exists()
+
+
+def test_tables_of_other_kernels_are_told_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(recordings, "require_card", lambda card: None)
+    monkeypatch.setattr(recordings, "commands", lambda card: [])
+    times = {"device": "a GPU", "clock": "events", "commit": "c0ffee"}
+    for name, record in {
+        "attention": times | {"kernels_sha256": kernels_sha256()},
+        "drafting": times,
+        "replayed": times | {"kernels_sha256": "0" * 64},
+        "traces": times | {"clock": "none"},
+    }.items():
+        (tmp_path / f"{name}.csv").touch()
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    (tmp_path / "rounds.csv").touch()  # its command will say that it has no JSON
+    lines = []
+    assert recordings.record_card("h200", tmp_path, tell=lines.append) == []
+    refused = "is stale, so its commands will be refused: its rows were measured with"
+    assert lines == [
+        f"drafting.csv {refused} kernels that its JSON does not name (commit c0ffee)",
+        f"replayed.csv {refused} other kernels (commit c0ffee)",
+    ]
+    recordings.record_card("cpu", tmp_path, tell=lines.append)
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])

@@ -12,6 +12,7 @@ import pytest
 
 from specquant import files
 from specquant.errors import SpecquantError
+from specquant.tables import provenance, sources
 from specquant.tables.parts import Parts
 from specquant.tables.results import read_provenance, read_results
 from specquant.tables.table import Table, count, positive, text
@@ -91,6 +92,34 @@ def test_rows_of_other_parameters_are_refused(parts, tmp_path):
     parts.join()
     with pytest.raises(SpecquantError, match="holds rows measured with repeats 3, not 4"):
         Parts(TABLE, parts.path, {"repeats": 4})
+
+
+def test_rows_of_other_kernels_are_refused_and_what_to_do_is_said(parts, monkeypatch):
+    monkeypatch.setenv("SPECQUANT_COMMIT", "c0ffee")
+    monkeypatch.setattr(provenance, "needs_kernels", lambda device, clock: True)
+    parts.add(unit(0), rows())
+    monkeypatch.setattr(provenance, "kernels_sha256", lambda: "others")
+    parts.add(unit(1), rows())
+    ours = sources.kernels_sha256()
+    sentence = (
+        r"holds rows measured with other kernels \(commit c0ffee\): "
+        r"choose another folder, or remove own\.csv, own\.json and own\.parts"
+    )
+    with pytest.raises(SpecquantError, match=rf"synthetic_1\.json {sentence}"):
+        Parts(TABLE, parts.path, SAME, kernels=ours).missing([])
+    parts.join()
+    assert read_provenance(parts.path)["kernels_sha256"] == [ours, "others"]
+    for kernels in (ours, "others"):
+        with pytest.raises(SpecquantError, match=rf"own\.csv {sentence}"):
+            Parts(TABLE, parts.path, SAME, kernels=kernels)
+
+
+def test_a_table_that_does_not_name_its_kernels_is_not_gone_on_with_by_any(parts):
+    parts.add(unit(0), rows())
+    parts.join()
+    assert Parts(TABLE, parts.path, SAME).missing([unit(0), unit(1)]) == [unit(1)]  # its rows depend on none
+    with pytest.raises(SpecquantError, match="measured with kernels that its JSON does not name"):
+        Parts(TABLE, parts.path, SAME, kernels="ours")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from specquant.files import project_root
 from specquant.tables import provenance as module
 from specquant.tables.provenance import provenance, without_local_paths
+from specquant.tables.sources import kernels_sha256
 
 
 def test_it_holds_no_local_path():
@@ -42,6 +43,13 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     record = provenance({})
     assert (record["commit"], record["uncommitted_changes"]) == (None, None)
+
+
+def test_a_gpu_s_times_name_their_kernels(monkeypatch):
+    monkeypatch.setattr(module, "device_name", lambda device: "a GPU")
+    assert provenance({}, "cuda", clock="events")["kernels_sha256"] == kernels_sha256()
+    for device, clock in (("cpu", "events"), ("cuda", None), ("cuda", "none")):
+        assert "kernels_sha256" not in provenance({}, device, clock=clock)
 
 
 @pytest.mark.parametrize("program", ["/a/bin/specquant", "specquant.exe", "/a/src/specquant/cli.py"])

@@ -138,12 +138,14 @@ def record(
 def claims() -> None:
     """Compute our answers to the paper's claims anew, and write all that states them.
 
-    That is data/published/claims.csv, the lists of claims, and the marked numbers in README, docs and notebooks.
+    That is data/published/claims.csv, the lists of claims, the marked numbers in README, docs and notebooks, and which
+    recorded tables are of which kernels.
     """
     from specquant.study.claims import write_claims
     from specquant.study.drafters import write_drafters_card
+    from specquant.study.kernels_used import write_kernels_used
 
-    for path in (*write_claims(), *write_drafters_card()):
+    for path in (*write_claims(), *write_drafters_card(), *write_kernels_used()):
         print(path)
 
 

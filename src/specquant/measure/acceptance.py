@@ -91,10 +91,14 @@ class Parameters(Common):
             self.questions(benchmark)
 
     def same(self) -> dict[str, Any]:
-        return super().same() | dtype_parameters(self.device, self.dtype) | {"target": str(self.model)}
+        return {"target": str(self.model)} | super().same() | dtype_parameters(self.device, self.dtype)
 
     def unnamed(self) -> dict[str, Any]:
         return super().unnamed() | {"target": without_local_paths(str(self.model))}
+
+    def model_paths(self) -> dict[str, str | Path]:
+        companions = {which: path for which, path in ModelOptions(self.model).companions.items() if path}
+        return {self.name or Path(self.model).name: self.model} | companions
 
     def units(self) -> list[dict[str, Any]]:
         about = {"model": self.name or Path(self.model).name, "weights": "trained"}

@@ -14,6 +14,7 @@ from specquant.benchmarks.benchmark import Question
 from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
 from specquant.files import hold
+from specquant.models.digest import DIGEST
 from specquant.quant import SCHEMES
 from specquant.tables.parts import measured_otherwise
 
@@ -129,7 +130,8 @@ class Lines:
         if wrong:
             raise SpecquantError(f"{place}: no answer of this benchmark, by its {wrong}: remove the line")
         self.parameters = {name: row["parameters"].get(name) for name in OF_A_NODE} | self.parameters
-        if told := measured_otherwise(self.parameters, row["parameters"]):
+        digests = {name: value for name, value in self.parameters.items() if name.startswith(DIGEST)}
+        if told := measured_otherwise(self.parameters, digests | row["parameters"]):  # older lines name none
             raise SpecquantError(f"{place}: {told}: choose another folder, or remove the file")
         unit = (row["scheme"], row["method"], row["id"])
         if unit in self.rows:

@@ -29,11 +29,11 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.provenance import COMMAND, command_line, device_name
+from specquant.tables.sources import NO_CLOCK, kernels_sha256, needs_kernels
 from specquant.tables.table import Table
 
 # The rows of each unit, a frame for each table, or why it has none.
 Measured = Iterator[tuple[dict[str, Any], pd.DataFrame | tuple[pd.DataFrame, ...] | SpecquantError]]
-NO_CLOCK = "none"  # of what is not timed
 SHARE_OF_JOINS = 0.05  # a join of some time is followed by 1 / 0.05 of it without one, but for the last
 
 
@@ -70,7 +70,8 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     several run at a time, or jobs, each unit is. The table is joined as units end. What cannot be measured, such as a
     scheme that does not fit, is named on stderr and left out. A process that dies does not stop the others.
 
-    Raises SpecquantError where the table holds rows of other parameters, a process died, or nothing was measured.
+    Raises SpecquantError where the table holds rows of other parameters or kernels, a process died, or nothing was
+    measured.
     """
     executor = executors.current()
     if measure.timed and isinstance(executor, Here):
@@ -84,7 +85,7 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     same = parameters.same()
     if executor.elsewhere:
         del same["device"]  # is that of the jobs
-    parts = _parts(measure, paths, same, parameters.unnamed())
+    parts = _parts(measure, parameters, paths, same, parameters.unnamed())
     units = parameters.units()
     lacking = [each.missing(units) for each in parts]
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
@@ -200,8 +201,11 @@ def _joined_as_it_grows(parts: Sequence[Parts]) -> Iterator[Callable[[], None]]:
         join()
 
 
-def _parts(measure: Measure, paths: Sequence[Path], same: dict[str, Any], unnamed: dict[str, Any]) -> list[Parts]:
-    return [Parts(table, path, same, unnamed) for table, path in zip(measure.tables, paths, strict=True)]
+def _parts(
+    measure: Measure, parameters: Common, paths: Sequence[Path], same: dict[str, Any], unnamed: dict[str, Any]
+) -> list[Parts]:
+    kernels = kernels_sha256() if needs_kernels(parameters.device, measure.clock) else None
+    return [Parts(table, path, same, unnamed, kernels) for table, path in zip(measure.tables, paths, strict=True)]
 
 
 def _task(measure: Measure, parameters: Common, units: Sequence[Unit], parts: Sequence[Parts]) -> Task:
@@ -240,7 +244,7 @@ def _serve(
     same = {"device": device} | order["same"]
     how = {"device": parameters.device, "repeats": parameters.repeats, "clock": measure.clock}
     require_card(os.environ.get(executors.CARD), device)
-    parts = _parts(measure, [Path(path) for path in order["paths"]], same, order["unnamed"])
+    parts = _parts(measure, parameters, [Path(path) for path in order["paths"]], same, order["unnamed"])
     for each in parts:
         each.claim_device()
     units = [unit for unit in order["units"] if not all(each.holds(unit) for each in parts)]

@@ -10,6 +10,7 @@ from specquant.files import resolve, sha256_of
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least, require_short
 from specquant.models.device import choose_device, gpu_is_available, named_dtype
+from specquant.models.digest import digests_of
 from specquant.models.options import DType
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
@@ -65,10 +66,16 @@ class Common:
         """What parameters were in tables that do not name them, since they could not be chosen then."""
         return self._contents()
 
+    def model_paths(self) -> dict[str, str | Path]:
+        """The models that are measured, by what the table calls them."""
+        named = (getattr(self, name, None) for name in ("model", "intermediate"))
+        return {Path(model).name: model for model in named if model}
+
     def _contents(self) -> dict[str, str]:
-        """The SHA-256 of each parameter that is a file, as NAME_sha256."""
+        """The SHA-256 of each parameter that is a file, as NAME_sha256, and the digests of models (`models.digest`)."""
         paths = {name: getattr(self, name) for name, kind in get_type_hints(type(self)).items() if _is_path(kind)}
-        return {f"{name}_sha256": sha256_of(path) for name, path in paths.items() if path and resolve(path).is_file()}
+        files = {name: path for name, path in paths.items() if path and resolve(path).is_file()}
+        return {f"{name}_sha256": sha256_of(path) for name, path in files.items()} | digests_of(self.model_paths())
 
     def units(self) -> list[dict[str, Any]]:
         """The units of work, those of one process after each other."""

@@ -158,6 +158,9 @@ class Parameters(Common):
     def unnamed(self) -> dict[str, Any]:
         return super().unnamed() | {"codes_from": str(self.codes_from)}
 
+    def model_paths(self) -> dict[str, str | Path]:
+        return super().model_paths() | {"codes_from": self.codes_from}
+
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": self.weights, "codes": self.codes}
         about |= describe_head(self.head_scheme, self.head_vocabulary, synthetic_config(self.source))

@@ -96,6 +96,9 @@ class Parameters(Common):
     def unnamed(self) -> dict[str, Any]:
         return super().unnamed() | self._benchmark_files()
 
+    def model_paths(self) -> dict[str, str | Path]:
+        return {self.name: self.model}
+
     def _benchmark_files(self) -> dict[str, Any]:
         return {"benchmark_files": files_of(self.benchmarks, self.data_dir)}
 

@@ -25,12 +25,14 @@ from specquant.measure.asking import Asker, longest_prompt
 from specquant.measure.executors import Slurm
 from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
+from specquant.models.digest import digests_of
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
 from specquant.planning.confidences import calibrate_heads
 from specquant.progress import tqdm
 from specquant.tables.provenance import device_name, node_of_job, without_local_paths
 from specquant.tables.results import write_results
+from specquant.tables.sources import FIELD, kernels_sha256, needs_kernels
 from specquant.tables.speed import over_questions
 
 WARM_UP_TOKENS = 16
@@ -94,6 +96,7 @@ class Parameters:
             "questions_sha256": sha256,
             "as_published": sha256 == benchmark.sha256,
             "models": without_local_paths({"target": Path(models.model)} | models.companions),
+            **digests_of({"target": models.model} | {which: path for which, path in models.companions.items() if path}),
             "max_new_tokens": self.new_tokens,
             "context_length": models.context_length,
             **dtype_parameters(device, models.dtype),
@@ -103,6 +106,7 @@ class Parameters:
             "head_text": Path(text).name if text else None,
             **({"head_text_sha256": sha256_of(text)} if text else {}),
             "device": device_name(device),
+            **({FIELD: kernels_sha256()} if needs_kernels(device, CLOCK) else {}),
             **({"row_invariant": True} if models.row_invariant else {}),
             "sandbox": sandbox,
         }

@@ -27,7 +27,7 @@ from specquant.models.device import named_dtype
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
-from specquant.models.options import DraftSettings, DType
+from specquant.models.options import DraftSettings, DType, ModelOptions
 from specquant.models.targets import calibration_beside, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
@@ -83,6 +83,11 @@ class Decoding(Common):
 
     def unnamed(self) -> dict[str, Any]:
         return super().unnamed() | {"settings": PAPER_SETTINGS.told()}
+
+    def model_paths(self) -> dict[str, str | Path]:
+        target = target_in(resolve(self.models_dir))
+        companions = ModelOptions(target).companions
+        return {"target": target} | {which: path for which, path in companions.items() if path}
 
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""

@@ -2,7 +2,8 @@
 
 The verdict on a claim that measured times alone answer: a value that the paper gives is reproduced where it lies within
 a tenth of our median; a bound ("below", "above") where the whole interval over processes keeps it. All others are not
-tested: where an answer also needs an acceptance that was assumed, and where no card of ours is of the claim's kind.
+tested: where an answer also needs an acceptance that was assumed, where accepted lengths are of other models than the
+paper's, and where no card of ours is of the claim's kind.
 """
 
 import math
@@ -17,12 +18,13 @@ import pandas as pd
 
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.files import resolve, write_file
+from specquant.files import resolve, with_part, write_file
 from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
+from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results
 from specquant.tables.style import SCHEMES, mark
@@ -31,19 +33,25 @@ from specquant.tables.verify_cost import KEYS
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
+RECORDED = "data/recorded/h200"
+TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
 FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
-ANSWERS = ["our_card", "our_value", "low", "high", "processes", "basis"]
+ANSWERS = ["our_model", "our_card", "our_value", "low", "high", "processes", "tasks", "basis"]
 ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs_on_our_card", "verdict", "note"]
 MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
+ELSEWHERE = "measured on other models"
+TINY, TINY_NAME = "data/recorded/cpu/throughput.csv", "tiny models"
+SMOLLM2 = "data/recorded/cpu/smollm2/01_acceptance/throughput.csv"
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
 UNLIKE = ("RTX 3090",)  # a consumer's card computes and reads at another ratio: no card of ours stands for it
 MODELS = {"Llama-3-8B": "llama-3-8b", "Llama-3-70B": "llama-3-70b"}
 PLACES = ["model", "scheme", "context_length", "draft_size", PROCESS]
-BOUNDS = {"about": "", "below": "under ", "above": "over "}  # how a value is told, by its relation
+# How a value is told, by its relation.
+BOUNDS = {"about": "", "below": "under ", "above": "over ", "unchanged": "hardly changed, "}
 HIERARCHY, TREE = Plan("hierarchical", 30, 3, 6), Plan("eagle2", 24, 3)
 
 
@@ -59,9 +67,11 @@ class Evidence:
     their_passes: pd.DataFrame
     their_steps: pd.DataFrame
     assumptions: pd.DataFrame
+    accepted: pd.DataFrame
+    smollm2: pd.DataFrame
 
     @classmethod
-    def read(cls, recorded: str | Path = "data/recorded/h200", data_dir: str | Path = "data") -> "Evidence":
+    def read(cls, recorded: str | Path = RECORDED, data_dir: str | Path = "data") -> "Evidence":
         """Raises SpecquantError where a table is missing or broken."""
         recorded, data_dir = resolve(recorded), resolve(data_dir)
         passes = read_results(recorded / "verify_cost.csv")
@@ -74,6 +84,7 @@ class Evidence:
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),
+            *(read_results(data_dir.parent / path) for path in (TINY, SMOLLM2)),
         )
 
     @cached_property
@@ -125,14 +136,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answer:
-    """values: ours, one for each process. theirs: of the paper's own code on our card, or NaN. assumption: the names of
-    what was assumed; span: by what factors its range changes the answer."""
+    """values: ours, one for each process, or what `sampled` says. theirs: of the paper's own code on our card, or NaN.
+    assumption: the names of what was assumed; span: by what factors its range changes the answer. model: what was
+    measured in place of the paper's model, on a CPU; "" where it is that one, in true size with random weights."""
 
     values: pd.Series
     theirs: float = math.nan
     assumption: str = ""
     span: tuple[float, float] = (1.0, 1.0)
     note: str = ""
+    sampled: str = "processes"
+    model: str = ""
 
 
 def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
@@ -142,8 +156,8 @@ def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         facts = {name: claim[name] for name in FACTS}
         if claim.quantity not in QUANTITIES:
             raise SpecquantError(f'{CLAIMS}: no quantity is called "{claim.quantity}": give {", ".join(QUANTITIES)}')
-        if claim.relation not in ("about", "below", "above"):
-            raise SpecquantError(f'{CLAIMS}: the relation "{claim.relation}" is none of about, below, above')
+        if claim.relation not in BOUNDS:
+            raise SpecquantError(f'{CLAIMS}: the relation "{claim.relation}" is none of {", ".join(BOUNDS)}')
         if claim.card in UNLIKE:
             rows.append(
                 facts | {"our_card": "none", "basis": NONE, "verdict": NOT_TESTED, "note": "no card of its kind"}
@@ -152,9 +166,10 @@ def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         found = QUANTITIES[claim.quantity](evidence, MODELS[claim.model], claim.scheme)
         values = found.values.dropna()  # a ratio needs a process that measured both
         median, low, high = values.median(), values.min(), values.max()
-        basis = TIMES_ASSUMED if found.assumption else MEASURED
-        facts |= {"our_card": evidence.card, "our_value": median, "low": low, "high": high}
-        facts |= {"processes": len(values), "basis": basis, "assumption": found.assumption or None}
+        basis = TIMES_ASSUMED if found.assumption else ELSEWHERE if found.model else MEASURED
+        facts |= {"our_model": found.model or claim.model, "our_card": "CPU" if found.model else evidence.card}
+        facts |= {"our_value": median, "low": low, "high": high, found.sampled: len(values)}
+        facts |= {"basis": basis, "assumption": found.assumption or None}
         if found.assumption:
             low_factor, high_factor = found.span
             facts |= {"over_assumption_low": median * low_factor, "over_assumption_high": median * high_factor}
@@ -167,7 +182,7 @@ def verdict(relation: str, value: float, median: float, low: float, high: float,
     """The rule that the top of this file states, for a claimed value beside ours."""
     if basis != MEASURED:
         return NOT_TESTED
-    if relation == "about":
+    if relation in ("about", "unchanged"):  # the latter about 1
         holds = abs(value - median) <= TOLERANCE * median
     else:
         holds = high < value if relation == "below" else low > value
@@ -192,6 +207,22 @@ def growth_beside_w8a8(evidence: Evidence, model: str, scheme: str) -> Answer:
     """The same over that in W8A8, of the same process."""
     ours, base = growth(evidence, model, scheme), growth(evidence, model, "w8a8")
     return Answer(ours.values / base.values, ours.theirs / base.theirs)
+
+
+def accepted_length(evidence: Evidence, model: str, scheme: str) -> Answer:
+    """EAGLE-2's accepted length on a target in a scheme over that in FP16: of other models, and greedy."""
+    ratios = _kept(evidence.accepted, scheme)
+    note = f"{evidence.accepted.prompts.iloc[0]} prompts a task, greedy"
+    if scheme in set(evidence.smollm2.scheme):
+        beside = _kept(evidence.smollm2, scheme)
+        note += f"; of SmolLM2 {beside.median():.2f} ({beside.min():.2f} to {beside.max():.2f}), with 1 prompt a task"
+    return Answer(ratios, note=note, sampled="tasks", model=TINY_NAME)
+
+
+def _kept(table: pd.DataFrame, scheme: str) -> pd.Series:
+    """The accepted length in a scheme over that in FP16, for each task."""
+    lengths = table[table.method == "eagle2"].set_index(["scheme", "task"]).accepted_length
+    return lengths[scheme] / lengths["fp16"]
 
 
 def own_speed(base: str) -> Callable[[Evidence, str, str], Answer]:
@@ -251,6 +282,7 @@ def hierarchy(over: str) -> Callable[[Evidence, str, str], Answer]:
 QUANTITIES: dict[str, Callable[[Evidence, str, str], Answer]] = {
     "60 tokens over one": growth,
     "60 tokens over one, over the same in W8A8": growth_beside_w8a8,
+    "accepted length, over FP16": accepted_length,
     "one by one, over FP16": own_speed("fp16"),
     "one by one, over W8A8": own_speed("w8a8"),
     "EAGLE-2, over the same scheme one by one": eagle2(over_fp16=False),
@@ -302,12 +334,19 @@ def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short:
     Raises:
         SpecquantError: The markers are not there.
     """
-    begin, end = MARKERS
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise SpecquantError(f"{where} lacks the lines {begin} and {end}, in this order: put them where the claims go")
     lines = table.to_dict("records")
-    told = _rows(lines) if short else "".join(map(_item, lines))
-    return f"{text[: text.index(begin)]}{begin}\n{told}{text[text.index(end) :]}"
+    told = _rows(lines) if short else f"{''.join(map(_item, lines))}\n{_kernels()}\n"
+    return with_part(text, MARKERS, told, where)
+
+
+def _kernels() -> str:
+    """With which kernels the tables were measured that answer, in lines of at most WIDTH columns."""
+    told = [
+        f"`{name}.csv` {' and '.join(f'`{state}`' for state in states_of(read_provenance(f'{RECORDED}/{name}.csv')))}"
+        for name in TABLES
+    ]
+    said = "Kernels by which the tables behind ours were measured (a digest of their sources): " + ", ".join(told)
+    return textwrap.fill(f"{said}.", WIDTH) + "\n"
 
 
 def _item(line: dict[str, str]) -> str:
@@ -326,7 +365,7 @@ def _rows(lines: list[dict[str, str]]) -> str:
     rows = [["claim", "the paper", "ours", "verdict"], ["---"] * 4]
     for line in lines:
         (ours,) = (value for name, value in line.items() if name.startswith("ours"))
-        value = re.sub(r", \d+ process(es)?\)", ")", ours)
+        value = re.sub(r", \d+ (processes|tasks)\b", "", ours)
         value = re.sub(r" \(.*\); (.*) over assumed acceptance", r" (\1 assumed)", value)
         rows.append([line["claim"], line["the paper"].rpartition(", ")[0], value, line["verdict"]])
     return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
@@ -335,14 +374,18 @@ def _rows(lines: list[dict[str, str]]) -> str:
 def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:
     """The rows that README.md or a notebook ("01") begins with: what claims.csv says, for people to read."""
     rows = claims[claims.shown_in.fillna("").str.split().map(lambda places: where in places)]
+    (card,) = set(rows.our_card) - {"CPU"} or {"CPU"}
     ours, papers = [], []
     for row in rows.itertuples():
-        told = f"{row.our_value:.2f} ({row.low:.2f} to {row.high:.2f}, {int(row.processes)} processes)"
+        elsewhere = row.basis == ELSEWHERE
+        samples = f"{int(row.tasks)} tasks" if elsewhere else f"{int(row.processes)} processes"
+        told = f"{row.our_value:.2f} ({row.low:.2f} to {row.high:.2f}, {samples})"
+        if elsewhere:
+            told = f"not measured; {told} on {row.our_model}, {row.our_card}"
         if row.basis == TIMES_ASSUMED:
             told += f"; {row.over_assumption_low:.2f} to {row.over_assumption_high:.2f} over assumed acceptance"
         ours.append(told)
         papers.append(f"{BOUNDS[row.relation]}{row.value:g}, {row.card}")
-    card = rows.our_card.iloc[0]
     return pd.DataFrame(
         {
             "claim": [f"{row.quantity}: {row.model}, {mark(row.scheme, SCHEMES).label}" for row in rows.itertuples()],

@@ -1,6 +1,5 @@
 """What decides whether a notebook runs again: digests of what it does, of what it may read, and of what it wrote."""
 
-import ast
 import hashlib
 import json
 from contextlib import suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 import nbformat
 
 from specquant.errors import SpecquantError
+from specquant.tables.sources import code_of
 
 # What any notebook may read: a change in these makes all of them run again.
 SHARED_INPUTS = ("src", "data", "requirements.lock")
@@ -53,16 +53,6 @@ def _digest_of_content(path: Path) -> bytes:
     with path.open("rb") as file:
         if path.suffix == ".py":
             with suppress(SyntaxError, ValueError, RecursionError):  # as it stands, then
-                return hashlib.sha256(_without_docstrings(file.read()).encode()).digest()
+                return hashlib.sha256(code_of(file.read()).encode()).digest()
             file.seek(0)
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _without_docstrings(source: bytes) -> str:
-    """The syntax tree of a module, as text."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)

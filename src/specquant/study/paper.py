@@ -32,8 +32,11 @@ from specquant.planning.recorded import CARD_SCHEMES, RecordedCosts, planners_by
 from specquant.planning.roofline import decoder_layer, rooflines
 from specquant.planning.trees import trees_of
 from specquant.study import figures
+from specquant.study.kernels_used import states_of
 from specquant.study.latex import RECORDED_TABLES, latex
+from specquant.tables.intervals import SAMPLES
 from specquant.tables.results import read_medians, read_provenance, read_results
+from specquant.tables.sources import needs_kernels
 from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figure
 from specquant.tables.verify_cost import pass_growth
 
@@ -381,7 +384,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
     drawings = []
     for folder, figure, (table, *others) in _tables(data_dir):
-        frame = figure.rows(read_results(table) if figure.every_process else read_medians(table))
+        frame = figure.rows(_counted(read_results(table) if figure.every_process else read_medians(table), table))
         device = None if figure.published else _device(table)
         frame.attrs["device"] = device
         beside = list(map(read_medians, others))
@@ -431,16 +434,30 @@ def _device_folders(data_dir: Path) -> list[Path]:
     return sorted(path for path in (data_dir / "recorded").glob("*") if path.is_dir())
 
 
+def _counted(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
+    """The rows with how often each was measured, as the JSON says it, where they have no column that counts."""
+    record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
+    return frame if set(SAMPLES) & set(frame) or not record.get("repeats") else frame.assign(repeats=record["repeats"])
+
+
 def _caveats(*tables: Path) -> str:
     """What has to be said of tables that were not recorded as they are today, as their provenance says it.
 
-    Of others than the first it is said by name.
+    Of others than the first it is said by name. Where they are of several states of the kernels, all are named.
     """
     told: dict[str, str] = {}
+    kernels: dict[str, list[str]] = {}
     for place, table in enumerate(tables):
-        if table.with_suffix(".json").is_file() and (text := read_provenance(table).get("caveat")):
+        record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
+        if text := record.get("caveat"):
             told.setdefault(text, f" of {table.name}" if place else "")
-    return "".join(f" Caveat{which}: {text}." for text, which in told.items())
+        if record.get("driver") and needs_kernels("cuda", record["clock"]):
+            kernels[table.name] = states_of(record)
+    caveats = "".join(f" Caveat{which}: {text}." for text, which in told.items())
+    if len({state for states in kernels.values() for state in states}) < 2:
+        return caveats
+    named = "; ".join(f"{name} {' and '.join(states)}" for name, states in kernels.items())
+    return f"{caveats} Kernels differ: {named}."
 
 
 def _device(table: Path) -> str:

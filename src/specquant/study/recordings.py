@@ -18,6 +18,8 @@ from specquant.measure import executors, measure
 from specquant.measure.executors import Slurm
 from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import device_name
+from specquant.tables.results import read_provenance
+from specquant.tables.sources import kernels_sha256, measured_with_others, needs_kernels
 
 COMMANDS = "data/recorded/commands.yaml"
 CPU = "cpu"
@@ -58,10 +60,24 @@ def require_card(card: str) -> None:
     measure.require_card(card, device_name("cuda") if torch.cuda.is_available() else None)
 
 
+def stale(folder: Path) -> list[str]:
+    """The tables of a GPU that were measured with other kernels than are here, a line for each."""
+    lines = []
+    for table in sorted(folder.glob("*.csv")):
+        with suppress(SpecquantError):  # of a JSON that is missing or broken the table's command tells
+            record = read_provenance(table)
+            needs = needs_kernels("cuda", record.get("clock"))
+            if told := measured_with_others(record, kernels_sha256() if needs else None):
+                lines.append(f"{table.name} is stale, so its commands will be refused: its rows were {told}")
+    return lines
+
+
 def record_card(
     card: str, out_dir: str | Path | None = None, minutes: float | None = None, tell: Callable[[str], None] = print
 ) -> list[str]:
     """Run every command of a card in turn. Each goes on with what its table lacks, so that all may be run again.
+
+    Tables that other kernels wrote are told first.
 
     Args:
         card: "cpu", or a word of the GPU's name, such as h200. Their tables are in data/recorded/CARD.
@@ -83,6 +99,8 @@ def record_card(
     out = resolve(out_dir or f"data/recorded/{card.lower()}")
     ends = None if minutes is None else time.monotonic() + 60 * minutes
     failed, every = [], commands(card)
+    for line in stale(out) if card != CPU else ():
+        tell(line)
     for number, command in enumerate(every, start=1):
         if ends is not None and time.monotonic() >= ends:
             tell(f"the time is over: {len(every) - number + 1} of {len(every)} commands are left")

@@ -21,6 +21,7 @@ from specquant.errors import SpecquantError
 from specquant.files import wait_until_seen, write_file
 from specquant.tables.provenance import node_of_job, provenance, without_local_paths
 from specquant.tables.results import read_provenance, read_results
+from specquant.tables.sources import measured_with_others
 from specquant.tables.table import Table
 
 Unit = Mapping[str, Any]
@@ -32,11 +33,19 @@ class Parts:
 
     table: what kind of table. path: of its CSV; the parts are in the folder NAME.parts beside it. same: parameters that
     all of its rows share; unnamed: what they were in tables that do not name them. Where `same` names no device, since
-    jobs have it, it is that of the first rows that are seen. Raises SpecquantError where rows are there that were
-    measured with others.
+    jobs have it, it is that of the first rows that are seen. kernels: the digest of those that all rows are
+    measured with; None where they need none. Raises SpecquantError where rows are there that were measured with others.
     """
 
-    def __init__(self, table: Table, path: Path, same: Mapping[str, Any], unnamed: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        table: Table,
+        path: Path,
+        same: Mapping[str, Any],
+        unnamed: Mapping[str, Any] | None = None,
+        kernels: str | None = None,
+    ):
+        self.kernels = kernels
         self.table, self.path, self.folder = table, path, path.with_suffix(".parts")
         self.same = json.loads(json.dumps(without_local_paths(dict(same)), default=str))
         self.unnamed = dict(unnamed or {})
@@ -174,6 +183,11 @@ class Parts:
         self.same.setdefault("device", theirs["device"])
         if told := measured_otherwise(self.same, theirs):
             raise SpecquantError(f"{path} holds rows {told}: choose another folder, or remove it")
+        if told := measured_with_others(provenance, self.kernels):
+            name = self.path.stem
+            raise SpecquantError(
+                f"{path} holds rows {told}: choose another folder, or remove {name}.csv, {name}.json and {name}.parts"
+            )
 
     def _name(self, unit: Unit) -> tuple:
         return tuple(unit[name] for name in self.table.unit)

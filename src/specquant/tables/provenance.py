@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specquant.files import project_root
+from specquant.tables.sources import FIELD, kernels_sha256, needs_kernels
 
 _revisions: dict[str, str] = {}  # of models taken from the hub by this process: name -> commit
 _tuned: dict[str, list[int]] = {}  # configurations of kernels by this user, not by the project: name -> numbers
@@ -44,15 +45,16 @@ def provenance(
 
     `device` is where the measurement ran, as torch names it ("cpu", "cuda", "cuda:1"). `repeats` is how often each row
     was measured and `clock` what measured it, such as "time.perf_counter, median"; None where a table holds no time.
-    `command` is that of the command line; None in a notebook. `hub_revisions` is there if models were taken from the
-    hub: name -> commit, `tuned_configurations` (name -> numbers) if kernels ran as this user had tuned them, and `node`
-    if it was a job of Slurm.
+    `command` is that of the command line; None in a notebook. `kernels_sha256` is there for a GPU's times
+    (`tables.sources`), `hub_revisions` if models were taken from the hub: name -> commit, `tuned_configurations` (name
+    -> numbers) if kernels ran as this user had tuned them, and `node` if it was a job of Slurm.
     """
     commit, dirty = _commit()
     record = {
         "command": command_line(),
         "commit": commit,
         "uncommitted_changes": dirty,
+        **({FIELD: kernels_sha256()} if needs_kernels(str(device), clock) else {}),
         "parameters": without_local_paths(dict(parameters)),
         "device": device_name(device),
         "driver": _driver() if str(device).startswith("cuda") else None,
