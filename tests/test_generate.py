@@ -6,7 +6,8 @@ import pytest
 from tqdm import tqdm
 
 from specquant.cli import main
-from specquant.decoding.method import Plan
+from specquant.decoding.method import ADAPTIVE, Plan
+from specquant.decoding.models import Models
 from specquant.files import project_root
 
 TARGET = str(project_root() / "data/tiny/target")
@@ -46,7 +47,12 @@ def test_without_json_the_text_is_streamed(capsys, expected):
 def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monkeypatch):
     """By a calibration on the spot, and by a file that `calibrate` wrote."""
     monkeypatch.setattr("specquant.planning.calibration.PROBES", PROBES)
+    told, speculator = [], Models.speculator
+    monkeypatch.setattr(Models, "speculator", lambda *given: (told.append(given[1:]), speculator(*given))[1])
     result = json.loads(generate(capsys, "--method", "auto", "--json"))
+    plan, _, pays = told[-1]
+    assert plan == Plan(**result["plan"])
+    assert (pays is None) == (plan.method == "autoregressive" or plan.draft_size == ADAPTIVE)
     assert (result["token_ids"], result["text"]) == (expected["token_ids"], expected["text"])
     speeds = result["predicted_tokens_per_s"]
     assert {told.split()[0] for told in speeds} == {plan.method for plan in PROBES}

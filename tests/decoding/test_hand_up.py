@@ -7,7 +7,8 @@ import torch
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
 from specquant.decoding.hand_up import FEWEST_STEPS, FIRST, MOST, HandUp
 from specquant.models.options import ADAPTIVE
-from tests.decoding.conftest import random_head, random_model, taken, tokens_of
+from tests.decoding.conftest import perturbed, random_head, random_model, taken, tokens_of
+from tests.decoding.test_speculator import VOCABULARY, assert_targets_joint_distribution
 
 PROMPT = [3, 14, 15, 9, 26, 5]
 TARGET_MS = 13.0  # of 70B in W4A16 on an H200, about; a round of 8B takes 2.5
@@ -70,6 +71,25 @@ def test_no_token_differs(rule, with_head):
         assert tokens_of(steps) == tokens_of(taken(Speculator(target), PROMPT, 60, Greedy()))
     assert sum(inner.hand_up._counts[1]) > 40  # it learned from them
     assert max(len(step.tree) for step in steps) <= MOST + 4
+
+
+@pytest.mark.parametrize("rule", ["time", "the draft itself"])
+@pytest.mark.parametrize("with_head", [False, True])
+def test_sampling_has_the_targets_joint_distribution(with_head, rule):
+    """Also where a drafted token decides whether another round follows, which no price makes as strong."""
+    target = random_model(VOCABULARY, layers=1, seed=7, scale=0.3, context_length=16)
+    small = perturbed(target, 0.3, seed=8)
+    inner = Speculator(small, EagleDrafter(random_head(small), 5, 2, 2) if with_head else None, ADAPTIVE)
+    lengths = set()
+    goes_on = inner.hand_up.goes_on if rule == "time" else lambda probabilities: probabilities[-1] > 0.2
+
+    def noted(probabilities):
+        lengths.add(len(probabilities))
+        return goes_on(probabilities)
+
+    inner.hand_up.goes_on = noted
+    assert_targets_joint_distribution(target, Speculator(target, inner), draws=600)
+    assert len(lengths) > 2
 
 
 def test_what_is_learned_is_what_happened():

@@ -11,7 +11,7 @@ from specquant.errors import SpecquantError
 from specquant.models.config import load_config
 from specquant.models.loading import load_tokenizer
 from specquant.planning import calibration
-from specquant.planning.calibration import COLUMNS, calibrate, calibrated
+from specquant.planning.calibration import COLUMNS, calibrate, calibrated, pays_of
 
 PROBES = (
     Plan("autoregressive"),
@@ -129,6 +129,18 @@ def test_costs_are_medians_of_what_was_often_enough():
     assert planner.intermediate.verify_ms.to_dict() == {1: 1.0}  # two passes of two rows are too few
     assert len(planner.intermediate.draft_ms) == 0
     assert (planner.target.other_ms, planner.intermediate.other_ms) == (0.5, 0.25)
+
+
+def test_a_fixed_plan_stops_by_calibrated_times():
+    planner, statistics = calibrated(made_by_hand())
+    pays = pays_of(Plan("eagle2", 8, 2), planner, statistics)
+    assert [pays.step_ms(rows) for rows in (1, 8, 60)] == [5.5, 8.5, 8.5]  # the last was not measured
+    assert pays.drafts()
+    for _ in range(40):
+        pays.learn(1, 8)  # nothing was accepted
+    assert not pays.drafts()
+    assert pays_of(Plan("autoregressive"), planner, statistics) is None
+    assert pays_of(Plan("eagle2", ADAPTIVE, 2), planner, statistics) is None  # each tree is chosen by itself
 
 
 def test_acceptance_is_counted():

@@ -67,19 +67,20 @@ def generate(
         prompt = chat_prompt(prompt, load_tokenizer(named.model), system)
     plan: Plan | str = method
     chosen: dict[str, Any] = {}
+    pays = None
     if method == "auto":
         from specquant.planning.calibration import choose_plan
 
         loaded.given_methods()  # refuses what does not fit before anything is loaded
         one_by_one, tokenizer = loaded.speculator("autoregressive"), load_tokenizer(named.model)
         tokens = checked_prompt(one_by_one, tokenizer, prompt, max_new_tokens, ends)
-        fastest, speeds = choose_plan(loaded, tokenizer, tokens, calibration, **sampling)
+        fastest, speeds, pays = choose_plan(loaded, tokenizer, tokens, calibration, **sampling)
         plan, chosen = fastest, {"plan": asdict(fastest), "predicted_tokens_per_s": speeds}
         if not json:
             told = ", ".join(f"{each} {speed:.0f}" for each, speed in speeds.items())
             tell(f"decoding by {plan}; predicted tokens per second: {told}")
     calibrate_heads(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
-    speculator, tokenizer = loaded.speculator(plan, settings), load_tokenizer(named.model)
+    speculator, tokenizer = loaded.speculator(plan, settings, pays), load_tokenizer(named.model)
     _offer_tuning(speculator.model, named.model)
     if speculator.drafter and loaded.rounds_by_draft:
         tell(

@@ -11,6 +11,7 @@ from specquant.decoding import Drafter, EagleDrafter, Speculator
 from specquant.decoding.budget import Budget, Calibration, Prices
 from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.method import ADAPTIVE, DraftSettings, Plan, TwoModels
+from specquant.decoding.paying import Pays, WhilePaying
 from specquant.decoding.pricing import measured_prices
 from specquant.errors import SpecquantError
 from specquant.files import cache_folder, read_text, resolve
@@ -39,14 +40,21 @@ from specquant.quant import get_scheme
 
 
 def assemble(
-    plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings | None = None
+    plan: Plan,
+    models: TwoModels,
+    trees: Callable[[str], Drafter],
+    settings: DraftSettings | None = None,
+    pays: Pays | None = None,
 ) -> Speculator:
     """The decoder of a plan. trees: gives what drafts trees for the "target" or for the "intermediate" model.
-    settings: how lookups draft.
+    settings: how lookups draft. pays: by which steps without a draft are chosen; None for drafts in all steps.
 
     Raises SpecquantError for an unknown method.
     """
-    return Speculator(models.target, get_method(plan.method).drafter(plan, models, trees, settings or DraftSettings()))
+    drafter = get_method(plan.method).drafter(plan, models, trees, settings or DraftSettings())
+    if drafter is not None and pays is not None:
+        drafter = WhilePaying(drafter, pays, models.target.device)
+    return Speculator(models.target, drafter)
 
 
 class Models:
@@ -182,8 +190,10 @@ class Models:
             self._heads[which] = load(self._path(which), model, self.head_scheme, self._head_tokens)
         return self._heads[which]
 
-    def speculator(self, method: str | Plan, settings: DraftSettings | None = None) -> Speculator:
-        """The decoder of a plan, or of a method under settings, the paper's by default.
+    def speculator(
+        self, method: str | Plan, settings: DraftSettings | None = None, pays: Pays | None = None
+    ) -> Speculator:
+        """The decoder of a plan, or of a method under settings, the paper's by default. pays: as for `assemble`.
 
         Raises SpecquantError for an unknown method, and, before anything is loaded, where a companion was not given or
         does not fit.
@@ -201,7 +211,7 @@ class Models:
             budget = Budget(prices, settings.top_k)
             return EagleDrafter(head, budget.largest, plan.iterations, settings.top_k, vocab_size, budget)
 
-        return assemble(plan, self, trees, settings)
+        return assemble(plan, self, trees, settings, pays)
 
     def prices(self, which: str, iterations: int, top_k: int) -> Prices:
         """What steps with this head cost here, measured when it is first asked for."""

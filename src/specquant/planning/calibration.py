@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Speculator, Step, acceptance_rule, decode_steps
-from specquant.decoding.drafters import METHODS, methods_with, methods_with_trees
-from specquant.decoding.method import PLAN_FIELDS, Plan, Prediction
+from specquant.decoding.drafters import METHODS, get_method, methods_with, methods_with_trees
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Plan, Prediction
 from specquant.decoding.models import Models
+from specquant.decoding.paying import Pays
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.device import dtype_name
@@ -233,7 +234,10 @@ def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
 
 def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:
     """What every plan whose models were given would reach, the fastest first: as `plan_table`, from a calibration."""
-    planner, statistics = calibrated(steps)
+    return _table(models, *calibrated(steps))
+
+
+def _table(models: Models, planner: Planner, statistics: AcceptanceStatistics) -> pd.DataFrame:
     given = models.given_methods()
     plans = [plan for plan in planner.plans(statistics) if plan.method in given]
     return planner.table(statistics, plans)
@@ -246,9 +250,9 @@ def choose_plan(
     calibration: str | Path | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
-) -> tuple[Plan, dict[str, float]]:
-    """The fastest plan, and the predicted tokens per second of each method's fastest, by what they are called: decoding
-    one by one where no draft pays.
+) -> tuple[Plan, dict[str, float], Pays | None]:
+    """The fastest plan, the predicted tokens per second of each method's fastest, by what they are called, and by what
+    the plan's drafts stop while they do not pay (`pays_of`). Where no draft pays, that is decoding one by one.
 
     By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
     the context, behind shipped ones, too.
@@ -258,7 +262,23 @@ def choose_plan(
     else:
         prompts: list[str | Sequence[int]] = [prompt, *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
         steps = calibrate(models, tokenizer, prompts, temperature=temperature, top_p=top_p)
-    table = plans_of(models, steps)
+    planner, statistics = calibrated(steps)
+    table = _table(models, planner, statistics)
     best = table.drop_duplicates("method")
     plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
-    return plans[0], {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
+    speeds = {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
+    return plans[0], speeds, pays_of(plans[0], planner, statistics)
+
+
+def pays_of(plan: Plan, planner: Planner, statistics: AcceptanceStatistics) -> Pays | None:
+    """By what a plan's drafts stop while they do not pay; None where it has none, or adapts each by itself."""
+    if plan.method == "autoregressive" or ADAPTIVE in (plan.draft_size, plan.min_draft_length):
+        return None
+    told, costs = get_method(plan.method).predict(plan, planner, statistics), planner.target
+    sizes = costs.verify_ms.index
+
+    def step_ms(rows: int) -> float:
+        draft_ms = told.draft_ms if rows > 1 else 0.0
+        return draft_ms + costs.verify(min(max(rows, sizes.min()), sizes.max())) + costs.other_ms
+
+    return Pays(step_ms, told.accepted_length, told.draft_ms + told.verify_ms + costs.other_ms)
