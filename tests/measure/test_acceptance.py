@@ -13,10 +13,11 @@ from specquant.decoding.method import Plan
 from specquant.decoding.models import tiny_models
 from specquant.decoding.traces import read_traces
 from specquant.errors import SpecquantError
-from specquant.measure.acceptance import MEASURE, Parameters, over_tasks, plans_of
+from specquant.measure.acceptance import MEASURE, Parameters, plans_of
 from specquant.measure.executors import chosen
 from specquant.measure.measure import record
 from specquant.models.loading import load_tokenizer
+from specquant.planning.traces import over_tasks
 from specquant.study import read_results
 from tests.questions import write_questions
 

@@ -62,6 +62,24 @@ def test_speedups_are_ratios_of_sums():
     assert set(best_plans(table)[best_plans(table).task == "a"].method) == {"eagle2", "suffix"}
 
 
+def test_accepted_lengths_are_those_of_all_questions_where_they_are_known():
+    """A step takes as long as those that were traced; what it brings is what many questions say."""
+    head = Plan("eagle2", 7, 3)
+    rows = traces((head, "a", f"{TREE} {TREE}"), (head, "b", "/"))
+    known = {"accepted_length": [2.0, 1.5], "accepted_length_low": [1.9, 1.2], "accepted_length_high": [2.2, 1.8]}
+    known |= {"questions": [80, 60], "steps": [300, 100], "task": ["a", "b"], "judged_tokens": 0}
+    known |= dict.fromkeys(("acceptance_rate", "acceptance_rate_low", "acceptance_rate_high"), float("nan"))
+    accepted = pd.DataFrame(known).assign(**ABOUT, **head.__dict__)
+    told = traced_speedups(rows, {"eagle": Planner(TARGET)}, accepted).set_index("task")
+    assert told.questions.to_dict() == {"a": 80, "b": 60, ALL: 140}
+    assert told.speedup["a"] == pytest.approx(2 * ONE_MS / OF_TREE_MS)
+    assert told.speedup_high["a"] == pytest.approx(2.2 * ONE_MS / OF_TREE_MS)
+    assert told.accepted_length[ALL] == pytest.approx((2 * 300 + 1.5 * 100) / 400)
+    assert told.speedup_low["b"] == pytest.approx(1.2)
+    with pytest.raises(SpecquantError, match="lacks eagle2 on b, which was traced"):
+        traced_speedups(rows, {"eagle": Planner(TARGET)}, accepted[:1])
+
+
 def test_the_hierarchy_stands_beside_the_fastest_plan():
     """On task a EAGLE-2's seven nodes are faster than its nine, and than the hierarchy; b is the hierarchy's."""
     small, large, hierarchy = Plan("eagle2", 7, 3), Plan("eagle2", 9, 3), Plan("hierarchical", 7, 3, 6)

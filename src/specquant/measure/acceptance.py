@@ -17,7 +17,7 @@ from specquant.benchmarks.benchmark import Question, read_questions
 from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchmark
 from specquant.decoding import Speculator, acceptance_rule
 from specquant.decoding.drafters import get_method, methods_with
-from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
+from specquant.decoding.method import PAPER_PLANS, DraftSettings, Plan
 from specquant.decoding.models import Models
 from specquant.decoding.step import Step
 from specquant.decoding.traces import written
@@ -31,7 +31,7 @@ from specquant.models.loading import load_tokenizer
 from specquant.models.options import DType, ModelOptions
 from specquant.models.targets import calibration_beside, possible_schemes, quantized_target
 from specquant.progress import tqdm
-from specquant.tables.intervals import interval, over_questions_with
+from specquant.tables.intervals import over_questions_with
 from specquant.tables.provenance import without_local_paths
 from specquant.tables.schemas import ACCEPTANCE, TRACES
 
@@ -223,29 +223,6 @@ def traced(answered: Sequence[Answer], most: int, about: dict[str, int]) -> list
     chosen = [each for each in answered if whole_steps(each)]
     some = [chosen[place * len(chosen) // most] for place in range(most)] if len(chosen) > most else chosen
     return [about | {"id": each.question.id, "steps": written(whole_steps(each))} for each in some]
-
-
-def over_tasks(table: pd.DataFrame) -> pd.DataFrame:
-    """All tasks of a benchmark together: means over all of its steps, or judged tokens.
-
-    Args:
-        table: acceptance.csv.
-
-    Returns:
-        A row for each of everything else, with questions, accepted_length and acceptance_rate. Tasks have questions of
-        their own, so that the half widths of their intervals add up as squares.
-    """
-    keys = ["model", "scheme", "benchmark", "temperature", *PLAN_FIELDS]
-    rows = []
-    for key, group in table.groupby(keys, sort=False):
-        row = dict(zip(keys, key, strict=True)) | {"questions": group.questions.sum()}
-        for name, counted in (("accepted_length", "steps"), ("acceptance_rate", "judged_tokens")):
-            share = group[counted] / group[counted].sum() if group[counted].sum() else float("nan")
-            mean = (share * group[name]).sum(min_count=1)
-            half = (((share * (group[f"{name}_high"] - group[f"{name}_low"]) / 2) ** 2).sum(min_count=1)) ** 0.5
-            row |= dict(zip(interval(name), (mean, mean - half, mean + half), strict=True))
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 MEASURE = Measure((ACCEPTANCE, TRACES), Parameters, run, "none")

@@ -13,7 +13,8 @@ from specquant.decoding.drafters import get_method, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Costs, ModelCosts, Plan
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
-from specquant.tables.intervals import over_questions_with
+from specquant.planning.traces import over_tasks
+from specquant.tables.intervals import interval, over_questions_with
 
 ALL = "all tasks"
 
@@ -43,12 +44,16 @@ def _draft_ms(step: Trace, plan: Plan, costs: Costs) -> float:
     return 0.0 if sequence or not get_method(plan.method).head else costs.draft(plan.iterations)
 
 
-def traced_speedups(rows: pd.DataFrame, costs: Mapping[str, ModelCosts]) -> pd.DataFrame:
+def traced_speedups(
+    rows: pd.DataFrame, costs: Mapping[str, ModelCosts], accepted: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Predicted speedups over decoding one by one, of each plan on each task and on `ALL` of them.
 
     Args:
         rows: traces.csv, of one model in one scheme. Greedy steps count.
         costs: By the kind of head that a method has ("eagle", "eagle3"); those of "eagle" also serve methods without.
+        accepted: acceptance.csv, greedy, of the same target. Of its many questions accepted lengths are, then, and of
+            the few that were traced only how long a step takes.
 
     Returns:
         A row for each task and plan: questions, accepted_length and speedup with their 95% intervals over questions.
@@ -71,7 +76,20 @@ def traced_speedups(rows: pd.DataFrame, costs: Mapping[str, ModelCosts]) -> pd.D
             row = {"task": task, **asdict(plan), "questions": len(some)}
             row |= over_questions_with("accepted_length", some.tokens.tolist(), some["count"].tolist())
             told.append(row | over_questions_with("speedup", (one_ms * some.tokens).tolist(), some.time_ms.tolist()))
-    return pd.DataFrame(told)
+    return pd.DataFrame(told) if accepted is None else _of_more_questions(pd.DataFrame(told), accepted)
+
+
+def _of_more_questions(told: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
+    """The same speedups of a token, with the accepted lengths of acceptance.csv."""
+    together = over_tasks(accepted.assign(benchmark=ALL)).assign(task=ALL)
+    columns = ["questions", *interval("accepted_length")]
+    keys = ["task", *PLAN_FIELDS]
+    lengths = pd.concat([accepted, together]).set_index(keys)[columns].reindex(told.set_index(keys).index)
+    if (missing := lengths[lengths.isna().any(axis=1)]).size:
+        raise SpecquantError(f"acceptance.csv lacks {missing.index[0][1]} on {missing.index[0][0]}, which was traced")
+    of_token = (told.speedup / told.accepted_length).to_numpy()
+    values = dict(zip(interval("speedup"), (lengths[name].to_numpy() * of_token for name in columns[1:]), strict=True))
+    return told.assign(**{name: lengths[name].to_numpy() for name in columns}, **values)
 
 
 def _counted(steps: Sequence[Trace], plan: Plan, costs: ModelCosts) -> dict[str, float]:

@@ -10,6 +10,7 @@ from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import AcceptanceStatistics
+from specquant.tables.intervals import interval
 
 FEWEST = 10  # sequences must have reached a place for it to have a chance of its own
 
@@ -114,3 +115,26 @@ def _by_place(sequences: Sequence[tuple[int, int]]) -> list[float]:
             break
         chances.append(float(np.mean(judged)))
     return chances
+
+
+def over_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """All tasks of a benchmark together: means over all of its steps, or judged tokens.
+
+    Args:
+        table: acceptance.csv.
+
+    Returns:
+        A row for each of everything else, with questions, accepted_length and acceptance_rate. Tasks have questions of
+        their own, so that the half widths of their intervals add up as squares.
+    """
+    keys = ["model", "scheme", "benchmark", "temperature", *PLAN_FIELDS]
+    rows = []
+    for key, group in table.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True)) | {"questions": group.questions.sum()}
+        for name, counted in (("accepted_length", "steps"), ("acceptance_rate", "judged_tokens")):
+            share = group[counted] / group[counted].sum() if group[counted].sum() else float("nan")
+            mean = (share * group[name]).sum(min_count=1)
+            half = (((share * (group[f"{name}_high"] - group[f"{name}_low"]) / 2) ** 2).sum(min_count=1)) ** 0.5
+            row |= dict(zip(interval(name), (mean, mean - half, mean + half), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)

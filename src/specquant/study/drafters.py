@@ -7,7 +7,7 @@ import pandas as pd
 from specquant.decoding.method import PAPER_PLANS
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
-from specquant.measure.acceptance import over_tasks
+from specquant.planning.traces import over_tasks
 from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
 

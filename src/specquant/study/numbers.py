@@ -372,13 +372,14 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
     names = ("verify_cost", "drafting", "rounds", "replayed")
     costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
-    traces, shapes = of_one_target(read_results(recorded_table("traces"))), Shapes.of(evidence.trees)
+    traces, accepted = (of_one_target(read_results(recorded_table(name))) for name in ("traces", "acceptance"))
+    shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
         by_head = costs.by_head("llama-3-70b", "llama-3-8b", scheme, "w4a16-g128")
         for kind, method in (("eagle", "eagle2"), ("eagle3", "eagle3")):
             chance = shapes.target.head_of((60, 6), lengths[method])
             known[f"least agreement {scheme}, {method} %"] = 100 * least_agreement(by_head[kind], shapes, chance)
-        table = traced_speedups(traces, by_head)
+        table = traced_speedups(traces, by_head, accepted)
         ratios = beside_hierarchy(table).ratio.astype(float)
         known[f"traced hierarchy over the fastest {scheme}"] = ratios[ALL]
         single, best = ratios.drop(ALL), best_plans(table[table.task != ALL])
