@@ -386,7 +386,7 @@ def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:
             told += f"; {row.over_assumption_low:.2f} to {row.over_assumption_high:.2f} over assumed acceptance"
         ours.append(told)
         papers.append(f"{BOUNDS[row.relation]}{row.value:g}, {row.card}")
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "claim": [f"{row.quantity}: {row.model}, {mark(row.scheme, SCHEMES).label}" for row in rows.itertuples()],
             "the paper": papers,
@@ -397,3 +397,4 @@ def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:
             "verdict": list(rows.verdict),
         }
     )
+    return table.loc[:, (table != "").any()]
