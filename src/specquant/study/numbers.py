@@ -32,8 +32,8 @@ from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
-from specquant.planning.traces import of_one_target
-from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
+from specquant.planning.traces import of_one_target, over_tasks
+from specquant.study.claims import MODELS, Evidence, eagle2_speedups, kept_length, read_claims
 from specquant.study.drafters import recorded_table
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
@@ -146,6 +146,7 @@ def known_numbers() -> dict[str, float]:
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
     sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
+    sources += [_of_smollm2]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -385,6 +386,8 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
         single, best = ratios.drop(ALL), best_plans(table[table.task != ALL])
         fastest = best.loc[best.groupby("task").speedup.idxmax()].method.value_counts()
         known |= {f"traced tasks of {method} {scheme}": fastest.get(method, 0) for method in set(table.method)}
+        joined = [f"{lookup}-eagle2" for lookup in ("suffix", "prompt-lookup")]
+        known[f"traced tasks of a joined lookup {scheme}"] = fastest.reindex(joined).sum()
         known |= {"traced tasks": len(single), "traced questions a task": best.questions.min()}
         known |= {f"traced hierarchy over the fastest {scheme}, least": single.min()}
         known |= {f"traced hierarchy over the fastest {scheme}, most": single.max()}
@@ -392,6 +395,22 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
             known |= {f"traced {name} of {row.method} {scheme}": getattr(row, name) for name in interval("speedup")}
             known[f"traced length of {row.method}"] = row.accepted_length
     return known
+
+
+def _of_smollm2(evidence: Evidence) -> dict[str, float]:
+    """ "smollm2 length kept w4a16-g128": EAGLE-2's accepted length over that in FP16, over Spec-Bench; "least", "most"
+    of all tasks."""
+    table = evidence.smollm2[evidence.smollm2.temperature == 0].query("method == 'eagle2' and draft_size == 60")
+    together = over_tasks(table[table.benchmark == "spec-bench"]).set_index("scheme").accepted_length
+    known = {"smollm2 questions a task": table.questions.min(), "smollm2 tasks": table.task.nunique()}
+    for scheme in set(table.scheme) - {"fp16"}:
+        ratios = kept_length(table, scheme)
+        known[f"smollm2 length kept {scheme}"] = together[scheme] / together["fp16"]
+        known |= {
+            f"smollm2 length kept {scheme}, least": ratios.min(),
+            f"smollm2 length kept {scheme}, most": ratios.max(),
+        }
+    return known | {"smollm2 length fp16": together["fp16"]}
 
 
 def _of_products(_: Evidence) -> dict[str, float]:
