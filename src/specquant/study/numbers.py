@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
 from specquant.measure.peers import CUBLAS, OURS
@@ -32,7 +33,7 @@ from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
-from specquant.planning.traces import of_one_target
+from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
 from specquant.study.drafters import recorded_table
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
@@ -146,6 +147,7 @@ def known_numbers() -> dict[str, float]:
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
     sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
+    sources += [_of_smollm2]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -391,6 +393,19 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
         for row in best_plans(table).query("task == @ALL").itertuples():
             known |= {f"traced {name} of {row.method} {scheme}": getattr(row, name) for name in interval("speedup")}
             known[f"traced length of {row.method}"] = row.accepted_length
+    return known
+
+
+def _of_smollm2(_: Evidence) -> dict[str, float]:
+    """ "smollm2 eagle2 accepts w8a8" on all of Spec-Bench, greedily, and its interval; with "T=1" likewise, sampled. Of
+    several trees the largest, where all tasks were asked. "smollm2 questions"."""
+    rows = read_results(recorded_table("acceptance")).query("benchmark == 'spec-bench'")
+    whole = rows.groupby(["scheme", "temperature", *PLAN_FIELDS]).task.transform("nunique") == rows.task.nunique()
+    known: dict[str, float] = {}
+    for row in over_tasks(rows[whole]).sort_values("draft_size").itertuples():
+        name = f"smollm2 {row.method} accepts {row.scheme}" + (f" T={row.temperature:g}" if row.temperature else "")
+        known |= {name + end: getattr(row, f"accepted_length{end}") for end in ("", "_low", "_high")}
+        known["smollm2 questions"] = row.questions
     return known
 
 
