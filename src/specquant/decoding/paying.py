@@ -15,8 +15,7 @@ from specquant.decoding.tree import DraftTree, on_device
 
 MEMORY = 0.98  # the weight of all earlier drafts, at each further one
 BELIEVED = 12.0  # drafts that are as good as seen to add what calibration says
-MOST_LOST = 0.015  # of a text's time, beside what a draft and `AT_ONCE` tokens one by one take
-AT_ONCE = 2.0
+MOST_LOST = 0.01  # of a text's time, beside what a draft and a token one by one take
 
 
 class Pays:
@@ -42,7 +41,7 @@ class Pays:
     def drafts(self) -> bool:
         """Whether the next step has a draft: where drafts pay, or the latest one did. Else one is tried now and then.
         None where this text has lost too much already."""
-        if self._gained_ms < -(MOST_LOST * self._time_ms + AT_ONCE * self.plain_ms):
+        if self._gained_ms < -(MOST_LOST * self._time_ms + self.plain_ms):
             return False
         if self._gain_ms(self._drafts) > 0 or self._gain_ms(self._latest) > 0:
             return True
