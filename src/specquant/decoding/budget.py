@@ -23,11 +23,11 @@ TINY = 1e-6
 Told = Sequence[Sequence[float]] | Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their depths
 FEWEST_STEPS = 8  # before there is a rate
 MOST_LOST = 0.02  # the share of time that goes into trying drafts while none pays; as much may go into learning that
-BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as calibration says
+BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as their confidence says
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ConfidenceMap:
     """The chance that a node is accepted, by its head's confidence in the path to it: straight lines between points.
 
     Attributes:
@@ -62,14 +62,14 @@ class Prices:
         verify_ms: Of a pass, by draft size, of which 1 must be one. Only these sizes are chosen.
         draft_ms: Of a draft, by iterations, from 1 on.
         other_ms: Of a step's rest.
-        calibration: Of the head that drafts.
+        confidence_map: Of the head that drafts.
         read_ms: That a step takes longer for each time that the host reads what was drafted so far.
     """
 
     verify_ms: Mapping[int, float]
     draft_ms: Sequence[float]
     other_ms: float = 0.0
-    calibration: Calibration = Calibration()
+    confidence_map: ConfidenceMap = ConfidenceMap()
     read_ms: float = 0.0
 
     def __post_init__(self):
@@ -199,7 +199,7 @@ class Budget:
         likeliest = np.argsort(-scores, kind="stable")[: self.largest]
         k = self.top_k
         depths = np.where(likeliest > k, 2 + (likeliest - 1 - k) // (k * k), likeliest > 0)
-        return [self.prices.calibration.chances(np.exp(scores[likeliest])), depths]
+        return [self.prices.confidence_map.chances(np.exp(scores[likeliest])), depths]
 
     def goes_on(self, told: Told, iterations: int, then: int) -> bool:
         """Whether further iterations pay. To be asked once after each `read` of a draft.

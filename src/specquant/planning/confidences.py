@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from specquant.decoding.budget import SIZES, Budget, Calibration, Prices, read_points
+from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Prices, read_points
 from specquant.decoding.drafters.replay import told_of
 from specquant.decoding.method import ADAPTIVE, Costs
 from specquant.decoding.models import Models
@@ -71,7 +71,7 @@ def _trace(row) -> ConfidenceTrace:
     return ConfidenceTrace(confidence, parents, accepted)
 
 
-def fit_calibration(texts: Iterable[Sequence[ConfidenceTrace]]) -> Calibration:
+def fit_confidence_map(texts: Iterable[Sequence[ConfidenceTrace]]) -> ConfidenceMap:
     """The chance of acceptance by confidence: the best map of all that never fall (isotonic regression).
 
     Raises SpecquantError where there are no nodes to fit it to.
@@ -89,10 +89,10 @@ def fit_calibration(texts: Iterable[Sequence[ConfidenceTrace]]) -> Calibration:
     inside = np.flatnonzero((x > 1e-6) & (x < 1 - 1e-6) & (np.diff(x, prepend=-1.0) > 0))
     ends = (0.0, float(y[0]) if len(y) else 0.0), (1.0, float(y[-1]))
     points = [ends[0], *((float(x[i]), float(y[i])) for i in inside), ends[1]]
-    return Calibration(*map(tuple, zip(*points, strict=True)))
+    return ConfidenceMap(*map(tuple, zip(*points, strict=True)))
 
 
-def prices_of(costs: Costs, calibration: Calibration, most_iterations: int = MOST_ITERATIONS) -> Prices:
+def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS) -> Prices:
     """What one model's steps cost, for the sizes of `SIZES` that were measured.
 
     Raises SpecquantError where no draft was measured.
@@ -102,7 +102,7 @@ def prices_of(costs: Costs, calibration: Calibration, most_iterations: int = MOS
     largest = costs.verify_ms.index.max()
     verify_ms = {size: costs.verify(size) for size in (1, *SIZES) if size <= largest}
     draft_ms = [max(0.0, costs.draft(count)) for count in range(1, most_iterations + 1)]
-    return Prices(verify_ms, draft_ms, costs.other_ms, calibration)
+    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map)
 
 
 class Simulated(NamedTuple):
@@ -155,7 +155,7 @@ def _chosen(trace: ConfidenceTrace, budget: Budget, most: int) -> tuple[int, int
     if not budget.drafts():
         return 1, 0
     for iterations, then in pairwise((*read_points(most), 0)):
-        told = told_of(trace, iterations, budget.prices.calibration)
+        told = told_of(trace, iterations, budget.prices.confidence_map)
         if not budget.goes_on(told, iterations, then):
             break
     return budget.size(told, iterations), iterations
@@ -172,10 +172,10 @@ def best_static(texts: Sequence[Sequence[ConfidenceTrace]], prices: Prices) -> t
 def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[str, LevelCosts]) -> pd.DataFrame:
     """What adaptive draft sizes gain over the best static ones, for each entry of `costs`. Half of the texts calibrate
     confidence, the others are judged."""
-    calibration = fit_calibration(texts[::2])
+    confidence_map = fit_confidence_map(texts[::2])
     rows = {}
     for name, of_model in costs.items():
-        prices = prices_of(of_model, calibration)
+        prices = prices_of(of_model, confidence_map)
         tree, static = best_static(texts[1::2], prices)
         adaptive = simulate(texts[1::2], prices)
         plain = simulate(texts[1::2], prices, (1, 0)).tokens_per_ms
@@ -191,17 +191,17 @@ def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[s
     return pd.DataFrame(rows).T
 
 
-def calibrate_heads(models: Models, *trees: tuple[int, int]) -> None:
+def give_confidence_map(models: Models, *trees: tuple[int, int]) -> None:
     """If one of these trees is adaptive, give the models the recorded worth of confidence."""
     if ADAPTIVE in (nodes for nodes, _ in trees):
-        models.calibration = recorded_calibration()
+        models.confidence_map = recorded_confidence_map()
 
 
-def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
+def recorded_confidence_map(path: str | Path = RECORDED) -> ConfidenceMap:
     """That of the tiny target's head, which stands in for other heads. If the project's data is not there, confidence
     itself is taken as the chance. Raises SpecquantError where it is there and damaged."""
     try:
         there = resolve(path).is_file()
     except SpecquantError:  # no clone
         there = False
-    return fit_calibration(read_confidences(read_results(path, table="confidences"))) if there else Calibration()
+    return fit_confidence_map(read_confidences(read_results(path, table="confidences"))) if there else ConfidenceMap()
