@@ -35,7 +35,7 @@ CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
 RECORDED = "data/recorded/h200"
-TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer
+TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer claims about times
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
 FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
@@ -58,17 +58,17 @@ HIERARCHY, TREE = Plan("hierarchical", 30, 3, 6), Plan("eagle2", 24, 3)
 
 @dataclass(frozen=True)
 class Evidence:
-    """The tables that answer: of one card (`recorded`), and what is published. passes: behind one context."""
+    """The tables that answer: of one card (`recorded`), of trained models, and what is published."""
 
     card: str
-    passes: pd.DataFrame
+    passes: pd.DataFrame  # behind one context
     drafting: pd.DataFrame
     replayed: pd.DataFrame
     trees: pd.DataFrame
     their_passes: pd.DataFrame
     their_steps: pd.DataFrame
     assumptions: pd.DataFrame
-    accepted: pd.DataFrame
+    accepted: pd.DataFrame  # throughput.csv of the tiny models
     smollm2: pd.DataFrame  # acceptance.csv
 
     @classmethod
@@ -137,7 +137,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answer:
-    """values: ours, one for each process, or what `sampled` says. theirs: of the paper's own code on our card, or NaN.
+    """values: ours, one for each of what `sampled` names. theirs: of the paper's own code on our card, or NaN.
     assumption: the names of what was assumed; span: by what factors its range changes the answer. model: what was
     measured in place of the paper's model, "" where it is that one, in true size with random weights. card: where, ""
     for the evidence's."""
@@ -221,7 +221,7 @@ def accepted_length(evidence: Evidence, model: str, scheme: str) -> Answer:
         return Answer(tiny, note=note, sampled="tasks", model=TINY_NAME, card="CPU")
     ratios = kept_length(real[real.draft_size == MOST], scheme)
     of_tiny = f"of the tiny models {tiny.median():.2f} ({tiny.min():.2f} to {tiny.max():.2f}), {note}"
-    note = f"{real.questions.min()} questions a task, greedy; {of_tiny}"
+    note = f"{real.questions.min()} questions a task, greedy; its fp16 is Q4_1 dequantized; {of_tiny}"
     return Answer(ratios, note=note, sampled="tasks", model=SMOLLM2_NAME)
 
 
@@ -346,7 +346,7 @@ def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short:
 
 
 def _kernels() -> str:
-    """With which kernels the tables were measured that answer, in lines of at most WIDTH columns."""
+    """With which kernels the tables were measured that answer claims about times, in lines of at most WIDTH columns."""
     told = [
         f"`{name}.csv` {' and '.join(f'`{state}`' for state in states_of(read_provenance(f'{RECORDED}/{name}.csv')))}"
         for name in TABLES
