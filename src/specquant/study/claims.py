@@ -372,6 +372,7 @@ def _rows(lines: list[dict[str, str]]) -> str:
     for line in lines:
         (ours,) = (value for name, value in line.items() if name.startswith("ours"))
         value = re.sub(r", \d+ (processes|tasks)\b", "", ours)
+        value = re.sub(r"^not measured; (.*), [^,]*$", r"\1", value).removesuffix("-135M")
         value = re.sub(r" \(.*\); (.*) over assumed acceptance", r" (\1 assumed)", value)
         rows.append([line["claim"], line["the paper"].rpartition(", ")[0], value, line["verdict"]])
     return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
