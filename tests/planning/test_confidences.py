@@ -48,7 +48,9 @@ def test_the_map_is_the_share_that_is_accepted_and_never_falls():
     traces = [trace(0.25, n % 4 == 0) for n in range(40)] + [trace(0.55, n % 2 == 0) for n in range(40)]
     traces += [trace(0.65, n % 4 == 0) for n in range(40)]  # less than below it: both are one
     calibration = fit_calibration([traces])
-    assert calibration.chances(np.array([1.0, 0.25, 0.55, 0.65]))[1:] == pytest.approx([0.25, 0.375, 0.375])
+    assert np.interp([0.25, 0.55, 0.65], calibration.confidence, calibration.chance) == pytest.approx(
+        [0.25, 0.375, 0.375]
+    )
     with pytest.raises(SpecquantError, match="there are no trees that have drafts"):
         fit_calibration([[]])
 

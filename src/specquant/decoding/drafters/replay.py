@@ -66,7 +66,7 @@ class TracedBudget(Budget):
 def told_of(trace: ConfidenceTrace, iterations: int, calibration: Calibration) -> list[np.ndarray]:
     """What `Budget.read` would say of so many iterations of a recorded tree."""
     part = trace.within(iterations)
-    return [calibration.chances(part.confidence), part.depths]
+    return [calibration.chances(part.confidence, part.depths), part.depths]
 
 
 class TracedTrees(Drafter):
