@@ -65,6 +65,7 @@ notebooks: .venv/.ready  ## run the notebooks in place, to commit them with the 
 	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 lab: .venv/.ready  ## open JupyterLab on the project, with the tour open
+	@$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1  # its question covers a figure
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (specquant)"
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
 

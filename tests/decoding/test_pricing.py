@@ -5,7 +5,7 @@ import math
 import pytest
 
 from specquant.decoding import pricing
-from specquant.decoding.budget import Calibration, read_points
+from specquant.decoding.budget import ConfidenceMap, read_points
 from specquant.decoding.pricing import MOST_TIMED, measured_prices
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
@@ -13,7 +13,7 @@ from tests.decoding.conftest import random_head, random_model
 
 def prices(context_length: int, iterations: int, top_k: int = 4):
     model = random_model(context_length=context_length)
-    return measured_prices(model, random_head(model), iterations, top_k, 37, Calibration())
+    return measured_prices(model, random_head(model), iterations, top_k, 37, ConfidenceMap())
 
 
 @pytest.mark.parametrize("context_length", [2, 3, 7, 12, 33, 96])

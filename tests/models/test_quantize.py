@@ -245,15 +245,15 @@ def test_bad_arguments_are_refused(refused, source, tmp_path):
     refused("choose another scheme", scheme="fp16")
     refused("unknown quantization method 'magic'", method="magic")
     refused("no config.json", model_dir=tmp_path / "missing")
-    refused("cannot read calibration text", calibration=tmp_path / "missing.txt")
+    refused("cannot read calibration text", calibration_text=tmp_path / "missing.txt")
     (tmp_path / "short.txt").write_text("1 plus 1")
-    refused(r"only \d+ tokens: give one of 32 or more", calibration=tmp_path / "short.txt")
+    refused(r"only \d+ tokens: give one of 32 or more", calibration_text=tmp_path / "short.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
-    refused("give a UTF-8 text file", calibration=tmp_path / "binary.txt")
+    refused("give a UTF-8 text file", calibration_text=tmp_path / "binary.txt")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    refused("exists and is not empty", out=tmp_path / "full", calibration=text)
-    refused("cannot write", out=tmp_path / "full" / "file" / "out", calibration=text)
+    refused("exists and is not empty", out=tmp_path / "full", calibration_text=text)
+    refused("cannot write", out=tmp_path / "full" / "file" / "out", calibration_text=text)
 
 
 def test_a_quantized_model_is_not_quantized_again(refused, source, tmp_path):
@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_nothing(refused, source, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    refused("No space left on device", calibration=source / "text.txt")
+    refused("No space left on device", calibration_text=source / "text.txt")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_sizes_that_a_scheme_cannot_store_are_refused(source, tmp_path, refused,
     config = LlamaConfig(**json.loads((source / "config.json").read_text()) | {"hidden_size": size})
     LlamaForCausalLM(config).half().save_pretrained(tmp_path / "odd")
     load_tokenizer(source).save_pretrained(tmp_path / "odd")
-    refused(match, model_dir=tmp_path / "odd", scheme=scheme, calibration=source / "text.txt")
+    refused(match, model_dir=tmp_path / "odd", scheme=scheme, calibration_text=source / "text.txt")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_copy_is_made_once_for_each_scheme_and_method(small_models, tmp_path, 
 def test_another_text_gives_another_copy(small_models, tmp_path, quantized):
     (tmp_path / "text.txt").write_text("1 plus 2 makes 3. " * 40)
     copies = [
-        quantized_target(small_models / "target", "w4a16-g128", tmp_path / "kept", calibration=text)
+        quantized_target(small_models / "target", "w4a16-g128", tmp_path / "kept", calibration_text=text)
         for text in ("data/tiny/calibration.txt", tmp_path / "text.txt")
     ]
     assert len(set(copies)) == len(quantized) == 2

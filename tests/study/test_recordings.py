@@ -17,7 +17,8 @@ from specquant.tables.results import read_results
 from specquant.tables.sources import kernels_sha256
 
 FILES = {command: file for file, command in NAMES.items()}
-QUICK = "peer-decoding --model data/tiny/target --new-tokens 12 --processes 1 --device cpu"
+QUICK = "verify-cost --model data/tiny/target --weights synthetic --schemes fp16 --draft-sizes 1 --contexts 8"
+QUICK += " --repeats 2 --processes 1 --blocks 1 --device cpu"
 
 
 @pytest.mark.parametrize("card", ["h200", "cpu"])
@@ -59,9 +60,9 @@ def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_me
     folder, run, lines = told
     assert run("nonsense", QUICK) == ["nonsense"]
     assert "  it failed with status 2; the next goes on" in lines
-    table = folder / "peer_decoding.csv"
+    table = folder / "verify_cost.csv"
     first = table.read_bytes()
-    assert len(read_results(table)) == 5
+    assert len(read_results(table)) == 1
     with chosen(jobs=2, for_several=True):  # what is timed then runs alone, and is not refused
         assert run(QUICK) == []
     assert table.read_bytes() == first
@@ -71,9 +72,9 @@ def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_me
 def test_when_the_time_is_over_the_rest_is_left(told, request, interrupts):
     folder, run, lines = told
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupts)))
-    assert run(QUICK, QUICK.replace("--new-tokens 12", "--new-tokens 13"), minutes=0.01) == []
+    assert run(QUICK, QUICK.replace("--draft-sizes 1", "--draft-sizes 3"), minutes=0.01) == []
     assert lines[-1] == "the time is over: 1 of 2 commands are left"
-    assert not (folder / "peer_decoding.csv").exists()
+    assert not (folder / "verify_cost.csv").exists()
 
 
 def test_tables_of_other_kernels_are_told_first(tmp_path, monkeypatch):

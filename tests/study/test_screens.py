@@ -81,6 +81,13 @@ def functions(table):
         yield from functions(child)
 
 
+def test_headings_of_tables_are_words_and_not_names_of_columns(notebook):
+    for heading, *_ in tables(notebook):
+        for words in heading:
+            assert "_" not in words
+            assert "llama-3-" not in words
+
+
 def test_every_figure_has_its_caption_under_it(notebook):
     shown = outputs(notebook)
     for place, output in enumerate(shown):

@@ -236,7 +236,7 @@ def test_features_in_a_scheme_are_those_that_decoding_hands_to_the_head(small_mo
     written = shop.written_in(scheme)
     assert torch.equal(written.tokens, shop.written.tokens)
     text = tmp_path / "training/calibration.txt"
-    target = quantized_target(small_models / "target", scheme, tmp_path / "training/targets", calibration=text)
+    target = quantized_target(small_models / "target", scheme, tmp_path / "training/targets", calibration_text=text)
     models = Models(target, eagle_target=small_models / "eagle-target")
     row = written.tokens[0]
     known = models.head("eagle_target").known(models.target.prefill(row, models.target.new_cache(len(row))))

@@ -54,7 +54,7 @@ def generate(
     from specquant.decoding.method import Plan
     from specquant.decoding.models import Models
     from specquant.models.loading import load_tokenizer
-    from specquant.planning.confidences import calibrate_heads
+    from specquant.planning.confidences import give_confidence_map
 
     named = replace(models, model=_at_revision(models.model, revision))
     sampling = {"temperature": temperature, "top_p": top_p}
@@ -79,7 +79,7 @@ def generate(
         if not json:
             told = ", ".join(f"{each} {speed:.0f}" for each, speed in speeds.items())
             tell(f"decoding by {plan}; predicted tokens per second: {told}")
-    calibrate_heads(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
+    give_confidence_map(loaded, settings.tree, settings.inner_tree, *([plan.tree] if isinstance(plan, Plan) else []))
     speculator, tokenizer = loaded.speculator(plan, settings, pays), load_tokenizer(named.model)
     _offer_tuning(speculator.model, named.model)
     if speculator.drafter and loaded.rounds_by_draft:

@@ -30,7 +30,7 @@ Told = Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their d
 BETTER = 1.01  # a way must be faster by so much to be taken instead of the present one: new sizes need new graphs
 # The share of time that whole trees may cost; and while none pays, for then a text that drafts well gains much.
 MOST_LOST, MOST_TRIED = 0.002, 0.02
-BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as calibration says
+BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as their confidence says
 
 
 class Drafted(NamedTuple):
@@ -42,7 +42,7 @@ class Drafted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ConfidenceMap:
     """The chance that a node is accepted, by its head's confidence in the path to it: straight lines between points.
 
     Attributes:
@@ -90,14 +90,14 @@ class Prices:
         verify_ms: Of a pass, by draft size, of which 1 must be one. Only these sizes are chosen.
         draft_ms: Of a draft, by iterations, from 1 on.
         other_ms: Of a step's rest.
-        calibration: Of the head that drafts.
+        confidence_map: Of the head that drafts.
         read_ms: That a step takes longer for each time that the host reads what was drafted so far.
     """
 
     verify_ms: Mapping[int, float]
     draft_ms: Sequence[float]
     other_ms: float = 0.0
-    calibration: Calibration = Calibration()
+    confidence_map: ConfidenceMap = ConfidenceMap()
     read_ms: float = 0.0
 
     def __post_init__(self):
@@ -188,8 +188,8 @@ class Budget:
     a step drafts as deep as any and is read. Such a whole tree tells what each way would have drafted of it, and with
     the prices, which way has the best rate. That way is taken. Whole trees are so seldom that they cost little.
 
-    What calibration expects is multiplied by what was accepted of the latest drafts over what was expected (`learn`): a
-    head may be too sure of a text.
+    What confidence lets expect is multiplied by what was accepted of the latest drafts over what was expected
+    (`learn`): a head may be too sure of a text.
 
     Args:
         prices: What steps cost.
@@ -215,8 +215,8 @@ class Budget:
         self._accepted = np.full(2, BELIEVED)  # drafted tokens that were, and that were expected, the latest ones most
         self._expected = 0.0  # of the latest draft
         # That whole trees may cost. Where none is known, the first are free.
-        self._spare_ms = 0.0 if prices.calibration.trees else prices.step_ms(1, 0)
-        for chances, depths, accepted in prices.calibration.trees if most else ():
+        self._spare_ms = 0.0 if prices.confidence_map.trees else prices.step_ms(1, 0)
+        for chances, depths, accepted in prices.confidence_map.trees if most else ():
             self._weigh([chances, depths], accepted)
 
     def _static(self) -> Iterator[Way]:
@@ -230,12 +230,12 @@ class Budget:
 
     @property
     def correction(self) -> float:
-        """Accepted tokens for each that calibration expects."""
+        """Accepted tokens for each that confidence lets expect."""
         return self._accepted[0] / self._accepted[1]
 
     @property
     def _price(self) -> float | None:
-        """What time is worth, in tokens that calibration expects. While no draft pays, one is sized as calibrated, to
+        """What time is worth, in tokens that confidence lets expect. While no draft pays, one is sized by these, to
         learn from it."""
         if self.rate is None or self.best == PLAIN:
             return self.rate
@@ -293,7 +293,7 @@ class Budget:
         likeliest = (-scores).argsort(kind="stable")[: self.largest]
         k = self.top_k
         depths = np.where(likeliest > k, 2 + (likeliest - 1 - k) // (k * k), likeliest > 0)
-        return [self.prices.calibration.chances(np.exp(scores[likeliest]), depths), depths]
+        return [self.prices.confidence_map.chances(np.exp(scores[likeliest]), depths), depths]
 
     def goes_on(self, told: Told, iterations: int, then: int) -> bool:
         """Whether further iterations pay.
@@ -365,6 +365,6 @@ class Budget:
         return size, iterations, time_ms
 
     def _worth(self, told: Told) -> float:
-        """Of a pass over the best tree of a draft, in tokens that calibration expects."""
+        """Of a pass over the best tree of a draft, in tokens that confidence lets expect."""
         size = self.prices.size(told[0], 1, self._price)
         return float(told[0][:size].sum()) - (self._price or 0.0) * self.prices.verify_ms[size]

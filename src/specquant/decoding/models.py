@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from specquant.decoding import Drafter, EagleDrafter, Speculator
-from specquant.decoding.budget import Budget, Calibration, Prices
+from specquant.decoding.budget import Budget, ConfidenceMap, Prices
 from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.method import ADAPTIVE, DraftSettings, Plan, TwoModels
 from specquant.decoding.paying import Pays, WhilePaying
@@ -101,7 +101,7 @@ class Models:
         self.row_invariant = row_invariant
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
         self._heads: dict[str, DraftHead] = {}
-        self.calibration = Calibration()  # of the heads, for adaptive draft sizes
+        self.confidence_map = ConfidenceMap()  # of the heads, for adaptive draft sizes
         self._prices: dict[tuple[str, int, int], Prices] = {}
         self._checked: set[str] = set()  # companions that fit: many methods need the same one
 
@@ -220,7 +220,7 @@ class Models:
             model = self.target if which.endswith("_target") else self.intermediate
             vocab_size = self.target.config.vocab_size
             self._prices[key] = measured_prices(
-                model, self.head(which), iterations, top_k, vocab_size, self.calibration
+                model, self.head(which), iterations, top_k, vocab_size, self.confidence_map
             )
         return self._prices[key]
 

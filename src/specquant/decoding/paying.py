@@ -13,19 +13,18 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.tree import DraftTree, on_device
 
-MEMORY = 0.98  # the weight of all earlier drafts, at each further one
-BELIEVED = 12.0  # drafts that are as good as seen to add what calibration says
-MOST_LOST = 0.015  # of a text's time, beside what a draft and `AT_ONCE` tokens one by one take
-AT_ONCE = 2.0
+MEMORY = 0.98  # what all earlier drafts count for is multiplied by this at each further one
+BELIEVED = 12.0  # drafts that the calibration counts for
+MOST_LOST = 0.01  # the share of a text's time that drafts may lose, beside what a draft and a token one by one take
 
 
 class Pays:
     """Whether drafts of one plan pay, against decoding one by one.
 
     Args:
-        step_ms: Of a step, by the rows of its pass. One row is a step without a draft.
-        tokens: That a step adds on average, as calibrated.
-        time_ms: That it takes then.
+        step_ms: How long a step takes, by the rows of its pass. One row is a step without a draft.
+        tokens: How many a step with a draft adds on average, as calibrated.
+        time_ms: How long such a step takes on average, as calibrated.
     """
 
     def __init__(self, step_ms: Callable[[int], float], tokens: float, time_ms: float):
@@ -41,8 +40,8 @@ class Pays:
 
     def drafts(self) -> bool:
         """Whether the next step has a draft: where drafts pay, or the latest one did. Else one is tried now and then.
-        None where this text has lost too much already."""
-        if self._gained_ms < -(MOST_LOST * self._time_ms + AT_ONCE * self.plain_ms):
+        Where this text has lost too much already, no step has one."""
+        if self._gained_ms < -(MOST_LOST * self._time_ms + self.plain_ms):
             return False
         if self._gain_ms(self._drafts) > 0 or self._gain_ms(self._latest) > 0:
             return True
@@ -60,7 +59,7 @@ class Pays:
         self._gained_ms += self._gain_ms(step)
 
     def _gain_ms(self, drafts: np.ndarray) -> float:
-        """What decoding one by one would have taken longer."""
+        """How much longer the same tokens would have taken one by one; below zero where drafts lose."""
         return float(drafts[0] * self.plain_ms - drafts[1])
 
 

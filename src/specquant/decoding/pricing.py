@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from specquant.decoding.acceptance import Greedy
-from specquant.decoding.budget import SIZES, Budget, Calibration, Prices, Told, Way, read_points
+from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Prices, Told, Way, read_points
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
@@ -23,7 +23,12 @@ MOST_TIMED = 8  # iterations: each further one takes as long as those did
 
 @torch.inference_mode()
 def measured_prices(
-    model: Llama | GraphedLlama, head: DraftHead, iterations: int, top_k: int, vocab_size: int, calibration: Calibration
+    model: Llama | GraphedLlama,
+    head: DraftHead,
+    iterations: int,
+    top_k: int,
+    vocab_size: int,
+    confidence_map: ConfidenceMap,
 ) -> Prices:
     """Time a model's passes by draft size, its head's drafts by iterations, up to as many as are given, and how much
     longer a step takes in which the host reads what is drafted.
@@ -34,7 +39,7 @@ def measured_prices(
         iterations: The most.
         top_k: Of the drafter.
         vocab_size: Of the drafter.
-        calibration: Of the head.
+        confidence_map: Of the head.
 
     Raises:
         SpecquantError: The context has no room for a draft.
@@ -63,7 +68,7 @@ def measured_prices(
     timed = min(iterations, MOST_TIMED)
     draws = {
         budget: EagleDrafter(head, max(sizes), timed, top_k, vocab_size, budget)
-        for budget in (None, _ReadsAll(Prices(verify_ms, [0.0] * timed, calibration=calibration), top_k))
+        for budget in (None, _ReadsAll(Prices(verify_ms, [0.0] * timed, confidence_map=confidence_map), top_k))
     }
 
     def draft(drafter: EagleDrafter, count: int) -> DraftTree:
@@ -81,7 +86,7 @@ def measured_prices(
     plain_ms, read_ms = (median_ms(partial(step, drafter)) for drafter in (plain, read))
     each_ms = max(0.0, draft_ms[-1] - draft_ms[0]) / max(timed - 1, 1)
     draft_ms += [draft_ms[-1] + more * each_ms for more in range(1, iterations - timed + 1)]
-    return Prices(verify_ms, draft_ms, 0.0, calibration, max(0.0, read_ms - plain_ms) / len(read_points(timed)))
+    return Prices(verify_ms, draft_ms, 0.0, confidence_map, max(0.0, read_ms - plain_ms) / len(read_points(timed)))
 
 
 class _ReadsAll(Budget):

@@ -29,7 +29,7 @@ from specquant.measure.parameters import Common
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DType, ModelOptions
-from specquant.models.targets import calibration_beside, possible_schemes, quantized_target
+from specquant.models.targets import calibration_text_beside, possible_schemes, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
 from specquant.tables.provenance import without_local_paths
@@ -120,8 +120,8 @@ class Parameters(Common):
 
     def models(self, scheme: str) -> Models:
         """The target in a scheme, with the companions that lie beside its fp16 weights."""
-        text = calibration_beside(self.model)
-        target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
+        text = calibration_text_beside(self.model)
+        target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
         companions: dict[str, Any] = dict(ModelOptions(self.model).companions)
         dtype, device = named_dtype(self.dtype), choose_device(self.device)
         return Models(target, **companions, dtype=dtype, device=device)

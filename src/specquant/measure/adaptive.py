@@ -27,7 +27,7 @@ from specquant.models.device import default_dtype
 from specquant.models.eagle import describe_head, head_scheme
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config
-from specquant.planning.confidences import RECORDED, TOP_K, best_static, fit_calibration, read_confidences, simulate
+from specquant.planning.confidences import RECORDED, TOP_K, best_static, fit_confidence_map, read_confidences, simulate
 from specquant.quant import get_scheme
 from specquant.tables.results import read_results
 from specquant.tables.schemas import TABLES
@@ -96,7 +96,7 @@ class Parameters(Common):
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the second half of the traces by each choice; the first half calibrates confidence."""
     texts = parameters.texts()
-    calibration, judged = fit_calibration(texts[::2]), texts[1::2]
+    confidence_map, judged = fit_confidence_map(texts[::2]), texts[1::2]
     for unit in units:
         models = SyntheticModels(
             parameters.model,
@@ -110,7 +110,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         )
         try:
             vocab_size = models.target.config.vocab_size
-            prices = measured_prices(models.target, models.head, MOST_ITERATIONS, TOP_K, vocab_size, calibration)
+            prices = measured_prices(models.target, models.head, MOST_ITERATIONS, TOP_K, vocab_size, confidence_map)
             yield unit, pd.DataFrame(decoded(models, parameters, judged, prices))
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)

@@ -32,7 +32,7 @@ class Family:
     """The models of a study: directories, relative ones below the project root, or hub ids; "" where there is none.
 
     target: fp16 weights, of which copies in other schemes are made below `keep_in`, or already in a scheme, by whatever
-    tool. The others are fp16. dtype: that models compute in. calibration: the calibration text of copies, a file.
+    tool. The others are fp16. dtype: that models compute in. calibration_text: what copies are quantized on, a file.
     Raises SpecquantError where a model is missing or does not fit the others, which configurations and tokenizers say,
     before anything large is downloaded or loaded.
     """
@@ -44,7 +44,7 @@ class Family:
     keep_in: str = "results/targets"
     dtype: str = "float64"
     device: str = "cpu"
-    calibration: str = CALIBRATION_TEXT
+    calibration_text: str = CALIBRATION_TEXT
     eagle3_target: str = ""
     eagle3_intermediate: str = ""
 
@@ -111,7 +111,7 @@ class Family:
 
     def directory(self, scheme: str, method: str = "calibrated") -> Path:
         """Of the target in a scheme (`targets.quantized_target`)."""
-        return quantized_target(self.target, scheme, self.keep_in, method, self.device, self.calibration)
+        return quantized_target(self.target, scheme, self.keep_in, method, self.device, self.calibration_text)
 
     def models(self, scheme: str, method: str = "calibrated") -> Models:
         """The family with its target in that scheme. Give up the last one before: large ones do not fit beside it."""

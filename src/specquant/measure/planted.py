@@ -438,7 +438,7 @@ def _trained(parameters: Parameters, scheme: str) -> tuple[Path | None, torch.Te
     if parameters.codes == "uniform":
         return None, None
     trained = parameters.model if parameters.weights == "trained" else parameters.codes_from
-    copy = quantized_target(trained, scheme, parameters.keep_targets_in, calibration=parameters.calibration_text)
+    copy = quantized_target(trained, scheme, parameters.keep_targets_in, calibration_text=parameters.calibration_text)
     return (copy, None) if parameters.weights == "trained" else (None, code_shares(load_model(copy)))
 
 

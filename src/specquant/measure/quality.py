@@ -28,7 +28,7 @@ from specquant.models.device import named_dtype
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.targets import calibration_beside, quantized_target
+from specquant.models.targets import calibration_text_beside, quantized_target
 from specquant.models.texts import tokens_of
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
@@ -116,8 +116,8 @@ class Parameters(Common):
 
     def loaded(self, scheme: str, context_length: int | None = None) -> Llama:
         """The target in a scheme."""
-        text = calibration_beside(self.model)
-        target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration=text)
+        text = calibration_text_beside(self.model)
+        target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
         return load_model(target, None, named_dtype(self.dtype), self.device, context_length)
 
 

@@ -28,7 +28,7 @@ from specquant.models.device import choose_device, dtype_parameters
 from specquant.models.digest import digests_of
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
-from specquant.planning.confidences import calibrate_heads
+from specquant.planning.confidences import give_confidence_map
 from specquant.progress import tqdm
 from specquant.tables.provenance import device_name, node_of_job, without_local_paths
 from specquant.tables.results import write_results
@@ -131,7 +131,7 @@ def record_benchmark(parameters: Parameters, out_dir: str | Path, ids: Sequence[
     models, device = Models.of(parameters.models), choose_device(parameters.models.device)
     benchmark = get_benchmark(parameters.benchmark)
     questions = [question for question in parameters.questions() if ids is None or question.id in ids]
-    calibrate_heads(models, parameters.settings.tree, parameters.settings.inner_tree)
+    give_confidence_map(models, parameters.settings.tree, parameters.settings.inner_tree)
     askers = _askers(parameters, models)
     sandbox = _sandbox(parameters.unsafe) if benchmark.runs_programs else None
     lines = parameters.lines(out_dir, parameters.same(device, sandbox))

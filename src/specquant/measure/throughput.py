@@ -28,7 +28,7 @@ from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, DType, ModelOptions
-from specquant.models.targets import calibration_beside, quantized_target
+from specquant.models.targets import calibration_text_beside, quantized_target
 from specquant.progress import tqdm
 from specquant.tables.intervals import over_questions_with
 from specquant.tables.marks import Mark
@@ -92,8 +92,8 @@ class Decoding(Common):
     def target(self, scheme: str) -> Path:
         """The directory of the target in a scheme."""
         target = target_in(resolve(self.models_dir))
-        text = calibration_beside(target)
-        return quantized_target(target, scheme, self.keep_targets_in, device=self.device, calibration=text)
+        text = calibration_text_beside(target)
+        return quantized_target(target, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
 
 
 @dataclass(frozen=True, kw_only=True)

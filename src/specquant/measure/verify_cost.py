@@ -116,7 +116,7 @@ class Parameters(InBlocks):
         """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
         dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
         if self.weights == "trained":
-            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration=self.calibration_text)
+            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration_text=self.calibration_text)
             return load_model(copy, dtype=dtype, device=self.device)
         config, longest = (
             synthetic_config(locate(self._source, SMALL_FILES)),

@@ -37,7 +37,7 @@ def model_digest(model: str | Path) -> str | None:
         The digest; None where there are no such files, as for shapes that are known by name.
 
     Raises:
-        SpecquantError: A file cannot be read, or the hub not be reached.
+        SpecquantError: A file cannot be read, or the hub cannot be reached.
     """
     model = resolve_model(model)
     if is_packaged(model):

@@ -64,14 +64,14 @@ def quantize_model(
     model_dir: str | Path,
     scheme: str | Scheme,
     out_dir: str | Path,
-    calibration: str | Path | None = None,
+    calibration_text: str | Path | None = None,
     method: str = "calibrated",
     device: str = "cpu",
     progress: bool = True,
 ) -> None:
     """Quantize the fp16 model of a directory or hub id, `model_dir`, and write a directory that `load_model` loads.
 
-    calibration: a UTF-8 text file (default: the one that ships with the tiny models). method: "calibrated" is GPTQ for
+    calibration_text: a UTF-8 file (default: the one that ships with the tiny models). method: "calibrated" is GPTQ for
     4-bit weights, and SmoothQuant's smoothing where activations are int8; "round-to-nearest" uses no text. A scheme
     that is rotated is rotated by both. Layers are calibrated in order, each on what the quantized layers before it
     give it.
@@ -102,7 +102,7 @@ def quantize_model(
     record = {"quant_method": "specquant", "scheme": scheme.name, "method": method, "rotated": scheme.rotated}
     sequences = None
     if calibrated:
-        text = resolve(CALIBRATION_TEXT) if calibration is None else Path(calibration)
+        text = resolve(CALIBRATION_TEXT) if calibration_text is None else Path(calibration_text)
         widest = max(getattr(model.layers[0], name).in_features for name in LINEARS)
         sequences = calibration_sequences(model_dir, text, length, CALIBRATION_TOKENS_PER_INPUT * widest)
         digest = hashlib.sha256(text.read_bytes()).hexdigest()

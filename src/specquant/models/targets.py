@@ -19,7 +19,7 @@ from specquant.models.quantize import CALIBRATION_TEXT, FORMAT_VERSION, quantize
 from specquant.quant import get_scheme, scheme_names
 
 
-def calibration_beside(target: str | Path) -> Path:
+def calibration_text_beside(target: str | Path) -> Path:
     """The calibration text of a target's quantized copies: calibration.txt beside it, or else the tiny target's own."""
     beside = place_of(target).parent / "calibration.txt"
     return beside if beside.is_file() else resolve(CALIBRATION_TEXT)
@@ -31,12 +31,12 @@ def quantized_target(
     keep_in: str | Path,
     method: str = "calibrated",
     device: str = "cpu",
-    calibration: str | Path = CALIBRATION_TEXT,
+    calibration_text: str | Path = CALIBRATION_TEXT,
 ) -> Path:
     """The directory of a target in `scheme`: `model_dir` itself if it is stored so, else a copy below `keep_in`.
 
     model_dir may be a hub id, which is downloaded first. The copy is made if it is not there, on `device`, calibrated
-    on the text file `calibration`. Relative paths are below the project root. The copy's name says the scheme, the
+    on the file `calibration_text`. Relative paths are below the project root. The copy's name says the scheme, the
     method, and a digest of all that decides about its content, so that no stale one is ever used. Raises SpecquantError
     as `quantize_model` does, and where `model_dir` is stored in another scheme than fp16 and `scheme`.
     """
@@ -46,7 +46,7 @@ def quantized_target(
         return model_dir
     if stored != "fp16":
         raise SpecquantError(f"{model_dir} is stored in {stored}, not in {scheme}: ask for that, or give fp16")
-    text = resolve(calibration)
+    text = resolve(calibration_text)
     copy = resolve(keep_in) / f"{scheme}-{method}-{_digest(model_dir, text)[:12]}"
     if not copy.is_dir():
         with locked(copy.with_name(f".{copy.name}.lock")):  # another process may be making it

@@ -252,7 +252,7 @@ def choose_plan(
     top_p: float = 1.0,
 ) -> tuple[Plan, dict[str, float], Pays | None]:
     """The fastest plan, the predicted tokens per second of each method's fastest, by what they are called, and by what
-    the plan's drafts stop while they do not pay (`pays_of`). Where no draft pays, that is decoding one by one.
+    the plan's drafts stop while they do not pay (`pays_of`). Where no draft pays, the plan is decoding one by one.
 
     By a file (`write_calibration`), or by decoding some tokens behind the prompt now; where its text ends soon or fills
     the context, behind shipped ones, too.

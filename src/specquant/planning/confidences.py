@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from specquant.decoding.budget import SIZES, Budget, Calibration, Drafted, Prices
+from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Drafted, Prices
 from specquant.decoding.drafters.replay import told_of
 from specquant.decoding.method import ADAPTIVE, Costs
 from specquant.decoding.models import Models
@@ -73,7 +73,7 @@ def _trace(row) -> ConfidenceTrace:
     return ConfidenceTrace(confidence, parents, accepted)
 
 
-def fit_calibration(texts: Iterable[Sequence[ConfidenceTrace]]) -> Calibration:
+def fit_confidence_map(texts: Iterable[Sequence[ConfidenceTrace]]) -> ConfidenceMap:
     """The chance of acceptance by confidence: the best map of all that never fall (isotonic regression).
 
     Raises SpecquantError where there are no nodes to fit it to.
@@ -91,17 +91,17 @@ def fit_calibration(texts: Iterable[Sequence[ConfidenceTrace]]) -> Calibration:
     inside = np.flatnonzero((x > 1e-6) & (x < 1 - 1e-6) & (np.diff(x, prepend=-1.0) > 0))
     ends = (0.0, float(y[0]) if len(y) else 0.0), (1.0, float(y[-1]))
     points = [ends[0], *((float(x[i]), float(y[i])) for i in inside), ends[1]]
-    return _by_depth(Calibration(*map(tuple, zip(*points, strict=True))), traces)
+    return _by_depth(ConfidenceMap(*map(tuple, zip(*points, strict=True))), traces)
 
 
-def _by_depth(calibration: Calibration, traces: Sequence[ConfidenceTrace]) -> Calibration:
+def _by_depth(confidence_map: ConfidenceMap, traces: Sequence[ConfidenceTrace]) -> ConfidenceMap:
     """The same with what was accepted at each depth over what it expected there, and with the trees themselves."""
     depths = np.concatenate([trace.depths for trace in traces])
     accepted = [np.isin(np.arange(len(trace.parents)), trace.accepted).astype(float) for trace in traces]
-    expected = [calibration.chances(trace.confidence, trace.depths) for trace in traces]
+    expected = [confidence_map.chances(trace.confidence, trace.depths) for trace in traces]
     sums = [np.bincount(depths, np.concatenate(each))[1:] for each in (accepted, expected)]
     by_depth = (sums[0] + BELIEVED) / (sums[1] + BELIEVED)
-    fitted = replace(calibration, by_depth=tuple(by_depth.tolist()))
+    fitted = replace(confidence_map, by_depth=tuple(by_depth.tolist()))
     trees = [
         Drafted(fitted.chances(trace.confidence, trace.depths), trace.depths, each)
         for trace, each in zip(traces, accepted, strict=True)
@@ -109,7 +109,7 @@ def _by_depth(calibration: Calibration, traces: Sequence[ConfidenceTrace]) -> Ca
     return replace(fitted, trees=tuple(trees))
 
 
-def prices_of(costs: Costs, calibration: Calibration, most_iterations: int = MOST_ITERATIONS) -> Prices:
+def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS) -> Prices:
     """What one model's steps cost, for the sizes of `SIZES` that were measured.
 
     Raises SpecquantError where no draft was measured.
@@ -119,7 +119,7 @@ def prices_of(costs: Costs, calibration: Calibration, most_iterations: int = MOS
     largest = costs.verify_ms.index.max()
     verify_ms = {size: costs.verify(size) for size in (1, *SIZES) if size <= largest}
     draft_ms = [max(0.0, costs.draft(count)) for count in range(1, most_iterations + 1)]
-    return Prices(verify_ms, draft_ms, costs.other_ms, calibration)
+    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map)
 
 
 class Simulated(NamedTuple):
@@ -173,7 +173,7 @@ def _chosen(trace: ConfidenceTrace, budget: Budget, most: int) -> tuple[int, int
     if way.size:
         return way.size, sum(way.points)
     for iterations, then in pairwise((*way.points, 0)):
-        told = told_of(trace, iterations, budget.prices.calibration)
+        told = told_of(trace, iterations, budget.prices.confidence_map)
         if not budget.goes_on(told, iterations, then):
             break
     return budget.size(told, iterations), iterations
@@ -190,10 +190,10 @@ def best_static(texts: Sequence[Sequence[ConfidenceTrace]], prices: Prices) -> t
 def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[str, LevelCosts]) -> pd.DataFrame:
     """What adaptive draft sizes gain over the best static ones, for each entry of `costs`. Half of the texts calibrate
     confidence, the others are judged."""
-    calibration = fit_calibration(texts[::2])
+    confidence_map = fit_confidence_map(texts[::2])
     rows = {}
     for name, of_model in costs.items():
-        prices = prices_of(of_model, calibration)
+        prices = prices_of(of_model, confidence_map)
         tree, static = best_static(texts[1::2], prices)
         adaptive = simulate(texts[1::2], prices)
         plain = simulate(texts[1::2], prices, (1, 0)).tokens_per_ms
@@ -209,17 +209,17 @@ def predicted_gains(texts: Sequence[Sequence[ConfidenceTrace]], costs: Mapping[s
     return pd.DataFrame(rows).T
 
 
-def calibrate_heads(models: Models, *trees: tuple[int, int]) -> None:
+def give_confidence_map(models: Models, *trees: tuple[int, int]) -> None:
     """If one of these trees is adaptive, give the models the recorded worth of confidence."""
     if ADAPTIVE in (nodes for nodes, _ in trees):
-        models.calibration = recorded_calibration()
+        models.confidence_map = recorded_confidence_map()
 
 
-def recorded_calibration(path: str | Path = RECORDED) -> Calibration:
+def recorded_confidence_map(path: str | Path = RECORDED) -> ConfidenceMap:
     """That of the tiny target's head, which stands in for other heads. If the project's data is not there, confidence
     itself is taken as the chance. Raises SpecquantError where it is there and damaged."""
     try:
         there = resolve(path).is_file()
     except SpecquantError:  # no clone
         there = False
-    return fit_calibration(read_confidences(read_results(path, table="confidences"))) if there else Calibration()
+    return fit_confidence_map(read_confidences(read_results(path, table="confidences"))) if there else ConfidenceMap()

@@ -1,7 +1,7 @@
 """What methods would reach on large models: the steps that they took on a small real one, at a card's recorded costs.
 
 Every step counts as it was traced: its draft, what was accepted of it, and the rounds below it. Only its time is that
-of the large models.
+of the large models. Accepted lengths of more questions than were traced may take the place of the traces' own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,8 +52,8 @@ def traced_speedups(
     Args:
         rows: traces.csv, of one model in one scheme. Greedy steps count.
         costs: By the kind of head that a method has ("eagle", "eagle3"); those of "eagle" also serve methods without.
-        accepted: acceptance.csv, greedy, of the same target. Of its many questions accepted lengths are, then, and of
-            the few that were traced only how long a step takes.
+        accepted: acceptance.csv, greedy, of the same target. Accepted lengths are then those of its many questions;
+            only the mean time of a step is that of the few that were traced. Intervals are those of accepted lengths.
 
     Returns:
         A row for each task and plan: questions, accepted_length and speedup with their 95% intervals over questions.
@@ -80,13 +80,14 @@ def traced_speedups(
 
 
 def _of_more_questions(told: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
-    """The same speedups of a token, with the accepted lengths of acceptance.csv."""
+    """Speedups with the accepted lengths of acceptance.csv, and steps that take as long as the traced ones."""
     together = over_tasks(accepted.assign(benchmark=ALL)).assign(task=ALL)
     columns = ["questions", *interval("accepted_length")]
     keys = ["task", *PLAN_FIELDS]
     lengths = pd.concat([accepted, together]).set_index(keys)[columns].reindex(told.set_index(keys).index)
     if (missing := lengths[lengths.isna().any(axis=1)]).size:
-        raise SpecquantError(f"acceptance.csv lacks {missing.index[0][1]} on {missing.index[0][0]}, which was traced")
+        task, method = missing.index[0][:2]
+        raise SpecquantError(f"acceptance.csv lacks {method} on {task}, which was traced: give the one of these traces")
     of_token = (told.speedup / told.accepted_length).to_numpy()
     values = dict(zip(interval("speedup"), (lengths[name].to_numpy() * of_token for name in columns[1:]), strict=True))
     return told.assign(**{name: lengths[name].to_numpy() for name in columns}, **values)

@@ -24,6 +24,7 @@ from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
+from specquant.study.drafters import recorded_table
 from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results
@@ -34,7 +35,7 @@ CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
 RECORDED = "data/recorded/h200"
-TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer
+TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer claims about times
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
 FACTS = ["source", "where", "shown_in", "model", "card", "scheme", "method", "quantity", "relation", "value"]
@@ -43,7 +44,7 @@ ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs
 MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
 ELSEWHERE = "measured on other models"
 TINY, TINY_NAME = "data/recorded/cpu/throughput.csv", "tiny models"
-SMOLLM2 = "data/recorded/cpu/smollm2/01_acceptance/throughput.csv"
+SMOLLM2_NAME = "SmolLM2-135M"
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
@@ -57,18 +58,18 @@ HIERARCHY, TREE = Plan("hierarchical", 30, 3, 6), Plan("eagle2", 24, 3)
 
 @dataclass(frozen=True)
 class Evidence:
-    """The tables that answer: of one card (`recorded`), and what is published. passes: behind one context."""
+    """The tables that answer: of one card (`recorded`), of trained models, and what is published."""
 
     card: str
-    passes: pd.DataFrame
+    passes: pd.DataFrame  # behind one context
     drafting: pd.DataFrame
     replayed: pd.DataFrame
     trees: pd.DataFrame
     their_passes: pd.DataFrame
     their_steps: pd.DataFrame
     assumptions: pd.DataFrame
-    accepted: pd.DataFrame
-    smollm2: pd.DataFrame
+    accepted: pd.DataFrame  # throughput.csv of the tiny models
+    smollm2: pd.DataFrame  # acceptance.csv
 
     @classmethod
     def read(cls, recorded: str | Path = RECORDED, data_dir: str | Path = "data") -> "Evidence":
@@ -84,7 +85,7 @@ class Evidence:
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),
-            *(read_results(data_dir.parent / path) for path in (TINY, SMOLLM2)),
+            *(read_results(data_dir.parent / path) for path in (TINY, recorded_table("acceptance", data_dir.parent))),
         )
 
     @cached_property
@@ -136,9 +137,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answer:
-    """values: ours, one for each process, or what `sampled` says. theirs: of the paper's own code on our card, or NaN.
+    """values: ours, one for each of what `sampled` names. theirs: of the paper's own code on our card, or NaN.
     assumption: the names of what was assumed; span: by what factors its range changes the answer. model: what was
-    measured in place of the paper's model, on a CPU; "" where it is that one, in true size with random weights."""
+    measured in place of the paper's model, "" where it is that one, in true size with random weights. card: where, ""
+    for the evidence's."""
 
     values: pd.Series
     theirs: float = math.nan
@@ -147,6 +149,7 @@ class Answer:
     note: str = ""
     sampled: str = "processes"
     model: str = ""
+    card: str = ""
 
 
 def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
@@ -167,7 +170,7 @@ def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         values = found.values.dropna()  # a ratio needs a process that measured both
         median, low, high = values.median(), values.min(), values.max()
         basis = TIMES_ASSUMED if found.assumption else ELSEWHERE if found.model else MEASURED
-        facts |= {"our_model": found.model or claim.model, "our_card": "CPU" if found.model else evidence.card}
+        facts |= {"our_model": found.model or claim.model, "our_card": found.card or evidence.card}
         facts |= {"our_value": median, "low": low, "high": high, found.sampled: len(values)}
         facts |= {"basis": basis, "assumption": found.assumption or None}
         if found.assumption:
@@ -211,15 +214,18 @@ def growth_beside_w8a8(evidence: Evidence, model: str, scheme: str) -> Answer:
 
 def accepted_length(evidence: Evidence, model: str, scheme: str) -> Answer:
     """EAGLE-2's accepted length on a target in a scheme over that in FP16: of other models, and greedy."""
-    ratios = _kept(evidence.accepted, scheme)
+    tiny = kept_length(evidence.accepted, scheme)
     note = f"{evidence.accepted.prompts.iloc[0]} prompts a task, greedy"
-    if scheme in set(evidence.smollm2.scheme):
-        beside = _kept(evidence.smollm2, scheme)
-        note += f"; of SmolLM2 {beside.median():.2f} ({beside.min():.2f} to {beside.max():.2f}), with 1 prompt a task"
-    return Answer(ratios, note=note, sampled="tasks", model=TINY_NAME)
+    real = evidence.smollm2[evidence.smollm2.temperature == 0]
+    if scheme not in set(real.scheme):
+        return Answer(tiny, note=note, sampled="tasks", model=TINY_NAME, card="CPU")
+    ratios = kept_length(real[real.draft_size == MOST], scheme)
+    of_tiny = f"of the tiny models {tiny.median():.2f} ({tiny.min():.2f} to {tiny.max():.2f}), {note}"
+    note = f"{real.questions.min()} questions a task, greedy; its fp16 is Q4_1 dequantized; {of_tiny}"
+    return Answer(ratios, note=note, sampled="tasks", model=SMOLLM2_NAME)
 
 
-def _kept(table: pd.DataFrame, scheme: str) -> pd.Series:
+def kept_length(table: pd.DataFrame, scheme: str) -> pd.Series:
     """The accepted length in a scheme over that in FP16, for each task."""
     lengths = table[table.method == "eagle2"].set_index(["scheme", "task"]).accepted_length
     return lengths[scheme] / lengths["fp16"]
@@ -340,7 +346,7 @@ def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short:
 
 
 def _kernels() -> str:
-    """With which kernels the tables were measured that answer, in lines of at most WIDTH columns."""
+    """With which kernels the tables were measured that answer claims about times, in lines of at most WIDTH columns."""
     told = [
         f"`{name}.csv` {' and '.join(f'`{state}`' for state in states_of(read_provenance(f'{RECORDED}/{name}.csv')))}"
         for name in TABLES

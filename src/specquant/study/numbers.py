@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
 from specquant.measure.peers import CUBLAS, OURS
@@ -32,8 +33,8 @@ from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
-from specquant.planning.traces import of_one_target
-from specquant.study.claims import MODELS, Evidence, eagle2_speedups, read_claims
+from specquant.planning.traces import of_one_target, over_tasks
+from specquant.study.claims import MODELS, Evidence, eagle2_speedups, kept_length, read_claims
 from specquant.study.drafters import recorded_table
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
@@ -146,6 +147,7 @@ def known_numbers() -> dict[str, float]:
     evidence = Evidence.read()
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
     sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
+    sources += [_of_smollm2]
     known: dict[str, float] = {}
     for source in sources:
         known |= source(evidence)
@@ -391,6 +393,25 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
         for row in best_plans(table).query("task == @ALL").itertuples():
             known |= {f"traced {name} of {row.method} {scheme}": getattr(row, name) for name in interval("speedup")}
             known[f"traced length of {row.method}"] = row.accepted_length
+    return known
+
+
+def _of_smollm2(evidence: Evidence) -> dict[str, float]:
+    """ "smollm2 eagle2 accepts w8a8" on all of Spec-Bench, greedily, and its interval; with "T=1" likewise, sampled. Of
+    several trees the largest, where all tasks were asked. "smollm2 questions". "smollm2 length kept w4a16-g128, least":
+    of all tasks, EAGLE-2's accepted length over that in FP16; "most"; without either, over Spec-Bench."""
+    rows = read_results(recorded_table("acceptance")).query("benchmark == 'spec-bench'")
+    whole = rows.groupby(["scheme", "temperature", *PLAN_FIELDS]).task.transform("nunique") == rows.task.nunique()
+    known: dict[str, float] = {}
+    for row in over_tasks(rows[whole]).sort_values("draft_size").itertuples():
+        name = f"smollm2 {row.method} accepts {row.scheme}" + (f" T={row.temperature:g}" if row.temperature else "")
+        known |= {name + end: getattr(row, f"accepted_length{end}") for end in ("", "_low", "_high")}
+        known["smollm2 questions"] = row.questions
+    table = evidence.smollm2.query("temperature == 0 and method == 'eagle2' and draft_size == 60")
+    for scheme in set(table.scheme) - {"fp16"}:
+        name, ratios = f"smollm2 length kept {scheme}", kept_length(table, scheme)
+        known |= {f"{name}, least": ratios.min(), f"{name}, most": ratios.max()}
+        known[name] = known[f"smollm2 eagle2 accepts {scheme}"] / known["smollm2 eagle2 accepts fp16"]
     return known
 
 

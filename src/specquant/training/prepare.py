@@ -127,11 +127,11 @@ class Workshop:
         """The text with the features of the target in a scheme, quantized on its calibration text or on this text."""
         if get_scheme(scheme).name == "fp16":
             return self.written
-        calibration = place_of(self.name).parent / "calibration.txt"
-        if not calibration.is_file():
-            self.calibration_text(calibration := self.folder / "calibration.txt")
+        text = place_of(self.name).parent / "calibration.txt"
+        if not text.is_file():
+            self.calibration_text(text := self.folder / "calibration.txt")
         device = self.device.type
-        target = quantized_target(self.name, scheme, self.folder / "targets", device=device, calibration=calibration)
+        target = quantized_target(self.name, scheme, self.folder / "targets", device=device, calibration_text=text)
         model = load_model(target, device=device)
         turned_back = None if model.feature_map is None else model.feature_map.to(model.dtype)
 
@@ -301,7 +301,7 @@ def write_profile(shop: Workshop, out: Path) -> Path:
     values = {"model": Path(str(shop.name)).name, "target": target}
     made = {which: out / which.replace("_", "-") for which in COMPANIONS}
     values |= {which: str(path.absolute()) for which, path in made.items() if path.is_dir()}
-    values["calibration"] = str((out / "calibration.txt").absolute())
+    values["calibration_text"] = str((out / "calibration.txt").absolute())
     on_gpu = shop.device.type == "cuda"
     values |= {"dtype": "float16" if on_gpu else "float32", "device": "cuda" if on_gpu else "cpu"}
     return write_file(out / "profile.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

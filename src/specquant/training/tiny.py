@@ -73,7 +73,7 @@ def train_tiny(
     training["target"] = train_target(target, data, recipe, checkpoints, device)
     held_out["target"] = _save(target, tokenizer, data, out_dir / "target")
     written = written_text(target, data, recipe, checkpoints)
-    write_calibration(target, tokenizer, recipe, out_dir / "calibration.txt")
+    write_calibration_text(target, tokenizer, recipe, out_dir / "calibration.txt")
 
     intermediate = new_model(recipe.intermediate_shape, tokenizer, recipe)
     training["intermediate"] = train_intermediate(intermediate, target, data, written, recipe, checkpoints, device)
@@ -249,7 +249,7 @@ def train_head(
     return learn(name, head, text, loss, schedule, seed, checkpoints)
 
 
-def write_calibration(target: LlamaForCausalLM, tokenizer, recipe: Recipe, path: Path) -> None:
+def write_calibration_text(target: LlamaForCausalLM, tokenizer, recipe: Recipe, path: Path) -> None:
     """Documents that the target writes at temperature 1, separated by lines that hold one form feed.
 
     Read it with `path.read_text(encoding="utf-8").split("\\n\\f\\n")`.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.budget import Budget, Calibration, Told
+from specquant.decoding.budget import Budget, ConfidenceMap, Told
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.replay import ConfidenceTrace, ShapedTree
@@ -58,15 +58,15 @@ class TracedBudget(Budget):
 
     def read(self, scores: np.ndarray) -> Told:
         said, k = super().read(scores), self.top_k
-        recorded = told_of(self.trace, 1 + (len(scores) - 1 - k) // (k * k), self.prices.calibration)
+        recorded = told_of(self.trace, 1 + (len(scores) - 1 - k) // (k * k), self.prices.confidence_map)
         return [part[: len(said[0])] for part in recorded]
 
 
 @cache
-def told_of(trace: ConfidenceTrace, iterations: int, calibration: Calibration) -> list[np.ndarray]:
+def told_of(trace: ConfidenceTrace, iterations: int, confidence_map: ConfidenceMap) -> list[np.ndarray]:
     """What `Budget.read` would say of so many iterations of a recorded tree."""
     part = trace.within(iterations)
-    return [calibration.chances(part.confidence, part.depths), part.depths]
+    return [confidence_map.chances(part.confidence, part.depths), part.depths]
 
 
 class TracedTrees(Drafter):
