@@ -169,10 +169,8 @@ def gains(recorded):
 
 
 def test_adaptive_trees_are_as_fast_as_the_best_static_size_whatever_a_read_costs(gains):
-    """A half of the texts is 80 steps: what was best on the other half may be 2% slower than the best in hindsight."""
-    assert (gains[[0.0, 0.05, 0.15]] > 0.99).all(axis=None)
-    assert gains[0.4].min() > 0.97
-    assert (gains.mean() > 1.0).all()
+    assert (gains > 0.99).all(axis=None)
+    assert (gains.mean() > 1.01).all()
 
 
 def test_adaptive_trees_gain_where_reading_pays(gains):

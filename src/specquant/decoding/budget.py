@@ -21,7 +21,6 @@ SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were meas
 # most of sixteen ways at 0.05 to 0.15 ms a read.
 READ_AFTER = (3, 4, 6)
 MEMORY = 0.9  # the weight of all earlier drafts, at each further one, in what was accepted of them
-KEPT = 0.99  # that of all earlier whole trees, at each further one
 GAINED = 0.5  # tokens that going on gains for each chance on the frontier, until whole trees have shown it
 TINY = 1e-6
 DOUBT = 2.0  # reading counts as so dear when ways are compared: it took 0.13 ms on one H200 and twice that on another
@@ -186,7 +185,9 @@ class Budget:
     There are several ways to draft (`Way`): not at all; trees of one size, for which nothing is read; and trees whose
     iterations and nodes are chosen by their own confidence, for which the card waits while the host reads. Now and then
     a step drafts as deep as any and is read. Such a whole tree tells what each way would have drafted of it, and with
-    the prices, which way has the best rate. That way is taken. Whole trees are so seldom that they cost little.
+    the prices, which way has the best rate. That way is taken. Whole trees are so seldom that they cost little. Those
+    that were recorded count, too, and of these it is known what was accepted. None is forgotten: a few recent trees
+    say less of the next ones than many do.
 
     What confidence lets expect is multiplied by what was accepted of the latest drafts over what was expected
     (`learn`): a head may be too sure of a text.
@@ -207,7 +208,7 @@ class Budget:
         self.best = self.way = PLAIN  # of all, so far; and that of the latest step
         self.rate: float | None = None  # tokens per millisecond of the best way; None before the first whole tree
         self.latest_ms = 0.0  # of the latest step, by prices
-        self._trees = 0.0  # whole ones, the latest ones most; and what each way would have drafted of them, and taken
+        self._trees = 0  # whole ones; and what each way would have drafted of them, and taken
         self._tokens, self._times = np.zeros((2, len(self.ways)))
         self._gains = {
             point: np.array([GAINED, 1.0]) for point in range(len(prices.draft_ms) + 1)
@@ -338,9 +339,7 @@ class Budget:
         depths = told[1]
         within = {n: [part[depths <= n] for part in (*told, counts)] for n in range(1, self._whole.points[-1] + 1)}
         sums = {n: np.add.accumulate(counted) for n, (_, _, counted) in within.items()}
-        self._trees = KEPT * self._trees + 1
-        self._tokens *= KEPT
-        self._times *= KEPT
+        self._trees += 1
         for place, way in enumerate(self.ways):
             size, iterations = way.size or 0, sum(way.points)
             time_ms = self.prices.step_ms(max(size, 1), iterations)
@@ -358,7 +357,7 @@ class Budget:
             told = within[iterations]
             if then:
                 frontier, gain = self._frontier(told, iterations), self._worth(within[then]) - self._worth(told)
-                self._gains[iterations] = KEPT * self._gains[iterations] + (gain, frontier)
+                self._gains[iterations] += gain, frontier
             if not self.goes_on(told, iterations, then):
                 break
         size, time_ms = self._sized(told, iterations, way)
