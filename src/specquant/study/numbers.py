@@ -422,11 +422,15 @@ def _of_products(_: Evidence) -> dict[str, float]:
 
 
 def _of_half_precision(_: Evidence) -> dict[str, float]:
-    """Of the tiny models on a GPU: prompts with other tokens than in float64, by any method, ordinary kernels."""
-    table = read_results("data/recorded/h200/tiny/losslessness.csv")
-    most = table.groupby("scheme").differing_prompts.max()
-    known = {f"differing in half precision, {scheme}": count for scheme, count in most.items()}
-    return known | {"prompts in half precision": table.prompts.max()}
+    """On a GPU: prompts with other tokens than in float64, by any method, ordinary kernels; of the tiny models, and
+    "smollm2 ..." likewise."""
+    known: dict[str, float] = {}
+    for folder, name in (("tiny", ""), ("smollm2", "smollm2 ")):
+        table = read_results(f"data/recorded/h200/{folder}/losslessness.csv")
+        most = table.groupby("scheme").differing_prompts.max()
+        known |= {f"{name}differing in half precision, {scheme}": count for scheme, count in most.items()}
+        known[f"{name}prompts in half precision"] = table.prompts.max()
+    return known
 
 
 def parameters(directory: Path) -> int:
