@@ -182,6 +182,28 @@ def test_a_captured_draft_has_a_budget_too(pair, captured, monkeypatch):
     assert [step.tree.tokens.tolist() for step in graphed] == [step.tree.tokens.tolist() for step in plain]
 
 
+def test_a_captured_draft_may_switch_between_all_ways(pair, captured, monkeypatch):
+    """With the same trees as without graphs, and a graph for each part, not for each combination of them."""
+    model, head = pair
+    ways = [Way((3,), 8), Way((1, 2, 3)), Way((2,), 16), Way((3,), 24), PLAIN, Way((3,))]
+
+    def switching():
+        budget, turns = budgets(STAIRS), cycle(ways)
+        budget.begin = lambda most: next(turns).within(most)
+        budget.goes_on = lambda told, iterations, then: then > iterations
+        return EagleDrafter(head, 24, 3, 4, budget=budget)
+
+    plain = decode(Speculator(model, switching()), Greedy(), 90)[1]
+    assert len({len(step.tree) for step in plain}) >= 4
+    monkeypatch.setattr(graphs, "capturable", lambda model: True)
+    drafter = switching()
+    graphed = decode(Speculator(model, drafter), Greedy(), 90)[1]
+    assert [step.tree.tokens.tolist() for step in graphed] == [step.tree.tokens.tolist() for step in plain]
+    growing = drafter._growing
+    assert set(growing.parts) == {(3,), (1,), (1, 2), (1, 2, 3), (2,)}
+    assert len(captured) == len(growing.roots) + len(growing.parts) + len(growing.trees)
+
+
 def test_where_no_draft_pays_few_are_made(pair):
     """One at first, and then one after a pause that makes up for it."""
     _, head = pair

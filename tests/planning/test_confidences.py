@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 
 from specquant.decoding.budget import Budget, ConfidenceMap, Prices
+from specquant.decoding.method import ADAPTIVE, Plan
 from specquant.errors import SpecquantError
 from specquant.measure.adaptive import STATIC
+from specquant.planning.acceptance import AcceptanceStatistics
 from specquant.planning.confidences import (
+    READ_MS,
     ConfidenceTrace,
     _chosen,
     best_static,
@@ -104,6 +107,7 @@ def test_prices_come_from_measured_costs():
     prices = prices_of(STAIRS, ConfidenceMap())
     assert prices.verify_ms == {1: 4.0, 8: 4.1, 16: 6.0, 24: 7.5, 32: 9.0, 48: 13.0, 60: 16.0}
     assert prices.draft_ms == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    assert prices_of(STAIRS, ConfidenceMap(), read_ms=READ_MS).read_ms == READ_MS
     with pytest.raises(SpecquantError, match="none was measured of this model's head"):
         prices_of(LevelCosts(STAIRS.verify_ms, pd.Series(dtype=float)), ConfidenceMap())
 
@@ -204,3 +208,13 @@ def test_what_is_accepted_again_is_drafted_again():
         sizes.append(size)
     assert np.mean(np.array(sizes[100:200]) > 1) < 0.1
     assert np.mean(np.array(sizes[-100:]) > 1) > 0.9
+
+
+def test_the_planner_prices_what_reading_takes(recorded):
+    """By the same policy as decoding."""
+    texts = read_confidences(recorded)
+    told = AcceptanceStatistics({}, {}, [0.5], texts).adaptive(Plan("eagle2", ADAPTIVE, 6), STAIRS)
+    reads = simulate(texts, prices_of(STAIRS, fit_confidence_map(texts), read_ms=READ_MS))
+    assert told.draft_ms == pytest.approx(reads.draft_ms)
+    assert told.accepted_length == pytest.approx(reads.accepted_length)
+    assert reads.draft_ms != pytest.approx(simulate(texts, prices_of(STAIRS, fit_confidence_map(texts))).draft_ms)

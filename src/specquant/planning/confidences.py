@@ -25,6 +25,7 @@ RECORDED = "data/recorded/cpu/confidences.csv"
 # Confidences between two edges count as one. Edges are closest near 0, where most nodes are.
 EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOP_K = 10
+READ_MS = 0.13  # that one reading of confidence added to a step on an H200, where a model's own was not measured
 BELIEVED = 20.0  # nodes of each depth that are as good as seen to be accepted as often as by their confidence
 MOST_ITERATIONS = 6
 
@@ -109,8 +110,11 @@ def _by_depth(confidence_map: ConfidenceMap, traces: Sequence[ConfidenceTrace]) 
     return replace(fitted, trees=tuple(trees))
 
 
-def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS) -> Prices:
-    """What one model's steps cost, for the sizes of `SIZES` that were measured.
+def prices_of(
+    costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS, read_ms: float = 0.0
+) -> Prices:
+    """What one model's steps cost, for the sizes of `SIZES` that were measured. read_ms: of `Prices`, by default that
+    of a reading which costs nothing.
 
     Raises SpecquantError where no draft was measured.
     """
@@ -119,7 +123,7 @@ def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int 
     largest = costs.verify_ms.index.max()
     verify_ms = {size: costs.verify(size) for size in (1, *SIZES) if size <= largest}
     draft_ms = [max(0.0, costs.draft(count)) for count in range(1, most_iterations + 1)]
-    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map)
+    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map, read_ms)
 
 
 class Simulated(NamedTuple):
