@@ -143,19 +143,10 @@ class Prices:
         return int(sizes[worth.argmax()])
 
 
-def read_points(iterations: int, most: int | None = None) -> list[int]:
-    """After how many iterations the host reads what was drafted so far.
-
-    Args:
-        iterations: Those that a draft may have, of which the last is such a point.
-        most: Fewer, where there is no room for as many.
-
-    Returns:
-        Ascending numbers. A draft with room for fewer ends at one of the same numbers, unless all are too large.
-    """
-    points = [*(point for point in READ_AFTER if point < iterations), iterations]
-    most = iterations if most is None else most
-    return [point for point in points if point <= most] or [most]
+def read_points(iterations: int) -> list[int]:
+    """After how many iterations the host reads what was drafted so far, where a draft may have so many; the last of
+    them is such a point."""
+    return [*(point for point in READ_AFTER if point < iterations), iterations]
 
 
 class Way(NamedTuple):
@@ -170,7 +161,8 @@ class Way(NamedTuple):
     size: int | None = None
 
     def within(self, most: int) -> "Way":
-        """The same, where there is room for no more than so many iterations."""
+        """The same, where there is room for no more than so many iterations: it ends at one of the same points, unless
+        all are too large."""
         if not self.points or self.points[-1] <= most:
             return self
         return Way(tuple(point for point in self.points if point <= most) or (most,), self.size)
