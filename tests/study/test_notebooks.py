@@ -11,6 +11,7 @@ import pytest
 from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.files import project_root
+from specquant.models.companions import COMPANIONS
 from specquant.models.export import export_model
 from specquant.models.quantize import quantize_model
 from specquant.study import batch
@@ -44,7 +45,7 @@ def models(tmp_path_factory):
     """Parameter -> a directory of small random weights, each in a folder of its own, with room for whole prompts."""
     family = write_family(tmp_path_factory.mktemp("family"))
     directories = {}
-    for name in ("target", "eagle-target", "intermediate", "eagle-intermediate"):
+    for name in ("target", *(which.replace("_", "-") for which in COMPANIONS)):
         directory = tmp_path_factory.mktemp("apart") / f"a {name}"
         shutil.copytree(family / name, directory)
         config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 2048}

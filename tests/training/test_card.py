@@ -26,6 +26,18 @@ def test_other_numbers_give_another_card(log):
     assert card_text(other) != card_text(log)
 
 
+def test_heads_of_another_command_are_told_where_there_are_some(log):
+    card = card_text(log)
+    for name, head in log["eagle3"]["heads"].items():
+        assert head["bytes"] == (TINY / name / "model.safetensors").stat().st_size
+        assert head["command"].endswith(f" --out data/tiny/{name}")
+        assert head["command"] in card
+        assert f"| `{name}` | {head['bytes'] / 1e6:.1f} MB | {head['accuracy'][0]:.3f} |" in card
+    without = card_text({key: value for key, value in log.items() if key != "eagle3"})
+    assert "## EAGLE-3 heads" not in without
+    assert card.startswith(without)
+
+
 @pytest.mark.parametrize("name", ["target", "intermediate"])
 def test_parameters_are_those_of_the_file(log, name):
     weights = load_file(TINY / name / "model.safetensors")

@@ -158,6 +158,40 @@ Mean accepted length (with the model's own token) of greedy chains of 5 drafts b
 model continues held-out prompts greedily; EAGLE-2's trees accept more than chains:
 
 {table(["head of", *columns], [[n, *(f"{held_out['accepted_length'][n][c]:.2f}" for c in columns)] for n in MODELS])}
+{eagle3_text(log["eagle3"]) if "eagle3" in log else ""}"""
+
+
+def eagle3_text(log: dict) -> str:
+    """What the card says of the EAGLE-3 heads. log: "date", "device", "commit", "stored", and "heads" by name."""
+    heads, depths = log["heads"], len(next(iter(log["heads"].values()))["accuracy"])
+    lines = [["head", "size", *(f"depth {depth}" for depth in range(1, depths + 1))]]
+    lines.append(["---"] * len(lines[0]))
+    for name, head in heads.items():
+        lines.append([f"`{name}`", f"{head['bytes'] / 1e6:.1f} MB", *(f"{share:.3f}" for share in head["accuracy"])])
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    commands = "\n".join(f"    {head['command']}" for head in heads.values())
+    accepted = "; ".join(
+        f"`{method}` accepts {length['stored']:.2f} tokens a pass, with heads in fp16 {length['fp16']:.2f}"
+        for method, length in log["accepted_length"].items()
+    )
+    return f"""
+## EAGLE-3 heads
+
+{commands}
+
+Trained on {log["date"]} on one {log["device"]} at commit {log["commit"]}. This part of `training.json` was put in by
+hand. `--minutes` is for all of it: each model first wrote the text that its head learnt from. Heads of so little time
+show that EAGLE-3 works here, and not how good it can be. EAGLE-2's heads, above, had other text and another recipe. A
+head drafts the tokens that its text has most often, as many as `--draft-vocabulary` says.
+
+Matrices are stored as integers with an fp16 scale for every 64 of a row: MLP and LM head in 4 bits, the others in 8, as
+`--bits 8` stores all. Of {log["prompts"]} of the prompts in `data/prompts`, continued by {log["new_tokens"]} tokens:
+{accepted}.
+
+Of a head's drafts for held-out text that its model wrote, this share is the model's most likely token, by depth, where
+all drafts before are the text's own tokens; before rounding to integers:
+
+{rows}
 """
 
 
