@@ -1,6 +1,7 @@
 """Trees that know their price: the best choice under any prices, and no token that the model would not have written."""
 
 from dataclasses import replace
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
-from specquant.decoding.budget import READ_AFTER, Budget, ConfidenceMap, Prices, read_points
+from specquant.decoding.budget import PLAIN, READ_AFTER, Budget, ConfidenceMap, Prices, Way, read_points
 from specquant.errors import SpecquantError
 from specquant.models import graphs
 from tests.decoding.conftest import random_eagle3_head, random_head, random_model, taken, tokens_of
@@ -61,7 +62,8 @@ def test_what_costs_nothing_is_taken_and_what_costs_as_much_as_decoding_is_not(c
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_a_draft_ends_at_the_same_points_whatever_room_there_is(iterations, most):
     """Each further point is a graph."""
-    points, fewer = read_points(iterations), read_points(iterations, min(most, iterations))
+    points = read_points(iterations)
+    fewer = list(Way(tuple(points)).within(min(most, iterations)).points)
     assert points == sorted({*(point for point in READ_AFTER if point < iterations), iterations})
     assert fewer == points[: len(fewer)] or (fewer == [most] and most < points[0])
     assert fewer[-1] <= most
@@ -71,8 +73,7 @@ def test_reading_costs_what_it_takes():
     """A step that is read twice pays for two, and where reading costs more than a draft gains, none goes on."""
     prices = Prices(FLAT, [0.1] * 6, read_ms=2.0)
     assert prices.step_ms(8, 3, 2) == prices.step_ms(8, 3) + 4.0
-    chances = [0.9**n for n in range(8)]
-    told = [chances, list(range(8))]
+    told = [0.9 ** np.arange(8), np.arange(8)]
     assert Budget(replace(prices, read_ms=0.0), 1).goes_on(told, 3, 4)
     assert not Budget(replace(prices, read_ms=50.0), 1).goes_on(told, 3, 4)
 
@@ -82,17 +83,22 @@ def test_an_iteration_is_made_where_it_gains_more_than_its_time(chance, draft_ms
     """In the steady state: a sequence whose every token is accepted by the same chance."""
     prices = Prices(dict.fromkeys(range(1, 8), verify_ms), [draft_ms * (n + 1) for n in range(6)])
     budget = Budget(prices, 1)
-    chances = [chance**n for n in range(7)]
+    told = [[chance ** np.arange(n + 1), np.arange(n + 1)] for n in range(7)]
     for _ in range(60):
-        for iterations in range(1, 7):
-            told = [chances[: iterations + 1], list(range(iterations + 1))]
-            if not budget.goes_on(told, iterations, iterations + 1):
-                break
-        else:
-            raise AssertionError("there is always a last one")
-        budget.size(told, iterations)
-    rates = [sum(chances[: n + 1]) / (verify_ms + draft_ms * n) for n in range(1, 7)]
-    assert rates[iterations - 1] >= 0.93 * max(rates)
+        _, iterations = chosen(budget, told)
+    rates = [told[n][0].sum() / prices.step_ms(n + 1, n) for n in range(7)]
+    assert rates[iterations] >= 0.93 * max(rates)
+
+
+def chosen(budget, told):
+    """The size and iterations that a budget gives to a draft which is told so after each number of them."""
+    way = budget.begin(len(told) - 1)
+    if way.size:
+        return way.size, sum(way.points)
+    for iterations, then in pairwise((*way.points, 0)):
+        if not budget.goes_on(told[iterations], iterations, then):
+            break
+    return budget.size(told[iterations], iterations), iterations
 
 
 def test_what_is_read_are_the_chances_and_depths_of_the_likeliest_nodes():
@@ -148,10 +154,14 @@ def test_a_smaller_tree_is_the_beginning_of_a_larger_one(pair):
 def test_samples_follow_the_same_distribution(pair):
     """A tree of any size is judged by the same rule: with one seed and one size, the same tokens."""
     model, head = pair
-    only = Budget(Prices({1: 1e9, 8: 1.0}, [0.0]), 4)
-    only.goes_on = lambda told, iterations, then: then > iterations
-    tokens, _ = decode(Speculator(model, EagleDrafter(head, 8, 3, 4, budget=only)), Sampling(1.0, seed=3))
-    assert tokens == decode(Speculator(model, EagleDrafter(head, 8, 3, 4)), Sampling(1.0, seed=3))[0]
+    expected = decode(Speculator(model, EagleDrafter(head, 8, 3, 4)), Sampling(1.0, seed=3))[0]
+    for ways in ([Way((3,), 8)], [Way((1, 2, 3))], [Way((3,), 8), Way((1, 2, 3)), Way((3,))]):
+        switching = Budget(Prices({1: 1e9, 8: 1.0}, [0.0] * 3), 4)
+        turns = cycle(ways)
+        switching.begin = lambda most, turns=turns: next(turns).within(most)
+        switching.goes_on = lambda told, iterations, then: then > iterations
+        drafter = EagleDrafter(head, 8, 3, 4, budget=switching)
+        assert decode(Speculator(model, drafter), Sampling(1.0, seed=3))[0] == expected
 
 
 def test_a_hierarchy_and_eagle3_may_have_budgets(pair):
@@ -173,6 +183,28 @@ def test_a_captured_draft_has_a_budget_too(pair, captured, monkeypatch):
     assert [step.tree.tokens.tolist() for step in graphed] == [step.tree.tokens.tolist() for step in plain]
 
 
+def test_a_captured_draft_may_switch_between_all_ways(pair, captured, monkeypatch):
+    """With the same trees as without graphs, and a graph for each part, not for each combination of them."""
+    model, head = pair
+    ways = [Way((3,), 8), Way((1, 2, 3)), Way((2,), 16), Way((3,), 24), PLAIN, Way((3,))]
+
+    def switching():
+        budget, turns = budgets(STAIRS), cycle(ways)
+        budget.begin = lambda most: next(turns).within(most)
+        budget.goes_on = lambda told, iterations, then: then > iterations
+        return EagleDrafter(head, 24, 3, 4, budget=budget)
+
+    plain = decode(Speculator(model, switching()), Greedy(), 90)[1]
+    assert len({len(step.tree) for step in plain}) >= 4
+    monkeypatch.setattr(graphs, "capturable", lambda model: True)
+    drafter = switching()
+    graphed = decode(Speculator(model, drafter), Greedy(), 90)[1]
+    assert [step.tree.tokens.tolist() for step in graphed] == [step.tree.tokens.tolist() for step in plain]
+    growing = drafter._growing
+    assert set(growing.parts) == {(3,), (1,), (1, 2), (1, 2, 3), (2,)}
+    assert len(captured) == len(growing.roots) + len(growing.parts) + len(growing.trees)
+
+
 def test_where_no_draft_pays_few_are_made(pair):
     """One at first, and then one after a pause that makes up for it."""
     _, head = pair
@@ -180,7 +212,7 @@ def test_where_no_draft_pays_few_are_made(pair):
     _, steps = decode(
         Speculator(random_model(context_length=400), EagleDrafter(head, 24, 3, 4, budget=budget)), Greedy(), 80
     )
-    assert sum(budget.drafts() for _ in range(300)) <= 4
+    assert sum(budget.begin(3) != PLAIN for _ in range(300)) <= 4
     assert len(steps) >= 70
 
 
@@ -193,8 +225,7 @@ def test_a_drafter_tells_its_budget_what_was_accepted(pair):
     budget.learn = lambda accepted: (told.append(accepted), learn(accepted))
     _, steps = decode(Speculator(model, EagleDrafter(head, 24, 3, 4, budget=budget)), Greedy())
     assert told[1:] == [len(step.path) for step in steps]  # the first is the prompt's
-    certain = [[1.0, 0.5, 0.5], [0, 1, 1]]
-    assert budget._chances(certain)[1] != 0.5
+    assert budget.correction != 1.0
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ def test_every_choice_has_its_row(measured):
     rows, parameters = measured
     assert set(rows.choice) == set(adaptive.CHOICES)
     static = rows[rows.choice == "static"].set_index(["draft_size", "iterations"])
-    assert sorted(static.index) == sorted(adaptive.STATIC)
+    assert set(adaptive.STATIC) <= set(static.index)
+    assert len(static) - len(adaptive.STATIC) in (0, 1)  # the best one by what this machine's steps cost, if it is new
     assert (rows[rows.choice == "one by one"].accepted_length == 1).all()
     traces = [trace for text in parameters.texts()[1::2] for trace in text]
     for (size, iterations), row in static.iterrows():

@@ -1,14 +1,19 @@
 """What confidence is worth: the fitted map, and what trees of any size would have gained."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from specquant.decoding.budget import Budget, ConfidenceMap, Prices
+from specquant.decoding.method import ADAPTIVE, Plan
 from specquant.errors import SpecquantError
+from specquant.measure.adaptive import STATIC
+from specquant.planning.acceptance import AcceptanceStatistics
 from specquant.planning.confidences import (
+    READ_MS,
     ConfidenceTrace,
     _chosen,
     best_static,
@@ -48,7 +53,9 @@ def test_the_map_is_the_share_that_is_accepted_and_never_falls():
     traces = [trace(0.25, n % 4 == 0) for n in range(40)] + [trace(0.55, n % 2 == 0) for n in range(40)]
     traces += [trace(0.65, n % 4 == 0) for n in range(40)]  # less than below it: both are one
     confidence_map = fit_confidence_map([traces])
-    assert confidence_map.chances(np.array([1.0, 0.25, 0.55, 0.65]))[1:] == pytest.approx([0.25, 0.375, 0.375])
+    assert np.interp([0.25, 0.55, 0.65], confidence_map.confidence, confidence_map.chance) == pytest.approx(
+        [0.25, 0.375, 0.375]
+    )
     with pytest.raises(SpecquantError, match="there are no trees that have drafts"):
         fit_confidence_map([[]])
 
@@ -100,6 +107,7 @@ def test_prices_come_from_measured_costs():
     prices = prices_of(STAIRS, ConfidenceMap())
     assert prices.verify_ms == {1: 4.0, 8: 4.1, 16: 6.0, 24: 7.5, 32: 9.0, 48: 13.0, 60: 16.0}
     assert prices.draft_ms == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    assert prices_of(STAIRS, ConfidenceMap(), read_ms=READ_MS).read_ms == READ_MS
     with pytest.raises(SpecquantError, match="none was measured of this model's head"):
         prices_of(LevelCosts(STAIRS.verify_ms, pd.Series(dtype=float)), ConfidenceMap())
 
@@ -146,6 +154,49 @@ def test_adaptive_trees_lose_little_to_decoding_one_by_one_whatever_confidence_s
     assert simulate(misled_texts, prices).tokens_per_ms > 0.97 * plain
 
 
+@pytest.fixture(scope="module")
+def gains(recorded):
+    """Adaptive over the best of the static sizes that are measured, by what a read costs: for two models and three
+    schemes on an H200, each half of the recorded texts judged with what the other half says of confidence."""
+    costs = [read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting")]
+    texts = read_confidences(recorded)
+    halves = [(fit_confidence_map(texts[n::2]), texts[1 - n :: 2]) for n in (0, 1)]
+    rows = {}
+    for model, scheme in product(("llama-3-8b", "llama-3-70b"), ("w4a16-g128", "w8a8", "w4a8-qqq")):
+        for half, (confidence_map, judged) in enumerate(halves):
+            prices = prices_of(measured_costs(*costs, model, scheme), confidence_map)
+            best = max(simulate(judged, prices, tree).tokens_per_ms for tree in STATIC)
+            for read_ms in (0.0, 0.05, 0.15, 0.4):
+                reached = simulate(judged * 6, replace(prices, read_ms=read_ms)).tokens_per_ms
+                rows[model, scheme, half, read_ms] = reached / best
+    return pd.Series(rows).unstack()
+
+
+def test_adaptive_trees_are_as_fast_as_the_best_static_size_whatever_a_read_costs(gains):
+    assert (gains > 0.99).all(axis=None)
+    assert (gains.mean() > 1.01).all()
+
+
+def test_adaptive_trees_gain_where_reading_pays(gains):
+    assert gains[0.0].mean() > 1.04
+    assert gains[0.05].mean() > 1.02
+
+
+def test_what_costs_too_much_to_read_is_not_read(recorded):
+    texts = read_confidences(recorded)
+    prices = prices_of(STAIRS, fit_confidence_map(texts))
+    ways = {}
+    for read_ms in (0.0, 50.0):
+        budget = Budget(replace(prices, read_ms=read_ms), 10)
+        ways[read_ms] = []
+        for trace in (trace for text in texts for trace in text):
+            size, iterations = _chosen(trace, budget, 6)
+            budget.learn(trace.within(iterations).accepted_length(size) - 1)
+            ways[read_ms].append(budget.way)
+    assert np.mean([way.size is None for way in ways[0.0]]) > 0.9
+    assert np.mean([way.size is None for way in ways[50.0]]) < 0.01
+
+
 def test_what_is_accepted_again_is_drafted_again():
     prices = Prices({1: 10.0, 3: 10.5}, [1.0, 2.0])
     wrong = ConfidenceTrace(TREE.confidence, TREE.parents, (0,))
@@ -157,3 +208,13 @@ def test_what_is_accepted_again_is_drafted_again():
         sizes.append(size)
     assert np.mean(np.array(sizes[100:200]) > 1) < 0.1
     assert np.mean(np.array(sizes[-100:]) > 1) > 0.9
+
+
+def test_the_planner_prices_what_reading_takes(recorded):
+    """By the same policy as decoding."""
+    texts = read_confidences(recorded)
+    told = AcceptanceStatistics({}, {}, [0.5], texts).adaptive(Plan("eagle2", ADAPTIVE, 6), STAIRS)
+    reads = simulate(texts, prices_of(STAIRS, fit_confidence_map(texts), read_ms=READ_MS))
+    assert told.draft_ms == pytest.approx(reads.draft_ms)
+    assert told.accepted_length == pytest.approx(reads.accepted_length)
+    assert reads.draft_ms != pytest.approx(simulate(texts, prices_of(STAIRS, fit_confidence_map(texts))).draft_ms)

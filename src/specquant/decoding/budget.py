@@ -5,9 +5,12 @@ accepted length that a tree may expect is the sum of the chances of its nodes. T
 size. It rises in steps: a few more rows are free until they need another tile.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,13 +20,24 @@ SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were meas
 # Iterations after which the host reads what they drafted, for the card waits meanwhile: on recorded trees this gained
 # most of sixteen ways at 0.05 to 0.15 ms a read.
 READ_AFTER = (3, 4, 6)
-MEMORY = 0.9  # the weight of all earlier drafts, at each further one
-FIRST_RATIO = 0.8  # of what a depth gains to what the one above it does, until drafts have shown it
+MEMORY = 0.9  # the weight of all earlier drafts, at each further one, in what was accepted of them
+GAINED = 0.5  # tokens that going on gains for each chance on the frontier, until whole trees have shown it
 TINY = 1e-6
-Told = Sequence[Sequence[float]] | Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their depths
-FEWEST_STEPS = 8  # before there is a rate
-MOST_LOST = 0.02  # the share of time that goes into trying drafts while none pays; as much may go into learning that
+DOUBT = 2.0  # reading counts as so dear when ways are compared: it took 0.13 ms on one H200 and twice that on another
+MOST_DEPTH = 64  # by which chances differ
+Told = Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their depths
+BETTER = 1.01  # a way must be faster by so much to be taken instead of the present one: new sizes need new graphs
+# The share of time that whole trees may cost; and while none pays, for then a text that drafts well gains much.
+MOST_LOST, MOST_TRIED = 0.002, 0.02
 BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as their confidence says
+
+
+class Drafted(NamedTuple):
+    """A recorded tree. chances, depths: of its nodes, the likeliest first; accepted: 1 where a node was, else 0."""
+
+    chances: np.ndarray
+    depths: np.ndarray
+    accepted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,15 @@ class ConfidenceMap:
     Attributes:
         confidence: Probabilities, ascending, from 0 to 1.
         chance: At each of these confidences, never falling.
+        by_depth: What chances are multiplied by, by the depth of a node from 1 on; the last one also serves all deeper
+            ones. A path of many likely tokens is accepted more often than a single token of the same confidence.
+        trees: That were recorded, for a budget to begin with.
     """
 
     confidence: Sequence[float] = (0.0, 1.0)
     chance: Sequence[float] = (0.0, 1.0)
+    by_depth: Sequence[float] = (1.0,)
+    trees: Sequence[Drafted] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self):
         points = np.array(self.confidence), np.array(self.chance)
@@ -47,9 +66,17 @@ class ConfidenceMap:
                 "chances of acceptance must rise with confidence, both from 0 to 1, with as many of one as of the other"
             )
 
-    def chances(self, confidence: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        factors = [1.0, *self.by_depth, *[self.by_depth[-1]] * (MOST_DEPTH - len(self.by_depth))]
+        return np.array(self.confidence), np.array(self.chance), np.array(factors)
+
+    def chances(self, confidence: np.ndarray, depths: np.ndarray) -> np.ndarray:
         """Of the nodes of a tree, the most confident first. The first is the root, which is accepted already."""
-        chances = np.interp(confidence, self.confidence, self.chance)
+        x, y, factors = self._tables
+        chances = np.interp(confidence, x, y)
+        chances *= factors[np.minimum(depths, MOST_DEPTH)]
+        np.minimum(chances, 1.0, out=chances)
         chances[0] = 1.0
         return chances
 
@@ -79,10 +106,16 @@ class Prices:
                 "the price of a draft needs times of a pass over one token and of a draft of one iteration, from 0 on"
             )
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Of trees, ascending, without that of the root alone."""
         return sorted(size for size in self.verify_ms if size > 1)
+
+    @cached_property
+    def _passes(self) -> tuple[np.ndarray, np.ndarray]:
+        """All sizes and their times."""
+        sizes = [1, *self.sizes]
+        return np.array(sizes), np.array([self.verify_ms[size] for size in sizes])
 
     def step_ms(self, size: int, iterations: int, reads: int = 0) -> float:
         """Of a whole step; without a draft, where there are no iterations."""
@@ -95,47 +128,61 @@ class Prices:
         Args:
             chances: Of each node being accepted: first the root's, which is 1, then in the order of confidence.
             iterations: Those that it took.
-            rate: Of `worth`.
+            rate: Tokens per millisecond that time is worth, as all steps together reach it: a node pays if it gains
+                more than its time would in other steps (Dinkelbach, 1967, for ratios of sums). None: each step for
+                itself, the most tokens per time.
             reads: How often the host read on the way.
         """
-        expected = np.cumsum(chances)
-        sizes = [1, *(size for size in self.sizes if size <= len(chances))]
-        times_ms = np.array([self.step_ms(size, iterations, reads) for size in sizes])
-        return sizes[int(np.argmax(worth(expected[np.array(sizes) - 1], times_ms, rate)))]
+        sizes, verify_ms = self._passes
+        fits = bisect_right(self.sizes, len(chances)) + 1
+        expected = np.add.accumulate(chances)[sizes[:fits] - 1]
+        if rate is None:
+            worth = expected / (verify_ms[:fits] + (self.step_ms(1, iterations, reads) - self.verify_ms[1]))
+        else:
+            worth = expected - rate * verify_ms[:fits]
+        return int(sizes[worth.argmax()])
 
 
-def worth(expected: np.ndarray, times_ms: np.ndarray, rate: float | None) -> np.ndarray:
-    """By which choices are compared: the most is best.
+def read_points(iterations: int) -> list[int]:
+    """After how many iterations the host reads what was drafted so far, where a draft may have so many; the last of
+    them is such a point."""
+    return [*(point for point in READ_AFTER if point < iterations), iterations]
 
-    rate: Tokens per millisecond that time is worth, as all steps together reach it: a node pays if it gains more than
-    its time would in other steps (Dinkelbach, 1967, for ratios of sums). None: each step for itself, the most tokens
-    per time.
+
+class Way(NamedTuple):
+    """How a step drafts.
+
+    points: after how many iterations the host reads what was drafted, and may end the draft; the last one ends it.
+    Without points there is no draft. size: nodes of the tree. With a size nothing is read, so there is one point;
+    None: the size is chosen by what was read.
     """
-    return expected / times_ms if rate is None else expected - rate * times_ms
+
+    points: tuple[int, ...]
+    size: int | None = None
+
+    def within(self, most: int) -> "Way":
+        """The same, where there is room for no more than so many iterations: it ends at one of the same points, unless
+        all are too large."""
+        if not self.points or self.points[-1] <= most:
+            return self
+        return Way(tuple(point for point in self.points if point <= most) or (most,), self.size)
 
 
-def read_points(iterations: int, most: int | None = None) -> list[int]:
-    """After how many iterations the host reads what was drafted so far.
-
-    Args:
-        iterations: Those that a draft may have, of which the last is such a point.
-        most: Fewer, where there is no room for as many.
-
-    Returns:
-        Ascending numbers. A draft with room for fewer ends at one of the same numbers, unless all are too large.
-    """
-    points = [*(point for point in READ_AFTER if point < iterations), iterations]
-    most = iterations if most is None else most
-    return [point for point in points if point <= most] or [most]
+PLAIN = Way((), 1)  # one token after the other
 
 
 class Budget:
     """Chooses the drafts of one drafter, step by step, by `Prices`.
 
-    Whether a step has a draft at all depends on what earlier drafts were worth. How many iterations and nodes a draft
-    gets depends on its own confidence, which the host reads now and then (`read_points`). The calibrated chances are
-    multiplied by what was accepted of the latest drafts over what was expected (`learn`): a head may be too sure of a
-    text.
+    There are several ways to draft (`Way`): not at all; trees of one size, for which nothing is read; and trees whose
+    iterations and nodes are chosen by their own confidence, for which the card waits while the host reads. Now and then
+    a step drafts as deep as any and is read. Such a whole tree tells what each way would have drafted of it, and with
+    the prices, which way has the best rate. That way is taken. Whole trees are so seldom that they cost little. Those
+    that were recorded count, too, and of these it is known what was accepted. None is forgotten: a few recent trees
+    say less of the next ones than many do.
+
+    What confidence lets expect is multiplied by what was accepted of the latest drafts over what was expected
+    (`learn`): a head may be too sure of a text.
 
     Args:
         prices: What steps cost.
@@ -145,96 +192,170 @@ class Budget:
     def __init__(self, prices: Prices, top_k: int):
         self.prices, self.top_k = prices, top_k
         self.largest = max(prices.sizes, default=1)
-        self._sums, self._steps = np.zeros(2), 0  # expected tokens and milliseconds of all steps
-        self._drafts = np.zeros(2)  # of those with a draft, the latest ones most
-        self._ratios = [FIRST_RATIO] * (len(prices.draft_ms) + 1)  # by depth, what the next one gains over its frontier
-        self._waits, self._latest_ms = 0, 0.0  # steps since a draft, and what that took
+        static = list(self._static())
+        most = max((way.points[-1] for way in static), default=0)
+        self._whole = Way((most,)) if most else PLAIN  # how a whole tree is drafted
+        self.ways = list(dict.fromkeys((PLAIN, *static, Way(tuple(read_points(most))) if most else PLAIN, self._whole)))
+        self._fixed = 1 + len(static)  # ways that read nothing, which come first
+        self.best = self.way = PLAIN  # of all, so far; and that of the latest step
+        self.rate: float | None = None  # tokens per millisecond of the best way; None before the first whole tree
+        self.latest_ms = 0.0  # of the latest step, by prices
+        self._trees = 0  # whole ones; and what each way would have drafted of them, and taken
+        self._tokens, self._times = np.zeros((2, len(self.ways)))
+        self._gains = {
+            point: np.array([GAINED, 1.0]) for point in range(len(prices.draft_ms) + 1)
+        }  # of going on, and frontiers
         self._accepted = np.full(2, BELIEVED)  # drafted tokens that were, and that were expected, the latest ones most
         self._expected = 0.0  # of the latest draft
-        self._read_after: list[int] = []  # iterations of the draft that is being made
-        self._tries = False  # whether the draft is one that is tried while none pays: as calibrated, to learn from it
+        # That whole trees may cost. Where none is known, the first are free.
+        self._spare_ms = 0.0 if prices.confidence_map.trees else prices.step_ms(1, 0)
+        for chances, depths, accepted in prices.confidence_map.trees if most else ():
+            self._weigh([chances, depths], accepted)
+
+    def _static(self) -> Iterator[Way]:
+        """Trees of one size that are faster than decoding one by one where all is accepted: a token an iteration."""
+        k, plain_ms = self.top_k, self.prices.step_ms(1, 0)
+        for iterations in range(1, len(self.prices.draft_ms) + 1):
+            largest = 1 + k + (iterations - 1) * k * k
+            for size in self.prices.sizes:
+                if size <= largest and self.prices.step_ms(size, iterations) < min(iterations + 1, size) * plain_ms:
+                    yield Way((iterations,), size)
 
     @property
-    def rate(self) -> float | None:
-        """Tokens per millisecond so far, by chances and prices; None at first."""
-        return self._sums[0] / self._sums[1] if self._steps >= FEWEST_STEPS else None
+    def correction(self) -> float:
+        """Accepted tokens for each that confidence lets expect."""
+        return self._accepted[0] / self._accepted[1]
 
-    def drafts(self) -> bool:
-        """Whether the next step has a draft. While none pays, one is tried now and then."""
-        plain_ms = self.prices.step_ms(1, 0)
-        self._tries = False
-        if not self._drafts[1] or self._drafts[0] / self._drafts[1] > 1 / plain_ms:
+    @property
+    def _price(self) -> float | None:
+        """What time is worth, in tokens that confidence lets expect. While no draft pays, one is sized by these, to
+        learn from it."""
+        if self.rate is None or self.best == PLAIN:
+            return self.rate
+        return self.rate / max(self.correction, TINY)
+
+    def begin(self, most: int) -> Way:
+        """How the next step drafts. To be asked once a step.
+
+        Args:
+            most: Iterations for which there is room.
+        """
+        if self._trees:
+            self._choose()
+        self.way = (self._whole if self._tries() else self.best).within(most)
+        self._expected = 0.0
+        if self.way.size is not None:
+            self._spend(self.prices.step_ms(self.way.size, sum(self.way.points)))
+            if self._trees and self.way == self.best:
+                self._expected = self._mean(self._tokens, self.best) - 1
+        return self.way
+
+    def _choose(self) -> float:
+        """Find the best way by all whole trees; its rate."""
+        expected = 1 + self.correction * (self._tokens / self._trees - 1)
+        rates = expected * self._trees / self._times
+        fastest = int(rates.argmax())
+        now = rates[self.ways.index(self.best)]
+        if rates[fastest] > BETTER * now:
+            self.best, now = self.ways[fastest], rates[fastest]
+        self.rate = float(now)
+        return self.rate
+
+    def _mean(self, sums: np.ndarray, way: Way) -> float:
+        return float(sums[self.ways.index(way)] / self._trees)
+
+    def _tries(self) -> bool:
+        """Whether the next step drafts a whole tree."""
+        if not self._trees or self.rate is None:
             return True
-        if self._waits * plain_ms < self._latest_ms / MOST_LOST:
-            self._waits += 1
-            self._count(1.0, plain_ms)
-            return False
-        self._tries = True
-        return True
+        expected = 1 + self.correction * (self._mean(self._tokens, self._whole) - 1)
+        return self._mean(self._times, self._whole) - expected / self.rate <= self._spare_ms
+
+    def _spend(self, time_ms: float) -> None:
+        self.latest_ms = time_ms
+        self._spare_ms += time_ms * (MOST_TRIED if self.best == PLAIN else MOST_LOST)
 
     def learn(self, accepted: int) -> None:
-        """Take into account how many tokens of the latest draft were accepted; without a new draft, nothing changes.
-
-        A draft that was tried while none paid counts by what was accepted of it, so that drafts go on once they pay.
-        """
+        """Take into account how many tokens of the latest draft were accepted; without a new draft, nothing changes."""
         if self._expected:
             self._accepted = MEMORY * self._accepted + (accepted, self._expected)
-            if self._tries:
-                self._drafts[0] += accepted - self._expected
         self._expected = 0.0
-
-    def _chances(self, told: Told) -> np.ndarray:
-        """The chance of each node, by its confidence and by what was accepted of earlier drafts."""
-        chances = np.array(told[0])
-        if not self._tries:
-            chances[1:] = np.minimum(chances[1:] * self._accepted[0] / self._accepted[1], 1.0)
-        return chances
-
-    def _count(self, expected: float, time_ms: float) -> None:
-        self._sums += (expected, time_ms)
-        self._steps += 1
 
     def read(self, scores: np.ndarray) -> Told:
         """What scores say: log-probabilities of the paths to all proposals, the root's and then level by level."""
-        likeliest = np.argsort(-scores, kind="stable")[: self.largest]
+        likeliest = (-scores).argsort(kind="stable")[: self.largest]
         k = self.top_k
         depths = np.where(likeliest > k, 2 + (likeliest - 1 - k) // (k * k), likeliest > 0)
-        return [self.prices.confidence_map.chances(np.exp(scores[likeliest])), depths]
+        return [self.prices.confidence_map.chances(np.exp(scores[likeliest]), depths), depths]
 
     def goes_on(self, told: Told, iterations: int, then: int) -> bool:
-        """Whether further iterations pay. To be asked once after each `read` of a draft.
+        """Whether further iterations pay.
 
         Args:
-            told: What they drafted (`read`).
+            told: What was drafted (`read`).
             iterations: Their number.
             then: Their number at the next read; where it is none more, or not priced, they do not.
         """
-        chances, depths = self._chances(told), np.array(told[1])
-        first = self._read_after[-1] if self._read_after else 1
-        self._read_after.append(iterations)
-        levels = [self._frontier(chances, depths, depth) for depth in range(first, iterations + 1)]
-        for depth, (above, below) in enumerate(pairwise(levels), start=first):
-            self._ratios[depth] += (1 - MEMORY) * (below / max(above, TINY) - self._ratios[depth])
         if not iterations < then <= len(self.prices.draft_ms):
             return False
-        gain = levels[-1] * float(np.cumprod(self._ratios[iterations:then]).sum())
+        gained, frontiers = self._gains[iterations]
+        gain = self._frontier(told, iterations) * gained / frontiers
         more_ms = self.prices.draft_ms[then - 1] - self.prices.draft_ms[iterations - 1] + self.prices.read_ms
-        rate = self.rate
-        if rate is None:
-            return gain > more_ms * chances.sum() / self.prices.step_ms(self.largest, iterations)
-        return gain > rate * more_ms
+        price = self._price
+        if price is None:
+            price = told[0].sum() / self.prices.step_ms(self.largest, iterations)
+        return gain > price * more_ms
 
-    def _frontier(self, chances: np.ndarray, depths: np.ndarray, depth: int) -> float:
+    def _frontier(self, told: Told, depth: int) -> float:
         """The chances of the nodes of a depth that were followed, together."""
-        return float(chances[depths == depth][: self.top_k].sum())
+        return float(told[0][told[1] == depth][: self.top_k].sum())
 
     def size(self, told: Told, iterations: int) -> int:
         """The size of the tree that was just drafted; arguments are those of `goes_on`."""
-        chances, reads = self._chances(told), len(self._read_after)
-        size = self.prices.size(chances, iterations, self.rate, reads)
-        spent = chances[:size].sum(), self.prices.step_ms(size, iterations, reads)
-        self._count(*spent)
-        self._waits, self._latest_ms, self._read_after = 0, spent[1], []
-        self._expected = float(np.sum(told[0][1:size]))
-        self._drafts = MEMORY * self._drafts + spent
+        size, time_ms = self._sized(told, iterations, self.way)
+        self._spend(time_ms)
+        self._expected = float(told[0][1:size].sum())
+        if self.way == self._whole:
+            self._weigh(told, told[0])
+            self._spare_ms -= max(0.0, time_ms - (1 + self.correction * self._expected) / self._choose())
         return size
+
+    def _sized(self, told: Told, iterations: int, way: Way) -> tuple[int, float]:
+        reads = sum(point <= iterations for point in way.points)
+        size = self.prices.size(told[0], iterations, self._price, reads)
+        return size, self.prices.step_ms(size, iterations, reads)
+
+    def _weigh(self, told: Told, counts: np.ndarray) -> None:
+        """Count what each way would have drafted of a whole tree; counts: of each node, its chance, or what is known
+        to be accepted."""
+        depths = told[1]
+        within = {n: [part[depths <= n] for part in (*told, counts)] for n in range(1, self._whole.points[-1] + 1)}
+        sums = {n: np.add.accumulate(counted) for n, (_, _, counted) in within.items()}
+        self._trees += 1
+        for place, way in enumerate(self.ways):
+            size, iterations = way.size or 0, sum(way.points)
+            time_ms = self.prices.step_ms(max(size, 1), iterations)
+            if way.size is None:
+                size, iterations, time_ms = self._chosen(within, way)
+                time_ms += (DOUBT - 1) * self.prices.read_ms * sum(point <= iterations for point in way.points)
+            self._tokens[place] += sums[iterations][min(size, len(sums[iterations])) - 1] if iterations else 1.0
+            self._times[place] += time_ms
+            if self.rate is None and place + 1 == self._fixed:
+                self.rate = float((self._tokens[: place + 1] / self._times[: place + 1]).max())
+
+    def _chosen(self, within: Mapping[int, Told], way: Way) -> tuple[int, int, float]:
+        """Nodes, iterations and time of a whole tree that is read and ended as this one would be."""
+        for iterations, then in pairwise((*way.points, 0)):
+            told = within[iterations]
+            if then:
+                frontier, gain = self._frontier(told, iterations), self._worth(within[then]) - self._worth(told)
+                self._gains[iterations] += gain, frontier
+            if not self.goes_on(told, iterations, then):
+                break
+        size, time_ms = self._sized(told, iterations, way)
+        return size, iterations, time_ms
+
+    def _worth(self, told: Told) -> float:
+        """Of a pass over the best tree of a draft, in tokens that confidence lets expect."""
+        size = self.prices.size(told[0], 1, self._price)
+        return float(told[0][:size].sum()) - (self._price or 0.0) * self.prices.verify_ms[size]

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from specquant.decoding.acceptance import Greedy
-from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Prices, Told, read_points
+from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Prices, Told, Way, read_points
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
@@ -92,12 +92,16 @@ def measured_prices(
 class _ReadsAll(Budget):
     """Reads as often as any budget does, and chooses the largest draft."""
 
+    def begin(self, most: int) -> Way:
+        self.way = Way(tuple(read_points(most)))
+        return self.way
+
     def goes_on(self, told: Told, iterations: int, then: int) -> bool:
         super().goes_on(told, iterations, then)
         return then > iterations
 
     def size(self, told: Told, iterations: int) -> int:
-        super().size(told, iterations)
+        self._sized(told, iterations, self.way)
         return self.largest
 
 

@@ -1,6 +1,7 @@
 """What confidence is worth (confidences.csv): the chance of acceptance by it, and what trees of any size would gain."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Prices, read_points
+from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Drafted, Prices
 from specquant.decoding.drafters.replay import told_of
 from specquant.decoding.method import ADAPTIVE, Costs
 from specquant.decoding.models import Models
@@ -24,6 +25,8 @@ RECORDED = "data/recorded/cpu/confidences.csv"
 # Confidences between two edges count as one. Edges are closest near 0, where most nodes are.
 EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOP_K = 10
+READ_MS = 0.13  # that one reading of confidence added to a step on an H200, where a model's own was not measured
+BELIEVED = 20.0  # nodes of each depth that are as good as seen to be accepted as often as by their confidence
 MOST_ITERATIONS = 6
 
 
@@ -89,11 +92,29 @@ def fit_confidence_map(texts: Iterable[Sequence[ConfidenceTrace]]) -> Confidence
     inside = np.flatnonzero((x > 1e-6) & (x < 1 - 1e-6) & (np.diff(x, prepend=-1.0) > 0))
     ends = (0.0, float(y[0]) if len(y) else 0.0), (1.0, float(y[-1]))
     points = [ends[0], *((float(x[i]), float(y[i])) for i in inside), ends[1]]
-    return ConfidenceMap(*map(tuple, zip(*points, strict=True)))
+    return _by_depth(ConfidenceMap(*map(tuple, zip(*points, strict=True))), traces)
 
 
-def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS) -> Prices:
-    """What one model's steps cost, for the sizes of `SIZES` that were measured.
+def _by_depth(confidence_map: ConfidenceMap, traces: Sequence[ConfidenceTrace]) -> ConfidenceMap:
+    """The same with what was accepted at each depth over what it expected there, and with the trees themselves."""
+    depths = np.concatenate([trace.depths for trace in traces])
+    accepted = [np.isin(np.arange(len(trace.parents)), trace.accepted).astype(float) for trace in traces]
+    expected = [confidence_map.chances(trace.confidence, trace.depths) for trace in traces]
+    sums = [np.bincount(depths, np.concatenate(each))[1:] for each in (accepted, expected)]
+    by_depth = (sums[0] + BELIEVED) / (sums[1] + BELIEVED)
+    fitted = replace(confidence_map, by_depth=tuple(by_depth.tolist()))
+    trees = [
+        Drafted(fitted.chances(trace.confidence, trace.depths), trace.depths, each)
+        for trace, each in zip(traces, accepted, strict=True)
+    ]
+    return replace(fitted, trees=tuple(trees))
+
+
+def prices_of(
+    costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS, read_ms: float = 0.0
+) -> Prices:
+    """What one model's steps cost, for the sizes of `SIZES` that were measured. read_ms: of `Prices`, by default that
+    of a reading which costs nothing.
 
     Raises SpecquantError where no draft was measured.
     """
@@ -102,7 +123,7 @@ def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int 
     largest = costs.verify_ms.index.max()
     verify_ms = {size: costs.verify(size) for size in (1, *SIZES) if size <= largest}
     draft_ms = [max(0.0, costs.draft(count)) for count in range(1, most_iterations + 1)]
-    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map)
+    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map, read_ms)
 
 
 class Simulated(NamedTuple):
@@ -137,12 +158,12 @@ def simulate(
     for text in texts:
         for trace in text:
             size, iterations = tree or _chosen(trace, budget, most)
-            reads = 0 if tree or not iterations else 1 + read_points(most).index(iterations)
+            step_ms = prices.step_ms(size, iterations) if tree else budget.latest_ms
             accepted = trace.within(iterations).accepted_length(size)
             budget.learn(accepted - 1)
             tokens += accepted
             steps, sizes, counts = steps + 1, sizes + size, counts + iterations
-            drafts += prices.step_ms(size, iterations, reads) - prices.step_ms(size, 0)
+            drafts += step_ms - prices.step_ms(size, 0)
             passes += prices.verify_ms[size]
     if not steps:
         raise SpecquantError("there are no recorded trees to simulate with: record them (specquant bench confidences)")
@@ -152,9 +173,10 @@ def simulate(
 
 def _chosen(trace: ConfidenceTrace, budget: Budget, most: int) -> tuple[int, int]:
     """Nodes and iterations that a budget gives a recorded tree."""
-    if not budget.drafts():
-        return 1, 0
-    for iterations, then in pairwise((*read_points(most), 0)):
+    way = budget.begin(most)
+    if way.size:
+        return way.size, sum(way.points)
+    for iterations, then in pairwise((*way.points, 0)):
         told = told_of(trace, iterations, budget.prices.confidence_map)
         if not budget.goes_on(told, iterations, then):
             break

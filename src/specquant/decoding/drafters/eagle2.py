@@ -1,14 +1,14 @@
 """EAGLE-2 drafting: a dynamic tree from a one-layer head (arXiv 2406.16858)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.budget import Budget, read_points
+from specquant.decoding.budget import Budget, Way
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.method import (
     ADAPTIVE,
@@ -92,9 +92,9 @@ class EagleDrafter(Drafter):
         self.known = 0  # positions whose true feature is known
         self.latest_iterations = 0  # of the latest tree
         self._graphs: dict[tuple[int, int], CapturedDraft] | None = None
+        self._growing: Growing | None = None
         if graphs.capturable(head):
             self._graphs, self._pool = {}, torch.cuda.graph_pool_handle()
-            self._growing: dict[int, CapturedGrowth] = {}
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
@@ -125,14 +125,15 @@ class EagleDrafter(Drafter):
         # After the level above accepted a whole draft, the model has yet to run: the last feature is not known.
         if iterations < 1 or self.draft_size == 1 or self.known < len(self.tokens) - 1:
             return self._only_root()
-        if self.budget is not None and not self.budget.drafts():
+        way = self.budget.begin(iterations) if self.budget is not None else None
+        if way is not None and not way.points:
             return self._only_root()
         if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
             self._catch_up()  # another drafter was asked for a while
         length = self.cache.length
         tokens = self.tokens[length + 1 :]
-        if self.budget is not None:
-            return self._adaptive(tokens, iterations, self.budget)
+        if self.budget is not None and way is not None:
+            return self._adaptive(tokens, way, self.budget)
         if self._graphs is None:
             return _as_draft(self.draft(on_device(tokens, self.head.device), self.cache, iterations))
         key = len(tokens), iterations
@@ -142,22 +143,24 @@ class EagleDrafter(Drafter):
         self.cache.length = self.known
         return tree
 
-    def _adaptive(self, tokens: list[int], most: int, budget: Budget) -> DraftTree:
-        """A tree with as many iterations and nodes as its budget chooses, for which the host waits now and then."""
-        points = read_points(self.iterations, most)
-        if self._graphs is None:
-            growths = self.growths(on_device(tokens, self.head.device), self.cache, points)
-        else:
-            if len(tokens) not in self._growing:
-                self._growing[len(tokens)] = CapturedGrowth(self, len(tokens), self._pool)
-            growths = self._growing[len(tokens)].run(tokens, self.cache.length, points)
-        for iterations, then, growth in zip(points, [*points[1:], 0], growths, strict=False):
-            told = budget.read(self.drafted(growth, iterations).scores.cpu().numpy())
-            if not budget.goes_on(told, iterations, then):
-                break
+    def _adaptive(self, tokens: list[int], way: Way, budget: Budget) -> DraftTree:
+        """A tree of the size that its budget chose, or with as many iterations and nodes as that chooses by what was
+        drafted, for which the host waits now and then."""
+        if self._growing is None:
+            self._growing = Growing(self) if self._graphs is None else CapturedGrowing(self, self._pool)
+        growing, size = self._growing, way.size
+        growing.begin(tokens)
+        for place, iterations in enumerate(way.points, start=1):
+            growing.grow(way.points[:place])
+            if way.size is None:
+                told = budget.read(growing.scores(iterations))
+                if not budget.goes_on(told, iterations, (*way.points, 0)[place]):
+                    size = budget.size(told, iterations)
+                    break
         self.cache.length = self.known
         self.latest_iterations = iterations
-        return _as_draft(rerank(self.drafted(growth, iterations), budget.size(told, iterations)))
+        assert size is not None  # behind the last point none goes on
+        return growing.tree(iterations, size)
 
     def _only_root(self) -> DraftTree:
         return DraftTree.sequence(on_device(self.tokens[-1:], self.head.device))
@@ -169,16 +172,6 @@ class EagleDrafter(Drafter):
         for level in range(iterations):
             growth = self.grow(growth, level, cache)
         return rerank(growth.proposals, self.draft_size)
-
-    def growths(
-        self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, points: Sequence[int]
-    ) -> Iterator["Growth"]:
-        """As `draft`, after each of some numbers of iterations, which are made when it is asked for."""
-        growth = self.root(tokens, cache, self.iterations)
-        for first, end in pairwise((0, *points)):
-            for level in range(first, end):
-                growth = self.grow(growth, level, cache)
-            yield growth
 
     def root(self, tokens: torch.Tensor, cache: KVCache | graphs.CapturedCache, iterations: int) -> "Growth":
         """Before the first of so many iterations at most; `tokens` as for `draft`."""
@@ -256,35 +249,104 @@ class Growth(NamedTuple):
         return cls(parts[0], parts[1], Proposals(*parts[2:5]), Frontier(*parts[5:10]))
 
 
-class CapturedGrowth:
-    """As `CapturedDraft`, with a graph for the iterations up to each point, captured when it is first asked for."""
+class Growing:
+    """A draft that is ended once it is known how far it goes: `begin`, then `grow` some times, then `tree`."""
 
-    def __init__(self, drafter: EagleDrafter, rows: int, pool: tuple[int, int]):
-        self.drafter, self.pool = drafter, pool
-        self.inputs = torch.zeros(1 + rows, dtype=torch.int64, device=drafter.head.device)
+    growth: Growth
+
+    def __init__(self, drafter: EagleDrafter):
+        self.drafter = drafter
+
+    def begin(self, tokens: list[int]) -> None:
+        """The confirmed tokens that the head's cache lacks."""
+        drafter = self.drafter
+        self.growth = drafter.root(on_device(tokens, drafter.head.device), drafter.cache, drafter.iterations)
+
+    def grow(self, points: Sequence[int]) -> None:
+        """Iterations up to the last of some points, at the others of which it was before."""
+        self.growth = self._grown(self.growth, points, self.drafter.cache)
+
+    def _grown(self, growth: Growth, points: Sequence[int], cache: KVCache | graphs.CapturedCache) -> Growth:
+        for level in range(*(0, *points)[-2:]):
+            growth = self.drafter.grow(growth, level, cache)
+        return growth
+
+    def scores(self, iterations: int) -> np.ndarray:
+        """Those of the proposals so far, on the host, which waits for them."""
+        return self.drafter.drafted(self.growth, iterations).scores.numpy(force=True)
+
+    def tree(self, iterations: int, size: int) -> DraftTree:
+        return _as_draft(rerank(self.drafter.drafted(self.growth, iterations), size))
+
+
+class CapturedGrowing(Growing):
+    """The same by CUDA graphs, captured when they are first needed: one for each number of tokens to begin with, for
+    the iterations up to each point, and for each size of a tree. All begin at the same place in memory, so a new size
+    needs one small graph."""
+
+    def __init__(self, drafter: EagleDrafter, pool: tuple[int, int]):
+        super().__init__(drafter)
+        device, most = drafter.head.device, max(MOST_FIRST_ROWS, drafter.iterations + 2)
+        self.pool = pool
+        self.inputs = torch.zeros(1 + most, dtype=torch.int64, device=device)  # the length, then the tokens
         self.cache = graphs.CapturedCache(drafter.cache, self.inputs[:1])
-        self.parts: dict[int, tuple[Callable[[], None], Growth]] = {}  # by the point that each ends at
+        first = drafter.root(self.inputs[1:2], self.cache, drafter.iterations)
+        proposals = Proposals(*(part.clone() for part in first.proposals))
+        self.first = Growth(first.outputs.clone(), first.positions.clone(), proposals, Frontier.root(proposals))
+        self.roots: dict[int, Callable[[], None]] = {}
+        self.parts: dict[tuple[int, ...], tuple[Callable[[], None], Growth]] = {}
+        self.trees: dict[tuple[int, int], tuple[Callable[[], None], Tree]] = {}
+        self.on_host: torch.Tensor | None = None
+        if device.type == "cuda":  # a copy to such memory needs no further one, and an event waits for no other work
+            self.on_host = torch.empty_like(proposals.scores, device="cpu", pin_memory=True)
+            self.copied = torch.cuda.Event()
 
-    def run(self, tokens: list[int], length: int, points: Sequence[int]) -> Iterator[Growth]:
-        """What is drafted at each of some points (`read_points`) behind `length` rows in the head's cache."""
-        self.inputs.copy_(torch.tensor([length, *tokens]), non_blocking=True)
-        for first, end in pairwise((0, *points)):
-            if end not in self.parts:
-                replay, parts = graphs.capture(partial(self._part, first, end), self.pool)
-                self.parts[end] = replay, Growth.of(parts)
-                self.inputs[:1].fill_(length + (len(tokens) if first else 0))  # capturing ran the iterations, too
-            replay, growth = self.parts[end]
-            replay()
-            yield growth
+    def begin(self, tokens: list[int]) -> None:
+        rows = len(tokens)
+        self._fill(tokens)
+        if rows not in self.roots:
+            self.roots[rows], _ = graphs.capture(partial(self._root, rows), self.pool)
+            self._fill(tokens)  # capturing confirmed the tokens, too
+        self.roots[rows]()
+        self.growth = self.first
 
-    def _part(self, first: int, end: int) -> tuple[torch.Tensor, ...]:
-        if first:
-            growth = self.parts[first][1]
-        else:
-            growth = self.drafter.root(self.inputs[1:], self.cache, self.drafter.iterations)
-        for level in range(first, end):
-            growth = self.drafter.grow(growth, level, self.cache)
-        return growth.flat()
+    def _fill(self, tokens: list[int]) -> None:
+        inputs = torch.tensor([self.drafter.cache.length, *tokens])
+        self.inputs[: len(inputs)].copy_(inputs, non_blocking=True)
+
+    def _root(self, rows: int) -> tuple[torch.Tensor, ...]:
+        outputs, positions = self.drafter._run_confirmed(self.inputs[1 : 1 + rows], self.cache)
+        self.first.outputs.copy_(outputs[-1:])
+        self.first.positions.copy_(positions[-1:].expand(self.drafter.top_k))
+        self.first.proposals.tokens[:1].copy_(self.inputs[rows : rows + 1])
+        return self.first.flat()
+
+    def grow(self, points: Sequence[int]) -> None:
+        key = tuple(points)
+        if key not in self.parts:
+            grown = partial(self._grown, self.growth, points, self.cache)
+            replay, parts = graphs.capture(lambda: grown().flat(), self.pool)
+            self.parts[key] = replay, Growth.of(parts)
+        replay, self.growth = self.parts[key]
+        replay()
+
+    def scores(self, iterations: int) -> np.ndarray:
+        if self.on_host is None:
+            return super().scores(iterations)
+        scores = self.drafter.drafted(self.growth, iterations).scores
+        on_host = self.on_host[: len(scores)].copy_(scores, non_blocking=True)
+        self.copied.record()
+        self.copied.synchronize()
+        return on_host.numpy()
+
+    def tree(self, iterations: int, size: int) -> DraftTree:
+        if (iterations, size) not in self.trees:
+            drafted = self.drafter.drafted(self.first, iterations)
+            replay, parts = graphs.capture(lambda: rerank(drafted, size), self.pool)
+            self.trees[iterations, size] = replay, Tree(*parts)
+        replay, tree = self.trees[iterations, size]
+        replay()
+        return _as_draft(Tree(*(part.clone() for part in tree)))
 
 
 def _as_draft(tree: Tree) -> DraftTree:

@@ -66,7 +66,7 @@ class TracedBudget(Budget):
 def told_of(trace: ConfidenceTrace, iterations: int, confidence_map: ConfidenceMap) -> list[np.ndarray]:
     """What `Budget.read` would say of so many iterations of a recorded tree."""
     part = trace.within(iterations)
-    return [confidence_map.chances(part.confidence), part.depths]
+    return [confidence_map.chances(part.confidence, part.depths), part.depths]
 
 
 class TracedTrees(Drafter):
