@@ -17,8 +17,8 @@ import numpy as np
 from specquant.errors import SpecquantError
 
 SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
-# Iterations after which the host reads what they drafted, for the card waits meanwhile: on recorded trees this gained
-# most of sixteen ways at 0.05 to 0.15 ms a read.
+# Iterations after which the host reads what they drafted; the card waits meanwhile. Of sixteen such lists this one
+# gained most on recorded trees where a read takes 0.05 to 0.15 ms.
 READ_AFTER = (3, 4, 6)
 MEMORY = 0.9  # the weight of all earlier drafts, at each further one, in what was accepted of them
 GAINED = 0.5  # tokens that going on gains for each chance on the frontier, until whole trees have shown it
@@ -29,7 +29,7 @@ Told = Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their d
 BETTER = 1.01  # a way must be faster by so much to be taken instead of the present one: new sizes need new graphs
 # The share of time that whole trees may cost; and while none pays, for then a text that drafts well gains much.
 MOST_LOST, MOST_TRIED = 0.002, 0.02
-BELIEVED = 10.0  # drafted tokens that are as good as seen to be accepted as often as their confidence says
+BELIEVED = 10.0  # a text begins as if so many drafted tokens had been accepted as often as their confidence says
 
 
 class Drafted(NamedTuple):
