@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from specquant.cli import main
+from specquant.errors import SpecquantError
 from specquant.files import project_root, with_part
 from specquant.study.kernels_used import MARKERS, PAGE, kernels_list, write_kernels_used
 from specquant.tables.sources import digest_of_sources, needs_kernels
@@ -144,6 +145,9 @@ def test_the_readme_says_which_tables_are_of_which_kernels(tmp_path):
     assert "| `12345678` | 2026-11-29 | `a.csv`, `b.csv` (some rows) |" in told
     assert "| `87654321` | 2026-11-29 | `b.csv` (some rows) |" in told
     assert "| not known: files differed from the commit | 2026-11-29 | `c.csv` |" in told
+    (page.parent / "c.json").write_text(json.dumps({"device": "GPU", "driver": "1", "clock": "events"}))
+    with pytest.raises(SpecquantError, match=r"c\.json names no date: measure its table again"):
+        write_kernels_used(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["recorded", "published"])

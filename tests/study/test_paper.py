@@ -83,6 +83,9 @@ def test_captions_say_how_often_and_with_which_kernels_tables_were_measured(tmp_
         paths.append(tmp_path / f"{name}.csv")
         paths[-1].with_suffix(".json").write_text(json.dumps(record | {"kernels_sha256": kernels}))
     a, b, c, d = paths
+    untimed = tmp_path / "e.csv"
+    untimed.with_suffix(".json").write_text('{"device": "a GPU", "driver": "1"}')
+    assert paper._caveats(a, untimed) == ""
     assert paper._caveats(a, c) == ""
     assert paper._caveats(a, b) == " Kernels differ: a.csv 11111111; b.csv 11111111 and 22222222."
     assert paper._caveats(d, c) == " Kernels differ: d.csv not known: files differed from the commit; c.csv 11111111."

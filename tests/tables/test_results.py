@@ -252,6 +252,18 @@ def test_parameters_of_a_table_are_an_object(tmp_path):
         read_provenance(path)
 
 
+@pytest.mark.parametrize("field", ["date", "commit", "clock", "kernels_sha256"])
+def test_what_a_json_says_in_words_is_text_or_unknown(tmp_path, field):
+    path = write_results(verify_cost(), tmp_path / "verify_cost.csv", {})
+    for value in (5, {"a": "b"}, ["a", 5]):
+        path.with_suffix(".json").write_text(json.dumps({"device": "a GPU", field: value}))
+        with pytest.raises(SpecquantError, match=rf"verify_cost\.json: {field} is no text: measure its table again"):
+            read_provenance(path)
+    for value in ("a", None, [None, "a"]):
+        path.with_suffix(".json").write_text(json.dumps({"device": "a GPU", field: value}))
+        assert read_provenance(path)[field] == value
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 def test_a_full_disk_is_a_sentence_and_keeps_the_old_table(tmp_path, monkeypatch):
     monkeypatch.setattr("specquant.files.uuid4", lambda: SimpleNamespace(hex="one"))

@@ -76,6 +76,7 @@ def test_times_of_a_gpu_need_kernels(device, clock, needs):
         ({"kernels_sha256": ["a", "b"], "commit": ["c1", "c2"]}, "measured with other kernels (commit c1 and c2)"),
         ({"commit": "c1"}, "measured with kernels that its JSON does not name (commit c1)"),
         ({}, "measured with kernels that its JSON does not name (commit unknown)"),
+        ({"commit": [None, "c1"]}, "measured with kernels that its JSON does not name (commit unknown and c1)"),
     ],
 )
 def test_rows_of_others_are_told_by_their_commit(record, told):

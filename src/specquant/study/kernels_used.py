@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, with_part, write_file
 from specquant.tables.results import read_provenance
-from specquant.tables.sources import FIELD, needs_kernels
+from specquant.tables.sources import FIELD, needs_kernels, several
 
 PAGE = "data/recorded/README.md"
 MARKERS = "<!-- kernels: specquant claims writes this list -->", "<!-- end of kernels -->"
@@ -31,11 +32,13 @@ def kernels_list(recorded: Path) -> str:
         record = read_provenance(path)
         if not record.get("driver") or not needs_kernels("cuda", record.get("clock")):
             continue
+        if not (dates := [date for date in several(record.get("date")) if date]):
+            raise SpecquantError(f"{path.with_suffix('.json')} names no date: measure its table again")
         states = states_of(record)
         for state in states:
             part = " (some rows)" if len(states) > 1 else ""
             tables.setdefault(state, []).append(f"`{path.relative_to(recorded).as_posix()}`{part}")
-            newest[state] = max(newest.get(state, ""), *_several(record["date"]))
+            newest[state] = max(newest.get(state, ""), *dates)
     rows = ["| kernels | until | tables |", "| --- | --- | --- |"]
     for state in sorted(tables, key=newest.__getitem__, reverse=True):
         name = state if state == UNKNOWN else f"`{state}`"
@@ -45,8 +48,4 @@ def kernels_list(recorded: Path) -> str:
 
 def states_of(record: dict[str, Any]) -> list[str]:
     """The kernels that rows were measured with, by the beginnings of their digests. record: a table's provenance."""
-    return [digest[:8] if digest else UNKNOWN for digest in _several(record.get(FIELD))]
-
-
-def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return [digest[:8] if digest else UNKNOWN for digest in several(record.get(FIELD))]

@@ -451,7 +451,7 @@ def _caveats(*tables: Path) -> str:
         record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
         if text := record.get("caveat"):
             told.setdefault(text, f" of {table.name}" if place else "")
-        if record.get("driver") and needs_kernels("cuda", record["clock"]):
+        if record.get("driver") and needs_kernels("cuda", record.get("clock")):
             kernels[table.name] = states_of(record)
     caveats = "".join(f" Caveat{which}: {text}." for text, which in told.items())
     if len({state for states in kernels.values() for state in states}) < 2:

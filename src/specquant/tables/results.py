@@ -15,7 +15,10 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve, write_file
 from specquant.tables.provenance import provenance
 from specquant.tables.schemas import TABLES, medians
+from specquant.tables.sources import FIELD, several
 from specquant.tables.table import REMEDY, require_columns
+
+TEXTS = ("date", "commit", "clock", FIELD)  # of a table's JSON, where they are known
 
 
 def write_results(
@@ -76,7 +79,8 @@ def read_medians(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON beside the table at `path`. Raises SpecquantError where it is missing, broken or names no device."""
+    """The JSON beside the table at `path`. Raises SpecquantError where it is missing, broken, names no device, or holds
+    something else where text belongs."""
     path = resolve(path).with_suffix(".json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -88,6 +92,9 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
         raise SpecquantError(f"{path} names no device: measure its table again")
     if not isinstance(record.setdefault("parameters", {}), dict):
         raise SpecquantError(f"{path}: parameters is no JSON object: measure its table again")
+    for name in TEXTS:
+        if not all(isinstance(each, str | None) for each in several(record.get(name))):
+            raise SpecquantError(f"{path}: {name} is no text: measure its table again")
     return record
 
 

@@ -63,6 +63,11 @@ def needs_kernels(device: str, clock: str | None) -> bool:
     return device.startswith("cuda") and clock not in (None, NO_CLOCK)
 
 
+def several(value: Any) -> list[Any]:
+    """The values of a field of a table's JSON: where its rows differ it is a list of them."""
+    return value if isinstance(value, list) else [value]
+
+
 def measured_with_others(record: Mapping[str, Any], kernels: str | None) -> str | None:
     """With which kernels rows were measured, in words; None where it was with these, or their kernels do not matter.
 
@@ -73,6 +78,5 @@ def measured_with_others(record: Mapping[str, Any], kernels: str | None) -> str 
     theirs = record.get(FIELD)
     if kernels is None or theirs == kernels:
         return None
-    commits = record.get("commit") or "unknown"
-    told = " and ".join(commits if isinstance(commits, list) else [commits])
+    told = " and ".join(each or "unknown" for each in several(record.get("commit")))
     return f"measured with {'other kernels' if theirs else 'kernels that its JSON does not name'} (commit {told})"
