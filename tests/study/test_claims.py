@@ -88,6 +88,18 @@ def test_accepted_lengths_are_of_other_models_so_the_paper_s_claim_is_not_tested
     assert told.iloc[2] == "not measured; 1.00 (0.95 to 1.02, 7 tasks) on tiny models, CPU"
 
 
+@pytest.mark.parametrize("lacks", ["fp16", "w4a16-g128"])
+def test_an_accepted_length_that_was_not_recorded_is_named(evidence, lacks):
+    kept = evidence.smollm2[(evidence.smollm2.scheme != lacks) | (evidence.smollm2.temperature > 0)]
+    sampled = evidence.smollm2[(evidence.smollm2.scheme == lacks) & (evidence.smollm2.method != "eagle2")]
+    damaged = replace(evidence, smollm2=pd.concat([kept, sampled]))
+    with pytest.raises(SpecquantError, match=f"accepted lengths of EAGLE-2 in {lacks} are not recorded"):
+        claims.accepted_length(damaged, "llama-3-8b", "w4a16-g128")
+    tiny = replace(evidence, accepted=evidence.accepted[evidence.accepted.scheme != "w8a8"])
+    with pytest.raises(SpecquantError, match="accepted lengths of EAGLE-2 in w8a8 are not recorded"):
+        claims.accepted_length(tiny, "llama-3-8b", "w8a8")
+
+
 def test_a_ratio_of_two_schemes_is_taken_within_each_process(evidence):
     passes = evidence.passes
     slower = passes.process == 1

@@ -226,8 +226,13 @@ def accepted_length(evidence: Evidence, model: str, scheme: str) -> Answer:
 
 
 def kept_length(table: pd.DataFrame, scheme: str) -> pd.Series:
-    """The accepted length in a scheme over that in FP16, for each task."""
+    """The accepted length in a scheme over that in FP16, for each task. Raises SpecquantError where one lacks."""
     lengths = table[table.method == "eagle2"].set_index(["scheme", "task"]).accepted_length
+    if lacks := {scheme, "fp16"} - set(lengths.index.unique("scheme")):
+        raise SpecquantError(
+            f"accepted lengths of EAGLE-2 in {min(lacks)} are not recorded, greedily and of its largest trees: measure "
+            "them (specquant bench acceptance), or take the tables from the repository"
+        )
     return lengths[scheme] / lengths["fp16"]
 
 
