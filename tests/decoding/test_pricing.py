@@ -28,6 +28,14 @@ def test_a_context_without_room_for_a_draft_is_refused():
         prices(1, 6)
 
 
+@pytest.mark.parametrize(("iterations", "top_k"), [(9, 2), (15, 1)])
+def test_trees_that_only_more_iterations_grow_are_priced(iterations, top_k):
+    """Those that are timed are too few for the largest tree."""
+    told = prices(96, iterations, top_k)
+    assert len(told.draft_ms) == iterations
+    assert max(told.verify_ms) <= 1 + top_k + (iterations - 1) * top_k**2
+
+
 def test_of_many_iterations_only_the_first_are_timed(monkeypatch):
     times = iter(range(1, 100))
     monkeypatch.setattr(pricing, "_median_ms", lambda *_: float(next(times)))

@@ -33,6 +33,13 @@ def test_every_choice_has_its_row(measured):
     assert (rows.predicted_tokens_per_s > 0).all()
 
 
+def test_two_new_tokens_have_room_for_their_warm_up(small_models, tmp_path, in_process):
+    target = str(small_models / "target")
+    few = adaptive.Parameters(target, ("fp16",), new_tokens=2, prompt_length=5, processes=1, device="cpu")
+    rows = read_results(record(adaptive.MEASURE, few, tmp_path / "out"))
+    assert (rows.new_tokens >= 2).all()
+
+
 def test_a_recorded_tree_is_accepted_as_it_was():
     trace = ConfidenceTrace(np.array([1.0, 0.8, 0.6, 0.1]), (-1, 0, 1, 0), (0, 1, 2))
     assert [Replay([0.0], 0.0).path(trace.shape(size, "cpu")) for size in (2, 3, 4)] == [[1], [1, 2], [1, 2]]

@@ -66,8 +66,9 @@ def measured_prices(
 
     verify_ms = {size: median_ms(partial(verify, DraftTree.sequence(tokens[:1].repeat(size)))) for size in sizes}
     timed = min(iterations, MOST_TIMED)
+    largest = min(max(sizes), 1 + top_k + (timed - 1) * top_k**2)  # where few are timed, they may grow no larger tree
     draws = {
-        budget: EagleDrafter(head, max(sizes), timed, top_k, vocab_size, budget)
+        budget: EagleDrafter(head, largest, timed, top_k, vocab_size, budget)
         for budget in (None, _ReadsAll(Prices(verify_ms, [0.0] * timed, confidence_map=confidence_map), top_k))
     }
 

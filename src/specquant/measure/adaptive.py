@@ -73,7 +73,7 @@ class Parameters(Common):
         for scheme in self.schemes:
             get_scheme(scheme)
         synthetic_config(self.model)
-        require_at_least(self, new_tokens=1, prompt_length=1)
+        require_at_least(self, new_tokens=2, prompt_length=1)  # the first is the prompt's
         if len(self.texts()) < 2:
             raise SpecquantError(
                 f"{self.confidences} holds trees of fewer than two texts, one to calibrate by and one to judge: record "
@@ -145,7 +145,9 @@ def decoded(
     ]
     for choice, tree in plans:
         level = speculator(choice, tree)
-        decode(level, prompt, Replay([0.0], 0.0), parameters.new_tokens if tree[1] else 16)  # captures graphs
+        decode(
+            level, prompt, Replay([0.0], 0.0), parameters.new_tokens if tree[1] else min(16, parameters.new_tokens)
+        )  # captures graphs
         generation = without_captures(partial(decode, level, prompt, Replay([0.0], 0.0), parameters.new_tokens))
         expected = simulate(texts, prices, None if tree == adaptive else tree)
         about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
