@@ -103,7 +103,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             None,
             unit["scheme"],
             head_scheme=parameters.head_scheme,
-            context_length=parameters.prompt_length + 2 * parameters.new_tokens,
+            context_length=parameters.prompt_length + 2 * parameters.new_tokens + MOST_ITERATIONS,
             dtype=default_dtype(parameters.device, unit["scheme"]),
             device=parameters.device,
             seed=parameters.seed,
