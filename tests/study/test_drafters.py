@@ -101,7 +101,10 @@ def test_what_a_gpu_recorded_comes_first(tmp_path):
     more = acceptance().assign(questions=80)
     for folder, table in zip(RECORDED, (more, acceptance()), strict=True):
         write_results(table, tmp_path / folder / "acceptance.csv", {})
-    assert recorded_table("traces", tmp_path) == f"{RECORDED[1]}/traces.csv"  # of which a GPU recorded none
+    for name in ("acceptance", "traces"):  # a GPU recorded but one of them, and they belong together
+        assert recorded_table(name, tmp_path) == f"{RECORDED[1]}/{name}.csv"
+    (tmp_path / RECORDED[0] / "traces.csv").touch()
+    assert recorded_table("traces", tmp_path) == f"{RECORDED[0]}/traces.csv"
     assert write_drafters_card(tmp_path)
     assert (tmp_path / CARD).read_text() == f"{written(more, tmp_path, RECORDED[0])}\n"
 

@@ -12,6 +12,7 @@ from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
 
 RECORDED = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
+TABLES = ("acceptance", "traces")
 CARD = "data/smollm2/README.md"
 BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
 AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
@@ -20,9 +21,11 @@ ALL = "all of Spec-Bench"
 
 
 def recorded_table(name: str, root: Path | None = None) -> str:
-    """Where a table of SmolLM2 and its drafters is, acceptance or traces, below the project's root."""
-    paths = [f"{folder}/{name}.csv" for folder in RECORDED]
-    return next((path for path in paths if ((root or project_root()) / path).is_file()), paths[-1])
+    """Where a table of SmolLM2 and its drafters is, acceptance or traces, below the project's root: in the first folder
+    that has both, for they belong together."""
+    root = root or project_root()
+    whole = [folder for folder in RECORDED if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
+    return f"{(whole or RECORDED[-1:])[0]}/{name}.csv"
 
 
 def write_drafters_card(root: Path | None = None) -> list[Path]:
