@@ -294,7 +294,7 @@ class Budget:
         Args:
             told: What was drafted (`read`).
             iterations: Their number.
-            then: Their number at the next read; where it is none more, or not priced, they do not.
+            then: Their number at the next read. There is none if it is no larger, or has no price: then they do not.
         """
         if not iterations < then <= len(self.prices.draft_ms):
             return False
