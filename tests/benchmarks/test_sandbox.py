@@ -402,12 +402,11 @@ sandbox.run_program("while True: pass", sandbox.Limits(wall_s=60, cpu_s=5), unsa
 
 def killed_caller(folder: Path, how: str) -> int:
     """Kill a process while it runs a program; returns its number."""
-    environment = os.environ | {"TMPDIR": str(folder)}
+    environment, before = os.environ | {"TMPDIR": str(folder)}, children()
     with subprocess.Popen([sys.executable, "-c", CALLER, how], stdout=subprocess.PIPE, env=environment) as caller:
         caller.stdout.readline()
-        before = children()
         for _ in range(100):
-            if len(children() - before) >= (4 if how == "unsafe" else 6):
+            if len(children() - before) > (4 if how == "unsafe" else 6):  # the caller and those below it
                 break
             sleep(0.05)
         sleep(0.2)
