@@ -18,12 +18,14 @@ from specquant.errors import SpecquantError
 
 SIZES = (8, 16, 24, 32, 48, 60)  # that may be chosen, if their passes were measured; each is a CUDA graph
 # Iterations after which the host reads what they drafted; the card waits meanwhile. Of sixteen such lists this one
-# gained most on recorded trees where a read takes 0.05 to 0.15 ms.
+# gained most in a simulation on recorded trees with reads of 0.05 to 0.15 ms, whose script was not kept.
 READ_AFTER = (3, 4, 6)
 MEMORY = 0.9  # the weight of all earlier drafts, at each further one, in what was accepted of them
 GAINED = 0.5  # tokens that going on gains for each chance on the frontier, until whole trees have shown it
 TINY = 1e-6
-DOUBT = 2.0  # reading counts as so dear when ways are compared: it took 0.13 ms on one H200 and twice that on another
+# Reading counts as so many times as dear when ways are compared. By the times of whole steps we estimate 0.13 ms in one
+# run on an H200, and twice that or more in another, whose host was slower. Neither run was recorded.
+DOUBT = 2.0
 MOST_DEPTH = 64  # by which chances differ
 Told = Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their depths
 BETTER = 1.01  # a way must be faster by so much to be taken instead of the present one: new sizes need new graphs

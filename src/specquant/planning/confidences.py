@@ -25,8 +25,8 @@ RECORDED = "data/recorded/cpu/confidences.csv"
 # Confidences between two edges count as one. Edges are closest near 0, where most nodes are.
 EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOP_K = 10
-READ_MS = 0.13  # that one reading of confidence added to a step on an H200, where a model's own was not measured
-BELIEVED = 20.0  # nodes of each depth that are as good as seen to be accepted as often as by their confidence
+READ_MS = 0.13  # what a read adds to a step, where that was not measured: our estimate for an H200 (`budget.DOUBT`)
+BELIEVED = 20.0  # each depth begins as if so many nodes had been accepted as often as their confidence says
 MOST_ITERATIONS = 6
 
 

@@ -374,7 +374,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
     names = ("verify_cost", "drafting", "rounds", "replayed")
     costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
-    traces, accepted = (of_one_target(read_results(recorded_table(name))) for name in ("traces", "acceptance"))
+    traces, accepted = of_one_target(read_results(recorded_table("traces"))), of_one_target(evidence.smollm2)
     shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
         by_head = costs.by_head("llama-3-70b", "llama-3-8b", scheme, "w4a16-g128")
@@ -400,7 +400,7 @@ def _of_smollm2(evidence: Evidence) -> dict[str, float]:
     """ "smollm2 eagle2 accepts w8a8" on all of Spec-Bench, greedily, and its interval; with "T=1" likewise, sampled. Of
     several trees the largest, where all tasks were asked. "smollm2 questions". "smollm2 length kept w4a16-g128, least":
     of all tasks, EAGLE-2's accepted length over that in FP16; "most"; without either, over Spec-Bench."""
-    rows = read_results(recorded_table("acceptance")).query("benchmark == 'spec-bench'")
+    rows = evidence.smollm2.query("benchmark == 'spec-bench'")
     whole = rows.groupby(["scheme", "temperature", *PLAN_FIELDS]).task.transform("nunique") == rows.task.nunique()
     known: dict[str, float] = {}
     for row in over_tasks(rows[whole]).sort_values("draft_size").itertuples():
