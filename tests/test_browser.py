@@ -43,13 +43,18 @@ CONTRAST = """elements => elements.filter(e => e.innerText && e.innerText.trim()
   for (let n = e; n; n = n.parentElement) {
     const c = parse(getComputedStyle(n).backgroundColor);
     if (c.length === 3 || c[3] > 0.9) { behind = c; break; } }
-  const front = parse(getComputedStyle(e).color), alpha = front.length === 4 ? front[3] : 1;
+  const front = parse(getComputedStyle(e).color);
+  let alpha = front.length === 4 ? front[3] : 1;
+  for (let n = e; n; n = n.parentElement) alpha *= getComputedStyle(n).opacity;
   const seen = front.slice(0, 3).map((v, i) => alpha * v + (1 - alpha) * behind[i]);
   const [a, b] = [light(seen), light(behind)].sort((x, y) => y - x);
   return [(a + 0.05) / (b + 0.05), e.innerText.slice(0, 40)]; })"""
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"  # the notebook in JupyterLab that is not behind another
 PAGE = f"document.querySelector('{SHOWN} .jp-WindowedPanel-outer')"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# The brightness of a picture's upper left pixel, from 0 to 255, where it is drawn on nothing: 0 if it is transparent.
+CORNER = """picture => { const canvas = document.createElement('canvas').getContext('2d');
+  canvas.drawImage(picture, 0, 0); return Math.min(...canvas.getImageData(0, 0, 1, 1).data); }"""
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +362,19 @@ def test_the_report_can_be_read_and_followed(report, chromium, scheme):
         tab.goto((report / "index.html").as_uri())
         readable(tab, "h1, h2, h3, p, td, th, li, dd, dt, a, span, figcaption")
         assert tab.evaluate(TOO_WIDE) <= 0
+
+
+@pytest.mark.parametrize(("scheme", "sheet"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(17, 17, 17)")])
+def test_pages_of_the_report_can_be_read_light_and_dark(report, chromium, scheme, sheet):
+    with window_of(chromium, scheme) as window:
+        tab = window.new_page()
+        for name in NOTEBOOKS:
+            tab.goto((report / f"notebooks/{Path(name).stem}.html").as_uri())
+            assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == sheet, name
+            readable(tab, "main *")
+            assert tab.eval_on_selector(".jp-RenderedImage img", CORNER) == 255, f"a figure of {name} is not on white"
+        for shown in (".jp-RenderedHTML td", ".highlight span", ".jp-InputPrompt", "summary", "a[href]"):
+            readable(tab, shown)
 
 
 def test_the_report_of_a_running_batch_is_loaded_again(report, chromium):
