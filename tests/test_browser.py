@@ -52,6 +52,10 @@ CONTRAST = """elements => elements.filter(e => e.innerText && e.innerText.trim()
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"  # the notebook in JupyterLab that is not behind another
 PAGE = f"document.querySelector('{SHOWN} .jp-WindowedPanel-outer')"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# What a reader would have to move sideways to see it all, but tables, formulae, and what a program wrote.
+HIDDEN = """elements => elements.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1
+  && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && !e.querySelector('table, math')
+  && !e.closest('.language-output')).map(e => e.innerText)"""
 # The brightness of a picture's upper left pixel, from 0 to 255, where it is drawn on nothing: 0 if it is transparent.
 CORNER = """picture => { const canvas = document.createElement('canvas').getContext('2d');
   canvas.drawImage(picture, 0, 0); return Math.min(...canvas.getImageData(0, 0, 1, 1).data); }"""
@@ -72,9 +76,9 @@ def chromium():
 
 
 @contextmanager
-def window_of(chromium, scheme="light"):
-    """A window 1280 pixels wide, which knows nothing of those before it."""
-    window = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+def window_of(chromium, scheme="light", width=1280):
+    """A window that knows nothing of those before it."""
+    window = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     window.set_default_timeout(SLOW)
     try:
         yield window
@@ -398,8 +402,25 @@ def test_the_site_can_be_read_and_followed(site, chromium, scheme):
         readable(tab, ".jp-OutputArea-output span[style*='background']")
         readable(tab, ".jp-RenderedMarkdown p, .jp-RenderedHTML td, .jp-RenderedHTML th")
         assert not tab.locator(".celltoolbar", has_text="nbval").first.is_visible()  # the tests' own marks
-        tab.goto((site / "index.html").as_uri())
-        readable(tab, "article p, article td, article th, article li")
+        for path in pages_of(site):
+            tab.goto(path.as_uri())
+            readable(tab, "article :not(.headerlink)")  # that one is shown beside a heading when it is pointed at
+
+
+def pages_of(site):
+    return [path for path in sorted(site.rglob("*.html")) if path.name != "404.html"]  # a server's, not a folder's
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_the_site_is_beside_the_screen(site, chromium, width):
+    with window_of(chromium, width=width) as window:
+        tab, hidden = window.new_page(), HIDDEN.replace("table, ", "") if width == 1280 else HIDDEN
+        for path in (path for path in pages_of(site) if path.parent.name != "api"):  # whose tables are wide
+            tab.goto(path.as_uri())
+            assert tab.evaluate(TOO_WIDE) <= 0, path
+            assert tab.eval_on_selector_all("article *", hidden) == [], path
+            for figure in tab.locator("article .jp-RenderedImage img").all()[:1]:
+                assert figure.bounding_box()["width"] > 0.9 * 358, path  # what a phone leaves between the margins
 
 
 def follow(window, folder, start):
