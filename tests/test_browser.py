@@ -52,9 +52,9 @@ CONTRAST = """elements => elements.filter(e => e.innerText && e.innerText.trim()
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"  # the notebook in JupyterLab that is not behind another
 PAGE = f"document.querySelector('{SHOWN} .jp-WindowedPanel-outer')"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# What a reader would have to move sideways to see it all, but tables, formulae, and what a program wrote.
+# What is cut off, or has to be moved sideways to be seen, but tables, formulae, and what a program wrote.
 HIDDEN = """elements => elements.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1
-  && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && !e.querySelector('table, math')
+  && getComputedStyle(e).overflowX !== 'visible' && !e.querySelector('table, math')
   && !e.closest('.language-output')).map(e => e.innerText)"""
 # The brightness of a picture's upper left pixel, from 0 to 255, where it is drawn on nothing: 0 if it is transparent.
 CORNER = """picture => { const canvas = document.createElement('canvas').getContext('2d');
@@ -381,6 +381,13 @@ def test_pages_of_the_report_can_be_read_light_and_dark(report, chromium, scheme
             readable(tab, shown)
 
 
+def test_nothing_of_the_report_is_beside_the_screen_of_a_phone(report, chromium):
+    with window_of(chromium, width=390) as window:
+        tab = window.new_page()
+        for path in report.rglob("*.html"):
+            fits(tab, path, "body *")
+
+
 def test_the_report_of_a_running_batch_is_loaded_again(report, chromium):
     names = [Path(name).stem for name in NOTEBOOKS]
     write_report(report, "tiny", names, Live(names[0], 4, 25, tuple(names[1:])))
@@ -407,6 +414,13 @@ def test_the_site_can_be_read_and_followed(site, chromium, scheme):
             readable(tab, "article :not(.headerlink)")  # that one is shown beside a heading when it is pointed at
 
 
+def fits(tab, path, selector, hidden=HIDDEN):
+    """Open a page and assert that all of it is on the screen, or can be scrolled to."""
+    tab.goto(path.as_uri())
+    assert tab.evaluate(TOO_WIDE) <= 0, f"{path} is wider than the screen"
+    assert tab.eval_on_selector_all(selector, hidden) == [], path
+
+
 def pages_of(site):
     return [path for path in sorted(site.rglob("*.html")) if path.name != "404.html"]  # a server's, not a folder's
 
@@ -416,9 +430,7 @@ def test_nothing_of_the_site_is_beside_the_screen(site, chromium, width):
     with window_of(chromium, width=width) as window:
         tab, hidden = window.new_page(), HIDDEN.replace("table, ", "") if width == 1280 else HIDDEN
         for path in (path for path in pages_of(site) if path.parent.name != "api"):  # whose tables are wide
-            tab.goto(path.as_uri())
-            assert tab.evaluate(TOO_WIDE) <= 0, path
-            assert tab.eval_on_selector_all("article *", hidden) == [], path
+            fits(tab, path, "article *", hidden)
             for figure in tab.locator("article .jp-RenderedImage img").all()[:1]:
                 assert figure.bounding_box()["width"] > 0.9 * 358, path  # what a phone leaves between the margins
 

@@ -22,6 +22,10 @@ FOLDING = """
 :root { color-scheme: light dark; --jp-cell-prompt-not-active-opacity: 1;
   --jp-mirror-editor-operator-color: light-dark(#8a1bd1, #c58aff);
   --jp-mirror-editor-number-color: light-dark(#007000, #66bb6a); }
+/* Lines of code break where they are cut off otherwise, and tables scroll. */
+.jp-InputArea-editor .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
+.jp-RenderedHTMLCommon { overflow-x: auto; }
 /* A folded cell takes a line, so that the first figure is on the first screen. */
 .jp-Cell:has(> .jp-Cell-inputWrapper details.folded:not([open])) { padding-top: 0; padding-bottom: 0; }
 .jp-Cell:has(> .jp-Cell-inputWrapper details.folded:not([open])) .jp-InputPrompt { padding: 0; line-height: 1.3; }
