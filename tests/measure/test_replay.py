@@ -213,13 +213,15 @@ def test_a_replay_takes_the_methods_that_are_asked_for(small_shapes, one_questio
         ({"methods": ("vanilla",)}, "vanilla needs an intermediate model: name one"),
         ({"methods": ("magic",)}, "unknown method 'magic'"),
         ({"traced_scheme": "w8a8"}, "the traces hold no step in w8a8: choose one of fp16"),
-        ({"traces": None}, "methods and traced_scheme choose of traces"),
+        ({"traces": None}, "--methods and --traced-scheme choose of traces"),
     ):
         with pytest.raises(SpecquantError, match=message):
             dataclasses.replace(parameters, **changed).check()
     known = one_question[one_question.method.isin(["eagle2", "suffix"])]
     known.to_csv(tmp_path / "traces.csv", index=False)
-    with pytest.raises(SpecquantError, match=r"traces\.csv holds no step of vanilla: choose of eagle2, suffix"):
+    with pytest.raises(
+        SpecquantError, match=r"traces\.csv holds no step of vanilla in fp16: choose of eagle2, suffix, or"
+    ):
         replay.Parameters(target, intermediate, **options | {"methods": ("vanilla",)}).check()
     known.assign(steps="1" * 11 + "/0").to_csv(tmp_path / "traces.csv", index=False)
     with pytest.raises(SpecquantError, match="suffix hold a draft of 12 nodes, and its drafts have at most 11"):

@@ -36,6 +36,13 @@ def test_statistics_are_counts():
     assert statistics.accepted_length(EAGLE) == pytest.approx(1 + 1.25)
 
 
+def test_tasks_take_turns():
+    rows = traces()[:1]
+    steps = {("a", "1"): "21/0", ("a", "2"): "21/", ("b", "3"): "21/00", ("b", "4"): "21/1"}
+    both = pd.concat(rows.assign(task=task, id=which, steps=text) for (task, which), text in steps.items())
+    assert [tree.path for tree in Traces(both).trees(EAGLE)] == [(1,), (1, 3), (), (2,)]
+
+
 def test_agreement_is_by_its_place_where_enough_sequences_reached_it():
     rows = traces()
     rows = rows[rows.method == "vanilla"].assign(steps=" ".join(["111/0"] * 8 + ["111/00"] * 4 + ["111/"] * 8))

@@ -85,7 +85,7 @@ def plan(
     if traces and (given or trees):
         raise SpecquantError("traces say what is accepted: leave out trees, head, inner-head and agreement")
     if traced_scheme and not traces:
-        raise SpecquantError("traced-scheme chooses of traces: give some (--traces), or leave it out")
+        raise SpecquantError("--traced-scheme chooses of traces: give some (--traces), or leave it out")
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}

@@ -121,7 +121,9 @@ class Parameters(Common):
                 synthetic_config(name)
         require_at_least(self, new_tokens=1, prompt_length=1, seed=0)
         if self.traces is None and (self.methods or self.traced_scheme):
-            raise SpecquantError("methods and traced_scheme choose of traces: give some (--traces), or leave them out")
+            raise SpecquantError(
+                "--methods and --traced-scheme choose of traces: give some (--traces), or leave them out"
+            )
         for scheme in self.schemes:
             self.points("traced" if self.traces else "fitted", scheme)
 
@@ -165,7 +167,10 @@ class Parameters(Common):
         known = list(dict.fromkeys(plan.method for plan in traces.plans))
         for method in self.methods:
             if get_method(method).name not in known:
-                raise SpecquantError(f"{self.traces} holds no step of {method}: choose of {', '.join(known)}")
+                raise SpecquantError(
+                    f"{self.traces} holds no step of {method} in {traces.scheme}: choose of {', '.join(known)}, or "
+                    "another --traced-scheme"
+                )
             if not self._has(Plan(method)):
                 raise SpecquantError(f"{method} needs an intermediate model: name one (--intermediate)")
         plans = [plan for plan in traces.plans if self._has(plan) and plan.method in (self.methods or known)]

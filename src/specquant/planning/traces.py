@@ -39,7 +39,7 @@ def of_one_target(rows: pd.DataFrame, scheme: str = "fp16", traced_scheme: str |
 
 
 class Traces:
-    """The greedy steps of one target.
+    """The greedy steps of one target; scheme: in which it was traced.
 
     Args:
         rows: traces.csv.
@@ -51,6 +51,10 @@ class Traces:
 
     def __init__(self, rows: pd.DataFrame, scheme: str = "fp16", traced_scheme: str | None = None):
         chosen = of_one_target(rows, scheme, traced_scheme)
+        self.scheme: str = chosen.scheme.iloc[0]
+        # A question of each task in turn, so that a few tokens are of all tasks.
+        turns = chosen.groupby([*PLAN_FIELDS, "benchmark", "task"]).cumcount()
+        chosen = chosen.iloc[np.argsort(turns.to_numpy(), kind="stable")]
         self._steps: dict[Plan, list[Trace]] = {
             Plan(*plan): [step for text in of_plan.steps for step in read_traces(text)]
             for plan, of_plan in chosen.groupby(list(PLAN_FIELDS), sort=False)
