@@ -65,12 +65,12 @@ class WarpGroups(NamedTuple):
     stages: int
 
 
-def recorded(x: torch.Tensor, out_features: int) -> WarpGroups | None:
+def recorded(x: torch.Tensor, out_features: int, in_features: int | None = None) -> WarpGroups | None:
     """The tables' choice for a product of x [rows, in] on this card; None where another kernel is faster, or this one
-    cannot run."""
+    cannot run. in_features: of the product, where x is what its input is still to be made of."""
     if gl is None or x.dtype != torch.float16 or x.data_ptr() % 16:
         return None
-    about = out_features, x.shape[1], row_tile(len(x)), gpu_kind(x.device), x.device
+    about = out_features, in_features or x.shape[1], row_tile(len(x)), gpu_kind(x.device), x.device
     numbers = known("w4a16", *about, groups=True)
     return WarpGroups(tuple(numbers[:-2]), *numbers[-2:]) if numbers else None
 
