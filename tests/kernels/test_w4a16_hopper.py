@@ -11,7 +11,9 @@ import torch
 from specquant.errors import SpecquantError
 from specquant.kernels import w4a16 as w4a16_module
 from specquant.kernels import w4a16_hopper as w4a16_hopper_module
+from specquant.kernels.norm import add_rms_norm
 from specquant.kernels.products import TABLE, winners
+from specquant.kernels.swiglu import swiglu
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
 from tests.kernels.test_product_kernels import poisoned, relative_error, to, w4a16_matrix
@@ -185,6 +187,34 @@ def test_a_product_waits_for_the_one_before_it(rows, hopper):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = run(x, synchronize=False)
+    for _ in range(50):
+        graph.replay()
+        assert torch.equal(y, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_product_that_starts_early_waits_for_what_is_in_front_of_it(rows, hopper):
+    """Where that has not waited yet itself, for the product before."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (to("cuda", w4a16_matrix(*shape, generator)) for shape in ((8192, 4096), (4096, 4096)))
+    x = torch.randn(rows, 4096, generator=generator).half().cuda()
+    weight = torch.ones(4096, dtype=torch.float16, device="cuda")
+
+    def run(x, next_early):
+        for _ in range(6):
+            _, normed = add_rms_norm(x, None, weight, 1e-5, next_early=next_early)
+            gated = swiglu(w4a16_hopper(normed, *first, WarpGroups((1, 1), 2, 4)), next_early=next_early)
+            x = w4a16_hopper(gated, *second, WarpGroups((1, 1), 4, 4))
+            if not next_early:
+                torch.cuda.synchronize()
+        return x
+
+    expected = run(x, next_early=False)
+    assert expected.isfinite().all()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run(x, next_early=True)
     for _ in range(50):
         graph.replay()
         assert torch.equal(y, expected)
