@@ -33,7 +33,9 @@ class LevelCosts:
         return float(np.interp(draft_size, sizes, times_ms))
 
     def draft(self, iterations: int) -> float:
-        """Of an EAGLE-2 draft of so many levels."""
+        """Of an EAGLE-2 draft of so many levels. Raises SpecquantError where none of such a head was measured."""
+        if not len(self.draft_ms):
+            raise SpecquantError("no draft of such a head was measured")
         if len(self.draft_ms) == 1:
             return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
         return float(np.polyval(self._line, iterations))
