@@ -379,6 +379,9 @@ def test_pages_of_the_report_can_be_read_light_and_dark(report, chromium, scheme
             assert tab.eval_on_selector(".jp-RenderedImage img", CORNER) == 255, f"a figure of {name} is not on white"
         for shown in (".jp-RenderedHTML td", ".highlight span", ".jp-InputPrompt", "summary", "a[href]"):
             readable(tab, shown)
+        tab.emulate_media(media="print", color_scheme=scheme)
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        readable(tab, "main *")
 
 
 def test_nothing_of_the_report_is_beside_the_screen_of_a_phone(report, chromium):

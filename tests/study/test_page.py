@@ -50,5 +50,5 @@ def test_a_page_is_light_or_dark_as_the_browser_prefers():
     light, dark = (style for style in soup.find_all("style") if "--jp-layout-color0: " in style.text)
     assert "--jp-layout-color0: white" in light.text
     assert not light.get("media")
-    assert dark["media"] == "(prefers-color-scheme: dark)"
+    assert dark["media"] == "screen and (prefers-color-scheme: dark)"
     assert "--jp-layout-color0: #111" in dark.text

@@ -14,12 +14,13 @@ FOLDING = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_css -%}
 {{ super() }}
-<style media="(prefers-color-scheme: dark)">
+<style media="screen and (prefers-color-scheme: dark)">
+:root { color-scheme: dark; }
 {% include 'lab/static/theme-dark.css' %}
 </style>
 <style>
 /* The colours are of what the themes leave too faint to read (a contrast of 4.5, WCAG 2's AA). */
-:root { color-scheme: light dark; --jp-cell-prompt-not-active-opacity: 1;
+:root { --jp-cell-prompt-not-active-opacity: 1;
   --jp-mirror-editor-operator-color: light-dark(#8a1bd1, #c58aff);
   --jp-mirror-editor-number-color: light-dark(#007000, #66bb6a); }
 /* Lines of code break where they are cut off otherwise, and tables scroll. */
