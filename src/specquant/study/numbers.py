@@ -23,7 +23,6 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
-from specquant.measure.settling import steady
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
@@ -36,19 +35,22 @@ from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study.claims import MODELS, Evidence, eagle2_speedups, kept_length, read_claims
 from specquant.study.drafters import recorded_table
+from specquant.study.recorded_numbers import of_recorded
+from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
 
-PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
+PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb", "data/recorded/h200/README.md")
 GIVEN = "given"
 COUNTED = r"bits?|tokens?|nodes?|inputs?|positions|plans|prompts|rows|iterations|processes|passes"
 NAMED = r"section|figure|arXiv|Python|Llama|Linux|transformers|temperature|status is"
 NUMBER = re.compile(r"(?<![\w.^-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w^])(?:<!--([^\s>][^>]*)-->)?")
 COUNTS = re.compile(rf"(?:,?\s(?:to|or|and|x)?\s?\d+)*(?:-bit\b|\s(?:new\s)?(?:{COUNTED})\b)")
 IN_NAME = re.compile(rf"\b(?:{NAMED})\s(?:[\d., and]*\s)?$")
-# What is no prose. The list that `specquant claims` writes has its own test, and so has what a comment names one for.
+# What is no prose. What `specquant claims` writes whole has its own test, and so has what a comment names one for.
 NO_PROSE = (
     r"<!-- claims: .*?<!-- end of claims -->",
+    r"<!-- table .*?<!-- end of table \S+ -->",
     r"<!-- held by tests/\S+ -->.*?(?=\n\n\S|\Z)",
     r"<!-- .*?-->",
     r"^```.*?^```",
@@ -148,7 +150,7 @@ def known_numbers() -> dict[str, float]:
     sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
     sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
     sources += [_of_smollm2]
-    known: dict[str, float] = {}
+    known = of_recorded()
     for source in sources:
         known |= source(evidence)
     return known | {f"interval {n} %": 100 * (1 - 2.0 ** (1 - n)) for n in (2, 3)}
@@ -242,11 +244,9 @@ def _of_turns(_: Evidence) -> dict[str, float]:
 
 def _of_settling(_: Evidence) -> dict[str, float]:
     """Of settling.csv: an EAGLE-2 draft of 70B, alone and behind a tree of 60 nodes, and what the step loses by it."""
-    settled = steady(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]["median"]
-    settled = settled.droplevel("idle_ms")
-    alone, behind, verify = settled["draft", 0], settled["draft", 60], settled["verify", 60]
-    lost = 100 * (behind - alone) / (behind + verify)
-    return {"draft alone": alone, "draft behind 60": behind, "draft behind 60, of the step %": lost}
+    drafts = settled_drafts(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]
+    names = {ALONE: "draft alone", BEHIND: "draft behind 60", LOST: "draft behind 60, of the step %"}
+    return drafts.rename(names).to_dict()
 
 
 def _of_planted(_: Evidence) -> dict[str, float]:
@@ -272,6 +272,7 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     for (method, size), row in in_run.unstack().dropna().groupby(["method", "draft_size"]).mean().iterrows():
         plan = f"{method} {size}" if size else method
         known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms.yes / row.verify_ms.no - 1)
+        known[f"planted pass, {plan}, row-invariant more ms"] = row.verify_ms.yes - row.verify_ms.no
         known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
     return known
 
