@@ -20,7 +20,7 @@ from specquant.models.companions import COMPANIONS, place_of
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
 from specquant.models.eagle import require_count
-from specquant.models.hub import is_hub_id, locate
+from specquant.models.hub import as_given, is_hub_id, locate
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.packaged import is_packaged
 from specquant.models.targets import quantized_target, require_storable
@@ -297,8 +297,7 @@ def prepare(
 
 def write_profile(shop: Workshop, out: Path) -> Path:
     """Write what `specquant study` and notebooks take of the target and its companions."""
-    target = str(shop.name) if is_hub_id(shop.name) or is_packaged(shop.name) else str(Path(shop.name).absolute())
-    values = {"model": Path(str(shop.name)).name, "target": target}
+    values = {"model": Path(str(shop.name)).name, "target": str(as_given(shop.name))}
     made = {which: out / which.replace("_", "-") for which in COMPANIONS}
     values |= {which: str(path.absolute()) for which, path in made.items() if path.is_dir()}
     values["calibration_text"] = str((out / "calibration.txt").absolute())
