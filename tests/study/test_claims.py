@@ -12,7 +12,7 @@ from specquant.measure.replay import Parameters
 from specquant.measure.throughput import kept_lengths
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS
-from specquant.study import claims, read_results
+from specquant.study import claims, numbers, read_results
 from specquant.study.claims import MEASURED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, TIMES_ASSUMED, verdict
 from specquant.tables.verify_cost import pass_growth
 
@@ -181,6 +181,28 @@ def test_an_unknown_quantity_is_refused(evidence):
     wrong = claims.read_claims().head(1).assign(quantity="speed")
     with pytest.raises(SpecquantError, match='no quantity is called "speed"'):
         claims.answer(wrong, evidence)
+
+
+@pytest.mark.parametrize(
+    ("table", "command"),
+    [
+        ("acceptance.csv", "specquant bench acceptance"),
+        ("traces.csv", "specquant bench acceptance"),
+        ("losslessness.csv", "specquant bench throughput"),
+    ],
+)
+def test_a_table_of_smollm2_that_is_missing_is_named_and_nothing_is_written(tmp_path, monkeypatch, table, command):
+    """Not answered by the CPU's table in its place, which has other questions."""
+    missing = f"h200/smollm2/{table}"
+
+    def without(path, *arguments, **options):
+        return read_results(tmp_path / missing if str(path).endswith(missing) else path, *arguments, **options)
+
+    for module in (claims, numbers):
+        monkeypatch.setattr(module, "read_results", without)
+    monkeypatch.setattr(claims, "write_file", lambda *_: pytest.fail("written"))
+    with pytest.raises(SpecquantError, match=rf"no results at .*{missing}: measure them first \({command}"):
+        claims.write_claims()
 
 
 def test_the_command_rewrites_answers(tmp_path, monkeypatch, capsys):

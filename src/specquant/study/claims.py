@@ -12,19 +12,20 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.files import resolve, with_part, write_file
+from specquant.files import read_text, resolve, with_part, write_file
 from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
-from specquant.study.drafters import recorded_table
+from specquant.study.drafters import RECORDED as OF_SMOLLM2
 from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results
@@ -44,7 +45,7 @@ ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs
 MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
 ELSEWHERE = "measured on other models"
 TINY, TINY_NAME = "data/recorded/cpu/throughput.csv", "tiny models"
-SMOLLM2_NAME = "SmolLM2-135M"
+SMOLLM2, SMOLLM2_NAME = OF_SMOLLM2[0], "SmolLM2-135M"  # that of a CPU has too few schemes
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
@@ -85,7 +86,7 @@ class Evidence:
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),
-            *(read_results(data_dir.parent / path) for path in (TINY, recorded_table("acceptance", data_dir.parent))),
+            *(read_results(data_dir.parent / path) for path in (TINY, f"{SMOLLM2}/acceptance.csv")),
         )
 
     @cached_property
@@ -322,15 +323,16 @@ def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: s
     Raises:
         SpecquantError: A table is missing, a page has lost its markers, or a mark names no number.
     """
-    from specquant.study.numbers import write_numbers  # which reads what is written here
+    from specquant.study.numbers import known_numbers, write_numbers  # which import this module
 
-    answered = answer(read_claims(path), Evidence.read())
-    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))]
-    table = shown(read_claims(path), "README")
+    told = answer(read_claims(path), Evidence.read()).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    answered = pd.read_csv(StringIO(told))  # as whoever reads the file has it
+    table, numbers = shown(answered, "README"), known_numbers(answered)
+    texts = {resolve(path): told}
     for where, short in ((readme, True), (page, False)):
-        text = resolve(where).read_text(encoding="utf-8")
-        written.append(write_file(resolve(where), with_list(text, table, where, short)))
-    return [*written, *(changed for changed in write_numbers() if changed not in written)]
+        texts[resolve(where)] = with_list(read_text(resolve(where), "the page"), table, where, short)
+    written = [write_file(file, text) for file, text in texts.items()]  # now that nothing is missing
+    return [*written, *(changed for changed in write_numbers(known=numbers) if changed not in written)]
 
 
 def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short: bool = False) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
@@ -34,8 +36,7 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
-from specquant.study.claims import MODELS, Evidence, eagle2_speedups, kept_length, read_claims
-from specquant.study.drafters import recorded_table
+from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, kept_length, read_claims
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results
 
@@ -132,9 +133,10 @@ def with_traced(path: Path, known: dict[str, float]) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def write_numbers(root: Path | None = None) -> list[Path]:
-    """Write every marked number anew; returns the pages that changed. Raises SpecquantError as `traced`."""
-    known, changed = known_numbers(), []
+def write_numbers(root: Path | None = None, known: dict[str, float] | None = None) -> list[Path]:
+    """Write every marked number anew, of those that are known; returns the pages that changed. Raises SpecquantError as
+    `traced`."""
+    known, changed = known or known_numbers(), []
     for path in pages(root):
         text = with_traced(path, known)
         if text != path.read_text(encoding="utf-8"):
@@ -142,13 +144,20 @@ def write_numbers(root: Path | None = None) -> list[Path]:
     return changed
 
 
-def known_numbers() -> dict[str, float]:
-    """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
+def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
+    """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1.
+
+    Args:
+        claims: With their answers; by default those that were written.
+
+    Raises:
+        SpecquantError: A table is missing or broken.
+    """
     evidence = Evidence.read()
-    sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
+    sources = [_of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
     sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
     sources += [_of_smollm2]
-    known: dict[str, float] = {}
+    known = _of_claims(read_claims() if claims is None else claims)
     for source in sources:
         known |= source(evidence)
     return known | {f"interval {n} %": 100 * (1 - 2.0 ** (1 - n)) for n in (2, 3)}
@@ -172,9 +181,8 @@ COLUMNS = {
 }
 
 
-def _of_claims(_: Evidence) -> dict[str, float]:
+def _of_claims(claims: pd.DataFrame) -> dict[str, float]:
     """ "growth 8b w8a8 paper": of claims.csv, the claims about an A100."""
-    claims = read_claims()
     claims = claims[(claims.card == "A100") & claims.quantity.isin(list(QUANTITIES))]
     return {
         f"{QUANTITIES[row.quantity]} {_short(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
@@ -374,7 +382,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
     names = ("verify_cost", "drafting", "rounds", "replayed")
     costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
-    traces, accepted = of_one_target(read_results(recorded_table("traces"))), of_one_target(evidence.smollm2)
+    traces, accepted = of_one_target(read_results(f"{SMOLLM2}/traces.csv")), of_one_target(evidence.smollm2)
     shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
         by_head = costs.by_head("llama-3-70b", "llama-3-8b", scheme, "w4a16-g128")
