@@ -1,7 +1,7 @@
 """What tells a model from another one of the same name, cheaply: of large files only samples are read."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,14 @@ def digests_of(models: Mapping[str, str | Path]) -> dict[str, str]:
 def given_digests(models: Mapping[str, str | Path | None]) -> dict[str, str]:
     """`digests_of` models as a command line names them, relative ones below the working folder; None is none."""
     return digests_of({name: as_given(model) for name, model in models.items() if model})
+
+
+def by_name_alone(names: Sequence[str]) -> str:
+    """What is said where rows are gone on with that name none of these digests."""
+    return (
+        f"no {' and no '.join(names)} is named, so what is there is taken to be of what has that name today: choose "
+        "another folder if it may be of another"
+    )
 
 
 def model_digest(model: str | Path) -> str | None:
