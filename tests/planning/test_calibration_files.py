@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from specquant.cli import main
 from specquant.decoding.drafters import METHODS
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
@@ -195,6 +196,37 @@ def test_each_sentence_about_a_damaged_calibration_names_it_and_what_to_do(calib
     damaged.write_text(damage(path.read_text()))
     with pytest.raises(SpecquantError, match=rf"text\.csv.* {told}"):
         read_calibration(damaged, models)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("folder", r"folder is a directory: name a file in it, such as .*folder/calibration\.csv"),
+        ("made.json", r"made\.json is called as what lies beside a calibration: name .*made\.csv"),
+    ],
+)
+def test_a_path_of_no_calibration_is_refused_before_anything_is_decoded(calibrated_models, name, told, monkeypatch):
+    models, path = calibrated_models
+    path.with_name("folder").mkdir(exist_ok=True)
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: pytest.fail("decoded"))
+    for use in (lambda where: write_calibration(models, None, where), lambda where: read_calibration(where, models)):
+        with pytest.raises(SpecquantError, match=told):
+            use(path.with_name(name))
+
+
+@pytest.mark.parametrize("name", ["plans.csv", "mine"])
+def test_a_calibration_may_have_any_name_and_its_plans_are_told_where_no_draft_is_accepted(
+    small_models, tmp_path, monkeypatch, capsys, name
+):
+    """Then accepted nodes are all 0, which stay text."""
+    plan_few(monkeypatch, tmp_path)
+    monkeypatch.setattr(calibration, "TRACED", 9)
+    real = calibration.in_order_of_confidence
+    monkeypatch.setattr(calibration, "in_order_of_confidence", lambda step: real(step) | {"accepted_nodes": "0"})
+    words = ["calibrate", "--model", str(small_models / "target"), "--device", "cpu", "--out", str(tmp_path / name)]
+    assert main(words) == 0
+    assert str(tmp_path / name) in capsys.readouterr().out
+    assert len(read_calibration(tmp_path / name, tiny_models(small_models)))
 
 
 def test_traces_and_costs_that_give_no_plan_are_refused_with_the_file(calibrated_models):

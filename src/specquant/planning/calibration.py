@@ -189,11 +189,23 @@ def write_calibration(
     models: Models, tokenizer: PreTrainedTokenizerBase, path: str | Path, prompts_per_task: int = 1
 ) -> Path:
     """Decode shipped prompts greedily by every method whose models were given (`calibrate`), and keep the steps at
-    `path`, a CSV file, for `choose_plan`."""
+    `path`, a CSV file, for `choose_plan`. Raises SpecquantError, before anything is decoded, where no such file can be
+    there, and as `calibrate`."""
+    _check_path(path)
     prompts = [prompt["prompt"] for prompt in read_prompts(PROMPTS, prompts_per_task)]
     parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task, **made_with(models)}
     steps = calibrate(models, tokenizer, prompts, new_tokens=64 * len(prompts))
-    return write_results(steps, path, parameters, device=str(models.device), clock=CLOCK)
+    return write_results(steps, path, parameters, device=str(models.device), clock=CLOCK, table="calibration")
+
+
+def _check_path(path: str | Path) -> None:
+    """Raises SpecquantError where a path is not that of a calibration: a table, which has its JSON beside it."""
+    if resolve(path).is_dir():
+        raise SpecquantError(f"{path} is a directory: name a file in it, such as {Path(path) / 'calibration.csv'}")
+    if Path(path).suffix == ".json":
+        raise SpecquantError(
+            f"{path} is called as what lies beside a calibration: name {Path(path).with_suffix('.csv')}"
+        )
 
 
 def made_with(models: Models) -> dict[str, Any]:
@@ -208,6 +220,7 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
 
     Raises SpecquantError where there is none, a damaged one, or one of others.
     """
+    _check_path(path)
     if not resolve(path).is_file():
         raise SpecquantError(f"there is no calibration at {path}: make one with specquant calibrate --out {path}")
     steps = read_results(path, COLUMNS, table="calibration")

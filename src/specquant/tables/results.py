@@ -29,19 +29,21 @@ def write_results(
     device: str = "cpu",
     repeats: int | None = None,
     clock: str | None = None,
+    table: str | None = None,
 ) -> Path:
     """Write a table as CSV and its provenance as JSON of the same name beside it; returns the CSV's path.
 
-    A relative path is below the project root. Each row says what it rests on in `weights` ("trained" or "synthetic").
+    A relative path is below the project root. table: which of the tables above it is, if its file may have another
+    name. Each row says what it rests on in `weights` ("trained" or "synthetic").
     Raises SpecquantError for a missing column, an empty table, or a folder that cannot be written.
     """
     path = resolve(path)
-    table = TABLES.get(path.stem)
-    require_columns(frame, () if table else ("weights",), path, "give each row one")
+    kind = TABLES.get(table or path.stem)
+    require_columns(frame, () if kind else ("weights",), path, "give each row one")
     if frame.empty:
         raise SpecquantError(f"{path.name} would hold no row: nothing was measured")
-    if table:
-        table.check(frame, path)
+    if kind:
+        kind.check(frame, path)
     record = provenance(parameters, device=device, repeats=repeats, clock=clock)
     # First what says how rows were measured: a table without it could not be gone on with.
     write_file(path.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n", by_several=True)
