@@ -33,7 +33,9 @@ class LevelCosts:
         return float(np.interp(draft_size, sizes, times_ms))
 
     def draft(self, iterations: int) -> float:
-        """Of an EAGLE-2 draft of so many levels."""
+        """Of an EAGLE-2 draft of so many levels. Raises SpecquantError where none was measured."""
+        if not len(self.draft_ms):
+            raise SpecquantError("no draft of an EAGLE head was measured: measure some (specquant bench drafting)")
         if len(self.draft_ms) == 1:
             return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
         return float(np.polyval(self._line, iterations))
@@ -79,7 +81,13 @@ def measured_costs(
     passes = verify_cost[(verify_cost.model == model) & (verify_cost.scheme == scheme)]
     passes = passes[passes.context_length == context_length].set_index("draft_size").time_ms.sort_index()
     if 1 not in passes.index:
-        raise SpecquantError(f"no pass of {model} in {scheme} behind {context_length} tokens was measured")
+        there = verify_cost[(verify_cost.context_length == context_length) & (verify_cost.draft_size == 1)]
+        pairs = there[["model", "scheme"]].drop_duplicates().itertuples(index=False)
+        raise SpecquantError(
+            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, only of "
+            f"{', '.join(f'{name} in {its}' for name, its in pairs) or 'no model'}: choose of these, or measure it "
+            "(specquant bench verify-cost)"
+        )
     drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]
     known = head_vocabulary or drafts.head_vocabulary.max()
     return LevelCosts(passes, drafts[drafts.head_vocabulary == known].groupby("iterations").time_ms.mean(), other_ms)

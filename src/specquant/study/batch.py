@@ -58,8 +58,8 @@ def run_study(
 
     `only` names notebooks, with or without their number; all of them where it is empty, but for files that are neither
     the study's nor notebooks. A notebook whose code, source, parameters, data and models are those of its last good
-    run, and whose output is as it was written, is skipped unless `force`. A profile that names a target names the models that
-    draft for it, too: those that it does not name are left out. Output goes to `results`/`profile`. Raises
+    run, and whose output is as it was written, is skipped unless `force`. A profile that names a target names the
+    models that draft for it, too: those that it does not name are left out. Output goes to `results`/`profile`. Raises
     SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type, models
     that are missing or do not fit together, and a folder that cannot be written; and for one that can no longer be
     written. KeyboardInterrupt passes through; what had finished then stays, and the next run skips it.

@@ -5,7 +5,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,16 @@ def _first(kind: Table | None) -> str:
         return "take them from the repository"
     by = f"{kind.written_by}, or a notebook of specquant study" if kind else "specquant study"
     return f"measure them first ({by}), or take them from the repository"
+
+
+@contextmanager
+def rows_there(*tables: str) -> Iterator[None]:
+    """Raises SpecquantError that names these tables where a row, or a column of its values, is looked up in vain."""
+    try:
+        yield
+    except (KeyError, IndexError) as error:
+        where = " or ".join(tables)
+        raise SpecquantError(f"{where} lacks rows that are needed ({error} is looked up in vain): {REMEDY}") from None
 
 
 def read_medians(path: str | os.PathLike) -> pd.DataFrame:

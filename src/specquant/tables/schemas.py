@@ -279,6 +279,9 @@ SPECMQUANT = {**_TARGET, "gpu": text()}
 THEIR_PASSES = SPECMQUANT | {"draft_size": count(), "context_length": count(), "time_ms": positive()}
 THEIR_STEPS = SPECMQUANT | {"method": text(), "what": text()}
 THEIR_STEPS |= {"draft_size": count(), "iterations": count(0), "time_ms": positive()}
+CLAIMS = dict.fromkeys(("source", "where", "model", "card", "scheme", "quantity", "relation"), text())
+_SHOWN_IN = pa.Check.str_matches(r"^(README|\d\d)( \d\d)*$", error="give README and numbers of notebooks")
+CLAIMS |= {"shown_in": pa.Column(None, _SHOWN_IN, nullable=True), "value": positive()}
 ASSUMPTIONS = {"name": text(), "source": text(), "value": positive(), "low": positive(), "high": positive()}
 
 TABLES = {
@@ -365,6 +368,7 @@ TABLES = {
             row=("gpu", "model", "scheme", "weights", "method", "what", "draft_size", "iterations"),
             command="",
         ),
+        Table("claims", pa.DataFrameSchema(CLAIMS), command="", remedy="correct it, or take it from the repository"),
         Table(
             "assumptions",
             pa.DataFrameSchema(ASSUMPTIONS),
