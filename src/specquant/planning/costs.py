@@ -82,11 +82,11 @@ def measured_costs(
     passes = passes[passes.context_length == context_length].set_index("draft_size").time_ms.sort_index()
     if 1 not in passes.index:
         there = verify_cost[(verify_cost.context_length == context_length) & (verify_cost.draft_size == 1)]
-        pairs = there[["model", "scheme"]].drop_duplicates().itertuples(index=False)
+        its = ", ".join(there[there.model == model].scheme.unique())
+        known = f"only in {its}" if its else f"only of {', '.join(there.model.unique()) or 'no model'}"
         raise SpecquantError(
-            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, only of "
-            f"{', '.join(f'{name} in {its}' for name, its in pairs) or 'no model'}: choose of these, or measure it "
-            "(specquant bench verify-cost)"
+            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, {known}: choose of these, or "
+            "measure it (specquant bench verify-cost)"
         )
     drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]
     known = head_vocabulary or drafts.head_vocabulary.max()
