@@ -672,6 +672,11 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "the limit is 0; it must be"),
         (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--methods", "eagle2,medusa"], "method 'medusa'"),
         (["plan", "--agreement", "nan"], "agreement is nan: it is a probability"),
+        (["plan", "--traced-scheme", "fp16"], "--traced-scheme chooses of traces: give some"),
+        (
+            ["bench", "replay", "--model", "llama-3-8b", "--methods", "suffix"],
+            "--methods and --traced-scheme choose of",
+        ),
         (["plan", "--rows", "0"], "the number of plans to show is 0"),
         (["train-tiny", "--corpora", "x", "--budget", "nan"], "a budget of nan trains nothing"),
     ],

@@ -43,13 +43,22 @@ CONTRAST = """elements => elements.filter(e => e.innerText && e.innerText.trim()
   for (let n = e; n; n = n.parentElement) {
     const c = parse(getComputedStyle(n).backgroundColor);
     if (c.length === 3 || c[3] > 0.9) { behind = c; break; } }
-  const front = parse(getComputedStyle(e).color), alpha = front.length === 4 ? front[3] : 1;
+  const front = parse(getComputedStyle(e).color);
+  let alpha = front.length === 4 ? front[3] : 1;
+  for (let n = e; n; n = n.parentElement) alpha *= getComputedStyle(n).opacity;
   const seen = front.slice(0, 3).map((v, i) => alpha * v + (1 - alpha) * behind[i]);
   const [a, b] = [light(seen), light(behind)].sort((x, y) => y - x);
   return [(a + 0.05) / (b + 0.05), e.innerText.slice(0, 40)]; })"""
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"  # the notebook in JupyterLab that is not behind another
 PAGE = f"document.querySelector('{SHOWN} .jp-WindowedPanel-outer')"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# What is cut off, or has to be moved sideways to be seen, but tables, formulae, and what a program wrote.
+HIDDEN = """elements => elements.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1
+  && getComputedStyle(e).overflowX !== 'visible' && !e.querySelector('table, math')
+  && !e.closest('.language-output')).map(e => e.innerText)"""
+# The brightness of a picture's upper left pixel, from 0 to 255, where it is drawn on nothing: 0 if it is transparent.
+CORNER = """picture => { const canvas = document.createElement('canvas').getContext('2d');
+  canvas.drawImage(picture, 0, 0); return Math.min(...canvas.getImageData(0, 0, 1, 1).data); }"""
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +76,9 @@ def chromium():
 
 
 @contextmanager
-def window_of(chromium, scheme="light"):
-    """A window 1280 pixels wide, which knows nothing of those before it."""
-    window = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+def window_of(chromium, scheme="light", width=1280):
+    """A window that knows nothing of those before it."""
+    window = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     window.set_default_timeout(SLOW)
     try:
         yield window
@@ -359,6 +368,29 @@ def test_the_report_can_be_read_and_followed(report, chromium, scheme):
         assert tab.evaluate(TOO_WIDE) <= 0
 
 
+@pytest.mark.parametrize(("scheme", "sheet"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(17, 17, 17)")])
+def test_pages_of_the_report_can_be_read_light_and_dark(report, chromium, scheme, sheet):
+    with window_of(chromium, scheme) as window:
+        tab = window.new_page()
+        for name in NOTEBOOKS:
+            tab.goto((report / f"notebooks/{Path(name).stem}.html").as_uri())
+            assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == sheet, name
+            readable(tab, "main *")
+            assert tab.eval_on_selector(".jp-RenderedImage img", CORNER) == 255, f"a figure of {name} is not on white"
+        for shown in (".jp-RenderedHTML td", ".highlight span", ".jp-InputPrompt", "summary", "a[href]"):
+            readable(tab, shown)
+        tab.emulate_media(media="print", color_scheme=scheme)
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        readable(tab, "main *")
+
+
+def test_nothing_of_the_report_is_beside_the_screen_of_a_phone(report, chromium):
+    with window_of(chromium, width=390) as window:
+        tab = window.new_page()
+        for path in report.rglob("*.html"):
+            fits(tab, path, "body *")
+
+
 def test_the_report_of_a_running_batch_is_loaded_again(report, chromium):
     names = [Path(name).stem for name in NOTEBOOKS]
     write_report(report, "tiny", names, Live(names[0], 4, 25, tuple(names[1:])))
@@ -380,8 +412,30 @@ def test_the_site_can_be_read_and_followed(site, chromium, scheme):
         readable(tab, ".jp-OutputArea-output span[style*='background']")
         readable(tab, ".jp-RenderedMarkdown p, .jp-RenderedHTML td, .jp-RenderedHTML th")
         assert not tab.locator(".celltoolbar", has_text="nbval").first.is_visible()  # the tests' own marks
-        tab.goto((site / "index.html").as_uri())
-        readable(tab, "article p, article td, article th, article li")
+        for path in pages_of(site):
+            tab.goto(path.as_uri())
+            readable(tab, "article :not(.headerlink)")  # that one is shown beside a heading when it is pointed at
+
+
+def fits(tab, path, selector, hidden=HIDDEN):
+    """Open a page and assert that all of it is on the screen, or can be scrolled to."""
+    tab.goto(path.as_uri())
+    assert tab.evaluate(TOO_WIDE) <= 0, f"{path} is wider than the screen"
+    assert tab.eval_on_selector_all(selector, hidden) == [], path
+
+
+def pages_of(site):
+    return [path for path in sorted(site.rglob("*.html")) if path.name != "404.html"]  # a server's, not a folder's
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_the_site_is_beside_the_screen(site, chromium, width):
+    with window_of(chromium, width=width) as window:
+        tab, hidden = window.new_page(), HIDDEN.replace("table, ", "") if width == 1280 else HIDDEN
+        for path in (path for path in pages_of(site) if path.parent.name != "api"):  # whose tables are wide
+            fits(tab, path, "article *", hidden)
+            for figure in tab.locator("article .jp-RenderedImage img").all()[:1]:
+                assert figure.bounding_box()["width"] > 0.9 * 358, path  # what a phone leaves between the margins
 
 
 def follow(window, folder, start):

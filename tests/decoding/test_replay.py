@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from specquant.decoding import DraftTree, EagleDrafter, Speculator
-from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.drafters.prompt_lookup import PromptLookupDrafter
+from specquant.decoding.drafters.replay import TEXT_TOKENS, ReplayedLookup, ReplayedTrees
 from specquant.decoding.replay import Replay, ShapedTree
-from specquant.decoding.traces import Trace
+from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
 
@@ -107,3 +108,17 @@ def test_what_was_recorded_is_accepted_again_step_by_step():
     assert [len(step.path) for step in taken] == [2, 0, 3, 2, 0, 3]
     whole = steps(rounds, Replay([0.0], 0.0, sequences=[None]), 2)
     assert [step.accepted_length for step in whole] == [6, 6]  # the second begins with a round that has no draft
+
+
+def test_a_lookup_searches_a_text_that_repeats_itself_and_drafts_what_was_recorded():
+    """Two tokens are the same to it, by their remainder: it finds what followed the first of them, two tokens."""
+    lookup = PromptLookupDrafter(10**6, 64)
+    drafter = ReplayedLookup(lookup, read_traces("111/0 / 1/0"), "cpu")
+    drafter.start([5, 6, 7 * TEXT_TOKENS + 5], None, None)
+    assert lookup.propose(9).tokens.tolist() == [5, 6, 5]
+    assert drafter.propose(2).tokens.tolist() == [5]  # less room than the next draft needs, which is kept
+    drafts = [drafter.propose(9) for _ in range(4)]
+    assert [draft.tokens.tolist() for draft in drafts] == [[5, 6, 5, 5], [5], [5, 6], [5, 6, 5, 5]]
+    assert [draft.accepted for draft in drafts] == [(1,), (), (1,), (1,)]
+    drafter.commit(3, [6, 2 * TEXT_TOKENS + 8], None)
+    assert lookup.tokens == [5, 6, 5, 6, 8]

@@ -42,6 +42,16 @@ def test_rounds_follow_but_those_that_verified_nothing():
     assert second == Trace((-1,), ())
 
 
+def test_rounds_without_a_draft_are_told_by_the_tokens_that_no_other_round_added():
+    (read,) = read_traces("1111/00=2/1+1/")
+    assert [str(each) for each in read.all_rounds] == ["/", "2/1", "1/"]
+    assert read_traces("111/")[0].all_rounds == (Trace((-1,), ()),) * 3
+
+
+def test_a_sequence_has_no_branch():
+    assert [read.is_sequence for read in read_traces("/ 11/0 2/1 11/0=2/1")] == [True, True, False, True]
+
+
 @pytest.mark.parametrize("text", ["11/01", "1/00", "0001/", "%/", "2/1=x/y", "1/0=1/0=1/0", "1/=" * 5000])
 def test_what_is_no_step_is_refused(text):
     with pytest.raises(SpecquantError, match="is no traced step"):

@@ -1,9 +1,11 @@
-"""Compile the kernels around the linear products for a GPU that need not be there: python -m THIS 90.
+"""Compile the kernels around the linear products for a GPU that need not be there: python -m THIS 90 [early].
 
 The interpreter accepts more than the compiler does. Every operation is launched on small CPU tensors; instead of
-running, each launch is compiled for the compute capability, and which matrix products it uses is printed.
+running, each launch is compiled for the compute capability, and which matrix products it uses is printed. early: of
+each kernel that waits for the previous one, once where the next is launched early; what it does in turn is printed.
 """
 
+import re
 import sys
 
 import torch
@@ -52,14 +54,14 @@ def launch_all(e4m3: bool) -> None:
     tree.rerank_triton(proposals, 60)
 
 
-def compile_launch(kernel: JITFunction, arguments: tuple, keywords: dict, capability: int) -> None:
+def compile_launch(kernel: JITFunction, arguments: tuple, keywords: dict, capability: int, early: bool) -> None:
     names = [parameter.name for parameter in kernel.params]
     values = dict(zip(names, arguments, strict=False)) | {
         name: keywords.pop(name) for name in names if name in keywords
     }
     constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr or values[p.name] is None}
     if "OVERLAPPING" in constants:
-        constants["OVERLAPPING"] = capability >= 90
+        constants["OVERLAPPING"] = 2 if early else int(capability >= 90)
     signature, attributes = {}, {}
     for place, name in enumerate(names):
         value = values[name]
@@ -77,10 +79,13 @@ def compile_launch(kernel: JITFunction, arguments: tuple, keywords: dict, capabi
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=keywords)
     text = compiled.asm["ptx"]
+    if early:
+        print(kernel.__name__, *re.findall(r"griddepcontrol\.(\w+)", text), flush=True)
+        return
     print(kernel.__name__, "wgmma" * ("wgmma.mma_async" in text), "mma" * ("mma.sync" in text), flush=True)
 
 
-def main(capability: int) -> None:
+def main(capability: int, early: bool = False) -> None:
     launches = []
 
     def record(kernel, *arguments, grid, warmup, **keywords):
@@ -88,9 +93,11 @@ def main(capability: int) -> None:
 
     JITFunction.run = record
     launch_all(e4m3=capability >= 90)
+    if early:
+        launches = [*{launch[0]: launch for launch in launches if "OVERLAPPING" in launch[0].arg_names}.values()]
     for kernel, arguments, keywords in launches:
-        compile_launch(kernel, arguments, keywords, capability)
+        compile_launch(kernel, arguments, keywords, capability, early)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), "early" in sys.argv)

@@ -1,6 +1,7 @@
 """The W4A16 product by warp groups: compiled for Hopper anywhere, run on the GPU against the ordinary kernel and the
 reference. The interpreter cannot run it; what it can run is its plain twin, `w4a16_triton`."""
 
+import os
 import subprocess
 import sys
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.kernels import w4a16 as w4a16_module
 from specquant.kernels import w4a16_hopper as w4a16_hopper_module
+from specquant.kernels.norm import add_rms_norm
 from specquant.kernels.products import TABLE, winners
+from specquant.kernels.swiglu import swiglu
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
 from tests.kernels.test_product_kernels import poisoned, relative_error, to, w4a16_matrix
@@ -28,6 +32,9 @@ EDGES = [
     (32, 320, 640, WarpGroups((2, 2, 1), 1, 5)),
     (48, 1024, 2048, WarpGroups((2, 2, 2, 1), 1, 4)),
     (1, 448, 256, WarpGroups((2, 2, 2, 1), 2, 4)),
+    (16, 1024, 2048, WarpGroups((1, 1, 1, 1), 3, 4)),
+    (7, 192, 1152, WarpGroups((1, 1), 4, 6)),
+    (9, 448, 4096, WarpGroups((2, 2, 2, 1), 1, 4)),
 ]
 edges = pytest.mark.parametrize(("rows", "outputs", "inputs", "chosen"), EDGES, ids=str)
 
@@ -53,10 +60,24 @@ def test_it_is_offered_where_it_can_run_and_is_recorded(monkeypatch):
     assert isinstance(recorded(x, 57344), WarpGroups)
     assert recorded(x.bfloat16(), 57344) is None
     assert recorded(x, 57344 + 64) is None
-    assert recorded(x[:1], 57344) is None
+    assert recorded(x[:1], 57344) == ((2, 2, 2, 1), 1, 4)
+    assert recorded(x[:1, :4096], 28672) is None
     assert (
         recorded(torch.zeros(64 * 8192 + 1).half()[1:].view(64, 8192), 57344) is None
     )  # the copy engine needs 16 bytes
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 64])
+def test_where_rows_are_invariant_the_ordinary_kernel_multiplies(rows, monkeypatch):
+    """All four are recorded for warp groups, which split inputs otherwise from one number of rows to the next."""
+    x, taken = torch.zeros(rows, 8192).half(), list[str]()
+    matrix = torch.zeros(64, 512, 32, 32, dtype=torch.uint8), torch.zeros(64, 512, 8, 2).half()
+    monkeypatch.setattr(w4a16_hopper_module, "gpu_kind", lambda device: "sm90")
+    monkeypatch.setattr(w4a16_module, "w4a16_hopper", lambda *arguments: taken.append("warp groups"))
+    monkeypatch.setattr(w4a16_module, "launch_product", lambda *_, row_invariant, **__: taken.append(row_invariant))
+    w4a16_triton(x, *matrix)
+    w4a16_triton(x, *matrix, row_invariant=True)
+    assert taken == ["warp groups", True]
 
 
 COMPILE = """
@@ -77,7 +98,7 @@ for rows, *numbers in eval(sys.argv[1]):
         rows="i32", out_features="i32", in_features="i32",
     )
     constants = dict(SLABS=tuple(slabs), ROWS=rows, STAGES=stages, SPLITS=splits, REGISTERS=REGISTERS[len(slabs)])
-    constants |= dict(EARLY=EARLY, AHEAD=AHEAD) | (dict(partials=None) if splits == 1 else {})
+    constants |= dict(EARLY=min(EARLY[rows], stages), AHEAD=AHEAD) | (dict(partials=None) if splits == 1 else {})
     signature = {name: "constexpr" if name in constants else types[name] for name in _kernel.arg_names}
     constants = {(_kernel.arg_names.index(name),): value for name, value in constants.items()}
     divisible = [name for name, type in signature.items() if type.startswith("*") or name.endswith("features")]
@@ -98,7 +119,7 @@ def test_the_recorded_ways_compile_for_hopper():
     """Weights come from registers, and the tensor cores get all products of 64 inputs before anyone waits."""
     table = winners()["sm90"][TABLE.format("w4a16")].values()
     ways = sorted({(int(tile), *numbers) for tiles in table for tile, numbers in tiles.items()})
-    environment = {"TRITON_INTERPRET": "0", "PATH": "/usr/bin:/bin"}
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", COMPILE, repr(ways)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -133,23 +154,25 @@ def test_against_the_reference_and_the_twin(rows, outputs, inputs, chosen, hoppe
 
 
 @pytest.mark.gpu
-def test_weights_are_rounded_once(hopper):
+@pytest.mark.parametrize("rows", [16, 64])
+def test_weights_are_rounded_once(rows, hopper):
     """One input at a time, so that a product shows a weight as it is."""
     matrix = w4a16_matrix(256, 256, torch.Generator().manual_seed(0))
     weight = w4a16_weight(*matrix).half()
     matrix = to("cuda", matrix)
-    for first in range(0, 256, 64):
-        x = torch.eye(256, dtype=torch.float16, device="cuda")[first : first + 64].contiguous()
+    for first in range(0, 256, rows):
+        x = torch.eye(256, dtype=torch.float16, device="cuda")[first : first + rows].contiguous()
         shown = w4a16_hopper(x, *matrix, WarpGroups((1, 1), 2, 4))
-        assert torch.equal(shown.t().cpu(), weight[:, first : first + 64])
+        assert torch.equal(shown.t().cpu(), weight[:, first : first + rows])
 
 
 @pytest.mark.gpu
-def test_a_product_waits_for_the_one_before_it(hopper):
+@pytest.mark.parametrize("rows", [16, 64])
+def test_a_product_waits_for_the_one_before_it(rows, hopper):
     generator = torch.Generator().manual_seed(0)
     first, second = (to("cuda", w4a16_matrix(*shape, generator)) for shape in ((8192, 4096), (4096, 8192)))
     chosen = WarpGroups((1, 1), 2, 5)
-    x = torch.randn(64, 4096, generator=generator).half().cuda()
+    x = torch.randn(rows, 4096, generator=generator).half().cuda()
 
     def run(y, synchronize):
         for _ in range(3):
@@ -164,6 +187,34 @@ def test_a_product_waits_for_the_one_before_it(hopper):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = run(x, synchronize=False)
+    for _ in range(50):
+        graph.replay()
+        assert torch.equal(y, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_product_that_starts_early_waits_for_what_is_in_front_of_it(rows, hopper):
+    """Where that has not waited yet itself, for the product before."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (to("cuda", w4a16_matrix(*shape, generator)) for shape in ((8192, 4096), (4096, 4096)))
+    x = torch.randn(rows, 4096, generator=generator).half().cuda()
+    weight = torch.ones(4096, dtype=torch.float16, device="cuda")
+
+    def run(x, next_early):
+        for _ in range(6):
+            _, normed = add_rms_norm(x, None, weight, 1e-5, next_early=next_early)
+            gated = swiglu(w4a16_hopper(normed, *first, WarpGroups((1, 1), 2, 4)), next_early=next_early)
+            x = w4a16_hopper(gated, *second, WarpGroups((1, 1), 4, 4))
+            if not next_early:
+                torch.cuda.synchronize()
+        return x
+
+    expected = run(x, next_early=False)
+    assert expected.isfinite().all()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run(x, next_early=True)
     for _ in range(50):
         graph.replay()
         assert torch.equal(y, expected)

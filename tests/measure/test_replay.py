@@ -5,16 +5,23 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from specquant.decoding.drafters import METHODS
+from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.drafters.suffix import SuffixDrafter
 from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.replay import Replay
+from specquant.decoding.traces import Trace
 from specquant.errors import SpecquantError
 from specquant.measure import acceptance as measured
 from specquant.measure import replay
 from specquant.measure.measure import record
-from specquant.measure.replay import at_fitted_chances
+from specquant.measure.replay import SyntheticModels, at_fitted_chances
 from specquant.models.synthetic import synthetic_config
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Shapes, TreeShapes
+from specquant.planning.traces import Traces
 from specquant.study import read_results, write_results
 from tests.questions import write_questions
 
@@ -115,11 +122,110 @@ def test_traces_of_decoding_are_replayed_with_their_accepted_lengths(small_model
     traces[traces.method != "vanilla"].to_csv(tmp_path / "traces.csv", index=False)
     with pytest.raises(SpecquantError, match=r"replayed\.csv holds rows measured with traces_sha256 .*choose another"):
         record(replay.MEASURE, parameters, tmp_path)
-    traces.assign(method="suffix").to_csv(tmp_path / "traces.csv", index=False)
+    traces[traces.method == "vanilla"].to_csv(tmp_path / "traces.csv", index=False)
     with pytest.raises(SpecquantError, match=r"traces\.csv holds no plan that these models can replay: trace eagle2"):
-        parameters.check()
+        dataclasses.replace(parameters, intermediate=None).check()
     with pytest.raises(SpecquantError, match="seed is -1: give at least 0"):
         dataclasses.replace(parameters, seed=-1).check()
+
+
+TRACED = "data/recorded/h200/smollm2/traces.csv"
+
+
+@pytest.fixture(scope="module")
+def one_question():
+    """The steps of a recorded question by every method; EAGLE-2's on the intermediate model stand for EAGLE-3's."""
+    rows = read_results(TRACED)
+    rows = rows[(rows.temperature == 0) & (rows.scheme == "fp16")]
+    rows = rows[rows.id == rows.id.iloc[0]]
+    return pd.concat([rows, rows[rows.method == "hierarchical"].assign(method="hierarchical-eagle3")])
+
+
+@pytest.fixture(scope="module")
+def small_shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    for name, layers in (("target", 4), ("intermediate", 3)):
+        config = LlamaConfig(
+            vocab_size=96,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=64,
+            max_position_embeddings=256,
+        )
+        config.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def synthetic(small_shapes):
+    where = small_shapes / "target", small_shapes / "intermediate"
+    return SyntheticModels(*where, "fp16", "fp16", context_length=200, dtype=torch.float32, device="cpu")
+
+
+def replay_all(models, plan, traces):
+    """As many steps as were traced."""
+    new_tokens = 1 + sum(len(step.path) + 1 for step in traces.steps(plan))
+    rule = Replay([0.0], 0.0, sequences=traces.sequences(plan))
+    return replay.decode(models.speculator(plan, traces), [1, 2, 3], rule, new_tokens).steps
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "autoregressive"])
+def test_every_method_verifies_and_accepts_what_was_traced_step_by_step(method, synthetic, one_question):
+    traces = Traces(one_question)
+    plans = [plan for plan in traces.plans if plan.method == method]
+    assert plans
+    for plan in plans:
+        traces.require(plan)
+        steps = replay_all(synthetic, plan, traces)
+        assert [Trace.of(step) for step in steps] == traces.steps(plan)
+        assert all(step.draft_ms > 0 and step.verify_ms > 0 for step in steps)
+
+
+def test_a_search_runs_in_every_step_and_a_head_where_it_drafted(synthetic, one_question, monkeypatch):
+    asked = {SuffixDrafter: 0, EagleDrafter: 0}
+    for kind in asked:
+
+        def counted(self, limit, kind=kind, propose=kind.propose):
+            asked[kind] += 1
+            return propose(self, limit)
+
+        monkeypatch.setattr(kind, "propose", counted)
+    traces, plan = Traces(one_question), Plan("suffix-eagle2", 60, 6)
+    steps = replay_all(synthetic, plan, traces)
+    trees = sum(len(step.tree) == 60 for step in steps)
+    assert 0 < trees < len(steps)
+    assert asked == {SuffixDrafter: len(steps), EagleDrafter: trees}
+
+
+def test_a_replay_takes_the_methods_that_are_asked_for(small_shapes, one_question, tmp_path, in_process):
+    one_question.to_csv(tmp_path / "traces.csv", index=False)
+    target, intermediate = str(small_shapes / "target"), str(small_shapes / "intermediate")
+    options = {"head_scheme": "w4a16-g128", "traces": tmp_path / "traces.csv", "traced_scheme": "fp16"}
+    options |= {"methods": ("suffix", "eagle3"), "new_tokens": 20, "prompt_length": 5, "processes": 1, "device": "cpu"}
+    parameters = replay.Parameters(target, **options)
+    rows = read_results(record(replay.MEASURE, parameters, tmp_path))
+    assert sorted(rows.method) == ["autoregressive", "eagle3", "suffix"]
+    assert set(rows.scheme) == {"w4a16-g128"}  # of the target that is timed
+    for changed, message in (
+        ({"methods": ("vanilla",)}, "vanilla needs an intermediate model: name one"),
+        ({"methods": ("magic",)}, "unknown method 'magic'"),
+        ({"traced_scheme": "w8a8"}, "the traces hold no step in w8a8: choose one of fp16"),
+        ({"traces": None}, "--methods and --traced-scheme choose of traces"),
+    ):
+        with pytest.raises(SpecquantError, match=message):
+            dataclasses.replace(parameters, **changed).check()
+    known = one_question[one_question.method.isin(["eagle2", "suffix"])]
+    known.to_csv(tmp_path / "traces.csv", index=False)
+    with pytest.raises(
+        SpecquantError, match=r"traces\.csv holds no step of vanilla in fp16: choose of eagle2, suffix, or"
+    ):
+        replay.Parameters(target, intermediate, **options | {"methods": ("vanilla",)}).check()
+    known.assign(steps="1" * 11 + "/0").to_csv(tmp_path / "traces.csv", index=False)
+    with pytest.raises(SpecquantError, match="suffix hold a draft of 12 nodes, and its drafts have at most 11"):
+        replay.Parameters(target, **options | {"methods": ("suffix",)}).check()
 
 
 def test_rows_of_other_parameters_are_not_mixed(replayed):

@@ -3,6 +3,10 @@
 Without a GPU the kernels run in Triton's interpreter, and graphs are a stand-in (`captured`).
 """
 
+from collections import Counter
+from functools import partial
+from inspect import signature
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -122,6 +126,34 @@ def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_confi
             alone = model.logits(model(token[None], position, cache, causal_mask(1, "cpu")))
             assert torch.equal(alone[0], together[row]), (path, depth)
             cache.confirm(1)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "in_front"),
+    [
+        ("qkv_proj", {"add_rms_norm 0", "add_rms_norm 2"}),  # of two layers
+        ("o_proj", {"rotate_and_cache 0", "tree_attention 0", "rotate_and_cache 1", "tree_attention 1"}),
+        ("gate_up_proj", {"add_rms_norm 1", "add_rms_norm 3"}),
+        ("down_proj", {"swiglu 0", "swiglu 1"}),
+    ],
+)
+def test_operations_in_front_of_a_product_know_whether_it_starts_early(matrix, in_front, small_config, monkeypatch):
+    model, early, count = model_in("w4a16-g128", small_config, torch.float32), set(), Counter()
+    for layer in model.layers:
+        monkeypatch.setattr(getattr(layer, matrix), "starts_early", lambda x: True)
+
+    def note():
+        for name in ("add_rms_norm", "swiglu", "rotate_and_cache", "tree_attention"):
+            monkeypatch.setattr(llama, name, partial(noted, name, getattr(llama, name)))
+
+    def noted(name, run, *arguments, **options):
+        if signature(run).bind(*arguments, **options).arguments.get("next_early"):
+            early.add(f"{name} {count[name]}")
+        count[name] += 1
+        return run(*arguments, **options)
+
+    verify(model, before_verifying=note)
+    assert early == in_front
 
 
 @pytest.mark.bits

@@ -152,6 +152,28 @@ def test_a_width_that_a_scheme_does_not_have_is_refused_by_its_field():
         synthetic_head(ends.config, ends, "w4a16-g128")
 
 
+def test_an_eagle_3_head_fuses_three_layers_and_drafts_a_part_of_the_vocabulary(config, monkeypatch):
+    monkeypatch.setattr(synthetic, "EAGLE3_VOCABULARY", 100)
+    model = made(config, "fp16")
+    head = synthetic_head(config, model, feature_layers=(2, 12, 21))
+    assert (head.feature_layers, head.embed_tokens) == ((2, 12, 21), model.embed_tokens)
+    assert (head.fc.in_features, head.fc.out_features) == (3 * 128, 128)
+    assert head.lm_head.out_features == 100
+    assert head.vocabulary.tolist() == list(range(100))
+    smaller = synthetic_head(config, model, "w4a16-g128", 64, feature_layers=(2, 12, 21))
+    assert isinstance(smaller.lm_head, PackedLinear)
+    assert smaller.vocabulary.tolist() == list(range(64))
+    known = head.known(torch.randn(5, 3 * 128, generator=torch.Generator().manual_seed(0)))
+    rows = torch.arange(5)
+    outputs = head(rows, known, rows, head.new_cache(8), torch.ones(5, 5, dtype=torch.bool).tril())
+    log_p, tokens = head.likeliest(outputs, 3)
+    assert log_p.isfinite().all()
+    assert tokens.max() < 100
+    monkeypatch.setattr(synthetic, "free_bytes", lambda device: 10**5)
+    with pytest.raises(NotEnoughMemory, match="an EAGLE head of 128 needs"):
+        synthetic_head(config, model, feature_layers=(2, 12, 21))
+
+
 with_integer_codes = pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in ("fp16", "fp8")])
 
 

@@ -7,7 +7,7 @@ from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.planning.recorded import plan_table
 from specquant.planning.traces import Traces
-from specquant.study import write_results
+from specquant.study import read_results, write_results
 
 EAGLE, HIERARCHY, VANILLA = Plan("eagle2", 4, 2), Plan("hierarchical", 3, 1, 2), Plan("vanilla", min_draft_length=2)
 
@@ -34,6 +34,13 @@ def test_statistics_are_counts():
     assert statistics.trees[4, 2].tolist() == [0.25, 0.25, 0.5]
     assert statistics.inner_trees[3, 1].tolist() == pytest.approx([1 / 3, 2 / 3])
     assert statistics.accepted_length(EAGLE) == pytest.approx(1 + 1.25)
+
+
+def test_tasks_take_turns():
+    rows = traces()[:1]
+    steps = {("a", "1"): "21/0", ("a", "2"): "21/", ("b", "3"): "21/00", ("b", "4"): "21/1"}
+    both = pd.concat(rows.assign(task=task, id=which, steps=text) for (task, which), text in steps.items())
+    assert [tree.path for tree in Traces(both).trees(EAGLE)] == [(1,), (1, 3), (), (2,)]
 
 
 def test_agreement_is_by_its_place_where_enough_sequences_reached_it():
@@ -76,3 +83,61 @@ def test_a_plan_without_whole_drafts_is_refused():
     assert Traces(rows).sequences(Plan("autoregressive")) == []
     with pytest.raises(SpecquantError, match=r"no whole drafts of vanilla .* were traced: trace more of it"):
         Traces(rows).sequences(VANILLA)
+
+
+def test_what_a_lookup_drafted_alone_below_a_model_and_before_a_head():
+    """Text by text: alone every step counts; below a model its rounds; before a head nothing where that drafted."""
+    steps = {
+        Plan("suffix"): "11/0 /",
+        Plan("hierarchical-suffix", min_draft_length=3): "111/00=1/0 1/=1/",
+        Plan("suffix-eagle2", 4, 2): "21/00 11/00 2/ /",
+    }
+    rows = pd.concat(traces(**plan.__dict__, steps=text)[:1] for plan, text in steps.items())
+    told = Traces(rows)
+    found = {plan: [len(each.parents) - 1 for each in told.lookups(plan)] for plan in steps}
+    assert list(found.values()) == [[2, 0], [0, 1], [0, 2]]
+    assert [tree.path for tree in told.trees(Plan("suffix-eagle2", 4, 2))] == [(1, 3)]
+    assert told.sequences(Plan("hierarchical-suffix", min_draft_length=3)) == [2]
+    for plan in steps:
+        told.require(plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "text", "says"),
+    [
+        (EAGLE, "21/ 211/", "hold a draft of 5 nodes, and its drafts have at most 4"),
+        (HIERARCHY, "11/00=2/1 11/=21/0", "hold a draft of 4 nodes, and its drafts have at most 3"),
+        (VANILLA, "11/0 111/", "hold 3 tokens that were handed up, where at most 2 could be"),
+        (Plan("suffix"), "1" * 11 + "/", "hold a draft of 12 nodes, and its drafts have at most 11"),
+        (Plan("autoregressive"), "1/", "hold a draft of 2 nodes, and its drafts have at most 1"),
+    ],
+)
+def test_drafts_that_are_larger_than_the_plan_s_are_refused(plan, text, says):
+    with pytest.raises(SpecquantError, match=f"traces of {plan.method}.* {says}: trace that plan again"):
+        Traces(traces(**plan.__dict__, steps=text)[:1]).require(plan)
+
+
+def test_a_lookup_that_was_never_asked_is_refused():
+    with pytest.raises(SpecquantError, match=r"no drafts of hierarchical-suffix .* were traced: trace that plan"):
+        Traces(traces(method="hierarchical-suffix", steps="/")).lookups(Plan("hierarchical-suffix", 4, 2, 2))
+
+
+def test_the_planner_predicts_what_the_paper_does_not_have_from_the_steps_themselves(capsys):
+    """As `traced_speedups` does, on the same steps: a lookup takes no time, and EAGLE-3's head has costs of its own."""
+    recorded = "data/recorded/h200/smollm2/traces.csv"
+    options = {"traces": recorded, "traced_scheme": "fp16"}
+    table = plan_table("data/recorded/h200", "llama-3-70b", "llama-3-8b", head_scheme="w4a16-g128", **options)
+    assert {"eagle3", "suffix", "suffix-eagle2", "prompt-lookup-eagle2", "hierarchical-suffix"} <= set(table.method)
+    rows = table.set_index("method").sort_values("tokens_per_s").groupby("method").tail(1)
+    suffix = Traces(read_results(recorded), traced_scheme="fp16").steps(Plan("suffix"))
+    assert rows.accepted_length["suffix"] == pytest.approx(sum(len(step.path) + 1 for step in suffix) / len(suffix))
+    assert (rows.draft_ms["suffix"], rows.inner_rounds["suffix"]) == (0, 0)
+    assert 0 < rows.draft_ms["suffix-eagle2"] < rows.draft_ms["eagle2"] * 2.5
+    assert rows.inner_rounds["hierarchical-suffix"] > 4
+    alone = plan_table("data/recorded/h200", "llama-3-70b", **options)
+    assert not {"eagle3", "hierarchical-suffix"} & set(alone.method)
+    assert (
+        "eagle3 (60 nodes, 6 iterations) is left out: no draft of such a head was measured" in capsys.readouterr().err
+    )
+    with pytest.raises(SpecquantError, match="the traces hold no step in w8a8: choose one of fp16, w4a16-g128"):
+        plan_table("data/recorded/h200", "llama-3-70b", traces=recorded, traced_scheme="w8a8")

@@ -156,7 +156,3 @@ def test_a_page_folds_what_jupyterlab_folds():
     ]
     assert places == sorted(places)
     assert html.count("<details") == 2
-    assert [
-        f'data-jp-theme-light="{light}"' in page(nbformat.v4.new_notebook(), "a", theme)
-        for light, theme in (("true", "light"), ("false", "dark"))
-    ] == [True, True]

@@ -43,3 +43,12 @@ def test_links_stay_in_a_folder_that_may_be_moved():
     soup = BeautifulSoup(html, "html.parser").select_one(".jp-MarkdownCell")
     assert [link["href"] for link in soup.find_all("a")] == ["01_b.html#c", "https://g.h"]
     assert soup.find("span", title="docs/e.md in the clone").text == "d"
+
+
+def test_a_page_is_light_or_dark_as_the_browser_prefers():
+    soup = BeautifulSoup(page(nbformat.v4.new_notebook(), "title"), "html.parser")
+    light, dark = (style for style in soup.find_all("style") if "--jp-layout-color0: " in style.text)
+    assert "--jp-layout-color0: white" in light.text
+    assert not light.get("media")
+    assert dark["media"] == "screen and (prefers-color-scheme: dark)"
+    assert "--jp-layout-color0: #111" in dark.text

@@ -1,6 +1,7 @@
 """Commands of the study: run it, plan from what it recorded, and write claims and figures."""
 
 from pathlib import Path
+from typing import Any
 
 from specquant.commands.options import Executor, tell
 from specquant.errors import SpecquantError
@@ -55,6 +56,7 @@ def plan(
     head_scheme: str = "fp16",
     trees: Path | None = None,
     traces: Path | None = None,
+    traced_scheme: str | None = None,
     head: float | None = None,
     inner_head: float | None = None,
     agreement: float | None = None,
@@ -70,6 +72,7 @@ def plan(
         head_scheme: Of the EAGLE heads.
         trees: Shapes of trees, a CSV file (default: those of the tiny models).
         traces: What a real model accepted, in place of trees and probabilities: traces.csv of `bench acceptance`.
+        traced_scheme: Of the target that was traced (default: as the target's, where that was traced).
         head: Probability that a token of the target's EAGLE head is accepted, in a tree of 24 nodes (default: fitted).
         inner_head: Probability of the same on the intermediate model, in a tree of 30 nodes (default: fitted).
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
@@ -81,7 +84,11 @@ def plan(
     given = {name: chance for name, chance in chances.items() if chance is not None}
     if traces and (given or trees):
         raise SpecquantError("traces say what is accepted: leave out trees, head, inner-head and agreement")
-    where = {"trees": trees} if trees else {"traces": traces} if traces else {}
+    if traced_scheme and not traces:
+        raise SpecquantError("--traced-scheme chooses of traces: give some (--traces), or leave it out")
+    where: dict[str, Any] = {"trees": trees} if trees else {}
+    if traces:
+        where = {"traces": traces, "traced_scheme": traced_scheme}
     table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
     print(table.head(rows).round(2).to_string(index=False))
 

@@ -152,7 +152,7 @@ class Method:
     `models.companions.COMPANIONS` in the order of loading. trees_of: the model that verifies its EAGLE-2 trees,
     "target" or "intermediate"; None where it has none. head: the kind of head that grows its trees, "eagle" or
     "eagle3"; a companion is called by it and by the model that it drafts for; None where it has none. probes: the plans
-    that a calibration decodes by, so that it can be predicted; without them the planner leaves it out.
+    that a calibration decodes by, so that it can be predicted; without them it is predicted from traces alone.
 
     The planner's questions below are answered by what was measured of the probes themselves; a method whose other plans
     follow from them has answers of its own.
@@ -185,7 +185,7 @@ class Method:
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> Iterable[Plan]:
         """Every plan whose acceptance is known and whose passes were measured."""
-        return tuple(plan for plan in (statistics.measured if self.probes else ()) if plan.method == self.name)
+        return tuple(plan for plan in statistics.measured if plan.method == self.name)
 
     def accepted_length(self, plan: Plan, statistics: Statistics) -> float:
         """The mean number of tokens that a step of the target adds. Raises SpecquantError where it is not known."""
@@ -196,7 +196,7 @@ class Method:
         return self._measured(plan, statistics)
 
     def _measured(self, plan: Plan, statistics: Statistics) -> Prediction:
-        if not self.probes or plan not in statistics.measured:
+        if plan not in statistics.measured:
             raise self._unpredictable
         return statistics.measured[plan]
 

@@ -30,6 +30,17 @@ class Trace:
     path: tuple[int, ...]
     rounds: tuple["Trace", ...] = ()
 
+    @property
+    def is_sequence(self) -> bool:
+        return self.parents == tuple(range(-1, len(self.parents) - 1))
+
+    @property
+    def all_rounds(self) -> tuple["Trace", ...]:
+        """If an intermediate model drafted: its rounds with those that had no draft, which come first. A trace tells
+        only how many these were: each adds the one token that no other round did."""
+        without = len(self.parents) - 1 - sum(len(each.path) + 1 for each in self.rounds)
+        return (Trace((-1,), ()),) * without + self.rounds
+
     @classmethod
     def of(cls, step: Step) -> "Trace":
         """What a step did, its nodes numbered level by level."""

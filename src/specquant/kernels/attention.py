@@ -49,6 +49,7 @@ def tree_attention(
     prefix_length: int | torch.Tensor,
     mask: torch.Tensor,
     row_invariant: bool = False,
+    next_early: bool = False,
 ) -> torch.Tensor:
     """Grouped-query attention: every row sees the whole prefix, and of the slots behind it those that its mask names.
 
@@ -58,11 +59,12 @@ def tree_attention(
     heads, head_dim] in the query's dtype.
 
     row_invariant: no row's bits depend on the other rows (see above). A row must then see its path: its own slot and
-    its ancestors', which lie in the order of their positions.
+    its ancestors', which lie in the order of their positions. next_early: as of `overlapping`.
     """
     fits = query.dtype in (torch.float16, torch.bfloat16) and query.shape[2] in HEAD_DIMS and len(query) <= MOST_ROWS
-    attend = tree_attention_triton if on_gpu(query) and fits else tree_attention_reference
-    return attend(query, keys, values, prefix_length, mask, row_invariant)
+    if on_gpu(query) and fits:
+        return tree_attention_triton(query, keys, values, prefix_length, mask, row_invariant, next_early=next_early)
+    return tree_attention_reference(query, keys, values, prefix_length, mask, row_invariant)
 
 
 def tree_attention_reference(
@@ -123,6 +125,7 @@ def tree_attention_triton(
     mask: torch.Tensor,
     row_invariant: bool = False,
     tiles: Tiling | None = None,
+    next_early: bool = False,
 ) -> torch.Tensor:
     """`tree_attention` by two launches; fp16 or bf16, head_dim 64 or 128."""
     if not (keys.is_contiguous() and values.is_contiguous()):
@@ -155,7 +158,7 @@ def tree_attention_triton(
         CHUNK=CHUNK,
         LOWEST=LOWEST,
         ROW_INVARIANT=row_invariant,
-        **overlapping(query.device),
+        **overlapping(query.device, next_early),
     )
     _attend_kernel[(triton.cdiv(rows, block_queries), kv_heads, blocks)](
         query.contiguous(),

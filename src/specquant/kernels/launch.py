@@ -63,11 +63,14 @@ def arrival_counters(device: torch.device) -> torch.Tensor:
 
 
 @cache
-def overlapping(device: torch.device) -> dict[str, bool]:
+def overlapping(device: torch.device, next_early: bool = False) -> dict[str, int]:
     """Options of a launch whose kernel begins with `wait_for_previous`: from Hopper on, it is launched while the kernel
-    before it still runs (programmatic dependent launch), so that its start costs less time."""
+    before it still runs (programmatic dependent launch), so that its start costs less time.
+
+    next_early: the next kernel, or one soon after, begins with weights while it waits: OVERLAPPING is then 2.
+    """
     able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"OVERLAPPING": True, "launch_pdl": True} if able else {"OVERLAPPING": False}
+    return {"OVERLAPPING": 2 if next_early else 1, "launch_pdl": True} if able else {"OVERLAPPING": 0}
 
 
 @jit
@@ -76,9 +79,13 @@ def wait_for_previous(OVERLAPPING: tl.constexpr, next_at_once=True):
 
     next_at_once: let the next kernel be launched then; else it is launched when this one has ended. Kernels of few
     blocks ask for it. Beside many blocks, those of the next kernel take whatever room there is and are not spread
-    evenly over the card: that costs a linear product more than the launch does.
+    evenly over the card: that costs a linear product more than the launch does. Where OVERLAPPING is 2, it is launched
+    before that, as soon as all blocks of this kernel have begun: it waits for this one, and so for the previous one.
     """
-    if OVERLAPPING:
+    if OVERLAPPING == 2:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    elif OVERLAPPING:
         tl.extra.cuda.gdc_wait()
         if next_at_once:
             tl.extra.cuda.gdc_launch_dependents()

@@ -21,16 +21,18 @@ def add_rms_norm(
     epsilon: float,
     quantized: bool = False,
     code_dtype: torch.dtype = torch.int8,
+    next_early: bool = False,
 ) -> tuple[torch.Tensor, Normed]:
     """Add delta to x and normalize the sum, both [rows, size] of one dtype; weight: [size].
 
     Returns the sum (x itself where delta is None) and its norm: x / sqrt(mean(x**2) + epsilon) * weight, computed in
     float32 (float64 for float64 inputs) from the rounded sum and rounded once. quantized: the norm's codes and scales
     instead, as `quantize_per_token` makes them of the rounded norm, or with torch.float8_e4m3fn as `code_dtype` as
-    `quantize_per_token_e4m3` does. A row does not depend on the other rows.
+    `quantize_per_token_e4m3` does. A row does not depend on the other rows. next_early: as of `overlapping`.
     """
-    run = add_rms_norm_triton if on_gpu(x) else add_rms_norm_reference
-    return run(x, delta, weight, epsilon, quantized, code_dtype)
+    if on_gpu(x):
+        return add_rms_norm_triton(x, delta, weight, epsilon, quantized, code_dtype, next_early)
+    return add_rms_norm_reference(x, delta, weight, epsilon, quantized, code_dtype)
 
 
 def add_rms_norm_reference(
@@ -56,6 +58,7 @@ def add_rms_norm_triton(
     epsilon: float,
     quantized: bool = False,
     code_dtype: torch.dtype = torch.int8,
+    next_early: bool = False,
 ) -> tuple[torch.Tensor, Normed]:
     """`add_rms_norm` by one launch, a block for each row; codes have their own dtype."""
     rows, size = x.shape
@@ -76,7 +79,7 @@ def add_rms_norm_triton(
         SMALLEST=SMALLEST,
         BLOCK=block,
         num_warps=max(1, min(16, block // 512)),
-        **overlapping(x.device),
+        **overlapping(x.device, next_early),
     )
     return total, (normed, scales) if quantized else normed
 

@@ -17,16 +17,18 @@ def rotate_and_cache(
     keys: torch.Tensor,
     values: torch.Tensor,
     first_slot: int | torch.Tensor,
+    next_early: bool = False,
 ) -> torch.Tensor:
     """Rotate the queries and keys of qkv to their positions, and store keys and values from `first_slot` on.
 
     qkv: [rows, (heads + 2 * kv_heads) * head_dim], the queries first, then keys, then values. cosines, sines:
     [most positions, head_dim]. positions: int64 [rows]. keys, values: [kv_heads, slots, head_dim], a layer's cache,
     contiguous, with room for the rows; first_slot may be a device tensor of one integer. All of one floating dtype, to
-    which products and sums are rounded. Returns the queries [rows, heads, head_dim].
+    which products and sums are rounded. next_early: as of `overlapping`. Returns the queries [rows, heads, head_dim].
     """
-    run = rotate_and_cache_triton if on_gpu(qkv) else rotate_and_cache_reference
-    return run(qkv, cosines, sines, positions, keys, values, first_slot)
+    if on_gpu(qkv):
+        return rotate_and_cache_triton(qkv, cosines, sines, positions, keys, values, first_slot, next_early)
+    return rotate_and_cache_reference(qkv, cosines, sines, positions, keys, values, first_slot)
 
 
 def rotate_and_cache_reference(
@@ -63,6 +65,7 @@ def rotate_and_cache_triton(
     keys: torch.Tensor,
     values: torch.Tensor,
     first_slot: int | torch.Tensor,
+    next_early: bool = False,
 ) -> torch.Tensor:
     """`rotate_and_cache` by one launch; what would lie behind the cache is not written."""
     if not (keys.is_contiguous() and values.is_contiguous()):
@@ -88,7 +91,7 @@ def rotate_and_cache_triton(
         BLOCK_HEADS=BLOCK_HEADS,
         num_warps=2,
         enable_fp_fusion=False,  # round as the reference does: each product, then the sum
-        **overlapping(qkv.device),
+        **overlapping(qkv.device, next_early),
     )
     return query
 

@@ -16,14 +16,21 @@ BLOCK = 512  # columns of a block
 Gated = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
-def swiglu(gate_up: torch.Tensor, quantized: bool = False, code_dtype: torch.dtype = torch.int8) -> Gated:
+def swiglu(
+    gate_up: torch.Tensor,
+    quantized: bool = False,
+    code_dtype: torch.dtype = torch.int8,
+    next_early: bool = False,
+) -> Gated:
     """silu(gate) * up of gate_up [rows, 2 * size], the gate in the first half -> [rows, size] in the same dtype.
 
     Rounded to that dtype after silu and after the product. quantized: codes and scales instead, as `quantize_per_token`
     makes them of the rounded product, or with torch.float8_e4m3fn as `code_dtype` as `quantize_per_token_e4m3` does. A
-    row does not depend on the other rows.
+    row does not depend on the other rows. next_early: as of `overlapping`.
     """
-    return (swiglu_triton if on_gpu(gate_up) else swiglu_reference)(gate_up, quantized, code_dtype)
+    if on_gpu(gate_up):
+        return swiglu_triton(gate_up, quantized, code_dtype, next_early)
+    return swiglu_reference(gate_up, quantized, code_dtype)
 
 
 def swiglu_reference(gate_up: torch.Tensor, quantized: bool = False, code_dtype: torch.dtype = torch.int8) -> Gated:
@@ -35,14 +42,19 @@ def swiglu_reference(gate_up: torch.Tensor, quantized: bool = False, code_dtype:
     return product
 
 
-def swiglu_triton(gate_up: torch.Tensor, quantized: bool = False, code_dtype: torch.dtype = torch.int8) -> Gated:
+def swiglu_triton(
+    gate_up: torch.Tensor,
+    quantized: bool = False,
+    code_dtype: torch.dtype = torch.int8,
+    next_early: bool = False,
+) -> Gated:
     """`swiglu` by one launch, or two where a row's scale must be known first: a row is too long for one block."""
     gate_up = gate_up.contiguous()
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     parts = triton.cdiv(size, BLOCK)
     product = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
     largest = torch.empty(rows, parts, dtype=torch.float32, device=gate_up.device) if quantized else None
-    options = {"PARTS": parts, "BLOCK": BLOCK, "num_warps": 4} | overlapping(gate_up.device)
+    options = {"PARTS": parts, "BLOCK": BLOCK, "num_warps": 4} | overlapping(gate_up.device, next_early)
     _swiglu_kernel[(rows, parts)](gate_up, product, largest, size, **options)
     if not quantized:
         return product

@@ -54,7 +54,7 @@ def w4a16_triton(
     and so by which kernel; by default as recorded. assembly: widen codes by inline assembly, as is done on a GPU.
     """
     x = in_whole_tiles(x)
-    if chosen is None and x.is_cuda and not row_invariant:
+    if chosen is None and not row_invariant:
         chosen = recorded(x, codes.shape[1] * 16)
     if isinstance(chosen, WarpGroups):
         return w4a16_hopper(x, codes, scales, chosen)

@@ -1,14 +1,15 @@
-"""The product of `w4a16` for 17 to 64 rows on Hopper: warp groups with different tasks, written in Gluon, Triton's
+"""The product of `w4a16` for up to 64 rows on Hopper: warp groups with different tasks, written in Gluon, Triton's
 lower level.
 
-With so many rows the tensor cores work as long as memory does, and both only overlap where nobody waits for everybody.
+With many rows the tensor cores work as long as memory does, and both only overlap where nobody waits for everybody.
 So a program fills a multiprocessor alone. One warp, the producer, has the copy engine (TMA) bring weights and
 activations into shared memory, some steps ahead, and begins with weights before the previous kernel has ended. Two to
 four warp groups multiply: each widens the codes of its own slabs of 64 outputs in its registers and adds to sums that
 stay there, while the tensor cores work for the others. Barriers in shared memory say which steps are there, and which
 have been used. One program's activations serve up to 448 outputs, so they are seldom read again.
 
-A weight is rounded to fp16 once, (code - 8) * scale, as dequantized checkpoints are: sums need not be scaled.
+A weight is rounded to fp16 once, (code - 8) * scale, as dequantized checkpoints are: sums need not be scaled. Where
+rows are at most 16, a group's sums are fewer than its weights, and are scaled instead, as `w4a16` does.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ except ImportError:  # no Triton, or one without Gluon: `recorded` then never of
 
 SLAB = 64  # outputs of one product of the tensor cores
 REGISTERS = {2: 240, 3: 160, 4: 112}  # of a thread that multiplies, by the number of warp groups
-EARLY = 2  # steps of weights that are asked for before the previous kernel has ended
+EARLY = {16: 4, 32: 2, 64: 2}  # steps of weights that are asked for before the previous kernel has ended, by the rows
 AHEAD = 8  # steps by which scales are brought into the L2 cache before they are loaded
+WIDEN = constexpr(f"{{{WORD_TO_FP16}}}")
 # The codes of a word, times the scales of its outputs g ($5, twice) and g + 8 ($6).
-WIDEN = constexpr(f"""{{{WORD_TO_FP16}
+WIDEN_SCALED = constexpr(f"""{{{WORD_TO_FP16}
     mul.rn.f16x2 $0, $0, $5;
     mul.rn.f16x2 $1, $1, $6;
     mul.rn.f16x2 $2, $2, $5;
@@ -63,12 +65,12 @@ class WarpGroups(NamedTuple):
     stages: int
 
 
-def recorded(x: torch.Tensor, out_features: int) -> WarpGroups | None:
+def recorded(x: torch.Tensor, out_features: int, in_features: int | None = None) -> WarpGroups | None:
     """The tables' choice for a product of x [rows, in] on this card; None where another kernel is faster, or this one
-    cannot run."""
+    cannot run. in_features: of the product, where x is what its input is still to be made of."""
     if gl is None or x.dtype != torch.float16 or x.data_ptr() % 16:
         return None
-    about = out_features, x.shape[1], row_tile(len(x)), gpu_kind(x.device), x.device
+    about = out_features, in_features or x.shape[1], row_tile(len(x)), gpu_kind(x.device), x.device
     numbers = known("w4a16", *about, groups=True)
     return WarpGroups(tuple(numbers[:-2]), *numbers[-2:]) if numbers else None
 
@@ -99,7 +101,7 @@ def w4a16_hopper(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, cho
         TensorDescriptor.from_tensor(words, [32, 32], gl.NVMMASharedLayout(128, 32, 2)),
         scales.view(torch.int32), out, partials, arrival_counters(x.device), rows, out_features, in_features,
         SLABS=chosen.slabs, ROWS=tile, STAGES=chosen.stages, SPLITS=splits, REGISTERS=REGISTERS[len(chosen.slabs)],
-        EARLY=min(EARLY, chosen.stages), AHEAD=AHEAD, num_warps=4, launch_pdl=True,
+        EARLY=min(EARLY[tile], chosen.stages), AHEAD=AHEAD, num_warps=4, launch_pdl=True,
     )  # fmt: skip
     return out
 
@@ -206,6 +208,7 @@ def _multiply(
 ):  # fmt: skip
     """A warp group: the sums of slabs BEGIN to END over this program's steps, and what they make."""
     SLABS: constexpr = END - BEGIN
+    SCALED_SUMS: constexpr = ROWS <= 16
     SUMS: constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     # A warp has a tile of 16 outputs, a lane the eight words of its fragments (see `int4`).
     WORDS: constexpr = gl.DistributedLinearLayout(
@@ -229,21 +232,22 @@ def _multiply(
         mbarrier.wait(ready.index(stage), (i // STAGES) & 1)
         for slab in gl.static_range(SLABS):
             codes = word_tiles.index(stage * TOTAL + BEGIN + slab).load(WORDS)
-            low, high = _both_halves(scale[slab])  # the scales of outputs g and g + 8 of a lane, each twice
-            low, _ = gl.broadcast(gl.expand_dims(low, 1), codes)
-            high, _ = gl.broadcast(gl.expand_dims(high, 1), codes)
             codes0, codes1 = _halves_of_inputs(codes)
-            low, _ = _halves_of_inputs(low)
-            high, _ = _halves_of_inputs(high)
+            factors = () if SCALED_SUMS else _factors(scale[slab], codes)
+            before = gl.full((64, ROWS), 0, gl.float32, SUMS) if SCALED_SUMS else sums[slab]
+            x0 = x_tiles.index(stage * 2).permute((1, 0))
             # The second half is widened while the tensor cores multiply the first, if there are registers for both.
-            weights = _widen(codes0, low, high, SUMS)
-            products = warpgroup_mma(weights, x_tiles.index(stage * 2).permute((1, 0)), sums[slab], is_async=True)
+            weights = _widen(codes0, factors, SUMS)
+            products = warpgroup_mma(weights, x0, before, use_acc=not SCALED_SUMS, is_async=True)
             if SLABS * ROWS > REGISTERS:
                 products = warpgroup_mma_wait(0, deps=[products])
-            weights = _widen(codes1, low, high, SUMS)
+            weights = _widen(codes1, factors, SUMS)
             products = warpgroup_mma(weights, x_tiles.index(stage * 2 + 1).permute((1, 0)), products, is_async=True)
             new_scale = new_scale + (gl.load(following + slab * 32, mask=pair + slab * 32 < pairs, other=0),)  # noqa: RUF005
-            new_sums = new_sums + (warpgroup_mma_wait(0, deps=[products]),)  # noqa: RUF005
+            products = warpgroup_mma_wait(0, deps=[products])
+            if SCALED_SUMS:
+                products = sums[slab] + products * _per_output(scale[slab], SUMS)
+            new_sums = new_sums + (products,)  # noqa: RUF005
         sums, scale = new_sums, new_scale
         mbarrier.arrive(used.index(stage), count=1)
     for slab in gl.static_range(SLABS):
@@ -286,11 +290,30 @@ def _halves_of_inputs(codes):
 
 
 @jit
-def _widen(codes, low, high, SUMS: constexpr):
-    """Words [32, 4, 4] and scales -> weights [64, 64], already where the tensor cores want them."""
+def _factors(pairs, codes):
+    """Pairs of scales [32] -> for half of a slab's words [32, 4, 4] those of outputs g and of g + 8, each twice."""
+    low, high = _both_halves(pairs)
+    low, _ = gl.broadcast(gl.expand_dims(low, 1), codes)
+    high, _ = gl.broadcast(gl.expand_dims(high, 1), codes)
+    low, _ = _halves_of_inputs(low)
+    high, _ = _halves_of_inputs(high)
+    return low, high
+
+
+@jit
+def _per_output(pairs, SUMS: constexpr):
+    """Pairs of scales [32] -> float32 [64, 1], one for each output of a slab."""
+    scale = gl.permute(gl.reshape(_halves(pairs), (4, 8, 2)), (0, 2, 1))
+    scale = gl.convert_layout(gl.reshape(scale, (64,)), gl.SliceLayout(1, SUMS), assert_trivial=True)
+    return gl.expand_dims(scale.to(gl.float32), 1)
+
+
+@jit
+def _widen(codes, factors, SUMS: constexpr):
+    """Words [32, 4, 4] -> weights [64, 64], already where the tensor cores want them, times `_factors`, if any."""
     pairs = gl.inline_asm_elementwise(
-        WIDEN,
-        "=&r,=&r,=&r,=&r,r,r,r", [codes, low, high],
+        WIDEN if len(factors) == 0 else WIDEN_SCALED,
+        "=&r,=&r,=&r,=&r,r" if len(factors) == 0 else "=&r,=&r,=&r,=&r,r,r,r", (codes,) + factors,  # noqa: RUF005
         dtype=(gl.int32, gl.int32, gl.int32, gl.int32), is_pure=True, pack=1,
     )  # fmt: skip
     weights = gl.join(gl.join(_halves(pairs[0]), _halves(pairs[1])), gl.join(_halves(pairs[2]), _halves(pairs[3])))

@@ -17,7 +17,7 @@ from specquant.measure.blocks import InBlocks, in_blocks
 from specquant.measure.checks import require_shapes
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.models.device import default_dtype
-from specquant.models.eagle import EagleHead, describe_head
+from specquant.models.eagle import DraftHead, describe_head
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_config, synthetic_ends, synthetic_head
 from specquant.tables.schemas import DRAFTING
@@ -102,7 +102,7 @@ def drafts(model: str, parameters: Parameters, order: random.Random) -> Iterator
 
 @torch.inference_mode()
 def prepare_draft(
-    head: EagleHead, draft_size: int, iterations: int, confirmed_rows: int = 4, context_length: int = 512
+    head: DraftHead, draft_size: int, iterations: int, confirmed_rows: int = 4, context_length: int = 512
 ) -> Callable[[], DraftTree]:
     """A call that drafts a tree from `confirmed_rows` new tokens behind a context of random features.
 

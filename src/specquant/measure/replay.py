@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +12,11 @@ import torch
 from matplotlib.figure import Figure
 
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.drafters import PAPER_METHODS, by_plan, get_method, methods_with
+from specquant.decoding.drafters import by_plan, get_method, methods_with
 from specquant.decoding.drafters.eagle2 import EagleDrafter
-from specquant.decoding.drafters.replay import ReplayedTrees
+from specquant.decoding.drafters.replay import ReplayedTrees, with_replayed_lookups
 from specquant.decoding.generation import Generation, decode_steps
+from specquant.decoding.lookup import LookupMethod
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
@@ -26,7 +27,7 @@ from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.eagle import EagleHead, describe_head, head_scheme
+from specquant.models.eagle import DraftHead, describe_head, head_scheme
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -42,6 +43,7 @@ from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
 from specquant.tables.speed import speed, speedups
 from specquant.tables.style import new_figure, row_for_each
+from specquant.training.eagle3 import layers_to_read
 
 # Around the paper's choices, to compare predictions with.
 MORE_PLANS = (
@@ -60,17 +62,19 @@ class Parameters(Common):
 
     Attributes:
         model: The target: llama-3-8b or llama-3-70b, or a directory whose shapes are taken; its weights are random.
-        intermediate: Likewise (default: none, and only decoding one by one and EAGLE-2 run).
+        intermediate: Likewise (default: none, and only methods without one run).
         schemes: Of the target, with commas.
         sweep: More plans, and acceptance over a range.
         head_scheme: Of the EAGLE heads.
-        head_vocabulary: Tokens that the heads know (default: all).
+        head_vocabulary: Tokens that the heads know (default: all; of an EAGLE-3 head 32000).
         intermediate_scheme: Of the intermediate model.
         accepted_length: Of EAGLE-2's --tree, to which acceptance is fitted.
         tree: Nodes and iterations of it, with a comma.
         hierarchical_length: The accepted length of the paper's hierarchy, to which acceptance is fitted, too.
         trees: Shapes of trees, a CSV file, that drafts take (default: those of the tiny models).
         traces: What a real model accepted, in place of assumed acceptance: traces.csv of `bench acceptance`.
+        traced_scheme: Of the target that was traced (default: as the target's, where that was traced).
+        methods: Of those that were traced, with commas (default: all whose models are named).
         new_tokens: Tokens to decode by each plan.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, each with draws of its own, for intervals.
@@ -91,13 +95,15 @@ class Parameters(Common):
     hierarchical_length: float = 5.1
     trees: Path = Path(RECORDED_TREES)
     traces: Path | None = None
+    traced_scheme: str | None = None
+    methods: tuple[str, ...] = ()
     new_tokens: int = 512
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
     dtype: DType | None = None
 
-    shared = ("trees", "new_tokens", "prompt_length", "seed")
+    shared = ("trees", "traced_scheme", "methods", "new_tokens", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
@@ -114,11 +120,18 @@ class Parameters(Common):
             if name is not None:
                 synthetic_config(name)
         require_at_least(self, new_tokens=1, prompt_length=1, seed=0)
+        if self.traces is None and (self.methods or self.traced_scheme):
+            raise SpecquantError(
+                "--methods and --traced-scheme choose of traces: give some (--traces), or leave them out"
+            )
         for scheme in self.schemes:
             self.points("traced" if self.traces else "fitted", scheme)
 
     def same(self) -> dict[str, Any]:
         return super().same() | dtype_parameters(self.device, self.dtype)
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"traced_scheme": None, "methods": []}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -136,14 +149,8 @@ class Parameters(Common):
         """The plans to decode, each with chances of acceptance: the fitted ones, or those that a sweep adds; or each of
         those that were traced, with the traces."""
         if chances == "traced":
-            traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme)
-            plans = [plan for plan in traces.plans if self._has(plan)]
-            if not plans:
-                raise SpecquantError(
-                    f"{self.traces} holds no plan that these models can replay: trace eagle2, or name an intermediate "
-                    "model for vanilla and hierarchical"
-                )
-            return [(plan, traces) for plan in dict.fromkeys((Plan("autoregressive"), *plans))]
+            traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme, self.traced_scheme)
+            return [(plan, traces) for plan in dict.fromkeys((Plan("autoregressive"), *self._traced(traces)))]
         shapes = Shapes.of(read_results(self.trees))
         length = self.hierarchical_length
         nodes, iterations = self.tree
@@ -155,11 +162,30 @@ class Parameters(Common):
         others = [(plan, other) for plan in paper for other in _other_chances(plan, fitted)]
         return [(plan, fitted) for plan in (*one_by_one, *more)] + others
 
+    def _traced(self, traces: Traces) -> list[Plan]:
+        """The plans to replay. Raises SpecquantError where one that is asked for cannot be, or there are none."""
+        known = list(dict.fromkeys(plan.method for plan in traces.plans))
+        for method in self.methods:
+            if get_method(method).name not in known:
+                raise SpecquantError(
+                    f"{self.traces} holds no step of {method} in {traces.scheme}: choose of {', '.join(known)}, or "
+                    "another --traced-scheme"
+                )
+            if not self._has(Plan(method)):
+                raise SpecquantError(f"{method} needs an intermediate model: name one (--intermediate)")
+        plans = [plan for plan in traces.plans if self._has(plan) and plan.method in (self.methods or known)]
+        if not plans:
+            raise SpecquantError(
+                f"{self.traces} holds no plan that these models can replay: trace eagle2, or name an intermediate "
+                "model for vanilla and hierarchical"
+            )
+        for plan in plans:
+            traces.require(plan)
+        return plans
+
     def _has(self, plan: Plan) -> bool:
-        """Whether the models of a plan of the paper's methods are named."""
-        return plan.method in PAPER_METHODS and (
-            self.intermediate is not None or plan.method not in methods_with("intermediate")
-        )
+        """Whether the models of a plan are named."""
+        return self.intermediate is not None or plan.method not in methods_with("intermediate")
 
 
 def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
@@ -222,7 +248,7 @@ def fitted_speedups(rows: pd.DataFrame, shapes: Shapes, over: str = "autoregress
 
 @dataclass
 class SyntheticModels:
-    """A target and an intermediate model with random weights, each with an EAGLE head; made when first needed.
+    """A target and an intermediate model with random weights, each with EAGLE heads; made when first needed.
 
     target, intermediate: names in `models.synthetic.SHAPES`, or model directories whose shapes are taken. head_scheme,
     head_vocabulary: of the heads, see `synthetic_head`. Raises NotEnoughMemory where one does not fit the device.
@@ -238,6 +264,7 @@ class SyntheticModels:
     dtype: torch.dtype = torch.float16
     device: torch.device | str = "cuda"
     seed: int = 0
+    _heads: dict[tuple[str, str], DraftHead] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def target(self) -> Llama | GraphedLlama:
@@ -249,28 +276,38 @@ class SyntheticModels:
             raise SpecquantError("vanilla and hierarchical decoding need an intermediate model")
         return self._make(self.intermediate_name, self.intermediate_scheme)
 
-    @cached_property
-    def head(self) -> EagleHead:
-        return self._head(self.target)
+    @property
+    def head(self) -> DraftHead:
+        return self.head_of("target")
 
-    @cached_property
-    def inner_head(self) -> EagleHead:
-        return self._head(self.intermediate)
+    @property
+    def inner_head(self) -> DraftHead:
+        return self.head_of("intermediate")
+
+    def head_of(self, which: str, kind: str = "eagle") -> DraftHead:
+        """The head of the "target" or of the "intermediate" model; kind: as `Method.head`."""
+        if (which, kind) not in self._heads:
+            model = self.target if which == "target" else self.intermediate
+            layers = layers_to_read(model.config.num_hidden_layers) if kind == "eagle3" else ()
+            self._heads[which, kind] = synthetic_head(
+                model.config, cast(Llama, model), self.head_scheme, self.head_vocabulary, self.seed, layers
+            )
+        return self._heads[which, kind]
 
     def speculator(self, plan: Plan, trees: pd.DataFrame | Traces) -> Speculator:
-        """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`), or from traces."""
+        """The decoder of a plan, whose trees take shapes from `trees` (`drafted_trees`), or whose drafts are traced."""
+        method = get_method(plan.method)
 
         def trees_for(which: str) -> Drafter:
-            head = self.head if which == "target" else self.inner_head
             traced = isinstance(trees, Traces)
             shapes = trees.trees(plan) if traced else tree_shapes(trees_of(trees, which), *plan.tree)
-            drafter = EagleDrafter(head, *plan.tree, vocab_size=self.target.config.vocab_size)
-            return ReplayedTrees(drafter, shapes, self.device)
+            head, vocab_size = self.head_of(which, method.head or "eagle"), self.target.config.vocab_size
+            return ReplayedTrees(EagleDrafter(head, *plan.tree, vocab_size=vocab_size), shapes, self.device)
 
-        return assemble(plan, self, trees_for)
-
-    def _head(self, model: Llama | GraphedLlama) -> EagleHead:
-        return synthetic_head(model.config, cast(Llama, model), self.head_scheme, self.head_vocabulary, seed=self.seed)
+        decoder = assemble(plan, self, trees_for)
+        if isinstance(trees, Traces) and isinstance(method, LookupMethod):
+            with_replayed_lookups(decoder, trees.lookups(plan))
+        return decoder
 
     def _make(self, name: str | Path, scheme: str) -> Llama | GraphedLlama:
         config = synthetic_config(name)

@@ -19,7 +19,7 @@ from specquant.measure.drafting import HEADS
 from specquant.measure.measure import Measure, Measured, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import default_dtype
-from specquant.models.eagle import EagleHead, describe_head
+from specquant.models.eagle import DraftHead, describe_head
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -91,7 +91,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 
 
 def inner_rounds(
-    model: Llama, head: EagleHead, shapes: Sequence[Sequence[int]], context_length: int = 512, repeats: int = 100
+    model: Llama, head: DraftHead, shapes: Sequence[Sequence[int]], context_length: int = 512, repeats: int = 100
 ) -> dict:
     """Time rounds of the inner loop: an EAGLE-2 draft, the model's pass over it, acceptance and cache compaction.
 

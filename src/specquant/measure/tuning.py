@@ -65,8 +65,8 @@ CANDIDATES = {
         *((256, stages, 8, 0) for stages in (2, 3)),
     ),
 }
-# Slabs of each warp group of the kernel for Hopper, which is tried for tiles of so many rows.
-WARP_GROUP_TILES = (32, 64)
+# Splits and most stages of the kernel for Hopper, by rows of a tile; and slabs of each of its warp groups.
+WARP_GROUP_TILES = {16: ((1, 2, 3, 4), 4), 32: ((1, 2, 4, 8), 6), 64: ((1, 2, 4, 8), 6)}
 WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2, 1))
 SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
 SHORTLIST = 6  # candidates that are tried in a layer
@@ -345,9 +345,9 @@ def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> It
 
 def warp_group_candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[WarpGroups]:
     """Ways to cut up a product of W4A16 for Hopper: one program on each of most of the multiprocessors."""
-    available = multiprocessors(device)
-    for slabs, splits in itertools.product(WARP_GROUPS, (1, 2, 4, 8)):
+    available, (all_splits, most_stages) = multiprocessors(device), WARP_GROUP_TILES[tile]
+    for slabs, splits in itertools.product(WARP_GROUPS, all_splits):
         programs = math.ceil(outputs / (SLAB * sum(slabs))) * splits
-        stages = min(6, SHARED_BYTES // (sum(slabs) * 4096 + tile * 256))
+        stages = min(most_stages, SHARED_BYTES // (sum(slabs) * 4096 + tile * 256))
         if 0.75 * available <= programs <= available and splits <= inputs // GROUP // stages:
             yield WarpGroups(slabs, splits, stages)

@@ -1,6 +1,7 @@
 """The Llama forward pass over a few new tokens: one sequence, a draft tree, or a chunk of a prompt."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ class RMSNorm(nn.Module):
         self, x: torch.Tensor, delta: torch.Tensor | None, reader: PackedLinear | None = None
     ) -> tuple[torch.Tensor, Normed]:
         """x + delta, and its norm: as codes and scales where `reader`, which multiplies it, takes these."""
-        return add_rms_norm(x, delta, self.weight, self.epsilon, *code_format(reader, x))
+        return add_rms_norm(x, delta, self.weight, self.epsilon, **for_reader(reader, x))
 
 
 class RotaryEmbedding(nn.Module):
@@ -125,8 +126,9 @@ class LlamaLayer(nn.Module):
         first_slot = cache.length + (slots - rows) if slots > rows else cache.length
         keys, values = cache.keys[self.index], cache.values[self.index]
         qkv = self._normalize_heads(multiply(x, self.qkv_proj, keys.dtype))
-        query = rotate_and_cache(qkv, rotary.cosines, rotary.sines, positions, keys, values, first_slot)
-        return tree_attention(query, keys, values, cache.length, mask, self.row_invariant).reshape(rows, -1)
+        early = for_reader(self.o_proj, qkv).get("next_early", False)
+        query = rotate_and_cache(qkv, rotary.cosines, rotary.sines, positions, keys, values, first_slot, early)
+        return tree_attention(query, keys, values, cache.length, mask, self.row_invariant, early).reshape(rows, -1)
 
     def _normalize_heads(self, qkv: torch.Tensor) -> torch.Tensor:
         """The output of qkv_proj [rows, out]; in Qwen3, each query head and each key head normalized by itself."""
@@ -142,7 +144,7 @@ class LlamaLayer(nn.Module):
         """Normalized x [rows, hidden] -> the input of down_proj [rows, intermediate_size]. dtype: of the model, where x
         comes as codes and scales."""
         gate_up = multiply(x, self.gate_up_proj, dtype)
-        return swiglu(gate_up, *code_format(self.down_proj, gate_up))
+        return swiglu(gate_up, **for_reader(self.down_proj, gate_up))
 
 
 class Llama(nn.Module):
@@ -297,11 +299,13 @@ def check_widths(config: PreTrainedConfig, scheme: Scheme, path: str | Path, rot
         raise SpecquantError(f"{path} does not fit {scheme.name}: {reason}; schemes that it fits: {', '.join(others)}")
 
 
-def code_format(linear: nn.Module | None, x: torch.Tensor) -> tuple[bool] | tuple[bool, torch.dtype]:
-    """Whether the product with such an x takes its codes and their scales, which the operation before can make; and if
-    so, the codes' dtype."""
-    takes_codes = isinstance(linear, PackedLinear) and linear.takes_codes(x)
-    return (True, linear.code_dtype) if takes_codes else (False,)
+def for_reader(linear: nn.Module | None, x: torch.Tensor) -> dict[str, Any]:
+    """How the operation before a product of such an x works for it: whether it makes codes and their scales, and if so,
+    the codes' dtype; and whether the product is launched early."""
+    if not isinstance(linear, PackedLinear):
+        return {}
+    codes = {"quantized": True, "code_dtype": linear.code_dtype} if linear.takes_codes(x) else {}
+    return codes | {"next_early": linear.starts_early(x)}
 
 
 def multiply(x: Normed, linear: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:

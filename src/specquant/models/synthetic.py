@@ -7,7 +7,7 @@ A rotated scheme is made as the others are: rotation changes no shape and no ope
 import math
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
 from specquant.models.config import load_config
-from specquant.models.eagle import EagleHead, shrink_head
+from specquant.models.eagle import DraftHead, EagleHead, shrink_head
+from specquant.models.eagle3 import Eagle3Config, Eagle3Head
 from specquant.models.graphs import MOST_ROWS
 from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
@@ -40,6 +41,7 @@ SHAPES = {
     "llama-3-70b": LLAMA_3
     | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
 }
+EAGLE3_VOCABULARY = 32000  # tokens that published EAGLE-3 heads of Llama-3 draft
 BYTES_PER_CODE = 5  # that exist at once while a matrix's codes are drawn and packed
 DRAWN_AT_ONCE = 1 << 26  # codes of a trained model's, each of which takes 9 bytes more while it is drawn
 FARTHEST_CODE = 255  # from a zero point
@@ -128,17 +130,28 @@ def synthetic_head(
     head_scheme: str | None = None,
     head_vocabulary: int | None = None,
     seed: int = 0,
-) -> EagleHead:
+    feature_layers: tuple[int, ...] = (),
+) -> DraftHead:
     """An EAGLE head with random weights for a model of this configuration, whose embedding and LM head it shares.
 
     head_scheme: as for `eagle.shrink_head`. head_vocabulary: how many tokens it knows, which are the first; None for
-    all. Raises NotEnoughMemory where the model's device has too little, before any is taken.
+    all. feature_layers: makes it an EAGLE-3 head that reads these, as wide as its model; it has an LM head of its own,
+    of at most `EAGLE3_VOCABULARY` tokens. Raises NotEnoughMemory where the model's device has too little, before any is
+    taken.
     """
     config = copy(config)
     config.num_hidden_layers = 1
     device, dtype = model.device, model.dtype
+
+    def empty(embed_tokens: nn.Module, lm_head: nn.Module) -> DraftHead:
+        ends: Any = (embed_tokens, lm_head)
+        if not feature_layers:
+            return EagleHead(config, *ends, context_length=model.context_length)
+        eagle3 = Eagle3Config(config, min(EAGLE3_VOCABULARY, config.vocab_size), config.hidden_size)
+        return Eagle3Head(eagle3, ends[0], feature_layers, context_length=model.context_length)
+
     with torch.device("meta"):
-        sizes = [part.numel() for part in EagleHead(config, nn.Module(), nn.Module()).state_dict().values()]
+        sizes = [part.numel() for part in empty(nn.Module(), nn.Module()).state_dict().values()]
     shares = head_vocabulary is None and (head_scheme or "fp16") == "fp16"
     ends = 0 if shares else (head_vocabulary or config.vocab_size) * config.hidden_size
     needed = (sum(sizes) + ends) * dtype.itemsize + BYTES_WHILE_ROUNDED * max(*sizes, ends)
@@ -149,15 +162,20 @@ def synthetic_head(
         )
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device(device):
-        head = EagleHead(config, model.embed_tokens, model.lm_head, context_length=model.context_length)
+        head = empty(model.embed_tokens, model.lm_head)
     set_compute_dtype(head, dtype)
     spread = math.sqrt(3 / head.fc.in_features)
     for tensor in head.fc.parameters():
         tensor.uniform_(-spread, spread, generator=generator)
-    head.layer.post_attention_norm.weight.uniform_(0.75, 1.25, generator=generator)
+    for module in head.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.uniform_(0.75, 1.25, generator=generator)
     for module in head.layer.modules():
         if isinstance(module, PackedLinear):
             _draw(module, 16, generator)
+    if feature_layers:
+        head.lm_head.weight.normal_(std=config.hidden_size**-0.5, generator=generator)
+        head.vocabulary = torch.arange(head.lm_head.out_features, device=device)
     vocabulary = None if head_vocabulary is None else torch.arange(head_vocabulary)
     return shrink_head(head.to(device), head_scheme, vocabulary)
 

@@ -33,9 +33,9 @@ class LevelCosts:
         return float(np.interp(draft_size, sizes, times_ms))
 
     def draft(self, iterations: int) -> float:
-        """Of an EAGLE-2 draft of so many levels. Raises SpecquantError where none was measured."""
+        """Of an EAGLE-2 draft of so many levels. Raises SpecquantError where none of such a head was measured."""
         if not len(self.draft_ms):
-            raise SpecquantError("no draft of an EAGLE head was measured: measure some (specquant bench drafting)")
+            raise SpecquantError("no draft of such a head was measured: measure some (specquant bench drafting)")
         if len(self.draft_ms) == 1:
             return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
         return float(np.polyval(self._line, iterations))
@@ -83,9 +83,9 @@ def measured_costs(
     if 1 not in passes.index:
         there = verify_cost[(verify_cost.context_length == context_length) & (verify_cost.draft_size == 1)]
         its = ", ".join(there[there.model == model].scheme.unique())
-        known = f"only in {its}" if its else f"only of {', '.join(there.model.unique()) or 'no model'}"
+        told = f"only in {its}" if its else f"only of {', '.join(there.model.unique()) or 'no model'}"
         raise SpecquantError(
-            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, {known}: choose of these, or "
+            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, {told}: choose of these, or "
             "measure it (specquant bench verify-cost)"
         )
     drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from specquant.decoding.drafters import PAPER_METHODS, get_method
+from specquant.decoding.method import Plan, Prediction
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.synthetic import synthetic_config
@@ -14,8 +16,10 @@ from specquant.planning.acceptance import Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs
 from specquant.planning.planner import Planner
+from specquant.planning.traced_speedups import traced_prediction
 from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES
+from specquant.progress import tell
 from specquant.tables.results import read_medians, read_results
 
 CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
@@ -121,13 +125,15 @@ def plan_table(
     chances: Mapping[str, float] | None = None,
     trees: str | Path = RECORDED_TREES,
     traces: str | Path | None = None,
+    traced_scheme: str | None = None,
 ) -> pd.DataFrame:
     """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
     (`Shapes.fitted_chances`). traces: what a real model accepted, a table (`Traces`), in place of chances and shapes;
-    only plans with trees that were traced are then known. Bookkeeping between passes is left out. Raises
-    SpecquantError where a chance is no probability, a table is missing, or a model was not measured in the scheme.
+    only plans that were traced, or with trees that were, are then known. traced_scheme: as for `of_one_target`.
+    Bookkeeping between passes is left out. Raises SpecquantError where a chance is no probability, a table is missing,
+    or a model was not measured in the scheme.
     """
     given: dict[str, Any] = {}
     for name, chance in (chances or {}).items():
@@ -140,11 +146,33 @@ def plan_table(
             f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
         )
 
-    def costs(model: str) -> LevelCosts:
-        return measured_costs(passes, drafting, model, scheme, head_scheme)
+    def planner_of(head_vocabulary: int | None = None) -> Planner:
+        def costs(model: str) -> LevelCosts:
+            return measured_costs(passes, drafting, model, scheme, head_scheme, head_vocabulary)
 
-    planner = Planner(costs(target), costs(intermediate) if intermediate else None)
+        return Planner(costs(target), costs(intermediate) if intermediate else None)
+
+    planner = planner_of()
     if traces:
-        return planner.table(Traces(read_results(traces, table="traces"), scheme).statistics(intermediate is not None))
+        traced = Traces(read_results(traces, table="traces"), scheme, traced_scheme)
+        statistics = traced.statistics(intermediate is not None)
+        measured = _predictions(traced, {"eagle": planner, "eagle3": planner_of(EAGLE3_TOKENS)})
+        return planner.table(replace(statistics, measured=measured))
     shapes = Shapes.of(read_results(trees, table="trees"))
     return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))
+
+
+def _predictions(traces: Traces, planners: Mapping[str, Planner]) -> dict[Plan, Prediction]:
+    """What traced plans beyond the paper's would reach, by the kind of head that they have; says which are left out."""
+    told = {}
+    for plan in traces.plans:
+        method = get_method(plan.method)
+        planner = planners[method.head or "eagle"]
+        if plan.method in PAPER_METHODS or ("intermediate" in method.companions and planner.intermediate is None):
+            continue
+        traces.require(plan)
+        try:
+            told[plan] = traced_prediction(plan, traces.steps(plan), planner)
+        except SpecquantError as error:
+            tell(f"{plan} is left out: {error}")
+    return told

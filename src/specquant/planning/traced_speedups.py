@@ -6,11 +6,12 @@ of the large models. Accepted lengths of more questions than were traced may tak
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 
 import pandas as pd
 
 from specquant.decoding.drafters import get_method, plan_label
-from specquant.decoding.method import PLAN_FIELDS, Costs, ModelCosts, Plan
+from specquant.decoding.method import PLAN_FIELDS, Costs, ModelCosts, Plan, Prediction
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
 from specquant.planning.traces import over_tasks
@@ -26,22 +27,36 @@ def step_ms(step: Trace, plan: Plan, costs: ModelCosts) -> float:
     Raises:
         SpecquantError: The plan needs an intermediate model's costs, and there are none.
     """
-    target, inner = costs.target, costs.intermediate
-    rest_ms = target.verify(len(step.parents)) + target.other_ms
+    return draft_ms(step, plan, costs) + costs.target.verify(len(step.parents)) + costs.target.other_ms
+
+
+def draft_ms(step: Trace, plan: Plan, costs: ModelCosts) -> float:
+    """Of this, until the draft is there. Raises SpecquantError as `step_ms`."""
+    inner = costs.intermediate
     if "intermediate" not in get_method(plan.method).companions:
-        return _draft_ms(step, plan, target) + rest_ms
+        return _draft_ms(step, plan, costs.target)
     if inner is None:
         raise SpecquantError(f"{plan.method} needs the costs of an intermediate model")
-    drafted = sum(len(each.path) + 1 for each in step.rounds)
-    passes = [_draft_ms(each, plan, inner) + inner.verify(len(each.parents)) for each in step.rounds]
-    passes += [inner.verify(1)] * (len(step.parents) - 1 - drafted)
-    return sum(passes) + len(passes) * inner.other_ms + rest_ms
+    rounds = step.all_rounds
+    passes = sum(_draft_ms(each, plan, inner) + inner.verify(len(each.parents)) for each in rounds)
+    return passes + len(rounds) * inner.other_ms
 
 
 def _draft_ms(step: Trace, plan: Plan, costs: Costs) -> float:
     """Of a head, if it drafted. A lookup that is joined with one drafts a sequence, and a head's tree is none."""
-    sequence = step.parents == tuple(range(-1, len(step.parents) - 1))
-    return 0.0 if sequence or not get_method(plan.method).head else costs.draft(plan.iterations)
+    return 0.0 if step.is_sequence or not get_method(plan.method).head else costs.draft(plan.iterations)
+
+
+def traced_prediction(plan: Plan, steps: Sequence[Trace], costs: ModelCosts) -> Prediction:
+    """The means over a plan's traced steps. Raises SpecquantError as `step_ms`, and where passes were not measured."""
+    inner = "intermediate" in get_method(plan.method).companions
+    return Prediction(
+        fmean(len(step.path) + 1 for step in steps),
+        fmean(len(step.parents) for step in steps),
+        fmean(len(step.all_rounds) if inner else 0 for step in steps),
+        fmean(draft_ms(step, plan, costs) for step in steps),
+        fmean(costs.target.verify(len(step.parents)) for step in steps),
+    )
 
 
 def traced_speedups(

@@ -6,10 +6,12 @@ from specquant.kernels.activations import SMALLEST
 from specquant.kernels.fp8 import LARGEST, fp8_product, fp8_triton
 from specquant.kernels.fp16 import fp16_product, fp16_triton
 from specquant.kernels.int4 import packed_shape, pair_outputs, unpair_outputs
+from specquant.kernels.products import ROW_TILES
 from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
 from specquant.kernels.w4a8_fp8 import pack_codes, unpack_codes, w4a8_fp8_product, w4a8_fp8_triton, w4a8_fp8_weight
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_asym import w4a16_asym_triton, w4a16_asym_weight
+from specquant.kernels.w4a16_hopper import recorded
 from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
 from specquant.quant.grid import Grid, in_groups
 from specquant.quant.packed import PackedLinear
@@ -110,12 +112,19 @@ class Int4GroupLinear(PackedLinear):
         (x,) = inputs
         return w4a16_triton(x, self.codes, self.scales, self.row_invariant, chosen)
 
+    def starts_early(self, x):
+        """By warp groups, and with few rows: else what is in front of it has many blocks."""
+        few = len(x) <= ROW_TILES[0] and not self.row_invariant
+        return few and recorded(x, self.out_features, self.in_features) is not None
+
     def multiply(self, x, operand):
         return w4a16_product(x, operand)
 
 
 class AsymmetricInt4GroupLinear(Int4GroupLinear):
     """The same with a zero point, 0 to 15, per 128 inputs, as AWQ stores weights (`kernels.w4a16_asym`)."""
+
+    starts_early = PackedLinear.starts_early  # torch's sums of x come first
 
     def layout(self):
         return super().layout() | {"zeros": (torch.uint8, self.pairs_shape(2))}
@@ -182,6 +191,7 @@ class Int4Float8Linear(Int4GroupLinear):
 
     operand_bits = 8
     code_dtype = torch.float8_e4m3fn
+    starts_early = PackedLinear.starts_early
 
     def layout(self):
         # Not "codes", which earlier versions stored otherwise: a model of theirs is refused.

@@ -113,6 +113,11 @@ class PackedLinear(nn.Module):
         """Whether the product with such an x multiplies its codes, which the operation before may then make."""
         return self.code_dtype is not None and self.runs_kernel(x)
 
+    def starts_early(self, x: torch.Tensor) -> bool:
+        """Whether the product with as many rows as x has, of its dtype, begins with weights before its input is there:
+        it is then best launched before the operations in front of it have theirs."""
+        return False
+
     def forward(
         self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype | None = None
     ) -> torch.Tensor:

@@ -14,7 +14,19 @@ FOLDING = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_css -%}
 {{ super() }}
+<style media="screen and (prefers-color-scheme: dark)">
+:root { color-scheme: dark; }
+{% include 'lab/static/theme-dark.css' %}
+</style>
 <style>
+/* The colours are of what the themes leave too faint to read (a contrast of 4.5, WCAG 2's AA). */
+:root { --jp-cell-prompt-not-active-opacity: 1;
+  --jp-mirror-editor-operator-color: light-dark(#8a1bd1, #c58aff);
+  --jp-mirror-editor-number-color: light-dark(#007000, #66bb6a); }
+/* Lines of code break where they are cut off otherwise, and tables scroll. */
+.jp-InputArea-editor .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
+.jp-RenderedHTMLCommon { overflow-x: auto; }
 /* A folded cell takes a line, so that the first figure is on the first screen. */
 .jp-Cell:has(> .jp-Cell-inputWrapper details.folded:not([open])) { padding-top: 0; padding-bottom: 0; }
 .jp-Cell:has(> .jp-Cell-inputWrapper details.folded:not([open])) .jp-InputPrompt { padding: 0; line-height: 1.3; }
@@ -36,13 +48,12 @@ details.folded summary { cursor: pointer; font-size: 90%; }
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$]+?)(?<!\s)\$(?![\w$])", re.DOTALL)
 
 
-def page(notebook: NotebookNode, name: str, theme: str = "light") -> str:
-    """The HTML of a notebook, in one file; theme: "light" or "dark"."""
+def page(notebook: NotebookNode, name: str) -> str:
+    """The HTML of a notebook, in one file, light or dark as the browser prefers."""
     exporter = HTMLExporter(
         extra_loaders=[DictLoader({"folding.html.j2": FOLDING})],
         template_file="folding.html.j2",
         embed_images=True,
-        theme=theme,
     )
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})
     soup = BeautifulSoup(html, "html.parser")

@@ -11,6 +11,7 @@ from specquant.decoding.method import DraftSettings, Plan
 from specquant.decoding.tree import on_device
 from specquant.errors import SpecquantError
 from specquant.models.companions import COMPANIONS
+from specquant.planning.acceptance import AcceptanceStatistics
 from tests.decoding.conftest import decode
 
 NEW = """
@@ -57,8 +58,10 @@ def test_a_new_file_is_found_and_cannot_be_predicted_unless_it_says_how(tmp_path
     assert {"a-guess", "base"} == set(found) - set(METHODS)
     guess = found["a-guess"]
     assert (guess.plan(DraftSettings()), guess.mark.label) == (Plan("a-guess"), "guess")
-    assert guess.plans(None, None, [1]) == ()
-    for ask in (lambda: guess.accepted_length(Plan("a-guess"), None), lambda: guess.predict(Plan("a-guess"), 0, 0)):
+    unknown = AcceptanceStatistics({}, {}, [])
+    assert guess.plans(None, unknown, [1]) == ()
+    plan = Plan("a-guess")
+    for ask in (lambda: guess.accepted_length(plan, unknown), lambda: guess.predict(plan, 0, unknown)):
         with pytest.raises(SpecquantError, match="the speed of a-guess cannot be predicted"):
             ask()
 

@@ -11,10 +11,14 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.budget import Budget, ConfidenceMap, Told
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
+from specquant.decoding.lookup import FirstDraft, Lookup
 from specquant.decoding.replay import ConfidenceTrace, ShapedTree
+from specquant.decoding.speculator import Speculator
 from specquant.decoding.traces import Trace
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
+
+TEXT_TOKENS = 1000  # different ones in a text: prose of 2500 words and marks has about 900
 
 
 class ReplayedTrees(Drafter):
@@ -30,7 +34,7 @@ class ReplayedTrees(Drafter):
         self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
         self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
         self.feature_layers = drafter.feature_layers
-        if {len(shape) for shape in self.shapes} != {self.draft_size}:
+        if self.draft_size and {len(shape) for shape in self.shapes} != {self.draft_size}:
             raise SpecquantError(f"a drafter of {self.draft_size} nodes needs recorded trees of that size")
         self.turn = 0
 
@@ -49,6 +53,43 @@ class ReplayedTrees(Drafter):
 
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         self.drafter.commit(length, tokens, features)
+
+
+class ReplayedLookup(ReplayedTrees):
+    """A lookup whose drafts take recorded shapes, in turn. It searches as ever, but in a text that repeats itself.
+
+    Random models never write a token twice, which no text does, and a search in such a text takes another time. So of
+    each token only the remainder by `TEXT_TOKENS` is looked at; then searches of 500 to 2500 tokens find as much as in
+    prose and take as long, within a tenth. A draft that is shorter than the recorded one begins anew.
+    """
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        super().start([token % TEXT_TOKENS for token in tokens], features, rule)
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        super().commit(length, [token % TEXT_TOKENS for token in tokens], features)
+
+    def propose(self, limit: int) -> DraftTree:
+        """A draft in the next shape; just the root where `limit` is too low."""
+        found, shape = self.drafter.propose(limit), self.shapes[self.turn % len(self.shapes)]
+        if limit < len(shape.longest):
+            return DraftTree.sequence(found.tokens[:1])
+        self.turn += 1
+        return replace(shape, tokens=found.tokens.repeat(-(-len(shape) // len(found)))[: len(shape)])
+
+
+def with_replayed_lookups(drafter: Drafter, steps: Sequence[Trace]) -> Drafter:
+    """The drafter, changed in place, in which a lookup drafts what was recorded, wherever it stands.
+
+    steps: what the lookup is to draft, in turn; just a root where it finds nothing.
+    """
+    if isinstance(drafter, Lookup):
+        return ReplayedLookup(drafter, steps, drafter.device)
+    if isinstance(drafter, FirstDraft):
+        drafter.drafters = tuple(with_replayed_lookups(each, steps) for each in drafter.drafters)
+    elif isinstance(drafter, Speculator) and drafter.drafter is not None:
+        drafter.drafter = with_replayed_lookups(drafter.drafter, steps)
+    return drafter
 
 
 class TracedBudget(Budget):
