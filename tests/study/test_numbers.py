@@ -1,4 +1,4 @@
-"""Every number in README.md, docs and the notebooks' prose that states a result is the one that a table has."""
+"""Every number in README.md, docs, notebooks and notes on recorded tables that states a result is a table's."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root
-from specquant.study import claims, numbers
+from specquant.study import claims, numbers, recorded_numbers
 from specquant.study.numbers import GIVEN, known_numbers, numbers_in, pages, prose, traced, with_traced
 from specquant.tables import results
 
@@ -65,7 +65,7 @@ def test_a_changed_table_is_seen(known, monkeypatch):
             return table.assign(time_ms=table.time_ms * slower.fillna(1))
         return table
 
-    for module in (results, claims, numbers):
+    for module in (results, claims, numbers, recorded_numbers):
         monkeypatch.setattr(module, "read_results", changed)
     now = known_numbers()
     assert now["60 over one 70b w4a16-g128"] == pytest.approx(1.01 * known["60 over one 70b w4a16-g128"])
@@ -110,6 +110,7 @@ def test_a_result_that_is_typed_in_is_found(told):
         "## 2 things\n\n1. One.\n\n    indented 1.5\n\n```\n2.5\n```\n<!-- a comment 3.5 -->",
         'An image: <img src="x.png" width="480">.',
         "<!-- held by tests/test_docs.py -->\n| GB | 1.5 |",
+        "<!-- table passes: specquant claims writes it -->\n| fp16 | 1.5 |\n<!-- end of table passes -->",
     ],
 )
 def test_what_states_no_result_needs_no_mark(told):
@@ -162,7 +163,7 @@ def shuffled(read):
 
 def test_no_number_depends_on_the_order_of_recorded_blocks(known, monkeypatch):
     read = shuffled(results.read_results)
-    for module in (results, claims, numbers):
+    for module in (results, claims, numbers, recorded_numbers):
         monkeypatch.setattr(module, "read_results", read)
     now = known_numbers()
     assert now == pytest.approx(known, rel=1e-9, nan_ok=True)

@@ -145,14 +145,15 @@ def record(
 def claims() -> None:
     """Compute our answers to the paper's claims anew, and write all that states them.
 
-    That is data/published/claims.csv, the lists of claims, the marked numbers in README, docs and notebooks, and which
-    recorded tables are of which kernels.
+    That is data/published/claims.csv, the lists of claims, the marked numbers in README, docs and notebooks, which
+    recorded tables are of which kernels, and the tables in data/recorded/h200/README.md.
     """
     from specquant.study.claims import write_claims
     from specquant.study.drafters import write_drafters_card
     from specquant.study.kernels_used import write_kernels_used
+    from specquant.study.recorded_tables import write_recorded_tables
 
-    for path in (*write_claims(), *write_drafters_card(), *write_kernels_used()):
+    for path in (*write_claims(), *write_drafters_card(), *write_kernels_used(), *write_recorded_tables()):
         print(path)
 
 

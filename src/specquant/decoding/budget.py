@@ -30,7 +30,7 @@ MOST_DEPTH = 64  # by which chances differ
 Told = Sequence[np.ndarray]  # chances of the likeliest nodes, in order; their depths
 BETTER = 1.01  # a way must be faster by so much to be taken instead of the present one: new sizes need new graphs
 # The share of time that whole trees may cost; and while none pays, for then a text that drafts well gains much.
-MOST_LOST, MOST_TRIED = 0.002, 0.02
+MOST_LOST, MOST_TRIED = 0.002, 0.015
 BELIEVED = 10.0  # a text begins as if so many drafted tokens had been accepted as often as their confidence says
 
 

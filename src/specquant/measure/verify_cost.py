@@ -214,8 +214,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     told = pass_growth(rows)
     groups = list(rows.groupby(["model", "context_length"]))
-    columns = min(len(groups), 3)
-    rows_of_panels = -(-len(groups) // columns)
+    rows_of_panels = -(-len(groups) // 3)
+    columns = -(-len(groups) // rows_of_panels)
     height_in = 0.7 + 1.8 * rows_of_panels
     figure, axes = new_figure(rows_of_panels, columns, height_in, wide=columns > 1, sharex=True, sharey=True)
     for axis in axes[len(groups) :]:
@@ -230,6 +230,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label, "elinewidth": 0.5}
             axis.errorbar(line.index, line["median"], yerr=bars, **about)
         along_draft_sizes(axis)
+        axis.tick_params(labelbottom=place + columns >= len(groups))  # also above a place without a panel
         axis.set(title=f"{model_label(str(model))}, behind {context_length} tokens")
         axis.set_ylim(bottom=0.9)
         if place % columns == 0:

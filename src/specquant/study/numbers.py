@@ -26,7 +26,6 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, write_file
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
-from specquant.measure.settling import steady
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
@@ -38,19 +37,22 @@ from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, kept_length, read_claims
+from specquant.study.recorded_numbers import of_recorded
+from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results, rows_there
 
-PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
+PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb", "data/recorded/h200/README.md")
 GIVEN = "given"
 COUNTED = r"bits?|tokens?|nodes?|inputs?|positions|plans|prompts|rows|iterations|processes|passes"
 NAMED = r"section|figure|arXiv|Python|Llama|Linux|transformers|temperature|status is"
 NUMBER = re.compile(r"(?<![\w.^-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w^])(?:<!--([^\s>][^>]*)-->)?")
 COUNTS = re.compile(rf"(?:,?\s(?:to|or|and|x)?\s?\d+)*(?:-bit\b|\s(?:new\s)?(?:{COUNTED})\b)")
 IN_NAME = re.compile(rf"\b(?:{NAMED})\s(?:[\d., and]*\s)?$")
-# What is no prose. The list that `specquant claims` writes has its own test, and so has what a comment names one for.
+# What is no prose. What `specquant claims` writes whole has its own test, and so has what a comment names one for.
 NO_PROSE = (
     r"<!-- claims: .*?<!-- end of claims -->",
+    r"<!-- table .*?<!-- end of table \S+ -->",
     r"<!-- held by tests/\S+ -->.*?(?=\n\n\S|\Z)",
     r"<!-- .*?-->",
     r"^```.*?^```",
@@ -161,15 +163,16 @@ def write_numbers(root: Path | None = None) -> list[Path]:
 def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1.
 
-    Args:
-        claims: With their answers; by default those that were written.
-
-    Raises:
-        SpecquantError: A table is missing or broken.
+    claims: with their answers; by default those that were written. Raises SpecquantError where a table is missing or
+    broken, or lacks rows.
     """
     evidence, h200, cpu = Evidence.read(), "data/recorded/h200/", "data/recorded/cpu/"
     costs = [f"{h200}{name}.csv" for name in ("verify_cost", "drafting", "rounds", "replayed")]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
+        (
+            lambda _: of_recorded(),
+            [f"{h200}{name}.csv" for name in ("verify_cost", "settling", "attention", "adaptive")],
+        ),
         (_of_passes, costs[:1]),
         (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
         (_of_published, ["data/published/accepted_lengths.csv"]),
@@ -280,11 +283,9 @@ def _of_turns(_: Evidence) -> dict[str, float]:
 
 def _of_settling(_: Evidence) -> dict[str, float]:
     """Of settling.csv: an EAGLE-2 draft of 70B, alone and behind a tree of 60 nodes, and what the step loses by it."""
-    settled = steady(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]["median"]
-    settled = settled.droplevel("idle_ms")
-    alone, behind, verify = settled["draft", 0], settled["draft", 60], settled["verify", 60]
-    lost = 100 * (behind - alone) / (behind + verify)
-    return {"draft alone": alone, "draft behind 60": behind, "draft behind 60, of the step %": lost}
+    drafts = settled_drafts(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]
+    names = {ALONE: "draft alone", BEHIND: "draft behind 60", LOST: "draft behind 60, of the step %"}
+    return drafts.rename(names).to_dict()
 
 
 def _of_planted(_: Evidence) -> dict[str, float]:
@@ -309,13 +310,16 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     in_run = runs.set_index(["method", "draft_size", "process", "row_invariant"])[["verify_ms", "tokens_per_s"]]
     for (method, size), row in in_run.unstack().dropna().groupby(["method", "draft_size"]).mean().iterrows():
         plan = f"{method} {size}" if size else method
-        known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms["yes"] / row.verify_ms["no"] - 1)
+        yes, no = row.verify_ms["yes"], row.verify_ms["no"]
+        known[f"planted pass, {plan}, row-invariant more %"] = 100 * (yes / no - 1)
+        known[f"planted pass, {plan}, row-invariant more ms"] = yes - no
         known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
     return known
 
 
 def _of_peers(_: Evidence) -> dict[str, float]:
-    """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process.
+    """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process; the
+    median of its processes.
 
     "transformers over ours, llama-3-8b": of peer_decoding.csv, times of decoding one by one.
     """
@@ -323,10 +327,12 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
     times = table.set_index(["scheme", "draft_size", "model", "layer", "process", "block", "theirs"]).time_us.unstack()
     known = {}
-    for (scheme, size), ratios in (times[True] / times[False]).dropna().groupby(["scheme", "draft_size"]):
+    of_layers = (times[True] / times[False]).dropna().groupby(["scheme", "draft_size", "model", "layer"]).median()
+    for (scheme, size), ratios in of_layers.groupby(["scheme", "draft_size"]):
         known[f"torch over ours, {scheme} {size} least"] = ratios.min()
         known[f"torch over ours, {scheme} {size} most"] = ratios.max()
         known[f"layers of both, {scheme}"] = len(ratios)
+        known[f"layers where torch is faster, {scheme} {size}"] = (ratios < 1).sum()
     decoding = read_results("data/recorded/h200/peer_decoding.csv").query("method == 'autoregressive'")
     speeds = decoding.groupby(["implementation", "model"]).tokens_per_s.median().unstack("implementation")
     ratios = speeds["specquant"] / speeds["transformers"]

@@ -1,0 +1,98 @@
+"""The numbers in the sentences of data/recorded/h200/README.md, by the names of their marks."""
+
+import numpy as np
+import pandas as pd
+
+from specquant.measure.settling import first_passes
+from specquant.models.synthetic import synthetic_config
+from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
+from specquant.tables.intervals import PROCESS, in_each_process, over_processes
+from specquant.tables.results import read_results
+from specquant.tables.verify_cost import KEYS
+
+RECORDED = "data/recorded"
+AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
+RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
+
+
+def of_recorded() -> dict[str, float]:
+    """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
+    return _of_card() | _of_settling() | _of_attention() | _of_heads() | _of_half_precision() | _of_adaptive()
+
+
+def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
+    """The least and the most of several numbers."""
+    return {f"{name}, least{unit}": values.min(), f"{name}, most{unit}": values.max()}
+
+
+def _of_card() -> dict[str, float]:
+    """ "GHz 70b w4a16-g128 60": the clock in blocks of passes, the median over processes; "W ...": the power."""
+    rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("context_length == 512")
+    known: dict[str, float] = {}
+    for unit, column, scale in (("GHz", "clock_mhz", 1e-3), ("W", "power_w", 1)):
+        told = over_processes(scale * in_each_process(rows, KEYS, column))
+        for (model, scheme, _, _, size), median in told["median"].items():
+            known[f"{unit} {model.removeprefix('llama-3-')} {scheme} {size}"] = median
+        known |= ends(f"{unit} 8b", told.loc["llama-3-8b"]["median"])
+    return known
+
+
+def _of_settling() -> dict[str, float]:
+    """Of 70B behind passes of 64 tokens: how long the clock stays low. Of 8B: its first pass after idling."""
+    rows = read_results(f"{RECORDED}/h200/settling.csv")
+    passes = rows[(rows.what == "pass") & (rows.behind == 64) & (rows.model == "llama-3-70b")]
+    low = passes[passes.clock_mhz < RETURNED_MHZ].groupby(["idle_ms", PROCESS]).time_ms
+    first = first_passes(rows)["median"]
+    known = ends("first pass of 8b after idling", first.loc["llama-3-8b"].xs((50.0, 0), level=("idle_ms", "position")))
+    for idle_ms in (0.0, 50.0):
+        known[f"ms of a low clock, idle {idle_ms:g}"] = low.sum()[idle_ms].median()
+        known[f"passes of a low clock, idle {idle_ms:g}"] = low.size()[idle_ms].median()
+    return known
+
+
+def _of_attention() -> dict[str, float]:
+    """ "row invariance, attention 64, most": its time over the ordinary kernel's, of the contexts."""
+    times = attention_times(read_results(f"{RECORDED}/h200/attention.csv"))
+    ratios = times["triton, row-invariant"] / times["triton"]
+    known = ends("row invariance, attention 1", ratios.xs(1, level=1))
+    known |= ends("row invariance, attention 64", ratios.xs(64, level=1))
+    layers = synthetic_config("llama-3-70b").num_hidden_layers
+    longer_us = (times["triton, row-invariant"] - times["triton"])[512, 64]
+    return known | {"row invariance, attention of 70b 64, more ms": layers * longer_us / 1e3}
+
+
+def _of_heads() -> dict[str, float]:
+    """ "heads w4a16-g128 1024 eagle2, least %": what they lose in accepted length on the tiny models."""
+    rows, known = read_results(f"{RECORDED}/cpu/heads.csv"), {}
+    for (scheme, vocabulary, method), of in rows.groupby(["head_scheme", "head_vocabulary", "method"]):
+        known |= ends(f"heads {scheme} {vocabulary} {method}", 100 * (1 - of.ratio), " %")
+    return known
+
+
+def _of_half_precision() -> dict[str, float]:
+    """Of the tiny models' tokens: how many were written, and the margins where one differs."""
+    rows = read_results(f"{RECORDED}/h200/tiny/losslessness.csv")
+    coarse = rows[~rows.scheme.isin(["fp16", "w4a16-g128"])]  # 8-bit activations
+    known = ends("tokens in half precision", rows.new_tokens)
+    known |= ends("differing with 8-bit activations", coarse.differing_prompts)
+    known["margin with 8-bit activations, most"] = coarse.largest_margin.max()
+    known["margin with 16-bit activations, most"] = rows.drop(coarse.index).largest_margin.max()
+    return known
+
+
+def _of_adaptive() -> dict[str, float]:
+    """Of each run by adaptive draft sizes, see `adaptive_runs`. "promised": the same by the prices. "same plan": the
+    static one of as many nodes and of the same accepted length on the same traces, in the same process."""
+    rows = read_results(f"{RECORDED}/h200/adaptive.csv")
+    runs, static = adaptive_runs(rows), rows[rows.choice == "static"]
+    fastest = static.sort_values("tokens_per_s").groupby(RUN).tail(1).set_index(RUN)
+    known: dict[str, float] = {"adaptive runs": len(runs), "adaptive runs at the aim": (runs[OF_SIX] >= AIM).sum()}
+    known |= ends("adaptive over all", runs[OF_ALL])
+    known |= ends("adaptive over all, promised", runs.predicted_tokens_per_s / fastest.predicted_tokens_per_s)
+    plans = runs.reset_index().merge(static, on="mean_draft_size", suffixes=("", "_static"))
+    plans = plans[np.isclose(plans.accepted_length, plans.accepted_length_static)]
+    known["adaptive runs of one size"] = len(plans.drop_duplicates(RUN))
+    beside = plans[(plans[RUN] == plans[[f"{name}_static" for name in RUN]].to_numpy()).all(axis=1)]
+    known["adaptive runs beside the same plan"] = len(beside)
+    known |= ends("same plan over adaptive", 100 * (beside.tokens_per_s_static / beside.tokens_per_s - 1), " more %")
+    return known | ends("adaptive drafts, more ms", beside.draft_ms - beside.draft_ms_static)

@@ -1,0 +1,90 @@
+"""The tables of data/recorded/h200/README.md are those of the CSVs beside it."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from specquant.errors import SpecquantError
+from specquant.files import project_root, with_part
+from specquant.study import recorded_tables
+from specquant.study.recorded_numbers import ends
+from specquant.study.recorded_tables import PAGE, adaptive, adaptive_runs, markers, passes, settling, told_tables
+
+RECORDED = project_root() / "data/recorded"
+
+
+def test_the_readme_has_what_the_tables_say():
+    """Run `specquant claims` where it does not."""
+    page = (project_root() / PAGE).read_text()
+    for name, table in told_tables(RECORDED).items():
+        assert with_part(page, markers(name), f"\n{table}\n", PAGE) == page, name
+
+
+def test_a_new_recording_is_written_and_a_page_without_a_place_refused(tmp_path):
+    for path in (*RECORDED.glob("h200/*.*"), *RECORDED.glob("cpu/trees.*")):
+        (tmp_path / "data/recorded" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "data/recorded" / path.parent.name)
+    assert recorded_tables.write_recorded_tables(tmp_path) == []
+    rounds = tmp_path / "data/recorded/h200/rounds.csv"
+    pd.read_csv(rounds).assign(time_ms=7.25).to_csv(rounds, index=False)
+    assert recorded_tables.write_recorded_tables(tmp_path) == [tmp_path / PAGE]
+    assert "| 7.25 (7.25 to 7.25) |" in (tmp_path / PAGE).read_text()
+    assert recorded_tables.write_recorded_tables(tmp_path) == []
+    (tmp_path / PAGE).write_text("without a place")
+    with pytest.raises(SpecquantError, match="lacks the lines <!-- table passes"):
+        recorded_tables.write_recorded_tables(tmp_path)
+
+
+def of_passes(model, scheme, process, one, wide):
+    about = {"model": model, "scheme": scheme, "weights": "synthetic", "context_length": 512, "protocol": "blocks"}
+    about |= {"process": process, "floor_ms": 1.0}
+    return [about | {"draft_size": size, "time_ms": time_ms} for size, time_ms in ((1, one), (60, wide))]
+
+
+def test_passes_have_an_interval_where_there_are_several_processes_and_a_place_where_there_is_none():
+    rows = [*of_passes("llama-3-8b", "w8a8", 0, 2.0, 3.0), *of_passes("llama-3-8b", "w8a8", 1, 4.0, 5.0)]
+    rows += of_passes("llama-3-70b", "fp16", 0, 2.0, 2.5) + of_passes("llama-3-1b", "fp16", 0, 1.0, 1.0)
+    told = passes(pd.DataFrame(rows), {"70B": ("llama-3-70b", 512), "8B": ("llama-3-8b", 512)}).splitlines()
+    assert told[2] == "| fp16 | 2.00 / 2.50, 1.25, 50% | - |"
+    assert told[3] == "| w8a8 | - | 3.00 / 4.00, 1.38 (1.25 to 1.50), 38% |"
+    assert told[-1] == "n: 1 to 2 processes."
+
+
+def test_settling_compares_with_settled_passes_and_drafts_alone():
+    about = {"model": "llama-3-8b", "scheme": "fp16", "process": 0, "clock_mhz": 1980.0}
+    times = {("pass", 1, 0.0): 2.0, ("pass", 64, 0.0): 3.0, ("pass", 64, 50.0): 2.5}
+    times |= {("draft", 0, 0.0): 1.0, ("draft", 60, 0.0): 1.2, ("verify", 60, 0.0): 2.8}
+    rows = [
+        about | {"what": what, "behind": behind, "idle_ms": idle, "position": position, "time_ms": time_ms}
+        for (what, behind, idle), time_ms in times.items()
+        for position in (0, 30)
+    ]
+    assert settling(pd.DataFrame(rows)).splitlines()[2] == "| 8B fp16 | 1.50 | 1.25 | 1.00 | 1.20 | 5.0 |"
+
+
+def of_adaptive(process, adaptive_speed, *static):
+    about = {"model": "llama-3-8b", "scheme": "w8a8", "process": process}
+    run = about | {"choice": "adaptive", "draft_size": 0, "iterations": 6, "mean_draft_size": 16.0}
+    return [run | {"tokens_per_s": adaptive_speed}] + [
+        about
+        | {"choice": "static", "draft_size": size, "iterations": iterations, "mean_draft_size": float(size)}
+        | {"tokens_per_s": speed}
+        for size, iterations, speed in static
+    ]
+
+
+def test_a_size_that_the_prices_named_is_none_of_the_six():
+    rows = of_adaptive(0, 90.0, (16, 3, 100.0), (60, 6, 60.0)) + of_adaptive(
+        1, 88.0, (16, 3, 80.0), (60, 6, 44.0), (16, 5, 110.0)
+    )
+    runs = adaptive_runs(pd.DataFrame(rows))
+    assert runs[recorded_tables.OF_SIX].tolist() == pytest.approx([0.9, 1.1])
+    assert runs[recorded_tables.OF_60].tolist() == pytest.approx([1.5, 2.0])
+    assert runs[recorded_tables.OF_ALL].tolist() == pytest.approx([0.9, 0.8])
+    told = "| 8B w8a8 | 1.00 (0.90 to 1.10) | 1.75 (1.50 to 2.00) | 0.85 (0.80 to 0.90) | 16.0 (16.0 to 16.0) |"
+    assert adaptive(pd.DataFrame(rows)).splitlines()[2] == told
+
+
+def test_ends_are_named():
+    assert ends("loss", pd.Series([3.0, 1.0]), " %") == {"loss, least %": 1.0, "loss, most %": 3.0}
