@@ -23,11 +23,10 @@ from transformers import AutoConfig
 from specquant.benchmarks.registry import BENCHMARKS
 from specquant.decoding.models import Models
 from specquant.files import project_root
-from specquant.models.device import dtype_name
 from specquant.models.export import export_model
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
-from specquant.planning.calibration import calibrate
+from specquant.planning.calibration import calibrate, made_with
 from specquant.tables.results import write_results
 from tests.commands import is_flag, is_option, leaves
 from tests.family import TEXT, write_family, write_random
@@ -183,7 +182,7 @@ def _write_calibration(root: Path) -> None:
     }
     models = Models(root / "target", device="cpu", **companions)
     steps = calibrate(models, load_tokenizer(root / "target"), ["1 plus", "3 times 4 makes", "7"], 16)
-    write_results(steps, root / "calibration.csv", {"dtype": dtype_name(models.dtype)})
+    write_results(steps, root / "calibration.csv", made_with(models))
 
 
 # ---------------------------------------------------------------------------------------------------- JSON and text

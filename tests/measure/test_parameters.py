@@ -45,7 +45,7 @@ def test_recorded_trees_of_the_same_name_are_told_apart(small_models, tmp_path):
     assert digests[0] != digests[1]
 
 
-def test_a_model_that_changed_under_its_name_is_not_mixed_in(small_models, tmp_path, in_process):
+def test_a_model_that_changed_under_its_name_is_not_mixed_in(small_models, tmp_path, in_process, capsys):
     """Nor is it hidden from models of other names; the same one elsewhere is the same."""
     model = shutil.copytree(small_models / "target", tmp_path / "a/target")
     options = {"weights": "synthetic", "draft_sizes": (1,), "contexts": (8,), "repeats": 1, "warm_up_ms": 0.0}
@@ -56,11 +56,20 @@ def test_a_model_that_changed_under_its_name_is_not_mixed_in(small_models, tmp_p
 
     path = measured(model, "fp16")
     told = read_provenance(path)
-    told["parameters"].pop("digest of target")  # as before there was one: it is known by its name
+    for name in ("digest of target", "calibration_text_sha256"):
+        told["parameters"].pop(name)  # as before there was one: it is known by its name
     path.with_suffix(".json").write_text(json.dumps(told))
     shutil.rmtree(path.with_suffix(".parts"))
+    assert "no digest of" not in capsys.readouterr().err
     measured(shutil.copytree(model, tmp_path / "b/target"), "fp16", "w8a8")
+    said = f"{path}: no calibration_text_sha256 and no digest of target is named, so what is there is taken to be"
+    assert said in capsys.readouterr().err
     measured(small_models / "intermediate", "fp16")
+    assert "is named" not in capsys.readouterr().err  # it says no digest of this one, for it has no rows of it
+    assert read_provenance(path)["by_name_alone"] == [
+        "calibration_text_sha256",
+        "digest of target",
+    ]  # for as long as older rows are there
     assert set(read_results(path).model) == {"target", "intermediate"}
     assert {"digest of target", "digest of intermediate"} <= set(read_provenance(path)["parameters"])
     weights = tmp_path / "b/target/model.safetensors"
@@ -83,7 +92,7 @@ def test_every_model_of_a_family_counts(small_models, tmp_path, changed):
         assert [key for key in new if new[key] != old[key]] == [name]
 
 
-def test_answers_of_a_model_that_changed_are_refused_and_older_ones_go_by_its_name(small_models, tmp_path):
+def test_answers_of_a_model_that_changed_are_refused_and_older_ones_go_by_its_name(small_models, tmp_path, capsys):
     model, data_dir = shutil.copytree(small_models / "target", tmp_path / "target"), write_questions(tmp_path / "data")
     parameters = tasks.Parameters("gsm8k", ModelOptions(model), ("autoregressive",), data_dir=data_dir, limit=1)
     parameters = replace(parameters, max_new_tokens=2)
@@ -95,6 +104,8 @@ def test_answers_of_a_model_that_changed_are_refused_and_older_ones_go_by_its_na
         lines.write_text(content)
         (model / "config.json").write_text((model / "config.json").read_text() + " " * change)
         tasks.record_benchmark(parameters, tmp_path / "out")
+        told = "line 1: no digest of target is named, so what is there is taken"
+        assert capsys.readouterr().err.count(told) == (content == older)
     lines.write_text(json.dumps(row | {"parameters": row["parameters"] | {"digest of target": "0"}}) + "\n")
     with pytest.raises(SpecquantError, match=r"line 1: measured with digest of target 0, not \w{64}: choose another"):
         tasks.record_benchmark(parameters, tmp_path / "out")

@@ -1,12 +1,13 @@
 """What tells a model from another one of the same name."""
 
+import json
 import shutil
 
 import pytest
 
 from specquant.errors import SpecquantError
 from specquant.models import digest
-from specquant.models.digest import SAMPLE_BYTES, SAMPLES, digests_of, model_digest
+from specquant.models.digest import SAMPLE_BYTES, SAMPLES, digests_of, given_digests, model_digest
 from specquant.models.packaged import PACKAGED
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -29,6 +30,17 @@ def test_it_goes_with_a_model_and_changes_with_each_of_its_files(model, tmp_path
         (model / file).write_bytes(content)
     (model / "generation_config.json").rename(model / "other.json")
     assert model_digest(model) != before
+
+
+def test_where_a_model_borrows_embedding_and_lm_head_that_model_counts(model, tmp_path):
+    lender = shutil.copytree(model, tmp_path / "lender")
+    fields = json.loads((model / "config.json").read_text())
+    digests = []
+    for named in ("../lender", "smollm2", ".", "../lender"):  # of itself a model can borrow nothing
+        (model / "config.json").write_text(json.dumps(fields | {"ends_of": named}))
+        digests.append(model_digest(model))
+        (lender / "tokenizer.json").write_text("{}")
+    assert len(set(digests)) == 4
 
 
 @pytest.mark.parametrize("name", ["weights.gguf", "model.safetensors"])
@@ -56,6 +68,13 @@ def test_a_model_of_the_hub_has_its_commit_and_a_packaged_one_its_file_s(tmp_pat
     assert digests_of({"target": "smollm2", "shapes": "llama-3-8b", "own": "self:w8a8"}) == {
         "digest of target": PACKAGED["smollm2"].sha256
     }
+
+
+def test_a_relative_name_is_one_of_the_working_folder_as_a_command_line_has_it(model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    named = {"target": "target", "eagle_target": None, "intermediate": "self:w8a8"}
+    assert given_digests(named) == {"digest of target": model_digest(model)}
+    assert model_digest("target") is None  # below the project root
 
 
 def test_a_file_that_cannot_be_read_is_named(model):

@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from specquant.errors import SpecquantError
 from specquant.models import targets
@@ -83,6 +85,34 @@ def test_another_model_gets_another_copy(small_models, tmp_path, quantized):
     weights.write_bytes(content)
     copies.append(quantized_target(model, "w8a8", tmp_path / "kept", "round-to-nearest"))
     assert len(set(copies)) == len(quantized) == 2
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "pytorch_model.bin", "../lender/model.safetensors"])
+def test_whatever_is_in_a_copy_or_decides_about_it_tells_models_apart(small_models, tmp_path, quantized, file):
+    """Also what is pickled, the tokenizer, and the embedding and LM head of another model."""
+    model = shutil.copytree(small_models / "target", tmp_path / "target")
+    if file.endswith(".bin"):
+        torch.save(load_file(model / "model.safetensors"), model / file)
+        (model / "model.safetensors").unlink()
+    elif "lender" in file:
+        shutil.copytree(model, tmp_path / "lender")
+        fields = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(fields | {"ends_of": "../lender"}))
+        borrowed = {name: t for name, t in load_file(model / "model.safetensors").items() if "embed" not in name}
+        save_file(borrowed, model / "model.safetensors", {"format": "pt"})
+    copies = [quantized_target(model, "w8a8", tmp_path / "kept", "round-to-nearest") for _ in range(2)]
+    if file.endswith(".json"):
+        fields = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps(fields | {"chat_template": "{{ messages }}"}))
+    elif file.endswith(".bin"):
+        weights = torch.load(model / file, weights_only=True)
+        torch.save({name: 2 * tensor for name, tensor in weights.items()}, model / file)
+    else:
+        weights = load_file(model / file)
+        save_file({name: 2 * tensor for name, tensor in weights.items()}, model / file, {"format": "pt"})
+    copies.append(quantized_target(model, "w8a8", tmp_path / "kept", "round-to-nearest"))
+    assert copies[0] == copies[1] != copies[2]
+    assert len(quantized) == 2
 
 
 def test_a_later_format_gets_another_copy(small_models, tmp_path, quantized, monkeypatch):

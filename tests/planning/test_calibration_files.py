@@ -1,17 +1,20 @@
 """A calibration kept in a file: for which models and machine it is, and what damage to it is told."""
 
+import json
+import shutil
 from random import Random
 
 import pandas as pd
 import pytest
 import torch
 
+from specquant.cli import main
 from specquant.decoding.drafters import METHODS
-from specquant.decoding.models import tiny_models
+from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.models.loading import load_tokenizer
 from specquant.planning import calibration
-from specquant.planning.calibration import plans_of, read_calibration, write_calibration
+from specquant.planning.calibration import choose_plan, made_with, read_calibration, write_calibration
 from specquant.tables.results import write_results
 from tests.planning.conftest import PROBES, plan_few
 
@@ -88,7 +91,7 @@ def calibrated_models(small_models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "PROBES", PROBES)
         steps = calibration.calibrate(models, load_tokenizer(small_models / "target"), prompts)
-    return models, write_results(steps, path, {})
+    return models, write_results(steps, path, made_with(models))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -104,8 +107,135 @@ def test_a_calibration_with_damage_is_refused_or_gives_plans(calibrated_models, 
     damaged = path.with_name(f"damaged-{seed}.csv")
     steps.to_csv(damaged, index=False)
     damaged.with_suffix(".json").write_text(path.with_suffix(".json").read_text())
+    refused, speeds = "", {}
     try:
-        table = plans_of(models, read_calibration(damaged, models))
-    except SpecquantError:
-        return
-    assert table.tokens_per_s.gt(0).all()
+        _, speeds, _ = choose_plan(models, load_tokenizer(models.target_path), [0, 5, 6], damaged)
+    except SpecquantError as error:
+        refused = str(error)
+    assert f"damaged-{seed}." in refused if refused else all(speed > 0 for speed in speeds.values())
+
+
+def given(root) -> dict:
+    return {which: root / which.replace("_", "-") for which in ("eagle_target", "intermediate", "eagle_intermediate")}
+
+
+@pytest.mark.parametrize("which", ["target", "eagle_target", "intermediate"])
+def test_a_calibration_of_another_model_of_the_same_name_is_refused(calibrated_models, small_models, tmp_path, which):
+    """Of a target, and of a companion: it drafts, so that acceptance and times are its own."""
+    path, root = calibrated_models[1], shutil.copytree(small_models, tmp_path / "family")
+    for other in root.glob("eagle3-*"):
+        shutil.rmtree(other)
+    assert len(read_calibration(path, Models(root / "target", **given(root))))  # a copy of the same models
+    weights = root / which.replace("_", "-") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    told = rf"made\.csv was measured with another {which} than .*{weights.parent.name}, .*: calibrate again"
+    with pytest.raises(SpecquantError, match=told):
+        read_calibration(path, Models(root / "target", **given(root)))
+
+
+def test_a_calibration_is_of_the_models_that_were_given_and_of_how_they_compute(calibrated_models, small_models):
+    """A companion that is no longer given takes part in no plan; of one that is new nothing was measured."""
+    models, path = calibrated_models
+    target, record = small_models / "target", json.loads(path.with_suffix(".json").read_text())
+    assert len(read_calibration(path, Models(target)))
+    with pytest.raises(SpecquantError, match="measured with row_invariant False, not True: calibrate again"):
+        read_calibration(path, Models(target, row_invariant=True))
+    damaged = path.with_name("other.csv")
+    damaged.write_text(path.read_text())
+    for lacks, told in (
+        ("digest of eagle_target", "without the eagle_target .*eagle-target: calibrate again"),
+        ("digest of ", "before calibrations said which target they are of: it may be another than .*: calibrate"),
+    ):
+        kept = {name: value for name, value in record["parameters"].items() if not name.startswith(lacks)}
+        damaged.with_suffix(".json").write_text(json.dumps(record | {"parameters": kept}))
+        with pytest.raises(SpecquantError, match=rf"other\.csv was measured {told}"):
+            read_calibration(damaged, models)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, r"no provenance at .*\.json: calibrate again"),
+        ("{", r"\.json is no JSON .*: calibrate again"),
+        ("[]", r"\.json names no device: calibrate again"),
+        ('{"device": 5}', r"\.json names no device: calibrate again"),
+        ('{"device": "CPU", "parameters": 5}', r"\.json: parameters is no JSON object: calibrate again"),
+        ('{"device": "CPU", "clock": 5}', r"\.json: clock is no text: calibrate again"),
+        ('{"device": "CPU"}', r"\.csv was measured on CPU, not on .*: calibrate again"),
+    ],
+)
+def test_a_damaged_json_of_a_calibration_is_named_with_what_to_do(calibrated_models, content, told):
+    models, path = calibrated_models
+    damaged = path.with_name("json.csv")
+    damaged.write_text(path.read_text())
+    damaged.with_suffix(".json").unlink(missing_ok=True)
+    if content is not None:
+        damaged.with_suffix(".json").write_text(content)
+    with pytest.raises(SpecquantError, match=rf"json{told}" if content is not None else told):
+        read_calibration(damaged, models)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: "", "is empty: calibrate again"),
+        (lambda text: "{}\n", "lacks the columns model, scheme, .*: calibrate again"),
+        (lambda text: text[:-9], "breaks off in its last line: calibrate again"),
+        (lambda text: text.replace(",eagle2,", ",eagle2", 1), r"line \d+: .* column names: calibrate again"),
+        (lambda text: text.replace("autoregressive,0", "autoregressive,zero"), '"zero" in column draft_size .* again'),
+        (lambda text: text.replace("trained", "", 1), "line 2: column weights is empty: calibrate again"),
+        (lambda text: text.replace("target", "other", 1), "was measured with model other, not target: calibrate again"),
+    ],
+)
+def test_each_sentence_about_a_damaged_calibration_names_it_and_what_to_do(calibrated_models, damage, told):
+    models, path = calibrated_models
+    damaged = path.with_name("text.csv")
+    damaged.with_suffix(".json").write_text(path.with_suffix(".json").read_text())
+    damaged.write_text(damage(path.read_text()))
+    with pytest.raises(SpecquantError, match=rf"text\.csv.* {told}"):
+        read_calibration(damaged, models)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("folder", r"folder is a directory: name a file in it, such as .*folder/calibration\.csv"),
+        ("made.json", r"made\.json is called as what lies beside a calibration: name .*made\.csv"),
+    ],
+)
+def test_a_path_of_no_calibration_is_refused_before_anything_is_decoded(calibrated_models, name, told, monkeypatch):
+    models, path = calibrated_models
+    path.with_name("folder").mkdir(exist_ok=True)
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: pytest.fail("decoded"))
+    for use in (lambda where: write_calibration(models, None, where), lambda where: read_calibration(where, models)):
+        with pytest.raises(SpecquantError, match=told):
+            use(path.with_name(name))
+
+
+@pytest.mark.parametrize("name", ["plans.csv", "mine"])
+def test_a_calibration_may_have_any_name_and_its_plans_are_told_where_no_draft_is_accepted(
+    small_models, tmp_path, monkeypatch, capsys, name
+):
+    """Then accepted nodes are all 0, which stay text."""
+    plan_few(monkeypatch, tmp_path)
+    monkeypatch.setattr(calibration, "TRACED", 9)
+    real = calibration.in_order_of_confidence
+    monkeypatch.setattr(calibration, "in_order_of_confidence", lambda step: real(step) | {"accepted_nodes": "0"})
+    words = ["calibrate", "--model", str(small_models / "target"), "--device", "cpu", "--out", str(tmp_path / name)]
+    assert main(words) == 0
+    assert str(tmp_path / name) in capsys.readouterr().out
+    assert len(read_calibration(tmp_path / name, tiny_models(small_models)))
+
+
+def test_traces_and_costs_that_give_no_plan_are_refused_with_the_file(calibrated_models):
+    models, path = calibrated_models
+    damaged, steps = path.with_name("traces.csv"), pd.read_csv(path)
+    damaged.with_suffix(".json").write_text(path.with_suffix(".json").read_text())
+    steps.assign(confidence="1 2", parents="-1 0", accepted_nodes="0").to_csv(damaged, index=False)
+    with pytest.raises(SpecquantError, match=r"traces\.csv: line 2 of recorded trees .* confidence: calibrate again"):
+        read_calibration(damaged, models)
+    steps.assign(rows=steps.rows.where(steps.method != "autoregressive", 5)).to_csv(damaged, index=False)
+    with pytest.raises(SpecquantError, match=r"traces\.csv gives no plan \(a pass over 1 tokens .*\): calibrate again"):
+        choose_plan(models, load_tokenizer(models.target_path), [0, 5, 6], damaged)

@@ -22,6 +22,13 @@ def test_the_steps_of_the_paper_s_code_take_as_long_as_measured(plan):
     assert row["draft_ms"] + row["verify_ms"] + row["other_ms"] == pytest.approx(measured.time_ms.iloc[0], rel=0.02)
 
 
+def test_a_card_that_the_paper_s_code_was_not_timed_on_is_refused():
+    passes, steps = (read_results(f"data/published/specmquant_{table}.csv") for table in ("verify_cost", "steps"))
+    for gpu, kept in (("H900", steps), ("H200", steps[steps.gpu != "H200"])):
+        with pytest.raises(SpecquantError, match=f"specmquant_steps.csv do not both have rows of {gpu}: name a card"):
+            specmquant_planner(passes, kept, gpu)
+
+
 def test_costs_that_were_not_recorded_are_refused():
     """Not a plan whose bookkeeping takes NaN milliseconds."""
     tables = (

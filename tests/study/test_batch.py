@@ -102,6 +102,22 @@ def test_inputs_decide(clone, run, change):
     assert len(clone.runs()) == 2
 
 
+@pytest.mark.parametrize("changed", ["target/config.json", "head/config.json", "calibration.txt"])
+def test_models_and_texts_that_a_profile_names_decide_wherever_they_are(clone, run, tmp_path, monkeypatch, changed):
+    monkeypatch.setattr("specquant.measure.family.Family", lambda **options: None)
+    declared = "target: str = ''\neagle_target: str = ''\ncalibration_text: str = ''"
+    clone.notebook("00_first", "pass", parameters=declared)
+    named = {"target": "target", "eagle_target": "head", "calibration_text": "calibration.txt"}
+    clone.profile("tiny", "".join(f"{name}: {tmp_path}/elsewhere/{file}\n" for name, file in named.items()))
+    for file in ("target/config.json", "head/config.json", "calibration.txt"):
+        (tmp_path / "elsewhere" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "elsewhere" / file).write_text("{}")
+    for content, runs in (("{}", 1), ("{}", 1), ("{} ", 2)):
+        (tmp_path / "elsewhere" / changed).write_text(content)
+        assert run() == []
+        assert len(clone.runs()) == runs
+
+
 @pytest.mark.parametrize(
     ("after", "runs"),
     [

@@ -13,7 +13,7 @@ from specquant.measure.replay import Parameters
 from specquant.measure.throughput import kept_lengths
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS
-from specquant.study import claims, read_results
+from specquant.study import claims, numbers, read_results
 from specquant.study.claims import MEASURED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, TIMES_ASSUMED, verdict
 from specquant.tables.verify_cost import pass_growth
 
@@ -182,6 +182,67 @@ def test_an_unknown_quantity_is_refused(evidence):
     wrong = claims.read_claims().head(1).assign(quantity="speed")
     with pytest.raises(SpecquantError, match='no quantity is called "speed"'):
         claims.answer(wrong, evidence)
+
+
+@pytest.mark.parametrize(
+    ("table", "command"),
+    [
+        ("acceptance.csv", "specquant bench acceptance"),
+        ("traces.csv", "specquant bench acceptance"),
+        ("losslessness.csv", "specquant bench throughput"),
+    ],
+)
+def test_a_table_of_smollm2_that_is_missing_is_named_and_nothing_is_written(tmp_path, monkeypatch, table, command):
+    """Not answered by the CPU's table in its place, which has other questions."""
+    missing = f"h200/smollm2/{table}"
+
+    def without(path, *arguments, **options):
+        return read_results(tmp_path / missing if str(path).endswith(missing) else path, *arguments, **options)
+
+    for module in (claims, numbers):
+        monkeypatch.setattr(module, "read_results", without)
+    monkeypatch.setattr(claims, "write_file", lambda *_: pytest.fail("written"))
+    with pytest.raises(SpecquantError, match=rf"no results at .*{missing}: measure them first \({command}"):
+        claims.write_claims()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": "Llama-9"}, 'the model "Llama-9" is none of Llama-3-8B, Llama-3-70B'),
+        ({"scheme": "w3"}, 'the scheme "w3" is none of fp16, w8a8, '),
+    ],
+)
+def test_a_claim_about_what_is_unknown_is_refused(evidence, change, told):
+    with pytest.raises(SpecquantError, match=rf"claims\.csv: {told}"):
+        claims.answer(claims.read_claims().tail(1).assign(**change), evidence)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": ""}, "column model is empty"),
+        ({"value": ""}, "nothing in column value where a number belongs"),
+        ({"value": "many"}, '"many" in column value where a number belongs'),
+        ({"shown_in": "READ ME"}, r'"READ ME" in column shown_in \(give README and numbers of notebooks\)'),
+    ],
+)
+def test_a_damaged_claim_is_refused_with_its_line(tmp_path, change, told):
+    claims.read_claims().astype(object).head(3).assign(**change).to_csv(tmp_path / "claims.csv", index=False)
+    with pytest.raises(
+        SpecquantError, match=rf"claims\.csv, line 2: {told}: correct it, or take it from the repository"
+    ):
+        claims.read_claims(tmp_path / "claims.csv")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"), [("drafting", "model", "llama-3-70b"), ("replayed", "method", "")]
+)
+def test_rows_that_an_answer_lacks_are_told_with_the_tables(evidence, table, column, value):
+    rows = getattr(evidence, table)
+    damaged = replace(evidence, **{table: rows[rows[column] != (value or "hierarchical")]})
+    with pytest.raises(SpecquantError, match=rf"h200/{table}\.csv.* lacks rows that are needed \('.*' is looked up in"):
+        claims.answer(claims.read_claims(), damaged)
 
 
 def test_the_command_rewrites_answers(tmp_path, monkeypatch, capsys):

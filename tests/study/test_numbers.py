@@ -167,3 +167,14 @@ def test_no_number_depends_on_the_order_of_recorded_blocks(known, monkeypatch):
         monkeypatch.setattr(module, "read_results", read)
     now = known_numbers()
     assert now == pytest.approx(known, rel=1e-9, nan_ok=True)
+
+
+def test_a_number_of_no_row_is_refused_and_a_damaged_notebook_named(tmp_path):
+    with pytest.raises(SpecquantError, match=r'the number "a" \(1\.3 is marked so\) follows from no row: measure'):
+        traced("It is 1.3<!--a-->.", {"a": float("nan")})
+    for content in ("{", "[]", '{"cells": [{"cell_type": "markdown"}]}'):
+        (tmp_path / "a.ipynb").write_text(content)
+        with pytest.raises(SpecquantError, match=r"a\.ipynb is no notebook .*: take it from the repository"):
+            with_traced(tmp_path / "a.ipynb", {})
+    with pytest.raises(SpecquantError, match=r"cannot read the page .*gone\.md"):
+        prose(tmp_path / "gone.md")

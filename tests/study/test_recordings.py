@@ -41,6 +41,30 @@ def test_every_recorded_table_is_one_of_a_command(folder):
     assert recorded <= written
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            '"throughput --prompts \'a"',
+            r"\"throughput --prompts 'a\" of 'cpu' is no command \(No closing quotation\): corr",
+        ),
+        ('"  "', "a command of 'cpu' is blank: correct it"),
+        ("5", "has no list 'cpu' of commands: give one"),
+    ],
+)
+def test_what_is_no_command_is_refused_before_any_runs(tmp_path, written, said):
+    (tmp_path / "commands.yaml").write_text(f"cpu:\n  - heads\n  - {written}\n")
+    with pytest.raises(SpecquantError, match=rf"commands\.yaml:? {said}"):
+        recordings.commands("cpu", tmp_path / "commands.yaml")
+
+
+def test_a_cpu_is_called_so_in_capitals_too(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(recordings, "_run", lambda words, card, ends: ran.append(card) or 0)
+    assert recordings.record_card("CPU", tmp_path, None, lambda line: None) == []
+    assert set(ran) == {"cpu"}
+
+
 @pytest.fixture
 def told(monkeypatch, tmp_path):
     """Record by other commands into a folder; gives the table's folder, a function to run them, and what it told."""

@@ -1,7 +1,13 @@
 """One row for each quantity, whichever processes and blocks measured it."""
 
-import pandas as pd
+from importlib import import_module
 
+import pandas as pd
+import pytest
+
+from specquant.cli import COMMANDS
+from specquant.commands.measures import NAMES, measures
+from specquant.errors import SpecquantError
 from specquant.tables.intervals import in_each_process, over_processes, ratios
 from specquant.tables.results import read_results
 from specquant.tables.schemas import TABLES, VERIFY_COST
@@ -50,3 +56,17 @@ def test_a_column_that_older_tables_call_otherwise_has_the_name_of_now():
     recorded = read_results("data/recorded/cpu/throughput.csv")
     assert "draft_size" not in recorded
     assert recorded.mean_draft_size.ge(1).all()
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_a_missing_table_is_named_with_the_command_that_writes_it(table, tmp_path):
+    with pytest.raises(SpecquantError, match=rf"at .*{table.name}\.csv: .*{table.written_by}.*from the repository"):
+        read_results(tmp_path / f"{table.name}.csv")
+    words = table.written_by.split()
+    if words[:2] == ["specquant", "bench"]:
+        name = words[2].replace("-", "_")
+        assert name in [command.__name__ for command in measures()]
+        file = {command: file for file, command in NAMES.items()}.get(name, name)
+        assert table in import_module(f"specquant.measure.{file}").MEASURE.tables
+    elif words:
+        assert words[1] in [command.__name__ for command in COMMANDS]

@@ -78,6 +78,22 @@ def test_an_interrupted_call_goes_on(small_models, shop, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "training/text/text.json").read_text())["identity"] == text["identity"]
 
 
+def test_text_and_checkpoints_of_another_model_of_the_same_name_are_not_gone_on_with(small_models, tmp_path):
+    """Nor are those of the same model elsewhere taken for another's."""
+    target = shutil.copytree(small_models / "target", tmp_path / "a/target")
+    make_head(Workshop(target, tmp_path / "kept", None, "cpu", SIZE), tmp_path / "first", MINUTES)
+    moved = shutil.copytree(target, tmp_path / "b/target")
+    head = make_head(Workshop(moved, tmp_path / "kept", None, "cpu", SIZE), tmp_path / "second", MINUTES)
+    assert head["curve"] == torch.load(tmp_path / "kept/checkpoints/eagle-target.pt")["curve"]
+    weights = target / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(SpecquantError, match="holds text of another model or in another form: choose another --keep"):
+        make_head(Workshop(target, tmp_path / "kept", None, "cpu", SIZE), tmp_path / "third", MINUTES)
+    shutil.rmtree(tmp_path / "kept/text")
+    with pytest.raises(SpecquantError, match=r"checkpoints is of another model than .*target is now: remove it, or"):
+        make_head(Workshop(target, tmp_path / "kept", None, "cpu", SIZE), tmp_path / "third", MINUTES)
+
+
 @pytest.fixture(scope="module")
 def three_layers(small_models, tmp_path_factory):
     """A target that an EAGLE-3 head can be made for."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from specquant.errors import SpecquantError
 from specquant.training import written as module
@@ -47,6 +48,21 @@ def test_an_interrupted_call_goes_on(target, turns, tmp_path):
     assert not torch.equal(tokens[:4], tokens[4:8])
     with pytest.raises(SpecquantError, match="holds text of another model or in another form: choose another"):
         write(2.5, "b")
+    identity = kept["identity"]
+    for damaged, told in (
+        ("{", r"text\.json is not JSON .*: remove .*text"),
+        ("[]", r"text\.json is no JSON object: remove .*text"),
+        (json.dumps({"identity": identity, "rows": "many"}), r"text\.json: rows is 'many'; it must be a whole number"),
+        (json.dumps({"identity": identity, "seconds": 5}), r"text\.json: seconds is 5; it must be a list"),
+    ):
+        (tmp_path / "text/text.json").write_text(damaged)
+        with pytest.raises(SpecquantError, match=told):
+            write(2.5)
+    part = tmp_path / "text/part-00000.safetensors"
+    for content, told in ((first[:50], "is damaged"), (save({"tokens": torch.zeros(2, 4)}), "holds no answers")):
+        part.write_bytes(content)
+        with pytest.raises(SpecquantError, match=rf"part-00000\.safetensors {told}.*: remove .*, and write the text"):
+            Written(tmp_path / "text", CPU)
 
 
 def test_a_folder_without_text_is_one_sentence(tmp_path):

@@ -153,7 +153,7 @@ def calibrate(
     tokenizer = load_tokenizer(models.model)
     _offer_tuning(loaded.target, models.model)
     path = write_calibration(loaded, tokenizer, out, prompts_per_task)
-    print(plans_of(loaded, read_results(path)).head(rows).round(2).to_string(index=False))
+    print(plans_of(loaded, read_results(path, table="calibration")).head(rows).round(2).to_string(index=False))
     print(path)
 
 

@@ -81,7 +81,7 @@ class Parameters(Common):
             )
 
     def texts(self) -> list[list[ConfidenceTrace]]:
-        return read_confidences(read_results(self.confidences, table="confidences"))
+        return read_confidences(read_results(self.confidences, table="confidences"), where=self.confidences)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}

@@ -14,7 +14,7 @@ from specquant.benchmarks.benchmark import Question
 from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
 from specquant.files import hold
-from specquant.models.digest import DIGEST
+from specquant.models.digest import DIGEST, by_name_alone
 from specquant.quant import SCHEMES
 from specquant.tables.parts import measured_otherwise
 
@@ -42,6 +42,7 @@ class Lines:
         self.rows: dict[tuple[str, str, str], dict] = {}
         self._questions = {question.id: question for question in questions}
         self._read, self._number, self._locks = 0, 0, 0
+        self._older = False  # whether a line was there that tells models apart by their names alone
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -131,8 +132,11 @@ class Lines:
             raise SpecquantError(f"{place}: no answer of this benchmark, by its {wrong}: remove the line")
         self.parameters = {name: row["parameters"].get(name) for name in OF_A_NODE} | self.parameters
         digests = {name: value for name, value in self.parameters.items() if name.startswith(DIGEST)}
-        if told := measured_otherwise(self.parameters, digests | row["parameters"]):  # older lines name none
+        if told := measured_otherwise(self.parameters, digests | row["parameters"]):
             raise SpecquantError(f"{place}: {told}: choose another folder, or remove the file")
+        if (older := [name for name in digests if name not in row["parameters"]]) and not self._older:
+            print(f"specquant: {place}: {by_name_alone(older)}", file=sys.stderr)
+        self._older |= bool(older)
         unit = (row["scheme"], row["method"], row["id"])
         if unit in self.rows:
             print(f"specquant: {place}: {', '.join(unit)} is there twice, and counts once", file=sys.stderr)

@@ -87,7 +87,8 @@ def trained(parameters: Parameters, shop: Workshop, scheme: str) -> Path:
     schedule = replace(HEAD.schedule, steps=parameters.steps, learning_rate=parameters.learning_rate)
     schedule = replace(schedule, evaluate_every=max(1, parameters.steps // 4))
     recipe = replace(HEAD, rows=parameters.rows, schedule=schedule)
-    of_all = text.folder.name, len(text.tokens), recipe, [sha256_of(file) for file in sorted(parameters.head.iterdir())]
+    before = [sha256_of(file) for file in sorted(parameters.head.iterdir())]
+    of_all = shop.identity, text.folder.name, len(text.tokens), recipe, before
     name = f"learnt-on-{scheme}-{hashlib.sha256(repr(of_all).encode()).hexdigest()[:12]}"
     if not (out := shop.folder / name).is_dir():
         start = {tensor: was.read(tensor).float() for tensor in was.shapes}

@@ -25,6 +25,7 @@ from specquant.measure import executors
 from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
 from specquant.measure.states import States
+from specquant.models.digest import by_name_alone
 from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
@@ -88,10 +89,20 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     parts = _parts(measure, parameters, paths, same, parameters.unnamed())
     units = parameters.units()
     lacking = [each.missing(units) for each in parts]
+    for each in parts:
+        _tell_by_name_alone(parameters, each)
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
     raise_failures(_measure_all(measure, parameters, missing, parts, executor), "processes")
     joined = [each.join() for each in parts]
     return joined[0]
+
+
+def _tell_by_name_alone(parameters: Common, parts: Parts) -> None:
+    """Say what a table is gone on with that was begun before tables told models and files of one name apart."""
+    if told := parts.told():
+        parts.by_name_alone = parameters.by_name_alone(*told)
+    if parts.by_name_alone:
+        tell(f"{parts.path}: {by_name_alone(parts.by_name_alone)}")
 
 
 def _measure_all(

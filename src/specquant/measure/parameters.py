@@ -1,5 +1,6 @@
 """What the parameters of every question have in common, and are checked for before anything is measured."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -9,8 +10,9 @@ from specquant.errors import SpecquantError
 from specquant.files import resolve, sha256_of
 from specquant.kernels.launch import triton
 from specquant.measure.checks import require_at_least, require_short
+from specquant.models.companions import COMPANIONS
 from specquant.models.device import choose_device, gpu_is_available, named_dtype
-from specquant.models.digest import digests_of
+from specquant.models.digest import DIGEST, digests_of
 from specquant.models.options import DType
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
@@ -60,18 +62,31 @@ class Common:
     def same(self) -> dict[str, Any]:
         """What all rows of one table must share: also the content of files, for two may have one name."""
         shared = {name: getattr(self, name) for name in self.shared}
-        return shared | {"device": device_name(self.device)} | self._contents()
+        return shared | {"device": device_name(self.device)} | self.contents()
 
     def unnamed(self) -> dict[str, Any]:
         """What parameters were in tables that do not name them, since they could not be chosen then."""
-        return self._contents()
+        return self.contents()
 
     def model_paths(self) -> dict[str, str | Path]:
         """The models that are measured, by what the table calls them."""
         named = (getattr(self, name, None) for name in ("model", "intermediate"))
         return {Path(model).name: model for model in named if model}
 
-    def _contents(self) -> dict[str, str]:
+    def by_name_alone(self, told: Mapping[str, Any], models: Collection[str]) -> list[str]:
+        """What rows that are there may be of another one of, for their table is from before it told such apart.
+
+        Args:
+            told: The parameters that the table names.
+            models: What its rows are of.
+        """
+        names = [name for name in self.contents() if name not in told]
+        if any(name.startswith(DIGEST) for name in told):  # then it only has no rows yet of those that it lacks
+            return [name for name in names if not name.startswith(DIGEST)]
+        known = {f"{DIGEST}{model}" for model in (*models, "target", *COMPANIONS)}
+        return [name for name in names if not name.startswith(DIGEST) or name in known]
+
+    def contents(self) -> dict[str, Any]:
         """The SHA-256 of each parameter that is a file, as NAME_sha256, and the digests of models (`models.digest`)."""
         paths = {name: getattr(self, name) for name, kind in get_type_hints(type(self)).items() if _is_path(kind)}
         files = {name: path for name, path in paths.items() if path and resolve(path).is_file()}

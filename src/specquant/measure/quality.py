@@ -90,17 +90,14 @@ class Parameters(Common):
         told = super().same()
         if self.benchmarks:
             told |= {"benchmarks": list(self.benchmarks), "limit": self.limit, "max_new_tokens": self.max_new_tokens}
-            told |= self._benchmark_files()
         return told | ({"text": self.text.name} if self.text else {})
 
-    def unnamed(self) -> dict[str, Any]:
-        return super().unnamed() | self._benchmark_files()
+    def contents(self) -> dict[str, Any]:
+        files = {"benchmark_files": files_of(self.benchmarks, self.data_dir)} if self.benchmarks else {}
+        return super().contents() | files
 
     def model_paths(self) -> dict[str, str | Path]:
         return {self.name: self.model}
-
-    def _benchmark_files(self) -> dict[str, Any]:
-        return {"benchmark_files": files_of(self.benchmarks, self.data_dir)}
 
     def units(self) -> list[dict[str, Any]]:
         return [{"model": self.name, "scheme": scheme, "weights": "trained"} for scheme in self.schemes]

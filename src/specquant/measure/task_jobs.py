@@ -23,7 +23,7 @@ from specquant.measure.parameters import from_json
 from specquant.measure.tasks import Parameters, record_benchmark, write_table
 from specquant.models.config import load_config
 from specquant.models.device import choose_device
-from specquant.models.hub import locate, resolve_model
+from specquant.models.hub import locate
 from specquant.models.loading import stored_scheme
 from specquant.progress import tqdm
 from specquant.quant import get_scheme
@@ -85,7 +85,7 @@ def _scheme(parameters: Parameters) -> str:
     models = parameters.models
     if models.scheme:
         return get_scheme(models.scheme).name
-    path = locate(resolve_model(models.model))  # from the hub once, before many jobs ask for it
+    path = locate(models.model)  # from the hub once, before many jobs ask for it
     return stored_scheme(load_config(path), path)
 
 

@@ -25,7 +25,7 @@ from specquant.measure.asking import Asker, longest_prompt
 from specquant.measure.executors import Slurm
 from specquant.measure.throughput import CLOCK, measurements
 from specquant.models.device import choose_device, dtype_parameters
-from specquant.models.digest import digests_of
+from specquant.models.digest import given_digests
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DraftSettings, ModelOptions
 from specquant.planning.confidences import give_confidence_map
@@ -96,7 +96,7 @@ class Parameters:
             "questions_sha256": sha256,
             "as_published": sha256 == benchmark.sha256,
             "models": without_local_paths({"target": Path(models.model)} | models.companions),
-            **digests_of({"target": models.model} | {which: path for which, path in models.companions.items() if path}),
+            **given_digests({"target": models.model} | models.companions),
             "max_new_tokens": self.new_tokens,
             "context_length": models.context_length,
             **dtype_parameters(device, models.dtype),

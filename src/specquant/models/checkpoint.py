@@ -47,18 +47,14 @@ def lender_of(path: str | Path) -> Path | None:
 
     Raises SpecquantError where that is not there.
     """
-    config = Path(path) / "config.json"
-    named = read_json(config).get(ENDS_OF) if config.is_file() else None
+    named = named_lender(path)
     if named is None:
         return None
     from specquant.models.hub import locate
 
-    advice = f"{config}: {ENDS_OF} names the model that has its embedding and LM head, {shown(named)}"
-    if not isinstance(named, str) or not named:
-        raise SpecquantError(f"{advice}, which is no name: give a directory, a hub id or a packaged model's name")
-    beside = Path(path) / named
+    advice = _advice_on_ends(path, str(named))
     try:
-        lender = locate(beside if beside.exists() else named)
+        lender = locate(named)
     except SpecquantError as error:
         raise SpecquantError(f"{advice}, which cannot be had: {error}") from None
     if not (lender / "config.json").is_file():
@@ -66,6 +62,24 @@ def lender_of(path: str | Path) -> Path | None:
     if lender_of(lender) is not None:
         raise SpecquantError(f"{advice}, which borrows them itself: name the model that has them")
     return lender
+
+
+def named_lender(path: str | Path) -> str | Path | None:
+    """The same as it is named: a directory, a hub id or a packaged name. Raises SpecquantError where it is no name."""
+    config = Path(path) / "config.json"
+    named = read_json(config).get(ENDS_OF) if config.is_file() else None
+    if named is None:
+        return None
+    if not isinstance(named, str) or not named:
+        advice = _advice_on_ends(path, named)
+        raise SpecquantError(f"{advice}, which is no name: give a directory, a hub id or a packaged model's name")
+    beside = Path(path) / named
+    return beside if beside.exists() else named
+
+
+def _advice_on_ends(path: str | Path, named: object) -> str:
+    config = Path(path) / "config.json"
+    return f"{config}: {ENDS_OF} names the model that has its embedding and LM head, {shown(named)}"
 
 
 def _open_own(path: Path) -> "Checkpoint":

@@ -1,12 +1,13 @@
 """What tells a model from another one of the same name, cheaply: of large files only samples are read."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from specquant.errors import SpecquantError
-from specquant.models.hub import COMMIT, HEAD_FILES, SMALL_FILES, is_hub_id, locate, resolve_model
+from specquant.models.checkpoint import named_lender
+from specquant.models.hub import COMMIT, HEAD_FILES, SMALL_FILES, as_given, is_hub_id, locate, resolve_model
 from specquant.models.packaged import PACKAGED, is_packaged
 
 SAMPLES, SAMPLE_BYTES = 64, 64 * 1024  # of a file; one of no more bytes is read whole
@@ -23,12 +24,26 @@ def digests_of(models: Mapping[str, str | Path]) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if digest}
 
 
+def given_digests(models: Mapping[str, str | Path | None]) -> dict[str, str]:
+    """`digests_of` models as a command line names them, relative ones below the working folder; None is none."""
+    return digests_of({name: as_given(model) for name, model in models.items() if model})
+
+
+def by_name_alone(names: Sequence[str]) -> str:
+    """What is said where rows are gone on with that name none of these digests."""
+    return (
+        f"no {' and no '.join(names)} is named, so what is there is taken to be of what has that name today: choose "
+        "another folder if it may be of another"
+    )
+
+
 def model_digest(model: str | Path) -> str | None:
     """A SHA-256 of the names, sizes and content of a model's configurations, tokenizer and weights.
 
     A file above 4 MiB counts by 64 samples of 64 KiB, evenly spread from its first byte to its last. So a model that
-    was trained on is told apart, and one in which few weights were changed perhaps not. A model of the hub has its
-    commit instead, and a packaged one the SHA-256 of its file.
+    was trained on is told apart, and one in which few weights were changed perhaps not. Where it borrows embedding and
+    LM head, the digest of that model counts. A model of the hub has its commit instead, and a packaged one the SHA-256
+    of its file.
 
     Args:
         model: A directory, a GGUF file, a hub id, or a name; a relative path is below the project root.
@@ -54,6 +69,8 @@ def model_digest(model: str | Path) -> str | None:
             _add_file(digest, file)
         except OSError as error:
             raise SpecquantError(f"cannot read {file} ({error.strerror}): give a model that you can read") from None
+    if (lender := named_lender(path)) is not None and named_lender(lender) is None:
+        digest.update(f"{model_digest(lender)}".encode())
     return digest.hexdigest()
 
 

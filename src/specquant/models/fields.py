@@ -23,16 +23,16 @@ class Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, remedy: str = "copy it again") -> dict[str, Any]:
     """The object in a JSON file. Raises SpecquantError where it is none."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
-        raise SpecquantError(f"{file} is nested too deeply for JSON of a model: copy it again") from None
+        raise SpecquantError(f"{file} is nested too deeply for JSON of a model: {remedy}") from None
     except (OSError, ValueError) as error:
-        raise SpecquantError(f"{file} is not JSON ({error}): copy it again") from None
+        raise SpecquantError(f"{file} is not JSON ({error}): {remedy}") from None
     if not isinstance(fields, dict):
-        raise SpecquantError(f"{file} is no JSON object: copy it again")
+        raise SpecquantError(f"{file} is no JSON object: {remedy}")
     return fields
 
 

@@ -83,6 +83,12 @@ def resolve_model(model: str | Path) -> str | Path:
     return model if named and not os.path.lexists(directory) else directory
 
 
+def as_given(model: str | Path) -> str | Path:
+    """A directory or a GGUF file, a relative one below the working folder, as a command line names it; or a hub id or a
+    packaged name as it is."""
+    return model if is_hub_id(model) or is_packaged(model) else Path(model).absolute()
+
+
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> str:
     import httpx
     import huggingface_hub

@@ -9,13 +9,13 @@ from transformers import PreTrainedConfig
 
 from specquant.errors import SpecquantError
 from specquant.files import locked, resolve
-from specquant.models.checkpoint import GGUF_INDEX
+from specquant.models.checkpoint import WEIGHT_FILES, lender_of
 from specquant.models.companions import place_of
 from specquant.models.config import load_config
 from specquant.models.hub import locate, resolve_model
 from specquant.models.llama import check_widths
 from specquant.models.loading import stored_scheme
-from specquant.models.quantize import CALIBRATION_TEXT, FORMAT_VERSION, quantize_model
+from specquant.models.quantize import CALIBRATION_TEXT, COPIED_FILES, FORMAT_VERSION, quantize_model
 from specquant.quant import get_scheme, scheme_names
 
 
@@ -104,9 +104,12 @@ def require_storable(name: str, config: PreTrainedConfig, rotated: bool = True) 
 
 
 def _digest(model_dir: Path, text: Path) -> str:
-    """Of the model, the text and `FORMAT_VERSION`."""
+    """Of the model, of the one that it borrows embedding and LM head from, of the text and `FORMAT_VERSION`."""
     digest = hashlib.sha256(f"{FORMAT_VERSION}\0".encode())
-    for path in [*sorted(model_dir.glob("*.safetensors")), model_dir / GGUF_INDEX, model_dir / "config.json", text]:
+    models = [model for model in (model_dir, lender_of(model_dir)) if model]
+    patterns = (*WEIGHT_FILES, "config.json", *COPIED_FILES)
+    files = [file for model in models for pattern in patterns for file in sorted(model.glob(pattern))]
+    for path in (*files, text):
         if path.is_file():
             stamp = path.stat()
             digest.update(f"{path.name}\0".encode() + _digest_of_file(path, stamp.st_size, stamp.st_mtime_ns))

@@ -1,8 +1,9 @@
 """What the planner needs of the models and the machine at hand, from a short decoding by every method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from specquant.decoding.paying import Pays
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.models.device import dtype_name
+from specquant.models.digest import DIGEST, given_digests
 from specquant.models.eagle import describe_head
 from specquant.planning.acceptance import AcceptanceStatistics, Tree
 from specquant.planning.confidences import in_order_of_confidence, traces_of
@@ -26,6 +28,7 @@ from specquant.planning.planner import Planner
 from specquant.progress import tqdm
 from specquant.tables.provenance import device_name
 from specquant.tables.results import read_provenance, read_results, write_results
+from specquant.tables.sources import kernels_sha256, measured_with_others, needs_kernels
 
 # What decodes. Of trees, only these can be planned; other minimum draft lengths follow from these.
 PROBES = tuple(plan for method in METHODS.values() for plan in method.probes)
@@ -33,6 +36,7 @@ TRACED = 60  # nodes of the trees whose confidence is kept: the largest probe's,
 NUMBERS = (*PLAN_FIELDS[1:], "drafts", "accepted", "rows", "draft_ms", "verify_ms", "other_ms")
 COLUMNS = ("model", "scheme", "head_scheme", "head_vocabulary", "weights", "method", "level", *NUMBERS)
 LEVELS = ("target", "intermediate")
+CLOCK = "time.perf_counter, of each step"
 LONGEST_DRAFT = 20  # tokens: behind less room, drafts would be cut
 FEWEST = 3  # steps of which a median is taken
 LARGEST = 10**7  # tokens, or milliseconds, of a step of decoding
@@ -185,11 +189,30 @@ def write_calibration(
     models: Models, tokenizer: PreTrainedTokenizerBase, path: str | Path, prompts_per_task: int = 1
 ) -> Path:
     """Decode shipped prompts greedily by every method whose models were given (`calibrate`), and keep the steps at
-    `path`, a CSV file, for `choose_plan`."""
+    `path`, a CSV file, for `choose_plan`. Raises SpecquantError, before anything is decoded, where no such file can be
+    there, and as `calibrate`."""
+    _check_path(path)
     prompts = [prompt["prompt"] for prompt in read_prompts(PROMPTS, prompts_per_task)]
-    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task, "dtype": dtype_name(models.dtype)}
+    parameters = {"prompts": PROMPTS, "prompts_per_task": prompts_per_task, **made_with(models)}
     steps = calibrate(models, tokenizer, prompts, new_tokens=64 * len(prompts))
-    return write_results(steps, path, parameters, device=str(models.device))
+    return write_results(steps, path, parameters, device=str(models.device), clock=CLOCK, table="calibration")
+
+
+def _check_path(path: str | Path) -> None:
+    """Raises SpecquantError where a path is not that of a calibration: a table, which has its JSON beside it."""
+    if resolve(path).is_dir():
+        raise SpecquantError(f"{path} is a directory: name a file in it, such as {Path(path) / 'calibration.csv'}")
+    if Path(path).suffix == ".json":
+        raise SpecquantError(
+            f"{path} is called as what lies beside a calibration: name {Path(path).with_suffix('.csv')}"
+        )
+
+
+def made_with(models: Models) -> dict[str, Any]:
+    """What decides about steps beside `model_columns`, as parameters of their table: how models compute, and which they
+    are, for two may have one name."""
+    how = {"dtype": dtype_name(models.dtype), "row_invariant": models.row_invariant, "own_scheme": models.own_scheme}
+    return given_digests(models.paths) | how
 
 
 def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
@@ -197,23 +220,44 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
 
     Raises SpecquantError where there is none, a damaged one, or one of others.
     """
+    _check_path(path)
     if not resolve(path).is_file():
         raise SpecquantError(f"there is no calibration at {path}: make one with specquant calibrate --out {path}")
     steps = read_results(path, COLUMNS, table="calibration")
     _check_steps(steps, path)
     for what, ours in model_columns(models).items():
-        if (theirs := str(steps[what].iloc[0])) != str(ours):
-            raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
-    provenance = read_provenance(path)
-    theirs, ours = provenance["device"], device_name(str(models.device))
-    if theirs != ours:
-        raise SpecquantError(f"{path} was measured on {theirs}, not on {ours}: calibrate again")
-    theirs, ours = provenance["parameters"].get("dtype"), dtype_name(models.dtype)
-    if theirs != ours:
+        for theirs in steps[what].astype(str).unique():
+            if theirs != str(ours):
+                raise SpecquantError(f"{path} was measured with {what} {theirs}, not {ours}: calibrate again")
+    provenance, device = read_provenance(path, "calibrate again"), str(models.device)
+    if provenance["device"] != device_name(device):
         raise SpecquantError(
-            f"{path} was measured in {theirs or 'a dtype that it does not name'}, not in {ours}: calibrate again"
+            f"{path} was measured on {provenance['device']}, not on {device_name(device)}: calibrate again"
         )
+    kernels = kernels_sha256() if needs_kernels(device, CLOCK) else None
+    if told := measured_with_others(provenance, kernels):
+        raise SpecquantError(f"{path} was {told}: calibrate again")
+    _check_made_with(provenance["parameters"], models, path)
     return steps
+
+
+def _check_made_with(theirs: Mapping[str, Any], models: Models, path: str | Path) -> None:
+    """Raises SpecquantError where steps were made with others than `made_with` says. theirs: their parameters."""
+    for name, ours in made_with(models).items():
+        if name in theirs and theirs[name] == ours:
+            continue
+        which = name.removeprefix(DIGEST)
+        if name == "dtype":
+            told = f"in {theirs.get(name) or 'a dtype that it does not name'}, not in {ours}"
+        elif which == name:
+            told = f"with {name} {theirs.get(name)}, not {ours}"
+        elif name in theirs:
+            told = f"with another {which} than {models.paths[which]}, perhaps of the same name"
+        elif f"{DIGEST}target" in theirs:
+            told = f"without the {which} {models.paths[which]}"
+        else:
+            told = f"before calibrations said which {which} they are of: it may be another than {models.paths[which]}"
+        raise SpecquantError(f"{path} was measured {told}: calibrate again")
 
 
 def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
@@ -230,6 +274,8 @@ def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
             raise SpecquantError(f"{path} holds {what} in line {int(where.idxmax()) + 2}: calibrate again")
     if (steps.method == "autoregressive").sum() < FEWEST:
         raise SpecquantError(f"{path} holds fewer than {FEWEST} steps of decoding one by one: calibrate again")
+    if "confidence" in steps:
+        traces_of(steps[steps.confidence.notna()], path, "calibrate again")
 
 
 def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:
@@ -262,8 +308,13 @@ def choose_plan(
     else:
         prompts: list[str | Sequence[int]] = [prompt, *(shipped["prompt"] for shipped in read_prompts(PROMPTS, 1))]
         steps = calibrate(models, tokenizer, prompts, temperature=temperature, top_p=top_p)
-    planner, statistics = calibrated(steps)
-    table = _table(models, planner, statistics)
+    try:
+        planner, statistics = calibrated(steps)
+        table = _table(models, planner, statistics)
+    except SpecquantError as error:
+        if calibration is None:
+            raise
+        raise SpecquantError(f"{calibration} gives no plan ({error}): calibrate again") from None
     best = table.drop_duplicates("method")
     plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
     speeds = {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}

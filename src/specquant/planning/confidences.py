@@ -45,18 +45,19 @@ def in_order_of_confidence(step: Step) -> dict[str, str]:
     }
 
 
-def read_confidences(table: pd.DataFrame, which: str = "target") -> list[list[ConfidenceTrace]]:
-    """The traces of one model's texts. Raises SpecquantError where a row holds no tree."""
+def read_confidences(table: pd.DataFrame, which: str = "target", where: str | Path = "") -> list[list[ConfidenceTrace]]:
+    """The traces of one model's texts. where: the table's file. Raises SpecquantError where a row holds no tree."""
     rows = table[table.model.str.endswith(which)]
-    return [traces_of(text) for _, text in rows.groupby("id", sort=False)]
+    return [traces_of(text, where) for _, text in rows.groupby("id", sort=False)]
 
 
-def traces_of(rows: pd.DataFrame) -> list[ConfidenceTrace]:
-    """Those of rows with `in_order_of_confidence`. Raises SpecquantError where one holds no tree."""
-    return [_trace(row) for row in rows.reset_index().itertuples()]
+def traces_of(rows: pd.DataFrame, where: str | Path = "", remedy: str = "record it again") -> list[ConfidenceTrace]:
+    """Those of rows with `in_order_of_confidence`. Raises SpecquantError that names the file `where` one holds no tree,
+    and says `remedy`."""
+    return [_trace(row, f"{where}: " if where else "", remedy) for row in rows.reset_index().itertuples()]
 
 
-def _trace(row) -> ConfidenceTrace:
+def _trace(row, place: str, remedy: str) -> ConfidenceTrace:
     try:
         confidence = np.array([float(word) for word in str(row.confidence).split()])
         parents, accepted = (
@@ -69,7 +70,8 @@ def _trace(row) -> ConfidenceTrace:
         max(accepted) >= len(parents) or not ((confidence >= 0) & (confidence <= 1)).all()
     ):
         raise SpecquantError(
-            f"line {row.index + 2} of recorded trees holds none in the order of confidence: record it again"
+            f"{place}line {row.index + 2} of recorded trees holds none in the order of confidence: {remedy} (columns "
+            "confidence, parents and accepted_nodes)"
         )
     return ConfidenceTrace(confidence, parents, accepted)
 
@@ -226,4 +228,6 @@ def recorded_confidence_map(path: str | Path = RECORDED) -> ConfidenceMap:
         there = resolve(path).is_file()
     except SpecquantError:  # no clone
         there = False
-    return fit_confidence_map(read_confidences(read_results(path, table="confidences"))) if there else ConfidenceMap()
+    if not there:
+        return ConfidenceMap()
+    return fit_confidence_map(read_confidences(read_results(path, table="confidences"), where=path))

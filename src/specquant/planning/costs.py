@@ -35,7 +35,7 @@ class LevelCosts:
     def draft(self, iterations: int) -> float:
         """Of an EAGLE-2 draft of so many levels. Raises SpecquantError where none of such a head was measured."""
         if not len(self.draft_ms):
-            raise SpecquantError("no draft of such a head was measured")
+            raise SpecquantError("no draft of such a head was measured: measure some (specquant bench drafting)")
         if len(self.draft_ms) == 1:
             return float(self.draft_ms.iloc[0]) * iterations / self.draft_ms.index[0]
         return float(np.polyval(self._line, iterations))
@@ -81,7 +81,13 @@ def measured_costs(
     passes = verify_cost[(verify_cost.model == model) & (verify_cost.scheme == scheme)]
     passes = passes[passes.context_length == context_length].set_index("draft_size").time_ms.sort_index()
     if 1 not in passes.index:
-        raise SpecquantError(f"no pass of {model} in {scheme} behind {context_length} tokens was measured")
+        there = verify_cost[(verify_cost.context_length == context_length) & (verify_cost.draft_size == 1)]
+        its = ", ".join(there[there.model == model].scheme.unique())
+        told = f"only in {its}" if its else f"only of {', '.join(there.model.unique()) or 'no model'}"
+        raise SpecquantError(
+            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, {told}: choose of these, or "
+            "measure it (specquant bench verify-cost)"
+        )
     drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]
     known = head_vocabulary or drafts.head_vocabulary.max()
     return LevelCosts(passes, drafts[drafts.head_vocabulary == known].groupby("iterations").time_ms.mean(), other_ms)

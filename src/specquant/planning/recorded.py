@@ -70,8 +70,13 @@ def specmquant_planner(passes: pd.DataFrame, steps: pd.DataFrame, gpu: str = "H2
 
     passes, steps: data/published/specmquant_verify_cost.csv and specmquant_steps.csv. Drafts count in every scheme of
     the target, for they do not depend on it: on the H200 those of 70B were timed beside W8A8. What steps take beyond
-    draft and pass is bookkeeping.
+    draft and pass is bookkeeping. Raises SpecquantError where a table has no rows of the card.
     """
+    if not {gpu} <= {*passes.gpu} & {*steps.gpu}:
+        raise SpecquantError(
+            f"data/published/specmquant_verify_cost.csv and specmquant_steps.csv do not both have rows of {gpu}: name "
+            "a card that they have, or take them from the repository"
+        )
     passes, steps = passes[passes.gpu == gpu], steps[steps.gpu == gpu]
     drafts = steps[steps.what == "draft"].assign(
         head_scheme="fp16", head_vocabulary=synthetic_config("llama-3-8b").vocab_size

@@ -22,6 +22,7 @@ def tree_shapes(trees: pd.DataFrame, draft_size: int, iterations: int) -> list[l
         raise SpecquantError(
             f"no trees of {draft_size} nodes and {iterations} iterations were recorded, only of "
             + ", ".join(f"{size} and {depth}" for size, depth in sizes)
+            + ": record them (specquant bench trees)"
         )
     return [_parents(text, draft_size) for text in rows.parents]
 

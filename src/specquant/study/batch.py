@@ -34,7 +34,7 @@ from specquant.measure import executors
 from specquant.measure.executors import Slurm, Task
 from specquant.measure.states import STATES, read_states
 from specquant.models.companions import COMPANIONS
-from specquant.study.digests import digest_of_files, digest_of_output, digest_of_texts, source_of
+from specquant.study.digests import digest_of_files, digest_of_output, digest_of_texts, digests_of_named, source_of
 from specquant.study.findings import FINDINGS, read_findings
 from specquant.study.page import page
 from specquant.study.report import Live, write_report
@@ -57,9 +57,9 @@ def run_study(
     that failed.
 
     `only` names notebooks, with or without their number; all of them where it is empty, but for files that are neither
-    the study's nor notebooks. A notebook whose code, source, parameters and data are those of its last good run, and
-    whose output is as it was written, is skipped unless `force`. A profile that names a target names the models that
-    draft for it, too: those that it does not name are left out. Output goes to `results`/`profile`. Raises
+    the study's nor notebooks. A notebook whose code, source, parameters, data and models are those of its last good
+    run, and whose output is as it was written, is skipped unless `force`. A profile that names a target names the
+    models that draft for it, too: those that it does not name are left out. Output goes to `results`/`profile`. Raises
     SpecquantError, before anything runs, for an unknown profile, notebook or parameter, a value of a wrong type, models
     that are missing or do not fit together, and a folder that cannot be written; and for one that can no longer be
     written. KeyboardInterrupt passes through; what had finished then stays, and the next run skips it.
@@ -93,7 +93,8 @@ def run_study(
         for name in bar:
             bar.set_description(name)
             parameters = {key: value for key, value in values.items() if key in declared[name]}
-            inputs = digest_of_texts(shared_digest, source_of(notebooks[name]), json.dumps(parameters, default=str))
+            told = json.dumps([parameters, digests_of_named(parameters)], default=str)
+            inputs = digest_of_texts(shared_digest, source_of(notebooks[name]), told)
             if not force and _is_current(folder, name, inputs):
                 tqdm.write(f"{name}: unchanged, skipped", file=sys.stderr)
                 continue

@@ -12,22 +12,24 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.files import resolve, with_part, write_file
+from specquant.files import read_text, resolve, with_part, write_file
 from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
-from specquant.study.drafters import recorded_table
+from specquant.quant import SCHEMES as QUANTIZED
+from specquant.study.drafters import RECORDED as OF_SMOLLM2
 from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
-from specquant.tables.results import read_provenance, read_results
+from specquant.tables.results import read_provenance, read_results, rows_there
 from specquant.tables.style import SCHEMES, mark
 from specquant.tables.verify_cost import KEYS
 
@@ -44,7 +46,7 @@ ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs
 MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
 ELSEWHERE = "measured on other models"
 TINY, TINY_NAME = "data/recorded/cpu/throughput.csv", "tiny models"
-SMOLLM2_NAME = "SmolLM2-135M"
+SMOLLM2, SMOLLM2_NAME = OF_SMOLLM2[0], "SmolLM2-135M"  # that of a CPU has too few schemes
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
@@ -85,7 +87,7 @@ class Evidence:
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),
-            *(read_results(data_dir.parent / path) for path in (TINY, recorded_table("acceptance", data_dir.parent))),
+            *(read_results(data_dir.parent / path) for path in (TINY, f"{SMOLLM2}/acceptance.csv")),
         )
 
     @cached_property
@@ -161,12 +163,17 @@ def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
             raise SpecquantError(f'{CLAIMS}: no quantity is called "{claim.quantity}": give {", ".join(QUANTITIES)}')
         if claim.relation not in BOUNDS:
             raise SpecquantError(f'{CLAIMS}: the relation "{claim.relation}" is none of {", ".join(BOUNDS)}')
+        if claim.scheme not in QUANTIZED:
+            raise SpecquantError(f'{CLAIMS}: the scheme "{claim.scheme}" is none of {", ".join(QUANTIZED)}')
         if claim.card in UNLIKE:
             rows.append(
                 facts | {"our_card": "none", "basis": NONE, "verdict": NOT_TESTED, "note": "no card of its kind"}
             )
             continue
-        found = QUANTITIES[claim.quantity](evidence, MODELS[claim.model], claim.scheme)
+        if claim.model not in MODELS:
+            raise SpecquantError(f'{CLAIMS}: the model "{claim.model}" is none of {", ".join(MODELS)}')
+        with rows_there(*(f"{RECORDED}/{name}.csv" for name in TABLES)):
+            found = QUANTITIES[claim.quantity](evidence, MODELS[claim.model], claim.scheme)
         values = found.values.dropna()  # a ratio needs a process that measured both
         median, low, high = values.median(), values.min(), values.max()
         basis = TIMES_ASSUMED if found.assumption else ELSEWHERE if found.model else MEASURED
@@ -214,7 +221,7 @@ def growth_beside_w8a8(evidence: Evidence, model: str, scheme: str) -> Answer:
 
 def accepted_length(evidence: Evidence, model: str, scheme: str) -> Answer:
     """EAGLE-2's accepted length on a target in a scheme over that in FP16: of other models, and greedy."""
-    tiny = kept_length(evidence.accepted, scheme)
+    tiny = kept_length(evidence.accepted, scheme, "specquant bench throughput")
     note = f"{evidence.accepted.prompts.iloc[0]} prompts a task, greedy"
     real = evidence.smollm2[evidence.smollm2.temperature == 0]
     if scheme not in set(real.scheme):
@@ -225,13 +232,13 @@ def accepted_length(evidence: Evidence, model: str, scheme: str) -> Answer:
     return Answer(ratios, note=note, sampled="tasks", model=SMOLLM2_NAME)
 
 
-def kept_length(table: pd.DataFrame, scheme: str) -> pd.Series:
+def kept_length(table: pd.DataFrame, scheme: str, command: str = "specquant bench acceptance") -> pd.Series:
     """The accepted length in a scheme over that in FP16, for each task. Raises SpecquantError where one lacks."""
     lengths = table[table.method == "eagle2"].set_index(["scheme", "task"]).accepted_length
     if lacks := {scheme, "fp16"} - set(lengths.index.unique("scheme")):
         raise SpecquantError(
             f"accepted lengths of EAGLE-2 in {min(lacks)} are not recorded, greedily and of its largest trees: measure "
-            "them (specquant bench acceptance), or take the tables from the repository"
+            f"them ({command}), or take the tables from the repository"
         )
     return lengths[scheme] / lengths["fp16"]
 
@@ -322,15 +329,16 @@ def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: s
     Raises:
         SpecquantError: A table is missing, a page has lost its markers, or a mark names no number.
     """
-    from specquant.study.numbers import write_numbers  # which reads what is written here
+    from specquant.study.numbers import changed_pages, known_numbers  # which import this module
 
-    answered = answer(read_claims(path), Evidence.read())
-    written = [write_file(resolve(path), answered.to_csv(index=False, float_format="%.6g", lineterminator="\n"))]
-    table = shown(read_claims(path), "README")
+    told = answer(read_claims(path), Evidence.read()).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    answered = pd.read_csv(StringIO(told))  # as whoever reads the file has it
+    table, pages = shown(answered, "README"), changed_pages(known_numbers(answered))
+    texts = {resolve(path): told}
     for where, short in ((readme, True), (page, False)):
-        text = resolve(where).read_text(encoding="utf-8")
-        written.append(write_file(resolve(where), with_list(text, table, where, short)))
-    return [*written, *(changed for changed in write_numbers() if changed not in written)]
+        file = resolve(where)
+        texts[file] = with_list(pages.pop(file, None) or read_text(file, "the page"), table, where, short)
+    return [write_file(file, text) for file, text in (texts | pages).items()]  # now that nothing is missing
 
 
 def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short: bool = False) -> str:

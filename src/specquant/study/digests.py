@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from specquant.errors import SpecquantError
+from specquant.files import resolve, sha256_of
+from specquant.models.companions import COMPANIONS
 from specquant.tables.sources import code_of
 
 # What any notebook may read: a change in these makes all of them run again.
@@ -25,6 +29,18 @@ def digest_of_files(root: Path) -> str:
                 except OSError as error:
                     raise SpecquantError(f"cannot read {path} ({error.strerror}), which notebooks may need") from None
     return digest.hexdigest()
+
+
+def digests_of_named(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What tells the models, and the calibration text, that a notebook's parameters name from others of these names."""
+    named, text = {name: parameters.get(name) for name in ("target", *COMPANIONS)}, parameters.get("calibration_text")
+    models = {name: str(model) for name, model in named.items() if model}
+    told = {"calibration_text": sha256_of(text)} if text and resolve(text).is_file() else {}
+    if models:
+        from specquant.models.digest import digests_of  # loads torch
+
+        told |= digests_of(models)
+    return told
 
 
 def source_of(notebook: Path) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from specquant.decoding.method import PAPER_PLANS
 from specquant.errors import SpecquantError
-from specquant.files import project_root, write_file
+from specquant.files import project_root, read_text, write_file
 from specquant.planning.traces import over_tasks
 from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
@@ -37,7 +37,7 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     recorded = root / recorded_table("acceptance", root)
     if not recorded.is_file():
         return []
-    text = (root / CARD).read_text(encoding="utf-8")
+    text = read_text(root / CARD, "the card of the drafters")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -14,13 +14,16 @@ Numbers in words ("a tenth") are bounds that a notebook asserts. What a notebook
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
-from specquant.files import project_root, write_file
+from specquant.files import project_root, read_text, write_file
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
 from specquant.measure.throughput import kept_lengths
@@ -33,12 +36,11 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
-from specquant.study.claims import MODELS, Evidence, eagle2_speedups, kept_length, read_claims
-from specquant.study.drafters import recorded_table
+from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, kept_length, read_claims
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.results import read_medians, read_results, rows_there
 
 PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb", "data/recorded/h200/README.md")
 GIVEN = "given"
@@ -100,7 +102,13 @@ def traced(text: str, known: dict[str, float]) -> str:
             continue
         if number.name not in known:
             raise SpecquantError(
-                f'no number is called "{number.name}" ({number.text} is marked so): add it to known_numbers'
+                f'no number is called "{number.name}" ({number.text} is marked so): add it to known_numbers, or '
+                "take the table from the repository whose rows it follows from"
+            )
+        if not math.isfinite(known[number.name]):
+            raise SpecquantError(
+                f'the number "{number.name}" ({number.text} is marked so) follows from no row: measure its table '
+                "again, or take it from the repository"
             )
         decimals = len(number.text.partition(".")[2])
         parts += [text[last : number.start], f"{known[number.name]:.{decimals}f}"]
@@ -116,43 +124,75 @@ def pages(root: Path | None = None) -> list[Path]:
 
 def prose(path: Path) -> list[str]:
     """The Markdown texts of a page: the file, or a notebook's cells."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
-        return [text]
-    return ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        return [read_text(path, "the page")]
+    return ["".join(cell["source"]) for cell in _read_notebook(path)["cells"] if cell["cell_type"] == "markdown"]
 
 
 def with_traced(path: Path, known: dict[str, float]) -> str:
     """What the file holds, with each marked number in its prose as the tables have it."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
-        return traced(text, known)
-    notebook = json.loads(text)
+        return traced(read_text(path, "the page"), known)
+    notebook = _read_notebook(path)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = traced("".join(cell["source"]), known).splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
+def _read_notebook(path: Path) -> dict[str, Any]:
+    """Raises SpecquantError where it is none."""
+    try:
+        notebook = json.loads(read_text(path, "the notebook"))
+        return notebook | {"cells": [cell | {"source": cell["source"]} for cell in notebook["cells"]]}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SpecquantError(f"{path} is no notebook ({error}): take it from the repository") from None
+
+
+def changed_pages(known: dict[str, float], root: Path | None = None) -> dict[Path, str]:
+    """The pages whose marked numbers are others by now, with these. Raises SpecquantError as `traced`."""
+    texts = {path: with_traced(path, known) for path in pages(root)}
+    return {path: text for path, text in texts.items() if text != read_text(path, "the page")}
+
+
 def write_numbers(root: Path | None = None) -> list[Path]:
     """Write every marked number anew; returns the pages that changed. Raises SpecquantError as `traced`."""
-    known, changed = known_numbers(), []
-    for path in pages(root):
-        text = with_traced(path, known)
-        if text != path.read_text(encoding="utf-8"):
-            changed.append(write_file(path, text))
-    return changed
+    return [write_file(path, text) for path, text in changed_pages(known_numbers(), root).items()]
 
 
-def known_numbers() -> dict[str, float]:
-    """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1."""
-    evidence = Evidence.read()
-    sources = [_of_claims, _of_passes, _of_assumptions, _of_published, _of_drafts, _of_turns, _of_settling]
-    sources += [_of_planners, _of_products, _of_planted, _of_peers, _of_tiny, _of_half_precision, _of_memory, _of_today]
-    sources += [_of_smollm2]
-    known = of_recorded()
-    for source in sources:
-        known |= source(evidence)
+def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
+    """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1.
+
+    claims: with their answers; by default those that were written. Raises SpecquantError where a table is missing or
+    broken, or lacks rows.
+    """
+    evidence, h200, cpu = Evidence.read(), "data/recorded/h200/", "data/recorded/cpu/"
+    costs = [f"{h200}{name}.csv" for name in ("verify_cost", "drafting", "rounds", "replayed")]
+    sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
+        (
+            lambda _: of_recorded(),
+            [f"{h200}{name}.csv" for name in ("verify_cost", "settling", "attention", "adaptive")],
+        ),
+        (_of_passes, costs[:1]),
+        (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
+        (_of_published, ["data/published/accepted_lengths.csv"]),
+        (_of_drafts, [*costs[:2], f"{cpu}trees.csv"]),
+        (_of_turns, ["data/published/specquant_blocks_and_turns.csv"]),
+        (_of_settling, [f"{h200}settling.csv"]),
+        (_of_planners, [*costs, "data/published/specmquant_steps.csv"]),
+        (_of_products, ["data/recorded/h100/kernels.csv"]),
+        (_of_planted, [f"{h200}planted.csv"]),
+        (_of_peers, [f"{h200}peers.csv", f"{h200}peer_decoding.csv"]),
+        (_of_tiny, [f"{cpu}{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
+        (_of_half_precision, [f"{h200}tiny/losslessness.csv", f"{h200}smollm2/losslessness.csv"]),
+        (_of_memory, ["docs/checkpoints.md"]),
+        (_of_today, [f"{SMOLLM2}/traces.csv", f"{SMOLLM2}/acceptance.csv", "data/published/accepted_lengths.csv"]),
+        (_of_smollm2, [f"{SMOLLM2}/acceptance.csv"]),
+    ]
+    known = _of_claims(read_claims() if claims is None else claims)
+    for source, tables in sources:
+        with rows_there(*tables):
+            known |= source(evidence)
     return known | {f"interval {n} %": 100 * (1 - 2.0 ** (1 - n)) for n in (2, 3)}
 
 
@@ -174,9 +214,8 @@ COLUMNS = {
 }
 
 
-def _of_claims(_: Evidence) -> dict[str, float]:
+def _of_claims(claims: pd.DataFrame) -> dict[str, float]:
     """ "growth 8b w8a8 paper": of claims.csv, the claims about an A100."""
-    claims = read_claims()
     claims = claims[(claims.card == "A100") & claims.quantity.isin(list(QUANTITIES))]
     return {
         f"{QUANTITIES[row.quantity]} {_short(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
@@ -271,8 +310,9 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     in_run = runs.set_index(["method", "draft_size", "process", "row_invariant"])[["verify_ms", "tokens_per_s"]]
     for (method, size), row in in_run.unstack().dropna().groupby(["method", "draft_size"]).mean().iterrows():
         plan = f"{method} {size}" if size else method
-        known[f"planted pass, {plan}, row-invariant more %"] = 100 * (row.verify_ms.yes / row.verify_ms.no - 1)
-        known[f"planted pass, {plan}, row-invariant more ms"] = row.verify_ms.yes - row.verify_ms.no
+        yes, no = row.verify_ms["yes"], row.verify_ms["no"]
+        known[f"planted pass, {plan}, row-invariant more %"] = 100 * (yes / no - 1)
+        known[f"planted pass, {plan}, row-invariant more ms"] = yes - no
         known |= {f"planted tokens/s, {plan}, {names[which]}": row.tokens_per_s[which] for which in names}
     return known
 
@@ -378,7 +418,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
     names = ("verify_cost", "drafting", "rounds", "replayed")
     costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
-    traces, accepted = of_one_target(read_results(recorded_table("traces"))), of_one_target(evidence.smollm2)
+    traces, accepted = of_one_target(read_results(f"{SMOLLM2}/traces.csv")), of_one_target(evidence.smollm2)
     shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
         by_head = costs.by_head("llama-3-70b", "llama-3-8b", scheme, "w4a16-g128")
@@ -444,7 +484,7 @@ def parameters(directory: Path) -> int:
 
 def _of_memory(_: Evidence) -> dict[str, float]:
     """ "GB weights, fp16 70b": the table of docs/checkpoints.md, which tests/test_docs.py holds."""
-    page = (project_root() / "docs/checkpoints.md").read_text(encoding="utf-8")
+    page = read_text(project_root() / "docs/checkpoints.md", "the page on memory")
     known = {}
     for what, small, large in re.findall(r"^\| ([\w ,-]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE):
         known |= {f"GB {what} 8b": float(small), f"GB {what} 70b": float(large)}

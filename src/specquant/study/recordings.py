@@ -43,6 +43,13 @@ def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
     found = lists.get(kind) if isinstance(lists, dict) else None
     if not (isinstance(found, list) and found and all(isinstance(each, str) and each for each in found)):
         raise SpecquantError(f"{path} has no list {kind!r} of commands: give one")
+    for command in found:
+        try:
+            words = shlex.split(command)
+        except ValueError as error:  # a quotation that does not end
+            raise SpecquantError(f"{path}: {command!r} of {kind!r} is no command ({error}): correct it") from None
+        if not words:
+            raise SpecquantError(f"{path}: a command of {kind!r} is blank: correct it")
     return found
 
 
@@ -95,6 +102,7 @@ def record_card(
         raise SpecquantError(f"the time is {minutes} minutes: give more than 0")
     if not card.strip(" .") or Path(card).name != card:
         raise SpecquantError(f"--card is {card!r}: give cpu, or a word of the GPU's name, such as h200")
+    card = CPU if card.lower() == CPU else card
     require_card(card)
     out = resolve(out_dir or f"data/recorded/{card.lower()}")
     ends = None if minutes is None else time.monotonic() + 60 * minutes

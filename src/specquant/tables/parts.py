@@ -21,10 +21,11 @@ from specquant.errors import SpecquantError
 from specquant.files import wait_until_seen, write_file
 from specquant.tables.provenance import node_of_job, provenance, without_local_paths
 from specquant.tables.results import read_provenance, read_results
-from specquant.tables.sources import measured_with_others
+from specquant.tables.sources import measured_with_others, several
 from specquant.tables.table import Table
 
 Unit = Mapping[str, Any]
+BY_NAME = "by_name_alone"  # in a table's JSON: parameters of which some of its rows may be of others of the same name
 DEVICE = ".device"  # the file that says of which one a table is, once the first job has begun
 
 
@@ -49,6 +50,7 @@ class Parts:
         self.table, self.path, self.folder = table, path, path.with_suffix(".parts")
         self.same = json.loads(json.dumps(without_local_paths(dict(same)), default=str))
         self.unnamed = dict(unnamed or {})
+        self.by_name_alone: list[str] = []  # parameters that rows may have otherwise, for their records name none
         self._seen: dict[Path, tuple[Any, dict[str, Any]]] = {}  # parts that were read, as of when
         if path.is_file():
             self._require_same(read_provenance(path), path)
@@ -61,6 +63,17 @@ class Parts:
     def _held(self) -> set[tuple]:
         """The names of the units that the table holds."""
         return set(self._rows(self._parts())[list(self.table.unit)].itertuples(index=False, name=None))
+
+    def told(self) -> tuple[dict[str, Any], set[str]] | None:
+        """The parameters that the records of all rows name, and the models that rows are of; None without rows."""
+        parts = self._parts()
+        rows, records = self._rows(parts), [part["provenance"] for part in parts]
+        if rows.empty:
+            return None
+        if self.path.is_file():
+            records.append(read_provenance(self.path))
+        models = {str(each) for name in ("model", "intermediate") if name in rows for each in rows[name].unique()}
+        return {name: value for record in records for name, value in record["parameters"].items()}, models
 
     def holds(self, unit: Unit) -> bool:
         """Whether a part of this unit is there, by its name alone: jobs do not read each other's parts."""
@@ -117,8 +130,11 @@ class Parts:
         if self.path.is_file():
             records.append(read_provenance(self.path))
         write_file(self.path, rows.to_csv(index=False, lineterminator="\n"), by_several=True)
-        told = json.dumps(joined_provenance(records), indent=2) + "\n"
-        write_file(self.path.with_suffix(".json"), told, by_several=True)
+        told = joined_provenance(records)
+        before = [name for name in several(told.pop(BY_NAME, None)) if name]
+        if before or self.by_name_alone:
+            told[BY_NAME] = sorted({*before, *self.by_name_alone})
+        write_file(self.path.with_suffix(".json"), json.dumps(told, indent=2) + "\n", by_several=True)
 
     def _rows(self, parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
         """Those of the parts, and those of the CSV whose unit has no part."""

@@ -5,7 +5,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from specquant.files import resolve, write_file
 from specquant.tables.provenance import provenance
 from specquant.tables.schemas import TABLES, medians
 from specquant.tables.sources import FIELD, several
-from specquant.tables.table import REMEDY, require_columns
+from specquant.tables.table import REMEDY, Table, require_columns
 
 TEXTS = ("date", "commit", "clock", FIELD)  # of a table's JSON, where they are known
 
@@ -29,19 +30,21 @@ def write_results(
     device: str = "cpu",
     repeats: int | None = None,
     clock: str | None = None,
+    table: str | None = None,
 ) -> Path:
     """Write a table as CSV and its provenance as JSON of the same name beside it; returns the CSV's path.
 
-    A relative path is below the project root. Each row says what it rests on in `weights` ("trained" or "synthetic").
+    A relative path is below the project root. table: which of the tables above it is, if its file may have another
+    name. Each row says what it rests on in `weights` ("trained" or "synthetic").
     Raises SpecquantError for a missing column, an empty table, or a folder that cannot be written.
     """
     path = resolve(path)
-    table = TABLES.get(path.stem)
-    require_columns(frame, () if table else ("weights",), path)
+    kind = TABLES.get(table or path.stem)
+    require_columns(frame, () if kind else ("weights",), path, "give each row one")
     if frame.empty:
         raise SpecquantError(f"{path.name} would hold no row: nothing was measured")
-    if table:
-        table.check(frame, path)
+    if kind:
+        kind.check(frame, path)
     record = provenance(parameters, device=device, repeats=repeats, clock=clock)
     # First what says how rows were measured: a table without it could not be gone on with.
     write_file(path.with_suffix(".json"), json.dumps(record, indent=2, default=str) + "\n", by_several=True)
@@ -57,20 +60,39 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     belong: text, an infinite or a negative number, 0 where something is divided by it, a fraction of a whole number.
     """
     path = resolve(path)
-    table = table or path.stem
+    kind = TABLES.get(table or path.stem)
+    remedy = kind.remedy if kind else REMEDY
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecquantError(f"there are no results at {path}: measure them first, with specquant study") from None
+        raise SpecquantError(f"there are no results at {path}: {_first(kind)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecquantError(f"cannot read {path} as text ({error}): {REMEDY}") from None
-    _require_whole_rows(text, path)
-    names = TABLES[table].schema.columns if table in TABLES else {}
+        raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
+    _require_whole_rows(text, path, remedy)
+    names = kind.schema.columns if kind else {}
     frame = pd.read_csv(io.StringIO(text), dtype={name: str for name, column in names.items() if not column.title})
-    require_columns(frame, columns, path)
+    require_columns(frame, columns, path, remedy)
     if frame.empty:
-        raise SpecquantError(f"{path} holds column names and no row: {REMEDY}")
-    return TABLES[table].check(frame, path) if table in TABLES else frame
+        raise SpecquantError(f"{path} holds column names and no row: {remedy}")
+    return kind.check(frame, path) if kind else frame
+
+
+def _first(kind: Table | None) -> str:
+    """What to do where a table is missing."""
+    if kind and not kind.written_by:
+        return "take them from the repository"
+    by = f"{kind.written_by}, or a notebook of specquant study" if kind else "specquant study"
+    return f"measure them first ({by}), or take them from the repository"
+
+
+@contextmanager
+def rows_there(*tables: str) -> Iterator[None]:
+    """Raises SpecquantError that names these tables where a row, or a column of its values, is looked up in vain."""
+    try:
+        yield
+    except (KeyError, IndexError) as error:
+        where = " or ".join(tables)
+        raise SpecquantError(f"{where} lacks rows that are needed ({error} is looked up in vain): {REMEDY}") from None
 
 
 def read_medians(path: str | os.PathLike) -> pd.DataFrame:
@@ -78,41 +100,41 @@ def read_medians(path: str | os.PathLike) -> pd.DataFrame:
     return medians(read_results(path), resolve(path).stem)
 
 
-def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
+def read_provenance(path: str | os.PathLike, remedy: str = "measure its table again") -> dict[str, Any]:
     """The JSON beside the table at `path`. Raises SpecquantError where it is missing, broken, names no device, or holds
     something else where text belongs."""
     path = resolve(path).with_suffix(".json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecquantError(f"there is no provenance at {path}: specquant did not write its table") from None
+        raise SpecquantError(f"there is no provenance at {path}: {remedy}, for specquant wrote none") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise SpecquantError(f"{path} is no JSON ({error}): measure its table again") from None
+        raise SpecquantError(f"{path} is no JSON ({error}): {remedy}") from None
     if not isinstance(record, dict) or not isinstance(record.get("device"), str):
-        raise SpecquantError(f"{path} names no device: measure its table again")
+        raise SpecquantError(f"{path} names no device: {remedy}")
     if not isinstance(record.setdefault("parameters", {}), dict):
-        raise SpecquantError(f"{path}: parameters is no JSON object: measure its table again")
+        raise SpecquantError(f"{path}: parameters is no JSON object: {remedy}")
     for name in TEXTS:
         if not all(isinstance(each, str | None) for each in several(record.get(name))):
-            raise SpecquantError(f"{path}: {name} is no text: measure its table again")
+            raise SpecquantError(f"{path}: {name} is no text: {remedy}")
     return record
 
 
-def _require_whole_rows(text: str, path: Path) -> None:
+def _require_whole_rows(text: str, path: Path, remedy: str) -> None:
     """pandas fills a row that breaks off with NaN; here it is an error."""
     reader = csv.reader(io.StringIO(text), strict=True)
     try:
         header = next(reader, None)
         if not header:
-            raise SpecquantError(f"{path} is empty: {REMEDY}")
+            raise SpecquantError(f"{path} is empty: {remedy}")
         if twice := [name for name, count in Counter(header).items() if count > 1]:
-            raise SpecquantError(f"{path} has the column {twice[0]} twice: {REMEDY}")
+            raise SpecquantError(f"{path} has the column {twice[0]} twice: {remedy}")
         if not text.endswith("\n"):
-            raise SpecquantError(f"{path} breaks off in its last line: {REMEDY}")
+            raise SpecquantError(f"{path} breaks off in its last line: {remedy}")
         for row in reader:
             if len(row) != len(header):
                 raise SpecquantError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields under {len(header)} column names: {REMEDY}"
+                    f"{path}, line {reader.line_num}: {len(row)} fields under {len(header)} column names: {remedy}"
                 )
     except csv.Error as error:
-        raise SpecquantError(f"{path}, line {reader.line_num}: {error}: {REMEDY}") from None
+        raise SpecquantError(f"{path}, line {reader.line_num}: {error}: {remedy}") from None

@@ -89,6 +89,7 @@ REPLAYED = Table(
     ),
     unit=("model", "scheme", "weights", *_HEAD, "intermediate", "intermediate_scheme", "chances", "process"),
     row=(*_PLAN, "head_chance", "agreement"),
+    command="specquant bench replay",
 )
 ADAPTIVE = Table(
     "adaptive",
@@ -231,6 +232,7 @@ TRACES = Table(
     pa.DataFrameSchema({**_ANSWERED, "id": text(), "steps": text()}),
     unit=_OF_ANSWERED,
     row=(*_OF_PLAN, "id"),
+    command="specquant bench acceptance",
 )
 THROUGHPUT = {
     **_TARGET,
@@ -277,6 +279,9 @@ SPECMQUANT = {**_TARGET, "gpu": text()}
 THEIR_PASSES = SPECMQUANT | {"draft_size": count(), "context_length": count(), "time_ms": positive()}
 THEIR_STEPS = SPECMQUANT | {"method": text(), "what": text()}
 THEIR_STEPS |= {"draft_size": count(), "iterations": count(0), "time_ms": positive()}
+CLAIMS = dict.fromkeys(("source", "where", "model", "card", "scheme", "quantity", "relation"), text())
+_SHOWN_IN = pa.Check.str_matches(r"^(README|\d\d)( \d\d)*$", error="give README and numbers of notebooks")
+CLAIMS |= {"shown_in": pa.Column(None, _SHOWN_IN, nullable=True), "value": positive()}
 ASSUMPTIONS = {"name": text(), "source": text(), "value": positive(), "low": positive(), "high": positive()}
 
 TABLES = {
@@ -298,7 +303,13 @@ TABLES = {
             ("method", "task"),
             renamed={"draft_size": "mean_draft_size"},
         ),
-        Table("losslessness", pa.DataFrameSchema(LOSSLESSNESS), ("scheme", "weights"), ("method",)),
+        Table(
+            "losslessness",
+            pa.DataFrameSchema(LOSSLESSNESS),
+            ("scheme", "weights"),
+            ("method",),
+            command="specquant bench throughput",
+        ),
         Table("heads", pa.DataFrameSchema(HEADS), ("scheme", "weights"), (*_HEAD, "method")),
         Table("head_features", pa.DataFrameSchema(HEAD_FEATURES), _OF_TARGET, ("features",)),
         Table("trees", pa.DataFrameSchema(TREES), (*_OF_TARGET, "draft_size", "iterations")),
@@ -341,23 +352,28 @@ TABLES = {
             pa.DataFrameSchema(PASS_PROFILES),
             (*_OF_TARGET, "draft_size", "context_length"),
             ("kernel",),
+            command="specquant bench profile",
         ),
-        Table("calibration", pa.DataFrameSchema(CALIBRATION)),
-        Table("speedups", pa.DataFrameSchema(SPEEDUPS)),
+        Table("calibration", pa.DataFrameSchema(CALIBRATION), command="specquant calibrate", remedy="calibrate again"),
+        Table("speedups", pa.DataFrameSchema(SPEEDUPS), command=""),
         Table(
             "specmquant_verify_cost",
             pa.DataFrameSchema(THEIR_PASSES),
             row=("gpu", "model", "scheme", "weights", "draft_size", "context_length"),
+            command="",
         ),
         Table(
             "specmquant_steps",
             pa.DataFrameSchema(THEIR_STEPS),
             row=("gpu", "model", "scheme", "weights", "method", "what", "draft_size", "iterations"),
+            command="",
         ),
+        Table("claims", pa.DataFrameSchema(CLAIMS), command="", remedy="correct it, or take it from the repository"),
         Table(
             "assumptions",
             pa.DataFrameSchema(ASSUMPTIONS),
             row=("name",),
+            command="",
             needs=("name", ("eagle2_length_70b", "eagle2_length_8b", "hierarchical_length")),
         ),
     )

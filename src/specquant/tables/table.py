@@ -22,7 +22,8 @@ class Table:
     name: of its file, without .csv. schema: the columns that others rely on; a table may hold more. unit: the columns
     that name a unit of work, whose rows are written together. row: the columns that name a row among those of its unit.
     needs: a column, and values that must be there in it. renamed: what columns are called now, by what older tables
-    call them.
+    call them. command: writes the table; by default `specquant bench` with the table's name, "" where none does.
+    remedy: for a damaged one.
     """
 
     name: str
@@ -31,6 +32,13 @@ class Table:
     row: tuple[str, ...] = ()
     needs: tuple[str, tuple[str, ...]] = ("", ())
     renamed: Mapping[str, str] = field(default_factory=dict)
+    command: str | None = None
+    remedy: str = REMEDY
+
+    @property
+    def written_by(self) -> str:
+        """The command that writes such a table, "" where none does."""
+        return f"specquant bench {self.name.replace('_', '-')}" if self.command is None else self.command
 
     def check(self, frame: pd.DataFrame, where: Path) -> pd.DataFrame:
         """The frame with its numbers as numbers, and its columns as they are called now.
@@ -40,7 +48,8 @@ class Table:
         """
         older = {old: new for old, new in self.renamed.items() if new not in frame}
         frame = frame.rename(columns=older) if older else frame
-        require_columns(frame, (name for name, column in self.schema.columns.items() if column.required), where)
+        required = (name for name, column in self.schema.columns.items() if column.required)
+        require_columns(frame, required, where, self.remedy)
         try:
             checked = self.schema.validate(self._with_numbers(frame), lazy=True)
         except pa.errors.SchemaErrors as error:
@@ -53,11 +62,11 @@ class Table:
         if twice.any():
             line = int(np.argmax(twice))
             told = ", ".join(f"{name} {checked[name].iloc[line]}" for name in names)
-            raise SpecquantError(f"{where}, line {line + 2}: a second row of {told}: {REMEDY}")
+            raise SpecquantError(f"{where}, line {line + 2}: a second row of {told}: {self.remedy}")
         of, values = self.needs
         for value in values:
             if not (checked[of] == value).any():
-                raise SpecquantError(f"{where} has no row whose {of} is {value}: {REMEDY}")
+                raise SpecquantError(f"{where} has no row whose {of} is {value}: {self.remedy}")
         return checked
 
     @property
@@ -101,19 +110,19 @@ class Table:
         line, value = int(frame.index.get_loc(index)) + 2, frame.loc[index, name]
         if not (kind := self.schema.columns[name].title):
             if pd.isna(value):
-                return f"{where}, line {line}: column {name} is empty: {REMEDY}"
-            return f'{where}, line {line}: "{value}" in column {name} ({cases.check.iloc[0]}): {REMEDY}'
+                return f"{where}, line {line}: column {name} is empty: {self.remedy}"
+            return f'{where}, line {line}: "{value}" in column {name} ({cases.check.iloc[0]}): {self.remedy}'
         if pd.isna(pd.to_numeric(str(value), errors="coerce")):
             kind = kind.removesuffix(ABOVE_0)
         told = "nothing" if pd.isna(value) else f'"{value}"'
-        return f"{where}, line {line}: {told} in column {name} where {kind} belongs: {REMEDY}"
+        return f"{where}, line {line}: {told} in column {name} where {kind} belongs: {self.remedy}"
 
 
-def require_columns(frame: pd.DataFrame, names: Iterable[str], where: Path) -> None:
+def require_columns(frame: pd.DataFrame, names: Iterable[str], where: Path, remedy: str) -> None:
     """Raises SpecquantError that names `where`, and the columns that are missing in it."""
     missing = [name for name in names if name not in frame.columns]
     if missing:
-        raise SpecquantError(f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+        raise SpecquantError(f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}: {remedy}")
 
 
 def text(*choices: str, required: bool = True) -> pa.Column:

@@ -19,8 +19,9 @@ from specquant.models.checkpoint import lender_of
 from specquant.models.companions import COMPANIONS, place_of
 from specquant.models.config import load_config, longest_context
 from specquant.models.device import choose_device
+from specquant.models.digest import model_digest
 from specquant.models.eagle import require_count
-from specquant.models.hub import is_hub_id, locate
+from specquant.models.hub import as_given, is_hub_id, locate
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.packaged import is_packaged
 from specquant.models.targets import quantized_target, require_storable
@@ -101,12 +102,17 @@ class Workshop:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.directory)
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells the target from another one of the same name."""
+        return model_digest(as_given(self.name)) or str(self.name)
+
     def write(self, minutes: float) -> None:
         """Have the target write text for so long, if the folder does not hold as much already."""
         writing = replace(self.size.writing, row_length=min(self.size.writing.row_length, longest_context(self.config)))
         digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         asked = [Asked(tokens_of(prompt, self.tokenizer, special=False)) for prompt in self.prompts]
-        identity = {"model": str(self.name), "prompts": digest}
+        identity = {"model": self.identity, "prompts": digest}
         turns = turns_of(self.tokenizer, self.config)
         write_text(
             self.folder / "text",
@@ -182,9 +188,14 @@ class Workshop:
         return small, log
 
     def checkpoints(self) -> Path:
-        """The folder of what an interrupted call goes on from."""
+        """The folder of what an interrupted call goes on from. Raises SpecquantError where it is of another target."""
         folder = self.folder / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
+        of = folder / "model.txt"
+        if of.is_file() and read_text(of, "the digest of a model") != self.identity:
+            raise SpecquantError(
+                f"{folder} is of another model than {self.name} is now: remove it, or choose another --keep-in"
+            )
+        write_file(of, self.identity)
         return folder
 
     def _name_from(self, out: Path) -> str:
@@ -297,8 +308,7 @@ def prepare(
 
 def write_profile(shop: Workshop, out: Path) -> Path:
     """Write what `specquant study` and notebooks take of the target and its companions."""
-    target = str(shop.name) if is_hub_id(shop.name) or is_packaged(shop.name) else str(Path(shop.name).absolute())
-    values = {"model": Path(str(shop.name)).name, "target": target}
+    values = {"model": Path(str(shop.name)).name, "target": str(as_given(shop.name))}
     made = {which: out / which.replace("_", "-") for which in COMPANIONS}
     values |= {which: str(path.absolute()) for which, path in made.items() if path.is_dir()}
     values["calibration_text"] = str((out / "calibration.txt").absolute())

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from specquant.errors import SpecquantError
 from specquant.files import require_writable, write_file
 from specquant.models.checkpoint import write_shard
+from specquant.models.fields import COUNT, check_fields, list_of, number, read_json
 from specquant.models.memory import free_bytes
 from specquant.progress import tqdm
 from specquant.training.conversations import Asked, Turns
@@ -27,6 +28,8 @@ HELD_OUT_ONE_IN = 8
 MOST_HELD_OUT = 128
 LONGEST_BEGINNING = 0.75  # of a row: the rest is for answers
 IDENTITY = "text.json"
+SECONDS = list_of(number(0, 1e9))
+FIELDS = {"rows": COUNT, "seconds": SECONDS}  # of that file
 
 
 class Written:
@@ -41,7 +44,7 @@ class Written:
         files = sorted(folder.glob("part-*.safetensors"))
         if not files:
             raise SpecquantError(f"{folder} holds no text: write some first (specquant prepare)")
-        self.archives = [safe_open(file, framework="pt") for file in files]
+        self.archives = [_opened(file) for file in files]
         self.tokens = torch.cat([archive.get_tensor("tokens") for archive in self.archives]).long().to(device)
         self.answers = torch.cat([archive.get_tensor("answers") for archive in self.archives]).bool().to(device)
         counts = [archive.get_slice("tokens").get_shape()[0] for archive in self.archives]
@@ -104,6 +107,18 @@ class Written:
         }
 
 
+def _opened(file: Path) -> safe_open:
+    """A part. Raises SpecquantError where it is damaged."""
+    try:
+        archive = safe_open(file, framework="pt")
+        missing = {"tokens", "answers", "features"} - set(archive.keys())
+    except (SafetensorError, OSError) as error:
+        raise SpecquantError(f"{file} is damaged ({error}): remove {file.parent}, and write the text anew") from None
+    if missing:
+        raise SpecquantError(f"{file} holds no {min(missing)}: remove {file.parent}, and write the text anew")
+    return archive
+
+
 @dataclass(frozen=True)
 class Reading:
     """A text as a network reads it (`learning.Text`): so many rows a step, in an order by the seed."""
@@ -158,10 +173,11 @@ def write_text(
     state = {"identity": identity | {"writing": asdict(writing), "seed": seed}, "rows": rows, "seconds": []}
     file = folder / IDENTITY
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before["identity"] != json.loads(json.dumps(state["identity"])):
-            raise SpecquantError(f"{folder} holds text of another model or in another form: choose another --out")
-        state = before
+        before = read_json(file, f"remove {folder}")
+        if before.get("identity") != json.loads(json.dumps(state["identity"])):
+            raise SpecquantError(f"{folder} holds text of another model or in another form: choose another --keep-in")
+        check_fields(before, FIELDS, file)
+        state |= {name: before[name] for name in FIELDS if name in before}
     rows, spent, saving = state["rows"], state["seconds"], None
     with ThreadPoolExecutor(1) as saver:
         while not spent or sum(spent) + min(spent[-2:]) <= seconds:
@@ -193,7 +209,7 @@ def with_features(text: Path, folder: Path, features: Callable[[torch.Tensor], t
     folder.mkdir(parents=True, exist_ok=True)
     lacking = [part for part in sorted(text.glob("part-*.safetensors")) if not (folder / part.name).is_file()]
     for part in tqdm(lacking, desc="features", unit="part"):
-        with safe_open(part, framework="pt") as archive:
+        with _opened(part) as archive:
             rows = {name: archive.get_tensor(name) for name in ("tokens", "answers")}
         told = torch.stack([features(row.long()).half().cpu() for row in rows["tokens"]])
         write_shard(rows | {"features": told}, folder / part.name)
