@@ -202,7 +202,7 @@ def test_each_sentence_about_a_damaged_calibration_names_it_and_what_to_do(calib
     ("name", "told"),
     [
         ("folder", r"folder is a directory: name a file in it, such as .*folder/calibration\.csv"),
-        ("made.json", r"made\.json is called as what lies beside a calibration: name .*made\.csv"),
+        ("made.json", r"made\.json is the name of the JSON beside a calibration: name .*made\.csv"),
     ],
 )
 def test_a_path_of_no_calibration_is_refused_before_anything_is_decoded(calibrated_models, name, told, monkeypatch):

@@ -36,8 +36,8 @@ class Trace:
 
     @property
     def all_rounds(self) -> tuple["Trace", ...]:
-        """If an intermediate model drafted: its rounds with those that had no draft, which come first. A trace tells
-        only how many these were: each adds the one token that no other round did."""
+        """All rounds of an intermediate model. A trace keeps only those that had a draft; each of the others added one
+        token, so their number follows. They come first."""
         without = len(self.parents) - 1 - sum(len(each.path) + 1 for each in self.rounds)
         return (Trace((-1,), ()),) * without + self.rounds
 

@@ -74,7 +74,7 @@ class Common:
         return {Path(model).name: model for model in named if model}
 
     def by_name_alone(self, told: Mapping[str, Any], models: Collection[str]) -> list[str]:
-        """What rows that are there may be of another one of, for their table is from before it told such apart.
+        """The models and files that a table's older rows are perhaps not of: it did not tell those of one name apart.
 
         Args:
             told: The parameters that the table names.

@@ -32,8 +32,8 @@ def given_digests(models: Mapping[str, str | Path | None]) -> dict[str, str]:
 def by_name_alone(names: Sequence[str]) -> str:
     """What is said where rows are gone on with that name none of these digests."""
     return (
-        f"no {' and no '.join(names)} is named, so what is there is taken to be of what has that name today: choose "
-        "another folder if it may be of another"
+        f"no {' and no '.join(names)} is named, so what is there is taken to be of the model or file that "
+        "has that name today: choose another folder if that may be wrong"
     )
 
 

@@ -204,7 +204,7 @@ def _check_path(path: str | Path) -> None:
         raise SpecquantError(f"{path} is a directory: name a file in it, such as {Path(path) / 'calibration.csv'}")
     if Path(path).suffix == ".json":
         raise SpecquantError(
-            f"{path} is called as what lies beside a calibration: name {Path(path).with_suffix('.csv')}"
+            f"{path} is the name of the JSON beside a calibration: name {Path(path).with_suffix('.csv')}"
         )
 
 

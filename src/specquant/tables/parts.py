@@ -25,7 +25,7 @@ from specquant.tables.sources import measured_with_others, several
 from specquant.tables.table import Table
 
 Unit = Mapping[str, Any]
-BY_NAME = "by_name_alone"  # in a table's JSON: parameters of which some of its rows may be of others of the same name
+BY_NAME = "by_name_alone"  # in a table's JSON: models and files that some of its rows are perhaps not of
 DEVICE = ".device"  # the file that says of which one a table is, once the first job has begun
 
 
@@ -50,7 +50,7 @@ class Parts:
         self.table, self.path, self.folder = table, path, path.with_suffix(".parts")
         self.same = json.loads(json.dumps(without_local_paths(dict(same)), default=str))
         self.unnamed = dict(unnamed or {})
-        self.by_name_alone: list[str] = []  # parameters that rows may have otherwise, for their records name none
+        self.by_name_alone: list[str] = []  # what rows are perhaps not of, for their records name none
         self._seen: dict[Path, tuple[Any, dict[str, Any]]] = {}  # parts that were read, as of when
         if path.is_file():
             self._require_same(read_provenance(path), path)

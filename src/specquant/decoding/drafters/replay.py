@@ -58,9 +58,9 @@ class ReplayedTrees(Drafter):
 class ReplayedLookup(ReplayedTrees):
     """A lookup whose drafts take recorded shapes, in turn. It searches as ever, but in a text that repeats itself.
 
-    Random models never write a token twice, which no text does, and a search in such a text takes another time. So of
-    each token only the remainder by `TEXT_TOKENS` is looked at; then searches of 500 to 2500 tokens find as much as in
-    prose and take as long, within a tenth. A draft that is shorter than the recorded one begins anew.
+    Text repeats its tokens. What a random model writes does not, and a search in it takes another time. So of each
+    token only the remainder by `TEXT_TOKENS` is looked at; then searches of 500 to 2500 tokens find as much as in prose
+    and take as long, within a tenth. A draft that is shorter than the recorded one begins anew.
     """
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
