@@ -27,8 +27,9 @@ def recorded_table(name: str, root: Path | None = None) -> str:
     root = root or project_root()
     whole = [folder for folder in RECORDED if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
     folder = (whole or RECORDED[-1:])[0]
-    if folder != RECORDED[0]:
-        tell(f"specquant: {folder} is read, which has fewer questions: {RECORDED[0]} lacks {' or '.join(TABLES)}.csv")
+    if folder != RECORDED[0] and (root / folder).is_dir():
+        lacks = " or ".join(f"{each}.csv" for each in TABLES)
+        tell(f"specquant: {folder} is read, which has fewer questions: {RECORDED[0]} lacks {lacks}")
     return f"{folder}/{name}.csv"
 
 
