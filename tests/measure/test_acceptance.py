@@ -13,6 +13,7 @@ from specquant.decoding.method import Plan
 from specquant.decoding.models import tiny_models
 from specquant.decoding.traces import read_traces
 from specquant.errors import SpecquantError
+from specquant.files import project_root
 from specquant.measure.acceptance import MEASURE, Parameters, plans_of
 from specquant.measure.executors import chosen
 from specquant.measure.measure import record
@@ -82,6 +83,13 @@ def test_answers_that_end_before_a_step_are_left_out(small_models, data_dir, tmp
 def test_a_target_that_is_not_there_is_named(small_models, data_dir, tmp_path):
     with pytest.raises(SpecquantError, match="/nowhere"):
         replace(parameters(small_models, data_dir), model=tmp_path / "nowhere").check()
+
+
+def test_companions_of_a_relative_model_are_looked_for_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # elsewhere than the project's root, below which relative paths are
+    chosen = Parameters(model="data/tiny/target", device="cpu")
+    assert chosen.options.companions["intermediate"] == project_root() / "data/tiny/intermediate"
+    assert chosen.model_paths()["eagle_target"] == project_root() / "data/tiny/eagle-target"
 
 
 def test_two_targets_of_one_name_are_not_mixed(small_models, data_dir, tmp_path, in_process):

@@ -214,6 +214,7 @@ def test_a_replay_takes_the_methods_that_are_asked_for(small_shapes, one_questio
         ({"methods": ("magic",)}, "unknown method 'magic'"),
         ({"traced_scheme": "w8a8"}, "the traces hold no step in w8a8: choose one of fp16"),
         ({"traces": None}, "--methods and --traced-scheme choose of traces"),
+        ({"sweep": True, "hierarchical_length": 4.0}, "what is accepted: leave out --sweep, --hierarchical-length"),
     ):
         with pytest.raises(SpecquantError, match=message):
             dataclasses.replace(parameters, **changed).check()

@@ -95,7 +95,7 @@ def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
     assert (tmp_path / CARD).read_text() == expected
 
 
-def test_what_a_gpu_recorded_comes_first(tmp_path):
+def test_what_a_gpu_recorded_comes_first(tmp_path, capsys):
     (tmp_path / "data/smollm2").mkdir(parents=True)
     (tmp_path / CARD).write_text(f"{BEGIN}{END}\n")
     more = acceptance().assign(questions=80)
@@ -103,8 +103,10 @@ def test_what_a_gpu_recorded_comes_first(tmp_path):
         write_results(table, tmp_path / folder / "acceptance.csv", {})
     for name in ("acceptance", "traces"):  # a GPU recorded but one of them, and they belong together
         assert recorded_table(name, tmp_path) == f"{RECORDED[1]}/{name}.csv"
+        assert f"{RECORDED[1]} is read" in capsys.readouterr().err
     (tmp_path / RECORDED[0] / "traces.csv").touch()
     assert recorded_table("traces", tmp_path) == f"{RECORDED[0]}/traces.csv"
+    assert capsys.readouterr().err == ""
     assert write_drafters_card(tmp_path)
     assert (tmp_path / CARD).read_text() == f"{written(more, tmp_path, RECORDED[0])}\n"
 

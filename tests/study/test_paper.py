@@ -115,6 +115,13 @@ def test_a_broken_table_is_seen_before_any_figure_is_written(recorded, tmp_path)
     assert not (tmp_path / "figures").exists()
 
 
+def test_a_figure_that_no_table_gives_any_more_is_told(recorded, tmp_path, no_pictures, capsys):
+    left = build_figures(recorded, tmp_path / "figures")[-1].parent / "phases.png"
+    left.touch()
+    build_figures(recorded, tmp_path / "figures")
+    assert f"{left} is left as it was" in capsys.readouterr().err
+
+
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(SpecquantError, match="no table to draw from"):
         build_figures(tmp_path, tmp_path / "figures")

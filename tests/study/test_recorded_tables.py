@@ -36,6 +36,28 @@ def test_a_new_recording_is_written_and_a_page_without_a_place_refused(tmp_path)
         recorded_tables.write_recorded_tables(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out", "told"),
+    [
+        ("drafting", "model == 'llama-3-8b'", "looked up in vain"),
+        ("verify_cost", "draft_size == 60", "looked up in vain"),
+        ("attention", "implementation == 'torch'", "looked up in vain"),
+        ("attention", "implementation == 'torch' and context_length == 512", "table attention needs"),
+        ("adaptive", "choice == 'static' and draft_size == 60", "table adaptive needs"),
+        ("settling", "what == 'draft'", "looked up in vain"),
+    ],
+)
+def test_a_table_that_would_lack_numbers_is_refused_by_the_recorded_ones_name(tmp_path, name, left_out, told):
+    recorded = tmp_path / "recorded"
+    for path in (*RECORDED.glob("h200/*.csv"), *RECORDED.glob("cpu/trees.csv")):
+        (recorded / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, recorded / path.parent.name)
+    rows = pd.read_csv(recorded / f"h200/{name}.csv")
+    rows.drop(rows.query(left_out).index).to_csv(recorded / f"h200/{name}.csv", index=False)
+    with pytest.raises(SpecquantError, match=rf"h200/{name}\.csv.* lacks rows.*{told}"):
+        told_tables(recorded)
+
+
 def of_passes(model, scheme, process, one, wide):
     about = {"model": model, "scheme": scheme, "weights": "synthetic", "context_length": 512, "protocol": "blocks"}
     about |= {"process": process, "floor_ms": 1.0}

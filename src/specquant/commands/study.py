@@ -148,11 +148,13 @@ def claims() -> None:
     That is data/published/claims.csv, the lists of claims, the marked numbers in README, docs and notebooks, which
     recorded tables are of which kernels, and the tables in data/recorded/h200/README.md.
     """
+    from specquant.files import project_root
     from specquant.study.claims import write_claims
     from specquant.study.drafters import write_drafters_card
     from specquant.study.kernels_used import write_kernels_used
-    from specquant.study.recorded_tables import write_recorded_tables
+    from specquant.study.recorded_tables import told_tables, write_recorded_tables
 
+    told_tables(project_root() / "data/recorded")  # which refuses damaged ones before any page is written
     for path in (*write_claims(), *write_drafters_card(), *write_kernels_used(), *write_recorded_tables()):
         print(path)
 

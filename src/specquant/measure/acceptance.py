@@ -27,6 +27,7 @@ from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
+from specquant.models.hub import resolve_model
 from specquant.models.loading import load_tokenizer
 from specquant.models.options import DType, ModelOptions
 from specquant.models.targets import calibration_text_beside, possible_schemes, quantized_target
@@ -77,6 +78,11 @@ class Parameters(Common):
         """The SHA-256 of each benchmark's file."""
         return files_of(self.benchmarks, self.data_dir)
 
+    @property
+    def options(self) -> ModelOptions:
+        """The target, a relative path below the project root; its companions are looked for beside it there."""
+        return ModelOptions(resolve_model(self.model), device=self.device)
+
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for what is missing or does not fit together."""
         super().check()
@@ -84,7 +90,7 @@ class Parameters(Common):
         for temperature in self.temperatures:
             acceptance_rule(temperature, seed=self.seed)
         possible_schemes(",".join(self.schemes), self.model)  # first, for it says where there is no model
-        models = Models.of(ModelOptions(self.model, device=self.device))
+        models = Models.of(self.options)
         for method in self.methods:
             models.check_companions(method)
         for benchmark in self.benchmarks:
@@ -97,7 +103,7 @@ class Parameters(Common):
         return super().unnamed() | {"target": without_local_paths(str(self.model))}
 
     def model_paths(self) -> dict[str, str | Path]:
-        companions = {which: path for which, path in ModelOptions(self.model).companions.items() if path}
+        companions = {which: path for which, path in self.options.companions.items() if path}
         return {self.name or Path(self.model).name: self.model} | companions
 
     def units(self) -> list[dict[str, Any]]:
@@ -122,7 +128,7 @@ class Parameters(Common):
         """The target in a scheme, with the companions that lie beside its fp16 weights."""
         text = calibration_text_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
-        companions: dict[str, Any] = dict(ModelOptions(self.model).companions)
+        companions: dict[str, Any] = dict(self.options.companions)
         dtype, device = named_dtype(self.dtype), choose_device(self.device)
         return Models(target, **companions, dtype=dtype, device=device)
 
@@ -185,7 +191,7 @@ def figures(answered: Sequence[Answer], drafts_sequences: bool) -> dict[str, Any
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Answer the questions of each unit; a scheme's models are loaded once for all of its units."""
-    tokenizer = load_tokenizer(parameters.model)
+    tokenizer = load_tokenizer(parameters.options.model)
     for scheme, of_scheme in groupby(units, key=lambda unit: unit["scheme"]):
         models = parameters.models(scheme)
         speculators: dict[Plan, Speculator] = {}  # kept, for each captures graphs

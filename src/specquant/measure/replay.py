@@ -124,6 +124,10 @@ class Parameters(Common):
             raise SpecquantError(
                 "--methods and --traced-scheme choose of traces: give some (--traces), or leave them out"
             )
+        assumed = ("sweep", "accepted_length", "tree", "hierarchical_length", "trees")
+        given = [f"--{name.replace('_', '-')}" for name in assumed if getattr(self, name) != getattr(Parameters, name)]
+        if self.traces is not None and given:
+            raise SpecquantError(f"traces say what is accepted: leave out {', '.join(given)}")
         for scheme in self.schemes:
             self.points("traced" if self.traces else "fitted", scheme)
 

@@ -20,8 +20,11 @@ from specquant.quant import get_scheme, scheme_names
 
 
 def calibration_text_beside(target: str | Path) -> Path:
-    """The calibration text of a target's quantized copies: calibration.txt beside it, or else the tiny target's own."""
-    beside = place_of(target).parent / "calibration.txt"
+    """The calibration text of a target's quantized copies: calibration.txt beside it, or else the tiny target's own.
+
+    A relative path is below the project root.
+    """
+    beside = place_of(resolve_model(target)).parent / "calibration.txt"
     return beside if beside.is_file() else resolve(CALIBRATION_TEXT)
 
 

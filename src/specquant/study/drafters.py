@@ -8,6 +8,7 @@ from specquant.decoding.method import PAPER_PLANS
 from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, write_file
 from specquant.planning.traces import over_tasks
+from specquant.progress import tell
 from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
 
@@ -22,10 +23,14 @@ ALL = "all of Spec-Bench"
 
 def recorded_table(name: str, root: Path | None = None) -> str:
     """Where a table of SmolLM2 and its drafters is, acceptance or traces, below the project's root: in the first folder
-    that has both, for they belong together."""
+    that has both, for they belong together. Says so where that is not the first."""
     root = root or project_root()
     whole = [folder for folder in RECORDED if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
-    return f"{(whole or RECORDED[-1:])[0]}/{name}.csv"
+    folder = (whole or RECORDED[-1:])[0]
+    if folder != RECORDED[0] and (root / folder).is_dir():
+        lacks = " or ".join(f"{each}.csv" for each in TABLES)
+        tell(f"specquant: {folder} is read, which has fewer questions: {RECORDED[0]} lacks {lacks}")
+    return f"{folder}/{name}.csv"
 
 
 def write_drafters_card(root: Path | None = None) -> list[Path]:

@@ -31,6 +31,7 @@ from specquant.planning.phases import draw_phases, draw_speeds, gain_grids, phas
 from specquant.planning.recorded import CARD_SCHEMES, RecordedCosts, planners_by_card, specmquant_planner
 from specquant.planning.roofline import decoder_layer, rooflines
 from specquant.planning.trees import trees_of
+from specquant.progress import tell
 from specquant.study import figures
 from specquant.study.kernels_used import states_of
 from specquant.study.latex import RECORDED_TABLES, latex
@@ -378,8 +379,8 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     PNGs' paths.
 
     Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
-    and library versions give the same bytes. Raises SpecquantError for a broken table, before anything is written, and
-    for an unwritable folder.
+    and library versions give the same bytes. Says which figures are there that no data gave anew. Raises
+    SpecquantError for a broken table, before anything is written, and for an unwritable folder.
     """
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
     drawings = []
@@ -414,6 +415,8 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         write_file(figures_dir / path.parent.name / path.name, text)
     heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF; tables as .tex.\n"
     write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
+    for path in sorted({*figures_dir.glob("*.png"), *figures_dir.glob("*/*.png")} - set(paths)):
+        tell(f"specquant: {path} is left as it was, for a table or rows that it is drawn of are missing")
     return paths
 
 

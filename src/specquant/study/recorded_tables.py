@@ -1,12 +1,14 @@
 """The tables of data/recorded/h200/README.md: `specquant claims` writes each from the CSVs beside it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from specquant.decoding.drafters import by_plan, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, with_part, write_file
 from specquant.measure.adaptive import STATIC
 from specquant.measure.planted import losslessness
@@ -15,8 +17,9 @@ from specquant.measure.settling import first_passes, steady
 from specquant.planning.acceptance import Shapes
 from specquant.quant import SCHEMES
 from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, sample
-from specquant.tables.results import read_results
+from specquant.tables.results import read_results, rows_there
 from specquant.tables.style import model_label
+from specquant.tables.table import REMEDY
 from specquant.tables.verify_cost import KEYS, pass_growth, pass_times
 
 PAGE = "data/recorded/h200/README.md"
@@ -45,20 +48,37 @@ def write_recorded_tables(root: Path | None = None) -> list[Path]:
 
 
 def told_tables(recorded: Path) -> dict[str, str]:
-    """Each table in Markdown, by its name."""
+    """Each table in Markdown, by its name.
+
+    Raises SpecquantError where a recorded table is missing or broken, or lacks rows.
+    """
     names = ("verify_cost", "attention", "drafting", "rounds", "replayed", "planted", "settling", "adaptive")
     of = {name: read_results(recorded / f"h200/{name}.csv") for name in names}
-    at = {f"{context:,}": ("llama-3-8b", context) for context in (2048, 8192)}
-    return {
-        "passes": passes(of["verify_cost"], {_short(model): (model, 512) for model in TARGETS}),
-        "contexts": passes(of["verify_cost"], {f"8B behind {name} tokens": place for name, place in at.items()}),
-        "settling": settling(of["settling"]),
-        "attention": attention(of["attention"]),
-        "drafting": drafting(of["drafting"], of["rounds"]),
-        "replayed": replayed(of["replayed"], Shapes.of(read_results(recorded / "cpu/trees.csv"))),
-        "planted": planted(of["planted"]),
-        "adaptive": adaptive(of["adaptive"]),
+    at = {f"8B behind {context:,} tokens": ("llama-3-8b", context) for context in (2048, 8192)}
+    shapes = Shapes.of(read_results(recorded / "cpu/trees.csv"))
+    tables: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
+        "passes": (lambda: passes(of["verify_cost"], {_short(m): (m, 512) for m in TARGETS}), ("verify_cost",)),
+        "contexts": (lambda: passes(of["verify_cost"], at), ("verify_cost",)),
+        "settling": (lambda: settling(of["settling"]), ("settling",)),
+        "attention": (lambda: attention(of["attention"]), ("attention",)),
+        "drafting": (lambda: drafting(of["drafting"], of["rounds"]), ("drafting", "rounds")),
+        "replayed": (lambda: replayed(of["replayed"], shapes), ("replayed",)),
+        "planted": (lambda: planted(of["planted"]), ("planted",)),
+        "adaptive": (lambda: adaptive(of["adaptive"]), ("adaptive",)),
     }
+    return {name: _whole(name, make, recorded, of_names) for name, (make, of_names) in tables.items()}
+
+
+def _whole(name: str, make: Callable[[], str], recorded: Path, of: tuple[str, ...]) -> str:
+    """A table, none of whose numbers is missing. of: the recorded tables that it is made of, by which it is refused."""
+    places = [str(recorded / f"h200/{each}.csv") for each in of]
+    with rows_there(*places):
+        told = make()
+    if lacking := [line for line in told.splitlines() if re.search(r"\bnan\b", line)]:
+        raise SpecquantError(
+            f"{' or '.join(places)} lacks rows that table {name} needs ({lacking[0].strip('| ')}): {REMEDY}"
+        )
+    return told
 
 
 def markdown(first: str, cells: Mapping[str, Mapping[str, str]], *of: pd.DataFrame) -> str:
