@@ -79,6 +79,7 @@ def test_the_undamaged_family_works(family, capfd):
         (["--scheme", "w3a16"], "unknown scheme 'w3a16': choose one of fp16, w8a8"),
         (["--scheme", "w4a16-g128-rot"], "make it once by `specquant quantize"),
         (["--method", "medusa"], "unknown method 'medusa': choose one of autoregressive"),
+        (["--method", "medusa"], "suffix-eagle2, or auto"),
         (["--calibration", "some.csv"], "--calibration is for --method auto"),
         *(
             (

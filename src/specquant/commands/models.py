@@ -94,9 +94,11 @@ def generate(
 
 def _check_method(method: str, settings: DraftSettings, calibration: Path | None) -> None:
     """Raises SpecquantError for an unknown method, and for options that it does not use."""
-    from specquant.decoding.drafters import check_methods
+    from specquant.decoding.drafters import METHODS, check_methods
 
     if method != "auto":
+        if method not in METHODS:
+            raise SpecquantError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}, or auto")
         check_methods([method], settings)
         if calibration:
             raise SpecquantError("--calibration is for --method auto")
