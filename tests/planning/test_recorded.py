@@ -67,9 +67,14 @@ def test_chances_decide():
 
 def test_without_an_intermediate_model(capsys):
     assert main(["plan", "--target", "llama-3-8b", "--scheme", "w8a8", "--rows", "3"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
     assert len(lines) == 4
     assert "eagle2" in lines[1]
+    assert (
+        "llama-3-8b in w8a8, heads in fp16, by the costs in data/recorded/h200: predicted; acceptance is assumed"
+        in told.err
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,9 @@ def plan(
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
     table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
+    models = f"{target} and {intermediate}" if intermediate else target
+    source = f"of {traces}" if traces else "assumed"
+    tell(f"{models} in {scheme}, heads in {head_scheme}, by the costs in {recorded}: predicted; acceptance is {source}")
     print(table.head(rows).round(2).to_string(index=False))
 
 
