@@ -13,9 +13,9 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.tree import DraftTree, on_device
 
-MEMORY = 0.98  # what all earlier drafts count for is multiplied by this at each further one
-BELIEVED = 12.0  # drafts that the calibration counts for
-MOST_LOST = 0.01  # the share of a text's time that drafts may lose, beside what a draft and a token one by one take
+MEMORY = 0.99  # what all earlier drafts count for is multiplied by this at each further one
+BELIEVED = 24.0  # drafts that the calibration counts for
+MOST_LOST = 0.012  # the share of a text's time that drafts may lose, beside what a draft and a token one by one take
 
 
 class Pays:
