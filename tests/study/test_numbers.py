@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from specquant.errors import SpecquantError
-from specquant.files import project_root
+from specquant.files import project_root, write_file
 from specquant.study import claims, numbers, recorded_numbers
 from specquant.study.numbers import GIVEN, known_numbers, numbers_in, pages, prose, traced, with_traced
 from specquant.tables import results
@@ -134,20 +134,20 @@ def test_a_mark_that_names_nothing_is_refused():
         traced("It is 1.5<!--speed--> times.", {})
 
 
-def test_the_command_writes_numbers_into_pages_and_notebooks(tmp_path, monkeypatch, known):
+def test_numbers_are_written_into_pages_and_notebooks(tmp_path, known):
+    def write(known):
+        return [write_file(path, text) for path, text in numbers.changed_pages(known, tmp_path).items()]
+
     (tmp_path / "docs").mkdir()
     shutil.copytree(project_root() / "notebooks", tmp_path / "notebooks")
     shutil.copy(project_root() / "README.md", tmp_path)
-    monkeypatch.setattr(numbers, "known_numbers", lambda: known)
-    assert numbers.write_numbers(tmp_path) == []
+    assert write(known) == []
     notebook = tmp_path / "notebooks/01_acceptance.ipynb"
     before = notebook.read_text()
-    monkeypatch.setattr(numbers, "known_numbers", lambda: known | {"eagle2 length tiny fp16": 9.87})
-    assert numbers.write_numbers(tmp_path) == [notebook]
+    assert write(known | {"eagle2 length tiny fp16": 9.87}) == [notebook]
     assert "9.9<!--eagle2 length tiny fp16-->" in notebook.read_text()
     assert len(json.loads(notebook.read_text())["cells"]) == len(json.loads(before)["cells"])
-    monkeypatch.setattr(numbers, "known_numbers", lambda: known)
-    assert numbers.write_numbers(tmp_path) == [notebook]
+    assert write(known) == [notebook]
     assert notebook.read_text() == before
 
 

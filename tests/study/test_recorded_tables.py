@@ -25,15 +25,19 @@ def test_a_new_recording_is_written_and_a_page_without_a_place_refused(tmp_path)
     for path in (*RECORDED.glob("h200/*.*"), *RECORDED.glob("cpu/trees.*")):
         (tmp_path / "data/recorded" / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "data/recorded" / path.parent.name)
-    assert recorded_tables.write_recorded_tables(tmp_path) == []
+
+    def write():
+        return recorded_tables.write_recorded_tables(told_tables(tmp_path / "data/recorded"), tmp_path)
+
+    assert write() == []
     rounds = tmp_path / "data/recorded/h200/rounds.csv"
     pd.read_csv(rounds).assign(time_ms=7.25).to_csv(rounds, index=False)
-    assert recorded_tables.write_recorded_tables(tmp_path) == [tmp_path / PAGE]
+    assert write() == [tmp_path / PAGE]
     assert "| 7.25 (7.25 to 7.25) |" in (tmp_path / PAGE).read_text()
-    assert recorded_tables.write_recorded_tables(tmp_path) == []
+    assert write() == []
     (tmp_path / PAGE).write_text("without a place")
     with pytest.raises(SpecquantError, match="lacks the lines <!-- table passes"):
-        recorded_tables.write_recorded_tables(tmp_path)
+        write()
 
 
 @pytest.mark.parametrize(

@@ -157,8 +157,8 @@ def claims() -> None:
     from specquant.study.kernels_used import write_kernels_used
     from specquant.study.recorded_tables import told_tables, write_recorded_tables
 
-    told_tables(project_root() / "data/recorded")  # which refuses damaged ones before any page is written
-    for path in (*write_claims(), *write_drafters_card(), *write_kernels_used(), *write_recorded_tables()):
+    tables = told_tables(project_root() / "data/recorded")  # which refuses damaged ones before any page is written
+    for path in (*write_claims(), *write_drafters_card(), *write_kernels_used(), *write_recorded_tables(tables)):
         print(path)
 
 

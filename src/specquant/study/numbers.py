@@ -23,7 +23,7 @@ import pandas as pd
 
 from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, write_file
+from specquant.files import project_root, read_text
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
 from specquant.measure.throughput import kept_lengths
@@ -37,6 +37,7 @@ from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, kept_length, read_claims
+from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
@@ -155,11 +156,6 @@ def changed_pages(known: dict[str, float], root: Path | None = None) -> dict[Pat
     return {path: text for path, text in texts.items() if text != read_text(path, "the page")}
 
 
-def write_numbers(root: Path | None = None) -> list[Path]:
-    """Write every marked number anew; returns the pages that changed. Raises SpecquantError as `traced`."""
-    return [write_file(path, text) for path, text in changed_pages(known_numbers(), root).items()]
-
-
 def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     """Every number that prose may name, by its name. "%" at a name's end: in hundredths; "more %": what is above 1.
 
@@ -169,10 +165,7 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     evidence, h200, cpu = Evidence.read(), "data/recorded/h200/", "data/recorded/cpu/"
     costs = [f"{h200}{name}.csv" for name in ("verify_cost", "drafting", "rounds", "replayed")]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
-        (
-            lambda _: of_recorded(),
-            [f"{h200}{name}.csv" for name in ("verify_cost", "settling", "attention", "adaptive")],
-        ),
+        (lambda _: of_recorded(), [f"data/recorded/{table}.csv" for table in OF_RECORDED]),
         (_of_passes, costs[:1]),
         (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
         (_of_published, ["data/published/accepted_lengths.csv"]),

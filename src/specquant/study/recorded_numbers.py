@@ -11,6 +11,7 @@ from specquant.tables.results import read_results
 from specquant.tables.verify_cost import KEYS
 
 RECORDED = "data/recorded"
+TABLES = ("h200/verify_cost", "h200/settling", "h200/attention", "cpu/heads", "h200/tiny/losslessness", "h200/adaptive")
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
 RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 

@@ -34,15 +34,14 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- table {name}: specquant claims writes it -->", f"<!-- end of table {name} -->"
 
 
-def write_recorded_tables(root: Path | None = None) -> list[Path]:
-    """Write the tables anew; returns the files that changed by that.
+def write_recorded_tables(tables: Mapping[str, str], root: Path | None = None) -> list[Path]:
+    """Write the tables (`told_tables`) anew; returns the files that changed by that.
 
-    Raises SpecquantError where the page has no place for one, or a recorded table is missing or broken.
+    Raises SpecquantError where the page has no place for one.
     """
-    root = root or project_root()
-    page = root / PAGE
+    page = (root or project_root()) / PAGE
     text = written = read_text(page, "the notes on an H200's tables")
-    for name, table in told_tables(root / "data/recorded").items():
+    for name, table in tables.items():
         written = with_part(written, markers(name), f"\n{table}\n", page)
     return [write_file(page, written)] if written != text else []
 
