@@ -51,10 +51,10 @@ def test_a_captured_draft_is_the_draft(as_graphs, monkeypatch):
     """Whatever came before, and also where the limit ends a draft early."""
     limits = (12, 12, 12, 3, 12, 2, 12, 12)
     speculator, taken = steps(*pair(), limits)
-    rows_and_iterations = set(speculator.drafter._graphs)
-    assert len(as_graphs) == len(rows_and_iterations) < len(taken)
-    assert {iterations for _, iterations in rows_and_iterations} == {1, 2, 3}
-    assert len({rows for rows, _ in rows_and_iterations}) > 1
+    captured = set(speculator.drafter._graphs)
+    assert len(as_graphs) == len(captured) < len(taken)
+    assert {iterations for _, iterations, _ in captured} == {1, 2, 3}
+    assert len({rows for rows, *_ in captured}) > 1
     monkeypatch.setattr(graphs, "capturable", lambda model: False)
     plain, expected = steps(*pair(), limits)
     assert trees(taken) == trees(expected)
