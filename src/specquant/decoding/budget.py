@@ -20,7 +20,7 @@ MOST_DEPTH = 64  # by which chances differ
 BETTER = 1.01  # a way must be faster by so much to be taken instead of the present one: new sizes need new graphs
 # The share of time that whole trees may cost; and while none pays, for then a text that drafts well gains much.
 MOST_LOST, MOST_TRIED = 0.002, 0.015
-LOOK_MS = 0.1  # that the host takes to look at a whole tree, at least what one costs
+LOOK_MS = 0.5  # what a whole tree counts as at least: the host looks at it, and it may need graphs of its own
 BELIEVED = 10.0  # a text begins as if so many drafted tokens had been accepted as often as their confidence says
 
 
@@ -177,7 +177,8 @@ class Budget:
         fastest, now = int(rates.argmax()), self.ways.index(self.best)
         if rates[fastest] > BETTER * rates[now]:
             self.best, now = self.ways[fastest], fastest
-        whole = int(np.where(self._iterations == self._iterations[-1], rates, 0.0).argmax())
+        deep = Way(self.best.size, self.ways[-1].iterations)  # as large, where that pays
+        whole = self.ways.index(deep) if deep in self.ways else len(self.ways) - 1
         return self.ways[whole], max(LOOK_MS, float(self._times_ms[whole] - expected[whole] / rates[now]))
 
     def learn(self, accepted: int, confidence: np.ndarray | None = None, depths: np.ndarray | None = None) -> None:
