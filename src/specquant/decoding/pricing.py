@@ -21,7 +21,7 @@ from specquant.models.llama import Llama
 CONTEXT = 32  # tokens in the cache; a pass hardly grows with it while it is read much less than the weights are
 REPEATS = 5
 # For which a GPU runs a step before it is timed. It is in the state that decoding has after some 110 ms of wide passes
-# (`measure.settling`); right behind idling, 32 rows of 70B in W4A8-QQQ took 4% less.
+# (`measure.settling`), and before that a wide pass is faster than there.
 SETTLE_S = 0.15
 MOST_TIMED = 8  # iterations: each further one takes as long as those did
 
