@@ -1,7 +1,6 @@
 """Trees that know their price: the best choice under any prices, and no token that the model would not have written."""
 
-from dataclasses import replace
-from itertools import cycle, pairwise
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specquant.decoding import EagleDrafter, Greedy, Sampling, Speculator
-from specquant.decoding.budget import PLAIN, READ_AFTER, Budget, ConfidenceMap, Prices, Way, read_points
+from specquant.decoding.budget import LOOK_MS, MOST_LOST, PLAIN, Budget, ConfidenceMap, Drafted, Prices, Way
 from specquant.errors import SpecquantError
 from specquant.models import graphs
 from tests.decoding.conftest import random_eagle3_head, random_head, random_model, taken, tokens_of
@@ -22,91 +21,47 @@ STEEP = {size: 5.0 * size for size in SIZES}
 STAIRS = {1: 4.0, 8: 4.1, 16: 6.0, 24: 6.2}
 
 
-def times():
-    return st.floats(0.01, 100, allow_nan=False)
-
-
-@st.composite
-def choices(draw):
-    """Prices, and the chances of a tree's nodes, the root's first."""
-    sizes = draw(st.lists(st.integers(2, 64), min_size=1, max_size=6, unique=True))
-    verify_ms = {size: draw(times()) for size in (1, *sizes)}
-    chances = draw(st.lists(st.floats(0, 1), min_size=1, max_size=64))
-    rate = draw(st.none() | times())
-    prices = Prices(verify_ms, draw(st.lists(times(), min_size=1, max_size=6)), draw(times()))
-    return prices, np.array([1.0, *sorted(chances, reverse=True)]), rate
-
-
-@given(choices(), st.integers(1, 6))
-def test_the_chosen_size_is_worth_the_most(drawn, iterations):
-    prices, chances, rate = drawn
-    chosen = prices.size(chances, iterations, rate)
-
-    def of(size):
-        expected, time_ms = chances[:size].sum(), prices.step_ms(size, iterations)
-        return expected / time_ms if rate is None else expected - rate * time_ms
-
-    possible = [size for size in prices.verify_ms if size <= len(chances)]
-    assert chosen in possible
-    assert of(chosen) >= max(map(of, possible)) - 1e-9
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=24, max_size=24), st.integers(1, 6))
-def test_what_costs_nothing_is_taken_and_what_costs_as_much_as_decoding_is_not(chances, iterations):
-    chances = np.array([1.0, *sorted(chances, reverse=True)])
-    assert Prices(FLAT, [1.0]).size(chances, iterations) == 24
-    steep = {size: 1000.0 * size for size in SIZES}
-    assert Prices(steep, [0.0]).size(chances * 0.9, iterations) == 1
-
-
-@given(st.integers(1, 12), st.integers(1, 12))
-def test_a_draft_ends_at_the_same_points_whatever_room_there_is(iterations, most):
-    """Each further point is a graph."""
-    points = read_points(iterations)
-    fewer = list(Way(tuple(points)).within(min(most, iterations)).points)
-    assert points == sorted({*(point for point in READ_AFTER if point < iterations), iterations})
-    assert fewer == points[: len(fewer)] or (fewer == [most] and most < points[0])
-    assert fewer[-1] <= most
-
-
-def test_reading_costs_what_it_takes():
-    """A step that is read twice pays for two, and where reading costs more than a draft gains, none goes on."""
-    prices = Prices(FLAT, [0.1] * 6, read_ms=2.0)
-    assert prices.step_ms(8, 3, 2) == prices.step_ms(8, 3) + 4.0
-    told = [0.9 ** np.arange(8), np.arange(8)]
-    assert Budget(replace(prices, read_ms=0.0), 1).goes_on(told, 3, 4)
-    assert not Budget(replace(prices, read_ms=50.0), 1).goes_on(told, 3, 4)
-
-
 @given(st.floats(0.05, 0.95), st.floats(0.01, 5), st.floats(0.1, 5))
-def test_an_iteration_is_made_where_it_gains_more_than_its_time(chance, draft_ms, verify_ms):
+def test_the_way_with_the_best_rate_is_taken(chance, draft_ms, verify_ms):
     """In the steady state: a sequence whose every token is accepted by the same chance."""
     prices = Prices(dict.fromkeys(range(1, 8), verify_ms), [draft_ms * (n + 1) for n in range(6)])
     budget = Budget(prices, 1)
-    told = [[chance ** np.arange(n + 1), np.arange(n + 1)] for n in range(7)]
     for _ in range(60):
-        _, iterations = chosen(budget, told)
-    rates = [told[n][0].sum() / prices.step_ms(n + 1, n) for n in range(7)]
-    assert rates[iterations] >= 0.93 * max(rates)
+        way = budget.begin(6)
+        said = (chance ** np.arange(7), np.arange(7)) if budget.looks else ()
+        budget.learn(0 if said else sum(chance**n for n in range(1, way.iterations + 1)), *said)
+    rates = [sum(chance**n for n in range(count + 1)) / prices.step_ms(count + 1, count) for count in range(7)]
+    assert rates[budget.best.iterations] >= 0.9 * max(rates)
 
 
-def chosen(budget, told):
-    """The size and iterations that a budget gives to a draft which is told so after each number of them."""
-    way = budget.begin(len(told) - 1)
-    if way.size:
-        return way.size, sum(way.points)
-    for iterations, then in pairwise((*way.points, 0)):
-        if not budget.goes_on(told[iterations], iterations, then):
-            break
-    return budget.size(told[iterations], iterations), iterations
+def test_a_whole_tree_says_what_each_way_accepts():
+    """Of the likeliest nodes those that its iterations reach, up to its size."""
+    depths, accepted = np.array([0, 1, 2, 3, 1, 2]), np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    known = ConfidenceMap(trees=(Drafted(accepted, depths, accepted),))
+    budget = Budget(Prices({1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0}, [0.1, 0.2, 0.3], confidence_map=known), 2)
+    told = dict(zip(budget.ways, budget._tokens, strict=True))
+    assert told[PLAIN] == 1
+    assert (told[Way(2, 1)], told[Way(3, 1)], told[Way(3, 2)], told[Way(4, 2)], told[Way(4, 3)]) == (2, 2, 3, 3, 4)
+    assert budget.begin(3) == Way(4, 3)
 
 
-def test_what_is_read_are_the_chances_and_depths_of_the_likeliest_nodes():
-    confidence_map = ConfidenceMap((0.0, 0.5, 1.0), (0.0, 0.2, 0.9))
-    budget = Budget(Prices({1: 1.0, 6: 1.0}, [1.0], confidence_map=confidence_map), 2)
-    p = np.array([1.0, 0.75, 0.2, 0.6, 0.1, 0.05, 0.02, 0.55, 0.01, 0.005, 0.003])
-    chances, depths = budget.read(np.log(p))
-    assert chances == pytest.approx([1.0, 0.55, 0.34, 0.27, 0.08, 0.04])
+def test_whole_trees_cost_a_small_share_of_time():
+    """Even where the best way is as deep as they are: the host takes its time to look."""
+    tree = Drafted(np.ones(8), np.arange(8), np.ones(8))
+    prices = Prices({1: 10.0, 8: 10.0}, [0.1] * 7, confidence_map=ConfidenceMap(trees=(tree,)))
+    budget, looked = Budget(prices, 1), 0
+    for _ in range(1000):
+        assert budget.begin(7) == Way(8, 7)
+        looked += budget.looks
+        budget.learn(7, *((np.ones(8), np.arange(8)) if budget.looks else ()))
+    assert looked == pytest.approx(1000 * 10.1 * MOST_LOST / LOOK_MS, rel=0.01)
+
+
+def test_what_is_looked_at_are_the_confidence_and_depths_of_the_likeliest_nodes(pair):
+    drafter = EagleDrafter(pair[1], 6, 2, 2)
+    p = torch.tensor([1.0, 0.75, 0.2, 0.6, 0.1, 0.05, 0.02, 0.55, 0.01, 0.005, 0.003])
+    confidence, depths = drafter._likeliest(p.log())
+    assert confidence == pytest.approx([1.0, 0.75, 0.6, 0.55, 0.2, 0.1])
     assert depths.tolist() == [0, 1, 2, 3, 1, 2]
 
 
@@ -151,17 +106,57 @@ def test_a_smaller_tree_is_the_beginning_of_a_larger_one(pair):
     assert torch.equal(small[0].tree.tokens, tree.tokens[likeliest])
 
 
+def switching(ways):
+    """A budget that takes ways in turn, each as a whole tree that is looked at, and what it was told."""
+    budget, turns, told = budgets(STAIRS), cycle(ways), []
+
+    def begin(most):
+        way = next(turns)
+        budget.looks = way != PLAIN
+        return Way(way.size, min(way.iterations, most))
+
+    budget.begin = begin
+    budget.learn = lambda accepted, *said: told.append((accepted, said))
+    return budget, told
+
+
 def test_samples_follow_the_same_distribution(pair):
     """A tree of any size is judged by the same rule: with one seed and one size, the same tokens."""
     model, head = pair
     expected = decode(Speculator(model, EagleDrafter(head, 8, 3, 4)), Sampling(1.0, seed=3))[0]
-    for ways in ([Way((3,), 8)], [Way((1, 2, 3))], [Way((3,), 8), Way((1, 2, 3)), Way((3,))]):
-        switching = Budget(Prices({1: 1e9, 8: 1.0}, [0.0] * 3), 4)
-        turns = cycle(ways)
-        switching.begin = lambda most, turns=turns: next(turns).within(most)
-        switching.goes_on = lambda told, iterations, then: then > iterations
-        drafter = EagleDrafter(head, 8, 3, 4, budget=switching)
-        assert decode(Speculator(model, drafter), Sampling(1.0, seed=3))[0] == expected
+    drafter = EagleDrafter(head, 24, 3, 4, budget=switching([Way(8, 3)])[0])
+    assert decode(Speculator(model, drafter), Sampling(1.0, seed=3))[0] == expected
+
+
+def drafts(speculator):
+    return [step.tree for step in decode(speculator, Greedy())[1] if len(step.tree) > 1]
+
+
+@pytest.mark.parametrize("way", [Way(5, 1), Way(8, 3), Way(16, 2), Way(24, 3)])
+@pytest.mark.parametrize("as_graphs", [False, True])
+def test_a_draft_by_a_budget_is_that_of_a_static_drafter(pair, way, as_graphs, request, monkeypatch):
+    """With its confidence, and by as many graphs. The host is told the same confidence."""
+    made = request.getfixturevalue("captured") if as_graphs else []
+    monkeypatch.setattr(graphs, "capturable", lambda model: as_graphs)
+    model, head = pair
+    static = EagleDrafter(head, way.size, way.iterations, 4)
+    expected = drafts(Speculator(model, static))
+    graphs_of_static = len(made)
+    budget, told = switching([way])
+    drafter = EagleDrafter(head, 24, 3, 4, budget=budget)
+    trees = drafts(Speculator(model, drafter))
+    assert len(trees) == len(expected)
+    assert all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for one, other in zip(trees, expected, strict=True)
+        for name in ("tokens", "parents", "depths", "ancestors", "scores")
+    )
+    assert len(made) == 2 * graphs_of_static
+    assert all(said for _, said in told[1 : 1 + len(trees)])
+    for tree, (_, (confidence, depths)) in zip(trees, told[1:], strict=False):  # then those with no room for a draft
+        order = tree.scores.sort(descending=True, stable=True).indices
+        assert confidence[: way.size] == pytest.approx(tree.scores[order].exp().numpy())
+        assert depths[: way.size].tolist() == tree.depths[order].tolist()
 
 
 def test_a_hierarchy_and_eagle3_may_have_budgets(pair):
@@ -184,25 +179,21 @@ def test_a_captured_draft_has_a_budget_too(pair, captured, monkeypatch):
 
 
 def test_a_captured_draft_may_switch_between_all_ways(pair, captured, monkeypatch):
-    """With the same trees as without graphs, and a graph for each part, not for each combination of them."""
+    """With the same trees as without graphs, and a graph for each way and number of tokens to begin with."""
     model, head = pair
-    ways = [Way((3,), 8), Way((1, 2, 3)), Way((2,), 16), Way((3,), 24), PLAIN, Way((3,))]
+    ways = [Way(8, 3), Way(16, 2), Way(24, 3), PLAIN, Way(24, 2)]
 
-    def switching():
-        budget, turns = budgets(STAIRS), cycle(ways)
-        budget.begin = lambda most: next(turns).within(most)
-        budget.goes_on = lambda told, iterations, then: then > iterations
-        return EagleDrafter(head, 24, 3, 4, budget=budget)
+    def drafter():
+        return EagleDrafter(head, 24, 3, 4, budget=switching(ways)[0])
 
-    plain = decode(Speculator(model, switching()), Greedy(), 90)[1]
+    plain = decode(Speculator(model, drafter()), Greedy(), 90)[1]
     assert len({len(step.tree) for step in plain}) >= 4
     monkeypatch.setattr(graphs, "capturable", lambda model: True)
-    drafter = switching()
-    graphed = decode(Speculator(model, drafter), Greedy(), 90)[1]
-    assert [step.tree.tokens.tolist() for step in graphed] == [step.tree.tokens.tolist() for step in plain]
-    growing = drafter._growing
-    assert set(growing.parts) == {(3,), (1,), (1, 2), (1, 2, 3), (2,)}
-    assert len(captured) == len(growing.roots) + len(growing.parts) + len(growing.trees)
+    graphed = drafter()
+    steps = decode(Speculator(model, graphed), Greedy(), 90)[1]
+    assert [step.tree.tokens.tolist() for step in steps] == [step.tree.tokens.tolist() for step in plain]
+    assert len(captured) == len(graphed._graphs)
+    assert {key[1:] for key in graphed._graphs} >= {(3, 8), (2, 16), (3, 24), (2, 24)}
 
 
 def test_where_no_draft_pays_few_are_made(pair):
@@ -222,7 +213,7 @@ def test_a_drafter_tells_its_budget_what_was_accepted(pair):
     budget = budgets(STAIRS)
     told = []
     learn = budget.learn
-    budget.learn = lambda accepted: (told.append(accepted), learn(accepted))
+    budget.learn = lambda accepted, *said: (told.append(accepted), learn(accepted, *said))
     _, steps = decode(Speculator(model, EagleDrafter(head, 24, 3, 4, budget=budget)), Greedy())
     assert told[1:] == [len(step.path) for step in steps]  # the first is the prompt's
     assert budget.correction != 1.0
@@ -234,7 +225,7 @@ def test_a_drafter_tells_its_budget_what_was_accepted(pair):
         (lambda: Prices({8: 1.0}, [1.0]), "times of a pass over one token"),
         (lambda: Prices({1: 1.0}, []), "of a draft of one iteration"),
         (lambda: Prices({1: float("nan")}, [1.0]), "from 0 on"),
-        (lambda: Prices({1: 1.0}, [1.0], read_ms=-1.0), "from 0 on"),
+        (lambda: Prices({1: 1.0}, [1.0], other_ms=-1.0), "from 0 on"),
         (lambda: ConfidenceMap((0.0, 1.0), (0.5,)), "as many of one as of the other"),
         (lambda: ConfidenceMap((0.0, 0.5, 1.0), (0.2, 0.1, 0.3)), "must rise with confidence"),
         (lambda: ConfidenceMap((0.1, 1.0), (0.0, 1.0)), "both from 0 to 1"),

@@ -1,12 +1,14 @@
 """Prices are measured whatever room a context has, and in a time that does not grow with what nobody will draft."""
 
+import itertools
 import math
 
 import pytest
+import torch
 
 from specquant.decoding import pricing
-from specquant.decoding.budget import ConfidenceMap, read_points
-from specquant.decoding.pricing import MOST_TIMED, measured_prices
+from specquant.decoding.budget import ConfidenceMap
+from specquant.decoding.pricing import MOST_TIMED, REPEATS, measured_prices
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
 
@@ -20,7 +22,7 @@ def prices(context_length: int, iterations: int, top_k: int = 4):
 def test_short_contexts_have_prices_of_what_fits_them(context_length):
     told = prices(context_length, 6)
     assert len(told.draft_ms) == min(6, context_length - 1)
-    assert all(map(math.isfinite, (*told.verify_ms.values(), *told.draft_ms, told.read_ms)))
+    assert all(map(math.isfinite, (*told.verify_ms.values(), *told.draft_ms)))
 
 
 def test_a_context_without_room_for_a_draft_is_refused():
@@ -37,10 +39,22 @@ def test_trees_that_only_more_iterations_grow_are_priced(iterations, top_k):
 
 
 def test_of_many_iterations_only_the_first_are_timed(monkeypatch):
+    """Each behind a pass of another size, while there are any."""
     times = iter(range(1, 100))
-    monkeypatch.setattr(pricing, "_median_ms", lambda *_: float(next(times)))
+    monkeypatch.setattr(pricing, "_settled", lambda *_: (float(next(times)), 0.5))
     told = prices(96, 60)
-    passes = len(told.verify_ms)
-    assert next(times) == passes + MOST_TIMED + 2 + 1  # and a step without and with reading
-    assert told.read_ms == 1 / len(read_points(MOST_TIMED))
-    assert [*told.draft_ms] == [float(passes + count) for count in range(1, 61)]
+    assert next(times) == 1 + MOST_TIMED + 1  # decoding one by one, and the steps
+    assert [*told.draft_ms] == [float(1 + count) for count in range(1, 61)]
+    assert len(told.verify_ms) <= MOST_TIMED
+    assert {*told.verify_ms.values()} == {0.5}
+
+
+def test_a_gpu_is_brought_into_the_state_of_decoding_first(monkeypatch):
+    """By the steps themselves, for as long as that takes."""
+    clock = itertools.count()
+    monkeypatch.setattr(pricing, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(pricing, "SETTLE_S", 3)
+    steps = iter([(100.0, 100.0)] * 3 + [(float(n), 2.0 * n) for n in range(1, 100)])
+    taken = pricing._settled(lambda: next(steps), torch.device("cuda"))
+    assert taken == (1 + REPEATS // 2, 2 * (1 + REPEATS // 2))
+    assert pricing._settled(lambda: next(steps), torch.device("cpu"))[0] == REPEATS + 1 + 1 + REPEATS // 2

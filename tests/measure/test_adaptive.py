@@ -23,7 +23,8 @@ def test_every_choice_has_its_row(measured):
     assert set(rows.choice) == set(adaptive.CHOICES)
     static = rows[rows.choice == "static"].set_index(["draft_size", "iterations"])
     assert set(adaptive.STATIC) <= set(static.index)
-    assert len(static) - len(adaptive.STATIC) in (0, 1)  # the best one by what this machine's steps cost, if it is new
+    # And, if they are new, the best one by what this machine's steps cost and the one that adaptive ends up with.
+    assert 0 <= len(static) - len(adaptive.STATIC) <= 2
     assert (rows[rows.choice == "one by one"].accepted_length == 1).all()
     traces = [trace for text in parameters.texts()[1::2] for trace in text]
     for (size, iterations), row in static.iterrows():

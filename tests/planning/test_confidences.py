@@ -13,9 +13,7 @@ from specquant.errors import SpecquantError
 from specquant.measure.adaptive import STATIC
 from specquant.planning.acceptance import AcceptanceStatistics
 from specquant.planning.confidences import (
-    READ_MS,
     ConfidenceTrace,
-    _chosen,
     best_static,
     fit_confidence_map,
     predicted_gains,
@@ -107,7 +105,6 @@ def test_prices_come_from_measured_costs():
     prices = prices_of(STAIRS, ConfidenceMap())
     assert prices.verify_ms == {1: 4.0, 8: 4.1, 16: 6.0, 24: 7.5, 32: 9.0, 48: 13.0, 60: 16.0}
     assert prices.draft_ms == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
-    assert prices_of(STAIRS, ConfidenceMap(), read_ms=READ_MS).read_ms == READ_MS
     with pytest.raises(SpecquantError, match="none was measured of this model's head"):
         prices_of(LevelCosts(STAIRS.verify_ms, pd.Series(dtype=float)), ConfidenceMap())
 
@@ -156,8 +153,8 @@ def test_adaptive_trees_lose_little_to_decoding_one_by_one_whatever_confidence_s
 
 @pytest.fixture(scope="module")
 def gains(recorded):
-    """Adaptive over the best of the static sizes that are measured, by what a read costs: for two models and three
-    schemes on an H200, each half of the recorded texts judged with what the other half says of confidence."""
+    """Adaptive over the best of the static sizes that are measured: for two models and three schemes on an H200, each
+    half of the recorded texts judged with what the other half says of confidence."""
     costs = [read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting")]
     texts = read_confidences(recorded)
     halves = [(fit_confidence_map(texts[n::2]), texts[1 - n :: 2]) for n in (0, 1)]
@@ -166,35 +163,13 @@ def gains(recorded):
         for half, (confidence_map, judged) in enumerate(halves):
             prices = prices_of(measured_costs(*costs, model, scheme), confidence_map)
             best = max(simulate(judged, prices, tree).tokens_per_ms for tree in STATIC)
-            for read_ms in (0.0, 0.05, 0.15, 0.4):
-                reached = simulate(judged * 6, replace(prices, read_ms=read_ms)).tokens_per_ms
-                rows[model, scheme, half, read_ms] = reached / best
-    return pd.Series(rows).unstack()
+            rows[model, scheme, half] = simulate(judged * 6, prices).tokens_per_ms / best
+    return pd.Series(rows)
 
 
-def test_adaptive_trees_are_as_fast_as_the_best_static_size_whatever_a_read_costs(gains):
-    assert (gains > 0.99).all(axis=None)
-    assert (gains.mean() > 1.01).all()
-
-
-def test_adaptive_trees_gain_where_reading_pays(gains):
-    assert gains[0.0].mean() > 1.04
-    assert gains[0.05].mean() > 1.02
-
-
-def test_what_costs_too_much_to_read_is_not_read(recorded):
-    texts = read_confidences(recorded)
-    prices = prices_of(STAIRS, fit_confidence_map(texts))
-    ways = {}
-    for read_ms in (0.0, 50.0):
-        budget = Budget(replace(prices, read_ms=read_ms), 10)
-        ways[read_ms] = []
-        for trace in (trace for text in texts for trace in text):
-            size, iterations = _chosen(trace, budget, 6)
-            budget.learn(trace.within(iterations).accepted_length(size) - 1)
-            ways[read_ms].append(budget.way)
-    assert np.mean([way.size is None for way in ways[0.0]]) > 0.9
-    assert np.mean([way.size is None for way in ways[50.0]]) < 0.01
+def test_adaptive_trees_are_as_fast_as_the_best_static_size(gains):
+    assert (gains > 0.99).all()
+    assert gains.mean() > 1.01
 
 
 def test_what_is_accepted_again_is_drafted_again():
@@ -203,18 +178,17 @@ def test_what_is_accepted_again_is_drafted_again():
     budget = Budget(prices, 10)
     sizes = []
     for trace in [wrong] * 200 + [TREE] * 400:
-        size, iterations = _chosen(trace, budget, 2)
-        budget.learn(trace.within(iterations).accepted_length(size) - 1)
+        size, iterations = budget.begin(2)
+        accepted = trace.within(iterations).accepted_length(size) - 1
+        budget.learn(accepted, *((trace.confidence, trace.depths) if budget.looks else ()))
         sizes.append(size)
     assert np.mean(np.array(sizes[100:200]) > 1) < 0.1
     assert np.mean(np.array(sizes[-100:]) > 1) > 0.9
 
 
-def test_the_planner_prices_what_reading_takes(recorded):
-    """By the same policy as decoding."""
+def test_the_planner_predicts_by_the_policy_of_decoding(recorded):
     texts = read_confidences(recorded)
     told = AcceptanceStatistics({}, {}, [0.5], texts).adaptive(Plan("eagle2", ADAPTIVE, 6), STAIRS)
-    reads = simulate(texts, prices_of(STAIRS, fit_confidence_map(texts), read_ms=READ_MS))
-    assert told.draft_ms == pytest.approx(reads.draft_ms)
-    assert told.accepted_length == pytest.approx(reads.accepted_length)
-    assert reads.draft_ms != pytest.approx(simulate(texts, prices_of(STAIRS, fit_confidence_map(texts))).draft_ms)
+    simulated = simulate(texts, prices_of(STAIRS, fit_confidence_map(texts)))
+    assert told.draft_ms == pytest.approx(simulated.draft_ms)
+    assert told.accepted_length == pytest.approx(simulated.accepted_length)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from specquant.decoding.acceptance import Acceptance, AcceptanceRule
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.hand_up import HandUp
-from specquant.decoding.step import Step
+from specquant.decoding.step import Step, milliseconds, moment
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.models.graphs import GraphedLlama
@@ -101,9 +101,9 @@ class Speculator(Drafter):
 
         On a GPU the host runs ahead of the device and waits for it once: to read what was accepted.
         """
-        began, start = perf_counter(), self._mark()
+        began, start = perf_counter(), moment(self.model.device)
         tree = self._propose(limit - 1)
-        drafted = self._mark()
+        drafted = moment(self.model.device)
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
@@ -128,7 +128,7 @@ class Speculator(Drafter):
             self.drafter.commit(length, tokens, handed[:kept] if self._reads_features else None)
         rounds = self.drafter.rounds if self.drafter and len(tree) > 1 else ()
         inner = [step.accepted_length for step in rounds]
-        draft_ms = _milliseconds(start, drafted)
+        draft_ms = milliseconds(start, drafted)
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q, tuple(rounds))
 
@@ -198,28 +198,11 @@ class Speculator(Drafter):
         width = self.model.config.hidden_size * max(1, len(self._layers))
         return torch.empty(0, width, dtype=self.model.dtype, device=self.model.device)
 
-    def _mark(self) -> torch.cuda.Event | float:
-        """This moment, of the device: a GPU notes it when it gets there."""
-        if self.model.device.type != "cuda":
-            return perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
 
 def _probabilities(logits: torch.Tensor, accepted: Acceptance) -> list[float]:
     """What a model's logits say of the tokens that a pass added."""
     of_rows = logits[[0, *accepted.path]].float().softmax(dim=-1)
     return of_rows[range(len(accepted.tokens)), accepted.tokens].tolist()
-
-
-def _milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
-    """Between two moments that the device has passed."""
-    if isinstance(start, float) and isinstance(end, float):
-        return 1e3 * (end - start)
-    if isinstance(start, float) or isinstance(end, float):
-        raise TypeError("moments of two devices have no time between them")
-    return start.elapsed_time(end)
 
 
 def rows_after(chain: int, rows: torch.Tensor) -> torch.Tensor:

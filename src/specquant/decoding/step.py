@@ -1,6 +1,7 @@
 """What one step of speculative decoding did."""
 
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import torch
 
@@ -36,3 +37,21 @@ class Step:
         """They serve the level above; over a long text they would fill the memory."""
         rounds = tuple(step.without_distributions() for step in self.rounds)
         return replace(self, q=None, tree=replace(self.tree, q=None), rounds=rounds)
+
+
+def moment(device: torch.device) -> torch.cuda.Event | float:
+    """This moment, of the device: a GPU notes it when it gets there."""
+    if device.type != "cuda":
+        return perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    """Between two moments that the device has passed."""
+    if isinstance(start, float) and isinstance(end, float):
+        return 1e3 * (end - start)
+    if isinstance(start, float) or isinstance(end, float):
+        raise TypeError("moments of two devices have no time between them")
+    return start.elapsed_time(end)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from specquant.decoding.budget import Prices
+from specquant.decoding.budget import PLAIN, Prices
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import TracedBudget, TracedTrees
 from specquant.decoding.generation import Generation
@@ -121,38 +121,35 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 def decoded(
     models: SyntheticModels, parameters: Parameters, texts: list[list[ConfidenceTrace]], prices: Prices
 ) -> Iterator[dict[str, Any]]:
-    """A row for each choice, the best static one by the prices among them. predicted_tokens_per_s: by the prices, which
-    were measured before, on the same traces."""
+    """A row for each choice. Static are `STATIC`, the best one by the prices, and the one that adaptive ends up with,
+    so that choosing can be told from what is chosen. predicted_tokens_per_s: by the prices, which were measured before,
+    on the same traces."""
     vocab_size = models.target.config.vocab_size
     prompt = random_prompt(vocab_size, parameters.prompt_length, parameters.seed)
     traces = [trace for text in texts for trace in text]
 
-    def speculator(choice: str, tree: tuple[int, int]) -> Speculator:
-        if choice == "one by one":
-            return Speculator(models.target)
-        budget, size = None, tree[0]
-        if tree[0] == ADAPTIVE:
-            budget = TracedBudget(prices, TOP_K)
-            size = budget.largest
-        drafter = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget)
-        return Speculator(models.target, TracedTrees(drafter, traces))
-
-    adaptive = (ADAPTIVE, MOST_ITERATIONS)
-    plans = [
-        (CHOICES[0], (1, 0)),
-        *((CHOICES[1], tree) for tree in dict.fromkeys((*STATIC, best_static(texts, prices)[0])) if tree[1]),
-        *((each, adaptive) for each in CHOICES[2:]),
-    ]
-    for choice, tree in plans:
-        level = speculator(choice, tree)
-        decode(
-            level, prompt, Replay([0.0], 0.0), parameters.new_tokens if tree[1] else min(16, parameters.new_tokens)
-        )  # captures graphs
+    def row(choice: str, tree: tuple[int, int], budget: TracedBudget | None = None) -> dict[str, Any]:
+        level = Speculator(models.target)
+        if tree[1]:
+            size = budget.largest if budget else tree[0]
+            drafter = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget)
+            level = Speculator(models.target, TracedTrees(drafter, traces))
+        warm_up = parameters.new_tokens if tree[1] else min(16, parameters.new_tokens)
+        decode(level, prompt, Replay([0.0], 0.0), warm_up)  # captures graphs
         generation = without_captures(partial(decode, level, prompt, Replay([0.0], 0.0), parameters.new_tokens))
-        expected = simulate(texts, prices, None if tree == adaptive else tree)
+        expected = simulate(texts, prices, None if budget else tree)
         about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
         told = {"predicted_tokens_per_s": 1e3 * expected.tokens_per_ms}
-        yield {name: value for name, value in (about | measurements(generation) | told).items() if name in COLUMNS}
+        return {name: value for name, value in (about | measurements(generation) | told).items() if name in COLUMNS}
+
+    one_by_one, static, adaptive = CHOICES
+    yield row(one_by_one, PLAIN)
+    trees = [tree for tree in dict.fromkeys((*STATIC, best_static(texts, prices)[0])) if tree[1]]
+    yield from (row(static, tree) for tree in trees)
+    budget = TracedBudget(prices, TOP_K)
+    yield row(adaptive, (ADAPTIVE, MOST_ITERATIONS), budget)
+    if budget.best not in (PLAIN, *trees):
+        yield row(static, budget.best)
 
 
 def without_captures(decoded: Callable[[], Generation]) -> Generation:

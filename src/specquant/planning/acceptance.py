@@ -15,7 +15,7 @@ from specquant.decoding.drafters import get_method
 from specquant.decoding.method import PAPER_PLANS, Costs, InnerSteps, Plan, Prediction
 from specquant.decoding.replay import ShapedTree
 from specquant.errors import SpecquantError
-from specquant.planning.confidences import READ_MS, ConfidenceTrace, fit_confidence_map, prices_of, simulate
+from specquant.planning.confidences import ConfidenceTrace, fit_confidence_map, prices_of, simulate
 from specquant.planning.trees import tree_shapes, trees_of
 
 Tree = tuple[int, int]  # nodes and iterations
@@ -45,7 +45,7 @@ class AcceptanceStatistics:
 
     def adaptive(self, plan: Plan, costs: Costs) -> Prediction:
         """What a plan's adaptive trees reach where steps cost so much, on the recorded trees."""
-        prices = prices_of(costs, fit_confidence_map(self.traces), plan.iterations, READ_MS)
+        prices = prices_of(costs, fit_confidence_map(self.traces), plan.iterations)
         told = simulate(self.traces, prices)
         return Prediction(told.accepted_length, told.draft_size, 0.0, told.draft_ms, told.verify_ms)
 

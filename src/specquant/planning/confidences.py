@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import pandas as pd
 from scipy.optimize import isotonic_regression
 
 from specquant.decoding.budget import SIZES, Budget, ConfidenceMap, Drafted, Prices
-from specquant.decoding.drafters.replay import told_of
 from specquant.decoding.method import ADAPTIVE, Costs
 from specquant.decoding.models import Models
 from specquant.decoding.replay import ConfidenceTrace
@@ -25,7 +23,6 @@ RECORDED = "data/recorded/cpu/confidences.csv"
 # Confidences between two edges count as one. Edges are closest near 0, where most nodes are.
 EDGES = (0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOP_K = 10
-READ_MS = 0.13  # what a read adds to a step, where that was not measured: our estimate for an H200 (`budget.DOUBT`)
 BELIEVED = 20.0  # each depth begins as if so many nodes had been accepted as often as their confidence says
 MOST_ITERATIONS = 6
 
@@ -112,11 +109,8 @@ def _by_depth(confidence_map: ConfidenceMap, traces: Sequence[ConfidenceTrace]) 
     return replace(fitted, trees=tuple(trees))
 
 
-def prices_of(
-    costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS, read_ms: float = 0.0
-) -> Prices:
-    """What one model's steps cost, for the sizes of `SIZES` that were measured. read_ms: of `Prices`, by default that
-    of a reading which costs nothing.
+def prices_of(costs: Costs, confidence_map: ConfidenceMap, most_iterations: int = MOST_ITERATIONS) -> Prices:
+    """What one model's steps cost, for the sizes of `SIZES` that were measured.
 
     Raises SpecquantError where no draft was measured.
     """
@@ -125,7 +119,7 @@ def prices_of(
     largest = costs.verify_ms.index.max()
     verify_ms = {size: costs.verify(size) for size in (1, *SIZES) if size <= largest}
     draft_ms = [max(0.0, costs.draft(count)) for count in range(1, most_iterations + 1)]
-    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map, read_ms)
+    return Prices(verify_ms, draft_ms, costs.other_ms, confidence_map)
 
 
 class Simulated(NamedTuple):
@@ -159,30 +153,18 @@ def simulate(
     budget, most = Budget(prices, TOP_K), min(MOST_ITERATIONS, len(prices.draft_ms))
     for text in texts:
         for trace in text:
-            size, iterations = tree or _chosen(trace, budget, most)
-            step_ms = prices.step_ms(size, iterations) if tree else budget.latest_ms
+            size, iterations = tree or budget.begin(most)
             accepted = trace.within(iterations).accepted_length(size)
-            budget.learn(accepted - 1)
+            if not tree:
+                budget.learn(accepted - 1, *((trace.confidence, trace.depths) if budget.looks else ()))
             tokens += accepted
             steps, sizes, counts = steps + 1, sizes + size, counts + iterations
-            drafts += step_ms - prices.step_ms(size, 0)
+            drafts += prices.step_ms(size, iterations) - prices.step_ms(size, 0)
             passes += prices.verify_ms[size]
     if not steps:
         raise SpecquantError("there are no recorded trees to simulate with: record them (specquant bench confidences)")
     time_ms = drafts + passes + steps * prices.other_ms
     return Simulated(tokens / time_ms, *(total / steps for total in (tokens, sizes, counts, drafts, passes)))
-
-
-def _chosen(trace: ConfidenceTrace, budget: Budget, most: int) -> tuple[int, int]:
-    """Nodes and iterations that a budget gives a recorded tree."""
-    way = budget.begin(most)
-    if way.size:
-        return way.size, sum(way.points)
-    for iterations, then in pairwise((*way.points, 0)):
-        told = told_of(trace, iterations, budget.prices.confidence_map)
-        if not budget.goes_on(told, iterations, then):
-            break
-    return budget.size(told, iterations), iterations
 
 
 def best_static(texts: Sequence[Sequence[ConfidenceTrace]], prices: Prices) -> tuple[tuple[int, int], Simulated]:

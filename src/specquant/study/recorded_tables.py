@@ -195,7 +195,7 @@ def planted(rows: pd.DataFrame) -> str:
 def adaptive_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each run by adaptive draft sizes: its speed over that of static ones of the same process, and its sizes.
 
-    A static size that is not one of `STATIC` is the best by the prices.
+    A static size that is not one of `STATIC` is the best by the prices, or the one that adaptive ended up with.
     """
     static = rows[rows.choice == "static"].set_index(RUN)
     trees = pd.Series([*zip(static.draft_size, static.iterations, strict=True)], index=static.index)

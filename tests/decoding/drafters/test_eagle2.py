@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
+from specquant.decoding.budget import Budget, Prices
 from specquant.models import graphs
 from specquant.models.llama import set_compute_dtype
 from tests.decoding.conftest import random_head, random_model
@@ -24,6 +25,13 @@ def steps(model, head, limits=(12,) * 8, **settings):
     speculator.prefill(PROMPT, Greedy())
     taken = [speculator.step(limit) for limit in limits]
     return speculator, taken
+
+
+def looking():
+    """A budget that drafts as `steps` does, and looks at each draft."""
+    budget = Budget(Prices({1: 5.0, 12: 5.0}, [0.0] * 3), 4)
+    budget._spare_ms = float("inf")
+    return budget
 
 
 def trees(taken):
@@ -51,10 +59,10 @@ def test_a_captured_draft_is_the_draft(as_graphs, monkeypatch):
     """Whatever came before, and also where the limit ends a draft early."""
     limits = (12, 12, 12, 3, 12, 2, 12, 12)
     speculator, taken = steps(*pair(), limits)
-    rows_and_iterations = set(speculator.drafter._graphs)
-    assert len(as_graphs) == len(rows_and_iterations) < len(taken)
-    assert {iterations for _, iterations in rows_and_iterations} == {1, 2, 3}
-    assert len({rows for rows, _ in rows_and_iterations}) > 1
+    captured = set(speculator.drafter._graphs)
+    assert len(as_graphs) == len(captured) < len(taken)
+    assert {iterations for _, iterations, _ in captured} == {1, 2, 3}
+    assert len({rows for rows, *_ in captured}) > 1
     monkeypatch.setattr(graphs, "capturable", lambda model: False)
     plain, expected = steps(*pair(), limits)
     assert trees(taken) == trees(expected)
@@ -101,10 +109,34 @@ def test_on_a_gpu_graphs_and_launches_give_the_same_trees(monkeypatch):
     assert trees(taken) == trees(expected)
 
 
+def test_a_budget_learns_of_the_drafts_of_a_static_plan(as_graphs):
+    budget = looking()
+    chosen, taken = steps(*pair(), budget=budget)
+    static, expected = steps(*pair())
+    assert trees(taken) == trees(expected)
+    assert set(chosen.drafter._graphs) == set(static.drafter._graphs)
+    assert budget._trees == len(taken)
+
+
 @pytest.mark.gpu
-def test_a_step_waits_for_the_gpu_once(monkeypatch):
-    """Once everything is captured, whatever waits but the rule's reading raises."""
-    speculator, taken = steps(*pair("cuda", torch.float16))
+def test_on_a_gpu_a_budget_is_told_what_it_is_told_on_the_host():
+    budget, on_gpu = looking(), looking()
+    _, expected = steps(*pair(dtype=torch.float32), budget=budget)
+    speculator, taken = steps(*pair("cuda", torch.float16), budget=on_gpu)
+    assert speculator.drafter._graphs
+    assert on_gpu._trees == len(taken)
+    if trees(taken) == trees(expected):  # half precision may choose other tokens
+        assert on_gpu._tokens == pytest.approx(budget._tokens, rel=1e-2)
+    _, static = steps(*pair("cuda", torch.float16))
+    assert trees(taken) == trees(static)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("budgeted", [False, True])
+def test_a_step_waits_for_the_gpu_once(budgeted, monkeypatch):
+    """Once everything is captured, whatever waits but the rule's reading raises; confidence that a budget looks at is
+    there without."""
+    speculator, taken = steps(*pair("cuda", torch.float16), budget=looking() if budgeted else None)
     speculator.prefill(PROMPT, Greedy())
     rule = speculator.rule
 

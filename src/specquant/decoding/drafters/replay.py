@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.budget import Budget, ConfidenceMap, Told
+from specquant.decoding.budget import Budget
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.lookup import FirstDraft, Lookup
@@ -93,26 +92,18 @@ def with_replayed_lookups(drafter: Drafter, steps: Sequence[Trace]) -> Drafter:
 
 
 class TracedBudget(Budget):
-    """Chooses by a recorded tree, as if the head had said that, and takes as long as by the head."""
+    """Learns of a recorded tree, as if the head had said that, and takes as long as by the head."""
 
     trace: ConfidenceTrace
 
-    def read(self, scores: np.ndarray) -> Told:
-        said, k = super().read(scores), self.top_k
-        recorded = told_of(self.trace, 1 + (len(scores) - 1 - k) // (k * k), self.prices.confidence_map)
-        return [part[: len(said[0])] for part in recorded]
-
-
-@cache
-def told_of(trace: ConfidenceTrace, iterations: int, confidence_map: ConfidenceMap) -> list[np.ndarray]:
-    """What `Budget.read` would say of so many iterations of a recorded tree."""
-    part = trace.within(iterations)
-    return [confidence_map.chances(part.confidence, part.depths), part.depths]
+    def learn(self, accepted: int, confidence: np.ndarray | None = None, depths: np.ndarray | None = None) -> None:
+        recorded = () if confidence is None else (self.trace.confidence, self.trace.depths)
+        super().learn(accepted, *recorded)
 
 
 class TracedTrees(Drafter):
     """A drafter whose trees are recorded ones, in turn. It drafts as ever, tokens included, and with as many nodes and
-    iterations as its budget, a `TracedBudget`, chooses for the recorded tree; without one, as many as it has."""
+    iterations as its budget, a `TracedBudget`, chooses; without one, as many as it has."""
 
     def __init__(self, drafter: EagleDrafter, traces: Sequence[ConfidenceTrace]):
         self.drafter, self.traces = drafter, traces
@@ -134,7 +125,7 @@ class TracedTrees(Drafter):
         if len(tree) == 1:
             return tree
         self.turn += 1
-        key = turn, self.drafter.latest_iterations or self.drafter.iterations, len(tree)
+        key = turn, self.drafter.latest_iterations, len(tree)
         if key not in self.shapes:
             self.shapes[key] = self.traces[turn].within(key[1]).shape(len(tree), tree.tokens.device)
         return replace(self.shapes[key], tokens=tree.tokens)
