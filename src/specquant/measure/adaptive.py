@@ -49,7 +49,7 @@ class Parameters(Common):
         head_scheme: Of its EAGLE head.
         confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny
             models).
-        new_tokens: Tokens to decode by each choice.
+        rounds: How often each choice decodes all recorded trees that judge it. So all choices meet the same text.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.
         seed: Of weights and prompt.
@@ -59,12 +59,12 @@ class Parameters(Common):
     schemes: tuple[str, ...] = ("w4a16-g128", "w8a8", "w4a8-qqq")
     head_scheme: str = "fp16"
     confidences: Path = Path(RECORDED)
-    new_tokens: int = 384
+    rounds: int = 2
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
 
-    shared = ("confidences", "new_tokens", "prompt_length", "seed")
+    shared = ("confidences", "rounds", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, numbers out of range, and traces that are none."""
@@ -73,7 +73,7 @@ class Parameters(Common):
         for scheme in self.schemes:
             get_scheme(scheme)
         synthetic_config(self.model)
-        require_at_least(self, new_tokens=2, prompt_length=1)  # the first is the prompt's
+        require_at_least(self, rounds=1, prompt_length=1)
         if len(self.texts()) < 2:
             raise SpecquantError(
                 f"{self.confidences} holds trees of fewer than two texts, one to calibrate by and one to judge: record "
@@ -82,6 +82,10 @@ class Parameters(Common):
 
     def texts(self) -> list[list[ConfidenceTrace]]:
         return read_confidences(read_results(self.confidences, table="confidences"), where=self.confidences)
+
+    def most_tokens(self, traces: Sequence[ConfidenceTrace]) -> int:
+        """That all rounds of drafts can bring, with the prompt's own."""
+        return 1 + self.rounds * len(traces) * (MOST_ITERATIONS + 1)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -97,13 +101,14 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the second half of the traces by each choice; the first half calibrates confidence."""
     texts = parameters.texts()
     confidence_map, judged = fit_confidence_map(texts[::2]), texts[1::2]
+    most_tokens = parameters.most_tokens([trace for text in judged for trace in text])
     for unit in units:
         models = SyntheticModels(
             parameters.model,
             None,
             unit["scheme"],
             head_scheme=parameters.head_scheme,
-            context_length=parameters.prompt_length + 2 * parameters.new_tokens + MOST_ITERATIONS,
+            context_length=parameters.prompt_length + most_tokens + MOST_ITERATIONS,
             dtype=default_dtype(parameters.device, unit["scheme"]),
             device=parameters.device,
             seed=parameters.seed,
@@ -127,16 +132,18 @@ def decoded(
     vocab_size = models.target.config.vocab_size
     prompt = random_prompt(vocab_size, parameters.prompt_length, parameters.seed)
     traces = [trace for text in texts for trace in text]
+    steps = parameters.rounds * len(traces)
 
     def row(choice: str, tree: tuple[int, int], budget: TracedBudget | None = None) -> dict[str, Any]:
-        level = Speculator(models.target)
         if tree[1]:
             size = budget.largest if budget else tree[0]
-            drafter = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget)
-            level = Speculator(models.target, TracedTrees(drafter, traces))
-        warm_up = parameters.new_tokens if tree[1] else min(16, parameters.new_tokens)
-        decode(level, prompt, Replay([0.0], 0.0), warm_up)  # captures graphs
-        generation = without_captures(partial(decode, level, prompt, Replay([0.0], 0.0), parameters.new_tokens))
+            drafter = TracedTrees(EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget), traces)
+            level, most = Speculator(models.target, drafter), parameters.most_tokens(traces)
+            run = partial(decode, level, prompt, Replay([0.0], 0.0), most, lambda: drafter.turn >= steps)
+        else:
+            run = partial(decode, Speculator(models.target), prompt, Replay([0.0], 0.0), 1 + steps)
+        run()  # captures graphs
+        generation = without_captures(run)
         expected = simulate(texts, prices, None if budget else tree)
         about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
         told = {"predicted_tokens_per_s": 1e3 * expected.tokens_per_ms}

@@ -379,12 +379,15 @@ def _rule(plan: Plan, chances: Chances | Traces, seed: int) -> tuple[Callable[[]
     return lambda: Replay(head, agreement, seed), told
 
 
-def decode(speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int) -> Generation:
-    """Decode at least `new_tokens` tokens; what the last step brings more counts, too."""
+def decode(
+    speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int, ends: Callable[[], bool] = lambda: False
+) -> Generation:
+    """Decode at least `new_tokens` tokens, or until `ends` says so behind a step; what the last step brings more
+    counts, too."""
     decoded = decode_steps(speculator, prompt, rule, speculator.context_length - len(prompt))
     prefill = next(decoded)
     tokens, steps = list(prefill.tokens), []
-    while len(tokens) < new_tokens:
+    while len(tokens) < new_tokens and not (steps and ends()):
         steps.append(next(decoded))
         tokens += steps[-1].tokens
     lengths = [step.accepted_length for step in steps]
