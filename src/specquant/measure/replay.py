@@ -21,6 +21,7 @@ from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
+from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
 from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free, left_out
@@ -386,7 +387,8 @@ def decode(
     counts, too."""
     decoded = decode_steps(speculator, prompt, rule, speculator.context_length - len(prompt))
     prefill = next(decoded)
-    tokens, steps = list(prefill.tokens), []
+    tokens = list(prefill.tokens)
+    steps: list[Step] = []
     while len(tokens) < new_tokens and not (steps and ends()):
         steps.append(next(decoded))
         tokens += steps[-1].tokens
