@@ -29,9 +29,9 @@ def test_the_way_with_the_best_rate_is_taken(chance, draft_ms, verify_ms):
     for _ in range(60):
         way = budget.begin(6)
         said = (chance ** np.arange(7), np.arange(7)) if budget.looks else ()
-        budget.learn(0 if said else sum(chance**n for n in range(1, way.iterations + 1)), *said)
+        budget.learn(sum(chance**n for n in range(1, min(way.iterations, way.size - 1) + 1)), *said)
     rates = [sum(chance**n for n in range(count + 1)) / prices.step_ms(count + 1, count) for count in range(7)]
-    assert rates[budget.best.iterations] >= 0.9 * max(rates)
+    assert rates[budget.best.iterations] >= 0.93 * max(rates)
 
 
 def test_a_whole_tree_says_what_each_way_accepts():
