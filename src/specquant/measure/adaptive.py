@@ -49,7 +49,7 @@ class Parameters(Common):
         head_scheme: Of its EAGLE head.
         confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny
             models).
-        rounds: How often each choice decodes all recorded trees that judge it. So all choices meet the same text.
+        rounds: How often each choice drafts all recorded trees that judge it. So all choices meet the same text.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.
         seed: Of weights and prompt.
@@ -83,9 +83,9 @@ class Parameters(Common):
     def texts(self) -> list[list[ConfidenceTrace]]:
         return read_confidences(read_results(self.confidences, table="confidences"), where=self.confidences)
 
-    def most_tokens(self, traces: Sequence[ConfidenceTrace]) -> int:
+    def most_tokens(self, texts: Sequence[Sequence[ConfidenceTrace]]) -> int:
         """That all rounds of drafts can bring, with the prompt's own."""
-        return 1 + self.rounds * len(traces) * (MOST_ITERATIONS + 1)
+        return 1 + self.rounds * sum(map(len, texts)) * (MOST_ITERATIONS + 1)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -101,14 +101,13 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the second half of the traces by each choice; the first half calibrates confidence."""
     texts = parameters.texts()
     confidence_map, judged = fit_confidence_map(texts[::2]), texts[1::2]
-    most_tokens = parameters.most_tokens([trace for text in judged for trace in text])
     for unit in units:
         models = SyntheticModels(
             parameters.model,
             None,
             unit["scheme"],
             head_scheme=parameters.head_scheme,
-            context_length=parameters.prompt_length + most_tokens + MOST_ITERATIONS,
+            context_length=parameters.prompt_length + parameters.most_tokens(judged) + MOST_ITERATIONS,
             dtype=default_dtype(parameters.device, unit["scheme"]),
             device=parameters.device,
             seed=parameters.seed,
@@ -138,7 +137,7 @@ def decoded(
         if tree[1]:
             size = budget.largest if budget else tree[0]
             drafter = TracedTrees(EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget), traces)
-            level, most = Speculator(models.target, drafter), parameters.most_tokens(traces)
+            level, most = Speculator(models.target, drafter), parameters.most_tokens(texts)
             run = partial(decode, level, prompt, Replay([0.0], 0.0), most, lambda: drafter.turn >= steps)
         else:
             run = partial(decode, Speculator(models.target), prompt, Replay([0.0], 0.0), 1 + steps)

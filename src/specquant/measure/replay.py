@@ -383,13 +383,13 @@ def _rule(plan: Plan, chances: Chances | Traces, seed: int) -> tuple[Callable[[]
 def decode(
     speculator: Speculator, prompt: list[int], rule: Replay, new_tokens: int, ends: Callable[[], bool] = lambda: False
 ) -> Generation:
-    """Decode at least `new_tokens` tokens, or until `ends` says so behind a step; what the last step brings more
-    counts, too."""
+    """Decode until there are `new_tokens` tokens, or until `ends`, which is asked before each step. All tokens of the
+    last step count."""
     decoded = decode_steps(speculator, prompt, rule, speculator.context_length - len(prompt))
     prefill = next(decoded)
     tokens = list(prefill.tokens)
     steps: list[Step] = []
-    while len(tokens) < new_tokens and not (steps and ends()):
+    while len(tokens) < new_tokens and not ends():
         steps.append(next(decoded))
         tokens += steps[-1].tokens
     lengths = [step.accepted_length for step in steps]

@@ -12,8 +12,14 @@ from specquant.tables.verify_cost import KEYS
 
 RECORDED = "data/recorded"
 TABLES = (
-    *("h200/verify_cost", "h200/settling", "h200/attention", "cpu/heads", "h200/tiny/losslessness", "h200/adaptive"),
-    *("h200/traced/replayed", "h200/smollm2/humaneval"),
+    "h200/verify_cost",
+    "h200/settling",
+    "h200/attention",
+    "cpu/heads",
+    "h200/tiny/losslessness",
+    "h200/adaptive",
+    "h200/traced/replayed",
+    "h200/smollm2/humaneval",
 )
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
 SAME = 0.02  # accepted lengths of one plan differ by no more; now and then an adaptive draft is deeper
@@ -22,8 +28,8 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
-    of_card = _of_card() | _of_settling() | _of_attention() | _of_heads()
-    return of_card | _of_half_precision() | _of_adaptive() | _of_traces() | _of_answers()
+    on_gpu = _of_card() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
+    return on_gpu | _of_heads() | _of_half_precision() | _of_answers()
 
 
 def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
@@ -106,12 +112,13 @@ def _of_adaptive() -> dict[str, float]:
 
 def _of_traces() -> dict[str, float]:
     """ "tokens/s by traces, eagle2 24": by replay of what SmolLM2 accepted. Other methods have one plan and no size."""
-    rows, known = read_results(f"{RECORDED}/h200/traced/replayed.csv"), {}
-    for (method, size), tokens_per_s in rows.groupby(["method", "draft_size"]).tokens_per_s.median().items():
-        known[f"tokens/s by traces, {method}" + (f" {size}" if method == "eagle2" else "")] = tokens_per_s
-    fastest = rows.groupby("method").tokens_per_s.max()
-    known["hierarchical over the fastest by traces"] = fastest["hierarchical"] / fastest.max()
-    return known
+    rows = read_results(f"{RECORDED}/h200/traced/replayed.csv")
+    medians = rows.groupby(["method", "draft_size"]).tokens_per_s.median()
+    known = {
+        f"tokens/s by traces, {method}" + (f" {size}" if method == "eagle2" else ""): tokens_per_s
+        for (method, size), tokens_per_s in medians.items()
+    }
+    return known | {"hierarchical over the fastest by traces": medians["hierarchical"].max() / medians.max()}
 
 
 def _of_answers() -> dict[str, float]:
