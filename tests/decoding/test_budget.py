@@ -28,6 +28,7 @@ def test_the_way_with_the_best_rate_is_taken(chance, draft_ms, verify_ms):
     budget = Budget(prices, 1)
     for _ in range(60):
         way = budget.begin(6)
+        budget.choose()
         said = (chance ** np.arange(7), np.arange(7)) if budget.looks else ()
         budget.learn(sum(chance**n for n in range(1, min(way.iterations, way.size - 1) + 1)), *said)
     rates = [sum(chance**n for n in range(count + 1)) / prices.step_ms(count + 1, count) for count in range(7)]
@@ -45,6 +46,26 @@ def test_a_whole_tree_says_what_each_way_accepts():
     assert budget.begin(3) == Way(4, 3)
 
 
+def test_what_is_learnt_counts_from_the_next_choice_on(monkeypatch):
+    """So the host has nothing to do between a pass and the draft behind it. Where nothing is new, nothing is chosen."""
+    known = ConfidenceMap(trees=(Drafted(np.ones(8), np.arange(8), np.ones(8)),))
+    budget = Budget(Prices({1: 10.0, 8: 10.0}, [1.0] * 7, confidence_map=known), 1)
+    assert budget.begin(7) == Way(8, 7)
+    budget.learn(0)
+    assert (budget.correction, budget.begin(7)) == (1.0, Way(8, 7))
+    for _ in range(60):
+        budget.choose()
+        budget.learn(0)
+        budget.begin(7)
+    assert budget.correction < 0.01
+    assert budget.best == PLAIN
+    budget.choose()
+    monkeypatch.setattr(budget, "_choose", None)
+    budget.begin(0)
+    budget.learn(0)
+    budget.choose()
+
+
 def test_whole_trees_cost_a_small_share_of_time():
     """Even where the best way is as deep as they are: the host takes its time to look."""
     tree = Drafted(np.ones(8), np.arange(8), np.ones(8))
@@ -53,6 +74,7 @@ def test_whole_trees_cost_a_small_share_of_time():
     for _ in range(1000):
         assert budget.begin(7) == Way(8, 7)
         looked += budget.looks
+        budget.choose()
         budget.learn(7, *((np.ones(8), np.arange(8)) if budget.looks else ()))
     assert looked == pytest.approx(1000 * 10.1 * MOST_LOST / LOOK_MS, rel=0.01)
 

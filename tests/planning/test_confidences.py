@@ -179,6 +179,7 @@ def test_what_is_accepted_again_is_drafted_again():
     sizes = []
     for trace in [wrong] * 200 + [TREE] * 400:
         size, iterations = budget.begin(2)
+        budget.choose()
         accepted = trace.within(iterations).accepted_length(size) - 1
         budget.learn(accepted, *((trace.confidence, trace.depths) if budget.looks else ()))
         sizes.append(size)

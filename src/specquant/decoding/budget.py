@@ -5,6 +5,7 @@ accepted length that a tree may expect is the sum of the chances of its nodes. T
 size. It rises in steps: a few more rows are free until they need another tile.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -130,6 +131,9 @@ class Budget:
     What whole trees let expect is multiplied by what was accepted of the latest drafts over what was expected: texts
     differ, and a head may be too sure of one.
 
+    The host chooses while a GPU drafts, so that no GPU waits for it: the way of the next step, by what was accepted of
+    all drafts before the present one. A step is `begin`, `choose` and `learn`, in this order.
+
     Args:
         prices: What steps cost.
         top_k: Of the drafter: it says how large a tree can be.
@@ -138,66 +142,88 @@ class Budget:
     def __init__(self, prices: Prices, top_k: int):
         self.prices = prices
         self.ways = [PLAIN, *_worth_trying(prices, top_k)]  # the last ones are the deepest
+        self._places = {way: place for place, way in enumerate(self.ways)}
         self._sizes, self._iterations = np.array(self.ways).T
         self._times_ms = np.array([prices.step_ms(*way) for way in self.ways])
         self.largest = int(self._sizes.max())
         self.best = self.way = PLAIN  # of all, so far; and that of the latest step
         self.looks = False  # whether the latest step drafts a whole tree, which `learn` is to be told
         self._trees, self._tokens = 0, np.zeros(len(self.ways))  # whole ones, and what each way would accept of them
-        self._accepted = np.full(2, BELIEVED)  # drafted tokens that were, and that were expected, the latest ones most
-        self._spare_ms = 0.0  # that whole trees may cost; where none is known, the first is free
+        self._accepted = self._expected = BELIEVED  # drafted tokens, the latest ones most
+        # The next whole tree, what it loses, what a step adds to what such trees may lose, and how much that is.
+        self._whole, self._lost_ms, self._allowed_ms, self._spare_ms = self.ways[-1], 0.0, 0.0, 0.0
+        self._latest: tuple[int, Way, tuple[np.ndarray, np.ndarray] | None] | None = None  # what `choose` has to learn
         for _, depths, accepted in prices.confidence_map.trees:
             self._weigh(depths, accepted)
+        self._choose()
 
     @property
     def correction(self) -> float:
         """Accepted tokens for each that whole trees let expect."""
-        return self._accepted[0] / self._accepted[1]
+        return self._accepted / self._expected
 
     def begin(self, most: int) -> Way:
-        """How the next step drafts. To be asked once a step.
+        """How this step drafts. To be asked once a step.
 
         Args:
             most: Iterations for which there is room.
         """
-        whole, lost_ms = self._choose()
-        self._spare_ms += self.prices.step_ms(*self.best) * (MOST_TRIED if self.best == PLAIN else MOST_LOST)
-        self.looks = 0 < whole.iterations <= most and lost_ms <= self._spare_ms
-        self._spare_ms -= lost_ms * self.looks
-        way = whole if self.looks else self.best
+        self._spare_ms += self._allowed_ms
+        self.looks = 0 < self._whole.iterations <= most and self._lost_ms <= self._spare_ms
+        if self.looks:
+            self._spare_ms -= self._lost_ms
+            if not self._trees:
+                self._lost_ms = math.inf  # one is enough, until it is known
+        way = self._whole if self.looks else self.best
         self.way = Way(way.size, min(way.iterations, most))
         return self.way
 
-    def _choose(self) -> tuple[Way, float]:
-        """Find the best way by all whole trees; gives that of the next whole tree, and what that loses."""
-        if not self._trees:
-            return self.ways[-1], 0.0
-        expected = 1 + self.correction * (self._tokens / self._trees - 1)
-        rates = expected / self._times_ms
-        fastest, now = int(rates.argmax()), self.ways.index(self.best)
-        if rates[fastest] > BETTER * rates[now]:
-            self.best, now = self.ways[fastest], fastest
-        deep = Way(self.best.size, self.ways[-1].iterations)  # as large, where that pays
-        whole = self.ways.index(deep) if deep in self.ways else len(self.ways) - 1
-        return self.ways[whole], max(LOOK_MS, float(self._times_ms[whole] - expected[whole] / rates[now]))
-
     def learn(self, accepted: int, confidence: np.ndarray | None = None, depths: np.ndarray | None = None) -> None:
-        """Take into account how many tokens of the latest draft were accepted. To be told once a step.
+        """Take note of how many tokens of the latest draft were accepted. To be told once a step.
 
         Args:
             accepted: Without the one that the model adds.
             confidence: Of the latest draft's likeliest nodes, the most confident first, if it is a whole tree.
             depths: Of the same.
         """
-        expected = 0.0
-        way, self.way = self.way, PLAIN
-        if confidence is not None and depths is not None:
+        if self.way != PLAIN:
+            self._latest = accepted, self.way, None if confidence is None or depths is None else (confidence, depths)
+        self.way = PLAIN
+
+    def choose(self) -> None:
+        """Find the best way for the next step, by what the latest `learn` was told. To be called once a step, behind
+        its draft."""
+        if self._latest is None:
+            return
+        (accepted, way, said), self._latest = self._latest, None
+        place, expected = self._places.get(way), 0.0  # a step with little room may draft in a way that is none
+        if said is not None and place is not None:
+            confidence, depths = said
             tokens = self._weigh(depths, self.prices.confidence_map.chances(confidence, depths))
-            expected = tokens[self.ways.index(way)] - 1
-        elif way != PLAIN and way in self.ways and self._trees:
-            expected = self._tokens[self.ways.index(way)] / self._trees - 1
+            expected = float(tokens[place]) - 1
+        elif place is not None and self._trees:
+            expected = float(self._tokens[place]) / self._trees - 1
         if expected:
-            self._accepted = MEMORY * self._accepted + (accepted, expected)
+            self._accepted = MEMORY * self._accepted + accepted
+            self._expected = MEMORY * self._expected + expected
+        self._choose()
+
+    def _choose(self) -> None:
+        """Find the best way by all whole trees, the next whole tree, what that loses, and what each step may lose. Where
+        none is known, the first is free."""
+        whole, self._lost_ms = len(self.ways) - 1, 0.0
+        if self._trees:
+            expected = 1 + self.correction * (self._tokens / self._trees - 1)
+            rates = expected / self._times_ms
+            fastest, now = int(rates.argmax()), self._places[self.best]
+            if rates[fastest] > BETTER * rates[now]:
+                self.best, now = self.ways[fastest], fastest
+            deep = Way(self.best.size, self.ways[-1].iterations)  # as large, where that pays
+            whole = self._places.get(deep, whole)
+            self._lost_ms = max(LOOK_MS, float(self._times_ms[whole] - expected[whole] / rates[now]))
+        self._whole = self.ways[whole]
+        share = MOST_TRIED if self.best == PLAIN else MOST_LOST
+        self._allowed_ms = share * float(self._times_ms[self._places[self.best]])
 
     def _weigh(self, depths: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Count what each way would accept of a whole tree, and give it; counts: of each node, its chance, or what is

@@ -1,17 +1,19 @@
-"""What steps cost on the models at hand: a few drafts and passes, timed before decoding, each pass behind a draft."""
+"""What steps cost on the models at hand: a few are taken before decoding, each pass behind a draft."""
 
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
-from specquant.decoding.acceptance import Greedy
+from specquant.decoding.acceptance import AcceptanceRule, Greedy
 from specquant.decoding.budget import SIZES, ConfidenceMap, Prices
+from specquant.decoding.drafter import Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
-from specquant.decoding.step import milliseconds, moment
+from specquant.decoding.speculator import Speculator
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.models.eagle import DraftHead
@@ -37,6 +39,8 @@ def measured_prices(
 ) -> Prices:
     """Time a model's passes by draft size, and its head's drafts by iterations, up to as many as are given.
 
+    A pass's time includes all that follows it in a step.
+
     Args:
         model: That verifies.
         head: That drafts for it.
@@ -49,54 +53,69 @@ def measured_prices(
         SpecquantError: The context has no room for a draft.
     """
     room = min(model.context_length, head.context_length)
-    if room < 2:
+    if room < 3:
         raise SpecquantError(f"the context is {room}: there is no room for a draft; give a longer one")
-    iterations = min(iterations, room - 1)  # behind the shortest prompt there is no room for more
+    iterations = min(iterations, room - 2)  # behind the shortest prompt there is no room for more
+    timed = min(iterations, MOST_TIMED)
     sizes = [size for size in SIZES if size <= 1 + top_k + (iterations - 1) * top_k**2]
-    context = min(CONTEXT, room - iterations)
-    cache = model.new_cache(context + max(SIZES))
-    tokens = torch.arange(context + 1, device=model.device) % min(vocab_size, model.config.vocab_size)
-    layers = head.feature_layers
-    _, handed = model.run_prompt(tokens[:-1], cache, layers)
-    trees = {size: DraftTree.sequence(tokens[:1].repeat(size)) for size in (1, *sizes)}
-    timed, most = min(iterations, MOST_TIMED), max(trees)
     largest = 1 + top_k + (timed - 1) * top_k**2  # where few are timed, they may grow no larger tree
-    drafter = EagleDrafter(head, min(most, largest), timed, top_k, vocab_size)
-    drafter.start(tokens.tolist(), handed, Greedy())
+    tokens = (torch.arange(min(CONTEXT, room - iterations - 1) + 1) % min(vocab_size, model.config.vocab_size)).tolist()
+    drafter = _Timed(EagleDrafter(head, min(max(SIZES), largest), timed, top_k, vocab_size), len(tokens) + timed)
+    level = Speculator(model, drafter, vocab_size=vocab_size)
+    level.start(tokens, None, Greedy())
 
-    def step(size: int, count: int) -> tuple[float, float]:
-        """Times of a draft and of the pass behind it, as decoding tells them."""
-        began, start = perf_counter(), moment(model.device)
-        if count:
-            drafter.cache.truncate(max(context - 4, 0))
-            drafter.propose(count)
-        drafted = moment(model.device)
-        cache.truncate(context)
-        tree = trees[size]
-        features, _ = model.run(tree.tokens, torch.full_like(tree.tokens, context), cache, tree.ancestors, layers)
-        model.logits(features)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        draft_ms = milliseconds(start, drafted)
-        return draft_ms, 1e3 * (perf_counter() - began) - draft_ms
+    def step(size: int, count: int) -> Times:
+        drafter.size, drafter.count = size, count
+        taken = level.step(timed + 1)
+        level.commit(len(tokens) - 1, tokens[-1:])
+        return Times(taken.draft_ms, taken.verify_ms + taken.other_ms)
 
-    verify_ms = {1: _settled(partial(step, 1, 0), model.device)[1]}
+    verify_ms = {1: _settled(partial(step, 1, 0), model.device).verify_ms}
     draft_ms = []
     for size, count in zip_longest(sizes, range(1, timed + 1)):  # larger trees behind longer drafts, as they are used
-        of_draft, of_pass = _settled(partial(step, size or most, count or timed), model.device)
-        draft_ms += [of_draft] if count else []
-        verify_ms |= {size: of_pass} if size else {}
+        times = _settled(partial(step, size or max(sizes, default=1), count or timed), model.device)
+        draft_ms += [times.draft_ms] if count else []
+        verify_ms |= {size: times.verify_ms} if size else {}
     each_ms = max(0.0, draft_ms[-1] - draft_ms[0]) / max(timed - 1, 1)
     draft_ms += [draft_ms[-1] + more * each_ms for more in range(1, iterations - timed + 1)]
-    return Prices(verify_ms, draft_ms, 0.0, confidence_map)
+    return Prices(verify_ms, draft_ms, confidence_map=confidence_map)
 
 
-def _settled(step: Callable[[], tuple[float, float]], device: torch.device) -> tuple[float, float]:
+class Times(NamedTuple):
+    """Of a step: its draft, and its pass with all that follows until the next step."""
+
+    draft_ms: float
+    verify_ms: float
+
+
+class _Timed(Drafter):
+    """Drafts by `count` iterations of an EAGLE head, and hands up a tree of `size` nodes, whichever were drafted."""
+
+    def __init__(self, drafter: EagleDrafter, context_length: int):
+        self.drafter, self.context_length = drafter, context_length
+        self.vocab_size, self.feature_layers = drafter.vocab_size, drafter.feature_layers
+        self.draft_size, self.needs_features = max(SIZES), True
+        self.size, self.count = 1, 0
+        tokens, device = [token % drafter.known_tokens for token in range(max(SIZES))], drafter.head.device
+        self.trees = {n: DraftTree.from_lists(tokens[:n], [-1, *[0] * (n - 1)], device) for n in (1, *SIZES)}
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        self.drafter.start(tokens, features, rule)
+
+    def propose(self, limit: int) -> DraftTree:
+        if self.count:
+            self.drafter.propose(self.count)
+        return self.trees[self.size]
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        self.drafter.commit(length, tokens, features)
+
+
+def _settled(step: Callable[[], Times], device: torch.device) -> Times:
     """The medians of `REPEATS` steps behind some that are not counted: the first captures graphs, and the others bring
     a GPU into the state that decoding has."""
     step()
     began = perf_counter()
     while device.type == "cuda" and perf_counter() - began < SETTLE_S:
         step()
-    drafts, passes = zip(*(step() for _ in range(REPEATS)), strict=True)
-    return median(drafts), median(passes)
+    return Times(*map(median, zip(*(step() for _ in range(REPEATS)), strict=True)))

@@ -59,7 +59,7 @@ class Parameters(Common):
     schemes: tuple[str, ...] = ("w4a16-g128", "w8a8", "w4a8-qqq")
     head_scheme: str = "fp16"
     confidences: Path = Path(RECORDED)
-    rounds: int = 2
+    rounds: int = 1
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0

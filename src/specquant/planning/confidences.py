@@ -154,6 +154,7 @@ def simulate(
     for text in texts:
         for trace in text:
             size, iterations = tree or budget.begin(most)
+            budget.choose()
             accepted = trace.within(iterations).accepted_length(size)
             if not tree:
                 budget.learn(accepted - 1, *((trace.confidence, trace.depths) if budget.looks else ()))

@@ -1,10 +1,11 @@
 """An EAGLE-2 draft as a CUDA graph: without a GPU, through the stand-in for capturing."""
 
+import numpy as np
 import pytest
 import torch
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
-from specquant.decoding.budget import Budget, Prices
+from specquant.decoding.budget import Budget, ConfidenceMap, Drafted, Prices
 from specquant.models import graphs
 from specquant.models.llama import set_compute_dtype
 from tests.decoding.conftest import random_head, random_model
@@ -29,7 +30,8 @@ def steps(model, head, limits=(12,) * 8, **settings):
 
 def looking():
     """A budget that drafts as `steps` does, and looks at each draft."""
-    budget = Budget(Prices({1: 5.0, 12: 5.0}, [0.0] * 3), 4)
+    known = ConfidenceMap(trees=(Drafted(np.ones(12), np.arange(12), np.ones(12)),))
+    budget = Budget(Prices({1: 5.0, 12: 5.0}, [0.0] * 3, confidence_map=known), 4)
     budget._spare_ms = float("inf")
     return budget
 
@@ -115,7 +117,8 @@ def test_a_budget_learns_of_the_drafts_of_a_static_plan(as_graphs):
     static, expected = steps(*pair())
     assert trees(taken) == trees(expected)
     assert set(chosen.drafter._graphs) == set(static.drafter._graphs)
-    assert budget._trees == len(taken)
+    budget.choose()  # with what the last step told
+    assert budget._trees == 1 + len(taken)
 
 
 @pytest.mark.gpu
@@ -124,7 +127,9 @@ def test_on_a_gpu_a_budget_is_told_what_it_is_told_on_the_host():
     _, expected = steps(*pair(dtype=torch.float32), budget=budget)
     speculator, taken = steps(*pair("cuda", torch.float16), budget=on_gpu)
     assert speculator.drafter._graphs
-    assert on_gpu._trees == len(taken)
+    for each in (budget, on_gpu):
+        each.choose()  # with what the last step told
+        assert each._trees == 1 + len(taken)
     if trees(taken) == trees(expected):  # half precision may choose other tokens
         assert on_gpu._tokens == pytest.approx(budget._tokens, rel=1e-2)
     _, static = steps(*pair("cuda", torch.float16))

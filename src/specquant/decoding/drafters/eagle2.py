@@ -130,6 +130,7 @@ class EagleDrafter(Drafter):
         if self.budget is not None:
             size, iterations = self.budget.begin(iterations)
             if not iterations:
+                self.budget.choose()
                 return self._only_root()
         if self.known - self.cache.length > max(MOST_FIRST_ROWS, self.iterations + 2):
             self._catch_up()  # another drafter was asked for a while
@@ -143,8 +144,10 @@ class EagleDrafter(Drafter):
                 self._graphs[key] = CapturedDraft(self, *key, self._pool)
             tree, scores = self._graphs[key].run(tokens, length)
             self.cache.length = self.known
-        if self.budget is not None and self.budget.looks:
-            self._said = scores.to("cpu", non_blocking=True)
+        if self.budget is not None:
+            if self.budget.looks:
+                self._said = scores.to("cpu", non_blocking=True)
+            self.budget.choose()  # while a GPU drafts
         self.latest_iterations = iterations
         return DraftTree(tree.tokens, tree.parents, tree.depths, tree.ancestors, scores=tree.scores)
 
