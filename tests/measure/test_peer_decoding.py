@@ -33,3 +33,22 @@ def test_each_way_of_decoding_is_recorded_for_each_process(in_process, tmp_path)
 def test_a_model_that_is_none_is_refused(tmp_path):
     with pytest.raises(SpecquantError, match="llama-3-9b"):
         peer_decoding.Parameters("llama-3-9b").check()
+
+
+def test_no_time_holds_what_only_a_first_decoding_needs(in_process, tmp_path, monkeypatch):
+    """Graphs are captured, and models compiled, for sizes that may come with any prompt, so each one comes before."""
+    asked = []
+
+    def decoder(model, unit, new_tokens):
+        def decode(prompt):
+            first = prompt not in asked
+            asked.append(prompt)
+            return peer_decoding.Decoded(1, 1, 1e6 if first else 1.0)
+
+        return decode
+
+    monkeypatch.setattr(peer_decoding, "ours", decoder)
+    parameters = peer_decoding.Parameters(TINY, new_tokens=12, processes=1, device="cpu")
+    unit = next(unit for unit in parameters.units() if unit["implementation"] == peer_decoding.OURS)
+    ((_, rows),) = peer_decoding.run(parameters, [unit])
+    assert rows.decode_ms[0] == rows.prompts[0]
