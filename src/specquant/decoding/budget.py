@@ -209,8 +209,10 @@ class Budget:
         self._choose()
 
     def _choose(self) -> None:
-        """Find the best way by all whole trees, the next whole tree, what that loses, and what each step may lose. Where
-        none is known, the first is free."""
+        """Find the best way by all whole trees, the next whole tree, what that loses, and what each step may lose.
+
+        Where none is known, the first is free.
+        """
         whole, self._lost_ms = len(self.ways) - 1, 0.0
         if self._trees:
             expected = 1 + self.correction * (self._tokens / self._trees - 1)
