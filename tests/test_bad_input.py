@@ -672,7 +672,7 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "verify-cost", "--model", "x", "--seed", str(2**70)], "does not fit into 64 bits"),
         (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "the limit is 0; it must be"),
         (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--methods", "eagle2,medusa"], "method 'medusa'"),
-        (["plan", "--agreement", "nan"], "agreement is nan: it is a probability"),
+        (["plan", "--intermediate", "llama-3-8b", "--agreement", "nan"], "agreement is nan: it is a probability"),
         (["plan", "--traced-scheme", "fp16"], "--traced-scheme chooses of traces: give some"),
         (
             ["bench", "replay", "--model", "llama-3-8b", "--methods", "suffix"],

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from specquant.commands.options import Executor, tell
+from specquant.commands.options import Executor, option, tell
 from specquant.errors import SpecquantError
 
 
@@ -86,6 +86,11 @@ def plan(
         raise SpecquantError("traces say what is accepted: leave out trees, head, inner-head and agreement")
     if traced_scheme and not traces:
         raise SpecquantError("--traced-scheme chooses of traces: give some (--traces), or leave it out")
+    if intermediate is None and (of_none := [name for name in given if name != "head"]):
+        raise SpecquantError(
+            f"there is no intermediate model for {' and '.join(map(option, of_none))}: name one (--intermediate), or "
+            "leave that out"
+        )
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}

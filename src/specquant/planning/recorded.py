@@ -133,7 +133,7 @@ def plan_table(
     (`Shapes.fitted_chances`). traces: what a real model accepted, a table (`Traces`), in place of chances and shapes;
     only plans that were traced, or with trees that were, are then known. traced_scheme: as for `of_one_target`.
     Bookkeeping between passes is left out. Raises SpecquantError where a chance is no probability, a table is missing,
-    or a model was not measured in the scheme.
+    a model was not measured in the scheme, or all that was traced needs an intermediate model and there is none.
     """
     given: dict[str, Any] = {}
     for name, chance in (chances or {}).items():
@@ -155,11 +155,26 @@ def plan_table(
     planner = planner_of()
     if traces:
         traced = Traces(read_results(traces, table="traces"), scheme, traced_scheme)
+        if intermediate is None:
+            _leave_out_hierarchies(traced)
         statistics = traced.statistics(intermediate is not None)
         measured = _predictions(traced, {"eagle": planner, "eagle3": planner_of(EAGLE3_TOKENS)})
         return planner.table(replace(statistics, measured=measured))
     shapes = Shapes.of(read_results(trees, table="trees"))
     return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))
+
+
+def _leave_out_hierarchies(traces: Traces) -> None:
+    """Say which of the traced methods need an intermediate model. Raises SpecquantError where all that draft do."""
+    traced = dict.fromkeys(plan.method for plan in traces.plans if plan.method != "autoregressive")
+    needing = [method for method in traced if "intermediate" in get_method(method).companions]
+    if needing and len(needing) == len(traced):
+        raise SpecquantError(
+            f"the traces hold no other drafts than of {', '.join(needing)}, for which an intermediate model is needed: "
+            "name one (--intermediate)"
+        )
+    if needing:
+        tell(f"left out for want of an intermediate model (--intermediate): {', '.join(needing)}")
 
 
 def _predictions(traces: Traces, planners: Mapping[str, Planner]) -> dict[Plan, Prediction]:
