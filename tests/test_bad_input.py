@@ -487,9 +487,8 @@ def test_quantize_what_cannot_be_quantized(family, refused, text, tmp_path):
 
     target = family / "target"
     assert "unknown scheme 'w3'" in refused(*command(target, "w3"))
-    assert "unknown quantization method 'magic': choose one of" in refused(
-        *command(target, "w8a8", text, "--quantizer", "magic")
-    )
+    magic = refused(*command(target, "w8a8", text, "--quantizer", "magic"))
+    assert "--quantizer is 'magic': choose one of calibrated, round-to-nearest" in magic
     assert "nowhere is not a model directory" in refused(*command("nowhere"))
     assert "cannot read calibration text nowhere.txt" in refused(*command(target, calibration="nowhere.txt"))
     text.write_text("1 plus 1")
@@ -660,7 +659,7 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "drafting", "--confirmed-rows", "0"], "a draft begins with is 0; it must be at least 1"),
         (["bench", "kernels", "--tune", "nan"], "--tune is nan: give seconds, from 0 to 86400"),
         (["bench", "profile", "--model", "x", "--context", "0"], "tokens in the cache is 0; it must be at least 1"),
-        (["bench", "replay", "--model", "x", "--accepted-length", "nan"], "the accepted length is nan"),
+        (["bench", "replay", "--model", "llama-3-8b", "--accepted-length", "nan"], "the accepted length is nan"),
         (["bench", "replay", "--model", "llama-3-8b", "--head-scheme", "nonsense"], "unknown scheme 'nonsense'"),
         (
             ["bench", "planted", "--model", "llama-3-8b", "--error-rate", "nan"],
@@ -672,7 +671,7 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "verify-cost", "--model", "x", "--seed", str(2**70)], "does not fit into 64 bits"),
         (["bench", "tasks", "--model", "x", "--benchmark", "x", "--limit", "0"], "the limit is 0; it must be"),
         (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--methods", "eagle2,medusa"], "method 'medusa'"),
-        (["plan", "--agreement", "nan"], "agreement is nan: it is a probability"),
+        (["plan", "--intermediate", "llama-3-8b", "--agreement", "nan"], "agreement is nan: it is a probability"),
         (["plan", "--traced-scheme", "fp16"], "--traced-scheme chooses of traces: give some"),
         (
             ["bench", "replay", "--model", "llama-3-8b", "--methods", "suffix"],

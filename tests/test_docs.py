@@ -77,5 +77,18 @@ def test_there_are_commands():
     assert "plan" in told["findings"]
 
 
+ROOT = project_root()
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for name in ("docs", "data", "figures") for page in (ROOT / name).rglob("*.md"))]
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_page_has_one_title(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert prose.startswith("# ")
+    assert len(re.findall(r"^# ", prose, flags=re.MULTILINE)) == 1
+
+
 def test_the_readme_fits_on_a_screen_or_two():
     assert len(GUIDE["README"].splitlines()) <= 60

@@ -13,7 +13,9 @@ import pytest
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.files import project_root, with_part
+from specquant.files import project_root, sha256_of, with_part
+from specquant.models.digest import model_digest
+from specquant.models.packaged import PACKAGED
 from specquant.study.kernels_used import MARKERS, PAGE, kernels_list, write_kernels_used
 from specquant.tables.sources import digest_of_sources, needs_kernels
 
@@ -126,6 +128,17 @@ def kernels_of(commit: str) -> str | None:
 
 def git(*words: str) -> bytes:
     return subprocess.run(["git", *words], cwd=project_root(), capture_output=True, check=True).stdout
+
+
+def test_the_files_that_a_table_is_of_are_those_that_are_here():
+    """Its command would refuse to go on with a table of others."""
+    models = [path.parent for path in DATA.glob("*/*/config.json")]
+    here = {*map(sha256_of, DATA.rglob("*.*")), *map(model_digest, [*models, *PACKAGED])}
+    for table in RECORDED:
+        told = provenance_of(table)["parameters"]
+        of_files = {name: told[name] for name in told if name.startswith("digest of ") or name.endswith("_sha256")}
+        others = {name for name, digest in of_files.items() if digest not in here}
+        assert others <= {"questions_sha256", "kernels_sha256"}, table
 
 
 def test_the_readme_says_which_tables_are_of_which_kernels(tmp_path):

@@ -30,6 +30,12 @@ def test_each_way_of_decoding_is_recorded_for_each_process(in_process, tmp_path)
     assert (by_lookup.passes < by_lookup.new_tokens).all()
 
 
+@pytest.mark.parametrize("named", ["smollm2", "some/model-of-tests@main", "llama-3-8b"])
+def test_a_model_has_its_own_name_in_the_table_wherever_it_is_kept(named, tmp_path, monkeypatch):
+    monkeypatch.setattr(peer_decoding, "locate", lambda model, files: tmp_path / "0123abcd")
+    assert {unit["model"] for unit in peer_decoding.Parameters(named).units()} == {named.rpartition("/")[2]}
+
+
 def test_a_model_that_is_none_is_refused(tmp_path):
     with pytest.raises(SpecquantError, match="llama-3-9b"):
         peer_decoding.Parameters("llama-3-9b").check()

@@ -77,6 +77,11 @@ def test_without_an_intermediate_model(capsys):
     )
 
 
+def test_chances_of_an_intermediate_model_are_refused_where_there_is_none(capsys):
+    assert main(["plan", "--agreement", "0.7", "--inner-head", "0.7"]) == 2
+    assert "there is no intermediate model for --inner-head and --agreement: name one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

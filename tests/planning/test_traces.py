@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from specquant.cli import main
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.planning.recorded import plan_table
@@ -141,3 +142,24 @@ def test_the_planner_predicts_what_the_paper_does_not_have_from_the_steps_themse
     )
     with pytest.raises(SpecquantError, match="the traces hold no step in w8a8: choose one of fp16, w4a16-g128"):
         plan_table("data/recorded/h200", "llama-3-70b", traces=recorded, traced_scheme="w8a8")
+
+
+def test_what_needs_an_intermediate_model_is_told_where_there_is_none(tmp_path, capsys):
+    recorded = read_results("data/recorded/h200/smollm2/traces.csv")
+    file = tmp_path / "traces.csv"
+    words = ["plan", "--traces", str(file), "--rows", "1"]
+    recorded[recorded.method.isin(["eagle2", "hierarchical", "vanilla"])].to_csv(file, index=False)
+    assert main(words) == 0
+    assert (
+        "left out for want of an intermediate model (--intermediate): hierarchical, vanilla\n"
+        in capsys.readouterr().err
+    )
+    recorded[recorded.method == "hierarchical"].to_csv(file, index=False)
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.err == (
+        "specquant: the traces hold no other drafts than of hierarchical, for which an intermediate model is needed: "
+        "name one (--intermediate)\n"
+    )
+    assert not told.out
+    assert main([*words, "--intermediate", "llama-3-8b"]) == 0

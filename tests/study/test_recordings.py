@@ -11,9 +11,10 @@ from specquant.cli import command_line, parsed
 from specquant.commands.measures import NAMES
 from specquant.errors import SpecquantError
 from specquant.files import project_root
+from specquant.measure import ceilings
 from specquant.measure.executors import chosen
 from specquant.study import recordings
-from specquant.tables.results import read_results
+from specquant.tables.results import read_provenance, read_results
 from specquant.tables.sources import kernels_sha256
 
 FILES = {command: file for file, command in NAMES.items()}
@@ -29,16 +30,51 @@ def test_every_command_is_one_of_this_project(card):
         parsed(command_line(), ["bench", *shlex.split(command), "--out", "out"])
 
 
-@pytest.mark.parametrize("folder", ["cpu", "h200"])
+RECORDED = project_root() / "data/recorded"
+# Tables that no command of the list writes, and what wrote them.
+BY_THE_STUDY = {
+    f"cpu/smollm2/{table}.csv": "specquant study --profile smollm2"
+    for table in ("01_acceptance/throughput", "03_hierarchical/throughput", "04_quality/quality")
+}
+
+
+def written(command, folder):
+    """The tables that a command of the list writes."""
+    (_, name, *_), place = recordings.placed(command, folder)
+    file = FILES.get(name, name.replace("-", "_"))
+    module = import_module(f"specquant.measure.{file}")
+    _, bound = parsed(command_line(), ["bench", *shlex.split(command)])
+    if file == "tasks":
+        return {place / f"{bound.kwargs['parameters'].benchmark}.csv"}
+    tables = [*module.MEASURE.tables, *(ceilings.MEASURE.tables if file == "kernels" else ())]
+    return {place / f"{table.name}.csv" for table in tables}
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path for path in RECORDED.iterdir() if path.is_dir()), ids=lambda path: path.name
+)
 def test_every_recorded_table_is_one_of_a_command(folder):
     """A table that no command of the list writes is never recorded again."""
-    written = {"ceilings"} if folder != "cpu" else set()  # which `bench kernels` writes as well
-    for command in recordings.commands(folder):
-        name = command.split()[0].replace("-", "_")
-        module = import_module(f"specquant.measure.{FILES.get(name, name)}")
-        written |= {table.name for table in module.MEASURE.tables}
-    recorded = {path.stem for path in (project_root() / "data/recorded" / folder).glob("*.csv")}
-    assert recorded <= written
+    found = {table for command in recordings.commands(folder.name) for table in written(command, folder)}
+    recorded = {path for path in folder.rglob("*.csv")}
+    by_others = {RECORDED / name for name in BY_THE_STUDY if name.startswith(f"{folder.name}/")}
+    assert recorded - found == by_others
+
+
+@pytest.mark.parametrize("table", BY_THE_STUDY)
+def test_what_the_study_wrote_says_so(table):
+    assert BY_THE_STUDY[table] in read_provenance(RECORDED / table)["command"]
+
+
+def test_tables_go_to_the_folder_that_a_command_names_below_the_card_s(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(recordings, "commands", lambda card: ["heads", "trees --out small/a --prompts-per-task 1"])
+    monkeypatch.setattr(recordings, "_run", lambda words, card, ends: ran.append(words) or 0)
+    recordings.record_card("cpu", tmp_path, tell=lambda line: None)
+    assert ran == [
+        ["bench", "heads", "--out", str(tmp_path)],
+        ["bench", "trees", "--prompts-per-task", "1", "--out", str(tmp_path / "small/a")],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -103,26 +139,28 @@ def test_when_the_time_is_over_the_rest_is_left(told, request, interrupts):
 
 def test_tables_of_other_kernels_are_told_first(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "require_card", lambda card: None)
-    monkeypatch.setattr(recordings, "commands", lambda card: [])
+    monkeypatch.setattr(recordings, "commands", lambda card: ["replay --out traced"])
     times = {"device": "a GPU", "clock": "events", "commit": "c0ffee"}
     for name, record in {
         "attention": times | {"kernels_sha256": kernels_sha256()},
         "drafting": times,
-        "replayed": times | {"kernels_sha256": "0" * 64},
+        "traced/replayed": times | {"kernels_sha256": "0" * 64},
         "traces": times | {"clock": "none"},
     }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.csv").touch()
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     (tmp_path / "rounds.csv").touch()  # its command will say that it has no JSON
     lines = []
+    monkeypatch.setattr(recordings, "_run", lambda words, card, ends: 0)
     assert recordings.record_card("h200", tmp_path, tell=lines.append) == []
     refused = "is stale, so its commands will be refused: its rows were measured with"
-    assert lines == [
+    assert lines[:-1] == [
         f"drafting.csv {refused} kernels that its JSON does not name (commit c0ffee)",
-        f"replayed.csv {refused} other kernels (commit c0ffee)",
+        f"traced/replayed.csv {refused} other kernels (commit c0ffee)",
     ]
     recordings.record_card("cpu", tmp_path, tell=lines.append)
-    assert len(lines) == 2
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from specquant.commands.options import Executor, tell
+from specquant.commands.options import Executor, option, tell
 from specquant.errors import SpecquantError
 
 
@@ -78,7 +78,7 @@ def plan(
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
         rows: Plans to show.
     """
-    from specquant.planning.recorded import plan_table
+    from specquant.planning.costs import recorded_tables
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
@@ -86,9 +86,17 @@ def plan(
         raise SpecquantError("traces say what is accepted: leave out trees, head, inner-head and agreement")
     if traced_scheme and not traces:
         raise SpecquantError("--traced-scheme chooses of traces: give some (--traces), or leave it out")
+    if intermediate is None and (of_none := [name for name in given if name != "head"]):
+        raise SpecquantError(
+            f"there is no intermediate model for {' and '.join(map(option, of_none))}: name one (--intermediate), or "
+            "leave that out"
+        )
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
+    recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # refuses without torch
+    from specquant.planning.recorded import plan_table
+
     table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
     models = f"{target} and {intermediate}" if intermediate else target
     source = f"of {traces}" if traces else "assumed"

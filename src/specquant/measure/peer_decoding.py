@@ -82,7 +82,7 @@ class Parameters(Common):
         synthetic = self.source in SHAPES
         ways = [(OURS, ONE_BY_ONE), (EAGER, ONE_BY_ONE), (STATIC, ONE_BY_ONE)]
         ways += [] if synthetic else [(OURS, LOOKUP), (EAGER, LOOKUP)]
-        about = {"model": Path(self.source).name, "scheme": "fp16", "weights": "synthetic" if synthetic else "trained"}
+        about = {"model": Path(self.model).name, "scheme": "fp16", "weights": "synthetic" if synthetic else "trained"}
         return [
             about | {"implementation": implementation, "method": method, "process": process}
             for process in range(self.processes)

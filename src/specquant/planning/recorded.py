@@ -10,17 +10,16 @@ import pandas as pd
 from specquant.decoding.drafters import PAPER_METHODS, get_method
 from specquant.decoding.method import Plan, Prediction
 from specquant.errors import SpecquantError
-from specquant.files import resolve
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.cards import PassWork, read_cards
-from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs
+from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs, recorded_tables
 from specquant.planning.planner import Planner
 from specquant.planning.traced_speedups import traced_prediction
 from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES
 from specquant.progress import tell
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.results import read_results
 
 CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
 EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
@@ -133,18 +132,14 @@ def plan_table(
     (`Shapes.fitted_chances`). traces: what a real model accepted, a table (`Traces`), in place of chances and shapes;
     only plans that were traced, or with trees that were, are then known. traced_scheme: as for `of_one_target`.
     Bookkeeping between passes is left out. Raises SpecquantError where a chance is no probability, a table is missing,
-    or a model was not measured in the scheme.
+    a model was not measured in the scheme, or all that was traced needs an intermediate model and there is none.
     """
     given: dict[str, Any] = {}
     for name, chance in (chances or {}).items():
         given[name] = chance if name == "agreement" else [chance]
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
-    passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
-    if head_scheme not in set(drafting.head_scheme):
-        raise SpecquantError(
-            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
-        )
+    passes, drafting = recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)
 
     def planner_of(head_vocabulary: int | None = None) -> Planner:
         def costs(model: str) -> LevelCosts:
@@ -155,11 +150,26 @@ def plan_table(
     planner = planner_of()
     if traces:
         traced = Traces(read_results(traces, table="traces"), scheme, traced_scheme)
+        if intermediate is None:
+            _leave_out_hierarchies(traced)
         statistics = traced.statistics(intermediate is not None)
         measured = _predictions(traced, {"eagle": planner, "eagle3": planner_of(EAGLE3_TOKENS)})
         return planner.table(replace(statistics, measured=measured))
     shapes = Shapes.of(read_results(trees, table="trees"))
     return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))
+
+
+def _leave_out_hierarchies(traces: Traces) -> None:
+    """Say which of the traced methods need an intermediate model. Raises SpecquantError where all that draft do."""
+    traced = dict.fromkeys(plan.method for plan in traces.plans if plan.method != "autoregressive")
+    needing = [method for method in traced if "intermediate" in get_method(method).companions]
+    if needing and len(needing) == len(traced):
+        raise SpecquantError(
+            f"the traces hold no other drafts than of {', '.join(needing)}, for which an intermediate model is needed: "
+            "name one (--intermediate)"
+        )
+    if needing:
+        tell(f"left out for want of an intermediate model (--intermediate): {', '.join(needing)}")
 
 
 def _predictions(traces: Traces, planners: Mapping[str, Planner]) -> dict[Plan, Prediction]:

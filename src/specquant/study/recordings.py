@@ -28,7 +28,7 @@ TIME_TO_STOP_S = 60
 
 
 def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
-    """What is run for a card, without `specquant bench`.
+    """What is run for a card, without `specquant bench`. What is behind --out is a folder below the card's (`placed`).
 
     Args:
         card: "cpu", or a GPU's name.
@@ -53,6 +53,16 @@ def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
     return found
 
 
+def placed(command: str, folder: Path) -> tuple[list[str], Path]:
+    """The words of a command, and where its tables go: below a card's folder, if its --out names a place there."""
+    words, place = shlex.split(command), folder
+    if "--out" in words:
+        at = words.index("--out")
+        place = folder.joinpath(*words[at + 1 : at + 2])
+        words[at : at + 2] = []
+    return ["bench", *words, "--out", str(place)], place
+
+
 def require_card(card: str) -> None:
     """Raises SpecquantError where this machine has another card than the tables are of, so that none are mixed.
 
@@ -67,15 +77,19 @@ def require_card(card: str) -> None:
     measure.require_card(card, device_name("cuda") if torch.cuda.is_available() else None)
 
 
-def stale(folder: Path) -> list[str]:
-    """The tables of a GPU that were measured with other kernels than are here, a line for each."""
+def stale(folder: Path, every: Sequence[str]) -> list[str]:
+    """The tables of a GPU, where commands put them, that were measured with other kernels than are here: a line for
+    each."""
     lines = []
-    for table in sorted(folder.glob("*.csv")):
+    places = {folder, *(placed(command, folder)[1] for command in every)}
+    for table in sorted(table for place in places for table in place.glob("*.csv")):
         with suppress(SpecquantError):  # of a JSON that is missing or broken the table's command tells
             record = read_provenance(table)
             needs = needs_kernels("cuda", record.get("clock"))
             if told := measured_with_others(record, kernels_sha256() if needs else None):
-                lines.append(f"{table.name} is stale, so its commands will be refused: its rows were {told}")
+                lines.append(
+                    f"{table.relative_to(folder)} is stale, so its commands will be refused: its rows were {told}"
+                )
     return lines
 
 
@@ -107,14 +121,14 @@ def record_card(
     out = resolve(out_dir or f"data/recorded/{card.lower()}")
     ends = None if minutes is None else time.monotonic() + 60 * minutes
     failed, every = [], commands(card)
-    for line in stale(out) if card != CPU else ():
+    for line in stale(out, every) if card != CPU else ():
         tell(line)
     for number, command in enumerate(every, start=1):
         if ends is not None and time.monotonic() >= ends:
             tell(f"the time is over: {len(every) - number + 1} of {len(every)} commands are left")
             break
         tell(f"{number} of {len(every)}: specquant bench {command}")
-        status = _run(["bench", *shlex.split(command), "--out", str(out)], card, ends)
+        status = _run(placed(command, out)[0], card, ends)
         if status == INTERRUPTED:
             tell("  the time is over: it goes on from here when the same is asked for again")
         elif status:
