@@ -93,7 +93,7 @@ def numbers_in(text: str) -> Iterator[Number]:
 
 
 def traced(text: str, known: dict[str, float]) -> str:
-    """The text with each marked number as the tables have it, with as many decimals as it has.
+    """The text with each marked number as the tables have it, with as many decimals as it has, and commas if it has.
 
     Raises SpecquantError for a mark that names nothing.
     """
@@ -111,8 +111,8 @@ def traced(text: str, known: dict[str, float]) -> str:
                 f'the number "{number.name}" ({number.text} is marked so) follows from no row: measure its table '
                 "again, or take it from the repository"
             )
-        decimals = len(number.text.partition(".")[2])
-        parts += [text[last : number.start], f"{known[number.name]:.{decimals}f}"]
+        form = "," * ("," in number.text) + f".{len(number.text.partition('.')[2])}f"
+        parts += [text[last : number.start], format(known[number.name], form)]
         last = number.end
     return "".join([*parts, text[last:]])
 
