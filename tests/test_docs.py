@@ -77,5 +77,12 @@ def test_there_are_commands():
     assert "plan" in told["findings"]
 
 
+def test_the_page_of_commands_has_all_of_them():
+    app = command_line()
+    names = [name for name in (*app, *app["bench"]) if not name.startswith("-") and name not in ("bench", "data")]
+    assert len(names) > 30
+    assert [name for name in names if not re.search(rf"`(specquant (bench )?)?{name}\b", GUIDE["commands"])] == []
+
+
 def test_the_readme_fits_on_a_screen_or_two():
     assert len(GUIDE["README"].splitlines()) <= 60
