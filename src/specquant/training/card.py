@@ -185,8 +185,8 @@ show that EAGLE-3 works here, and not how good it can be. EAGLE-2's heads, above
 head drafts the tokens that its text has most often, as many as `--draft-vocabulary` says.
 
 Matrices are stored as integers with an fp16 scale for every 64 of a row: MLP and LM head in 4 bits, the others in 8
-(`--bits 8` stores all in 8). On {log["prompts"]} of the prompts in `data/prompts`, continued by {log["new_tokens"]} tokens:
-{accepted}.
+(`--bits 8` stores all in 8). On {log["prompts"]} of the prompts in `data/prompts`, continued by {log["new_tokens"]}
+tokens: {accepted}.
 
 The table has how often a head's drafted token is its model's most likely one, on held-out text that the model wrote,
 before rounding to integers. At depth 2 and beyond, the tokens drafted before are the text's own:
