@@ -65,6 +65,13 @@ def test_every_option_says_what_it_is(words, arguments, capsys):
     assert not re.search(r"`[a-z_]+\.[a-z_.]+[A-Za-z_]*`", shown), "a reader of help does not know our modules"
 
 
+def test_an_option_that_is_a_number_or_a_word_says_so(capsys):
+    assert main(["generate", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--draft-size N|adaptive\n" in shown
+    assert "CHOICE" not in shown
+
+
 def test_options_are_the_fields_of_the_measure(tmp_path, monkeypatch):
     """A new field is an option, with its type, default and help, without a line elsewhere."""
     (tmp_path / "heat.py").write_text(

@@ -77,6 +77,13 @@ def test_there_are_commands():
     assert "plan" in told["findings"]
 
 
+def test_the_page_of_commands_has_all_of_them():
+    app = command_line()
+    names = [name for name in (*app, *app["bench"]) if not name.startswith("-") and name not in ("bench", "data")]
+    assert len(names) > 30
+    assert [name for name in names if not re.search(rf"`(specquant (bench )?)?{name}\b", GUIDE["commands"])] == []
+
+
 ROOT = project_root()
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(page for name in ("docs", "data", "figures") for page in (ROOT / name).rglob("*.md"))]

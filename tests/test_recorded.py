@@ -1,6 +1,7 @@
 """data/recorded: a command wrote each table, on a card, at a commit; those that lack something are listed here."""
 
 import json
+import re
 import shlex
 import subprocess
 from contextlib import redirect_stderr, redirect_stdout
@@ -17,6 +18,7 @@ from specquant.files import project_root, sha256_of, with_part
 from specquant.models.digest import model_digest
 from specquant.models.packaged import PACKAGED
 from specquant.study.kernels_used import MARKERS, PAGE, kernels_list, write_kernels_used
+from specquant.tables.results import read_results
 from specquant.tables.sources import digest_of_sources, needs_kernels
 
 DATA = project_root() / "data"
@@ -76,6 +78,7 @@ def known(words: list[str]) -> bool:
     return not status and all(option.partition("=")[0] in page.getvalue() for option in options)
 
 
+SAME = ["model", "scheme", "context_length", "row_invariant"]  # rows of one measurement, but for the process
 RECORDED = sorted((DATA / "recorded").rglob("*.csv"))
 
 
@@ -162,11 +165,31 @@ def test_the_readme_says_which_tables_are_of_which_kernels(tmp_path):
         write_kernels_used(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["recorded", "published"])
-def test_the_readme_names_each_table(folder):
+def described(folder: str) -> str:
+    """The README of a folder of tables, without the list of kernels, which describes none."""
     page = (DATA / folder / "README.md").read_text()
+    return with_part(page, MARKERS, "\n", PAGE) if folder == "recorded" else page
+
+
+@pytest.mark.parametrize("folder", ["recorded", "published"])
+def test_the_readme_describes_each_table(folder):
     for table in (DATA / folder).rglob("*.csv"):
-        assert f"`{table.relative_to(DATA / folder).as_posix()}`" in page
+        assert f"`{table.relative_to(DATA / folder).as_posix()}`" in described(folder)
+
+
+def test_the_readme_says_how_many_processes_each_table_of_a_gpu_has():
+    lines, counted = described("recorded").splitlines(), ["one process", "two processes", "three processes"]
+    for line in lines:
+        named = {DATA / "recorded" / name for name in re.findall(r"`([\w/]+\.csv)`", line.partition(" | ")[0])}
+        tables = [read_results(table) for table in named if of_a_gpu(table)]
+        found = {
+            count
+            for table in tables
+            if "process" in table
+            for count in table.groupby([name for name in SAME if name in table]).process.nunique()
+        }
+        told = {number for number, words in enumerate(counted, 1) if words in line}
+        assert not found or told == found, line
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_what_a_page_has_a_test_of_its_own_for_has_one():
 def test_numbers_keep_their_decimals_and_marks_may_be_broken():
     text = "a 1.0<!--a--> b 9<!--b\n  more %-->% c 12.50<!--a-->"
     assert traced(text, {"a": 3.14159, "b more %": 6.4}) == "a 3.1<!--a--> b 6<!--b\n  more %-->% c 3.14<!--a-->"
+    assert traced("of 1,200<!--n--> and 1200<!--n-->", {"n": 24801}) == "of 24,801<!--n--> and 24801<!--n-->"
 
 
 def test_a_mark_that_names_nothing_is_refused():

@@ -9,7 +9,16 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, with_part
 from specquant.study import recorded_tables
 from specquant.study.recorded_numbers import ends
-from specquant.study.recorded_tables import PAGE, adaptive, adaptive_runs, markers, passes, settling, told_tables
+from specquant.study.recorded_tables import (
+    PAGE,
+    adaptive,
+    adaptive_runs,
+    markers,
+    passes,
+    planted,
+    settling,
+    told_tables,
+)
 
 RECORDED = project_root() / "data/recorded"
 
@@ -114,3 +123,9 @@ def test_a_size_that_the_prices_named_is_none_of_the_six():
 
 def test_ends_are_named():
     assert ends("loss", pd.Series([3.0, 1.0]), " %") == {"loss, least %": 1.0, "loss, most %": 3.0}
+
+
+def test_processes_are_counted_for_each_kind_of_kernels():
+    rows = pd.read_csv(RECORDED / "h200/planted.csv")
+    counted = rows[rows.codes == "uniform"].groupby(["model", "scheme", "row_invariant"]).process.nunique()
+    assert f"n: {counted.min()} to {counted.max()} processes." in planted(rows)

@@ -37,15 +37,17 @@ class HelpPage:
 
 def _lines(entry: HelpEntry, width: int) -> list[str]:
     labels = [entry.positional_label] if entry.positional_label else [*entry.all_options]
-    label = f"  {', '.join(labels)}"
+    label, choices = f"  {', '.join(labels)}", entry.choices or ()
     if entry.metavar and not entry.positional_label:
         word = METAVARS.get(entry.metavar.removesuffix("..."), entry.metavar)
+        if word.endswith("|CHOICE"):  # a number, or one of some words
+            word, choices = "|".join([METAVARS[word.removesuffix("|CHOICE")], *choices]), ()
         label += f" {word},{word}" if get_origin(entry.type) is tuple else f" {word}"
     told = [_named(" ".join(_text(entry.description).split()))]
     if entry.default:
         told.append(f"(default: {entry.default})")
-    if entry.choices:
-        told.append(f"({', '.join(entry.choices)})")
+    if choices:
+        told.append(f"({', '.join(choices)})")
     if entry.required:
         told.append("(required)")
     lines = textwrap.wrap(" ".join(filter(None, told)), max(40, width - COLUMN), break_on_hyphens=False) or [""]

@@ -1,8 +1,8 @@
 """Acceptance rules: what of a draft is kept, and which token the model adds.
 
 A rule sees only the tree and the model's logits on it, so every rule works for sequences and trees, and for every
-model and drafter. Both are lossless: greedy gives exactly the tokens, and sampling exactly the distribution, that the
-model has without drafts.
+model and drafter. Both rules here are lossless: `Greedy` gives exactly the tokens, and `Sampling` exactly the
+distribution, that the model has without drafts.
 """
 
 import math

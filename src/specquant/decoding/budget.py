@@ -122,13 +122,13 @@ class Budget:
     """Chooses the drafts of one drafter, step by step, by `Prices`.
 
     A step drafts a tree of some size by some iterations, or not at all (`Way`). The way with the best rate is taken:
-    tokens that it may expect over the time that it takes. What it may expect, whole trees say. They are drafted as deep
-    as any, so they hold what each way would have drafted of them. Recorded ones are the beginning. Of these it is known
-    what was accepted. Now and then a step drafts another one, and the host looks at its confidence once it knows
+    tokens that it may expect over the time that it takes. Whole trees say what it may expect. They are drafted as deep
+    as any, so they hold what each way would have drafted of them. A budget begins with recorded ones, of which it is
+    known what was accepted. Now and then a step drafts another one, and the host looks at its confidence once it knows
     what was accepted. That is so seldom that it costs little. None is forgotten: a few recent trees say less of the
     next ones than many do.
 
-    What whole trees let expect is multiplied by what was accepted of the latest drafts over what was expected: texts
+    This expectation is multiplied by what was accepted of the latest drafts over what was expected of them: texts
     differ, and a head may be too sure of one.
 
     The host chooses while a GPU drafts, so that no GPU waits for it: the way of the next step, by what was accepted of

@@ -1,7 +1,7 @@
 """When the intermediate model hands up what it drafted: once a further round would gain less than its time is worth.
 
-A further round pays as long as the target is likely to accept all that was drafted before it. How likely that is, the
-intermediate model's probabilities of its own tokens say, corrected by what the target accepted before. A round and a
+A further round pays as long as the target is likely to accept all that was drafted before it. The intermediate model's
+probabilities of its own tokens, corrected by what the target accepted before, say how likely that is. A round and a
 step of the target are taken to last as long as earlier ones did.
 """
 

@@ -45,7 +45,7 @@ class Plan:
 
 
 PLAN_FIELDS = tuple(field.name for field in fields(Plan))
-# The fixed choices of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
+# The plans of the paper, on 70B: sections 3 and 5, and its Spec-Bench runs.
 PAPER_PLANS = (
     Plan("autoregressive"),
     Plan("vanilla", min_draft_length=6),

@@ -1,4 +1,4 @@
-"""Drafts of one fixed plan that stop while they do not pay: by calibrated times, and by what is accepted of them.
+"""Drafts of one static plan that stop while they do not pay: by calibrated times, and by what is accepted of them.
 
 A plan that was the fastest on a few tokens may lose on the text that follows. Whether the next step has a draft depends
 on earlier steps alone, so that what is written stays the target's.

@@ -1,7 +1,7 @@
 """The speculative loop. One class serves every method of the paper:
 
 autoregressive   Speculator(target)
-vanilla          Speculator(target, Speculator(small, min_draft_length=6))
+vanilla          Speculator(target, Speculator(intermediate, min_draft_length=6))
 EAGLE-2          Speculator(target, EagleDrafter(head))
 hierarchical     Speculator(target, Speculator(intermediate, EagleDrafter(head), min_draft_length=6))
 """

@@ -1,4 +1,4 @@
-"""Are adaptive draft sizes faster than the best fixed one? At true size, on recorded trees."""
+"""Are adaptive draft sizes faster than the best static one? At true size, on recorded trees."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -51,7 +51,7 @@ class Parameters(LaunchesInBlocks):
     """What to time: products of every layer of some models.
 
     Attributes:
-        models: Whose shapes (`LAYERS`), with commas.
+        models: Whose shapes, of llama-3-8b and llama-3-70b, with commas.
         schemes: With commas; all: with those in FP8 where this machine's GPU multiplies it.
         draft_sizes: Tokens in a product, with commas (default: twelve from 1 to 64).
         row_invariant: Of the kernels that give a token the same bits in every draft.

@@ -1,7 +1,7 @@
 """How fast does transformers decode the same model, one by one and by prompt lookup, beside us?
 
-The same weights, in float16 on a GPU, at batch 1. Trained weights answer prompts; random ones of true size follow
-random tokens. Times are without the prefill.
+The same weights, in float16 on a GPU, one sequence at a time. Trained weights answer prompts; random ones of true size
+follow random tokens. Times are without the prefill.
 """
 
 from collections.abc import Callable, Sequence

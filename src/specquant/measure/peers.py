@@ -1,7 +1,7 @@
 """How fast are our products beside those that torch itself has for 4-bit and 8-bit weights?
 
 The same matrices, by ours and by torch's: int4 in groups, fp8 with a scale per token and output, and fp16 (cuBLAS).
-Activations are quantized before.
+Activations are quantized before the clock starts.
 """
 
 import random

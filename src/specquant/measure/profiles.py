@@ -1,4 +1,4 @@
-"""Passes over drafts of some sizes behind a context, and what a GPU does in them."""
+"""What does a GPU do in a pass, kernel by kernel? On random weights, for drafts of some sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

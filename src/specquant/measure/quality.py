@@ -1,4 +1,4 @@
-"""How good a quantized model still is: perplexity, and agreement with the fp16 model.
+"""How good is a quantized model still? Perplexity, and agreement with the fp16 model.
 
 On held-out text, and on what the fp16 model itself answers to benchmarks' questions.
 """

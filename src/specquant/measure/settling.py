@@ -1,9 +1,11 @@
 """What does a pass cost right behind wide ones, and does decoding pay for it?
 
-Behind passes over many tokens a card is slower for a while. Two things are timed. `what` "pass": successive passes of
-one token behind `LEAD` passes of `behind` tokens and an idle time. `what` "draft" and "verify": both halves of
-EAGLE-2's step in the order in which decoding runs them: a draft, then a pass over a tree of `behind` tokens. `behind`
-0 is drafts alone.
+Behind passes over many tokens a card may be slower for a while. Two things are timed, which the column `what` names.
+
+"pass" is successive passes of one token, behind 60 passes of `behind` tokens and a time without work.
+
+"draft" and "verify" are EAGLE-2's steps as decoding runs them: a draft, then a pass over a tree of `behind` tokens.
+`behind` 0 is drafts alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence

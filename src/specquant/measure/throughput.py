@@ -124,7 +124,7 @@ class Parameters(SchemeByScheme):
 
     Attributes:
         dtype: What models compute in.
-        row_invariant: No row's bits depend on how many others its pass has (`Llama.make_row_invariant`).
+        row_invariant: Give a token the same bits in every pass on a GPU. Takes longer.
         against: Compare tokens with those that decoding one by one gives in this dtype (default: its own).
     """
 

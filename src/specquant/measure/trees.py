@@ -1,4 +1,4 @@
-"""The trees that trained EAGLE heads grow, and how far their models follow them: what replayed acceptance rests on."""
+"""Which trees do trained EAGLE heads grow, and how far do their models follow them? Replayed acceptance rests on it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What predictions are worth: beside measured speeds, and their pick beside the paper's fixed choices."""
+"""What predictions are worth: beside measured speeds, and their pick beside the paper's plans."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -55,10 +55,10 @@ def draw_predictions(table: pd.DataFrame) -> Figure:
 
 
 def against_fixed(plans: pd.DataFrame) -> dict:
-    """The plan with the fastest prediction beside the paper's fixed choices, among plans that all decoded the same.
+    """The plan with the fastest prediction beside the best of the paper's plans, among plans that all decoded the same.
 
     plans: a row for each, with tokens_per_s, what was measured, and predicted_tokens_per_s, NaN where there is none.
-    Returns what is picked, the fastest of the fixed choices, what was measured of both, and the ratio: the pick's speed
+    Returns what is picked, the fastest of the paper's plans, what was measured of both, and the ratio: the pick's speed
     over the other's.
     """
     names = [str(Plan(*plan)) for plan in plans[list(PLAN_FIELDS)].itertuples(index=False, name=None)]

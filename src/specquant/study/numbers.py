@@ -93,7 +93,7 @@ def numbers_in(text: str) -> Iterator[Number]:
 
 
 def traced(text: str, known: dict[str, float]) -> str:
-    """The text with each marked number as the tables have it, with as many decimals as it has.
+    """The text with each marked number as the tables have it, with as many decimals as it has, and commas if it has.
 
     Raises SpecquantError for a mark that names nothing.
     """
@@ -111,8 +111,8 @@ def traced(text: str, known: dict[str, float]) -> str:
                 f'the number "{number.name}" ({number.text} is marked so) follows from no row: measure its table '
                 "again, or take it from the repository"
             )
-        decimals = len(number.text.partition(".")[2])
-        parts += [text[last : number.start], f"{known[number.name]:.{decimals}f}"]
+        form = "," * ("," in number.text) + f".{len(number.text.partition('.')[2])}f"
+        parts += [text[last : number.start], format(known[number.name], form)]
         last = number.end
     return "".join([*parts, text[last:]])
 
@@ -314,7 +314,8 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process; the
     median of its processes.
 
-    "transformers over ours, llama-3-8b": of peer_decoding.csv, times of decoding one by one.
+    "transformers over ours, llama-3-8b", "static cache over ours, llama-3-8b": of peer_decoding.csv, times of decoding
+    one by one.
     """
     table = read_results("data/recorded/h200/peers.csv")
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
@@ -328,8 +329,10 @@ def _of_peers(_: Evidence) -> dict[str, float]:
         known[f"layers where torch is faster, {scheme} {size}"] = (ratios < 1).sum()
     decoding = read_results("data/recorded/h200/peer_decoding.csv").query("method == 'autoregressive'")
     speeds = decoding.groupby(["implementation", "model"]).tokens_per_s.median().unstack("implementation")
-    ratios = speeds["specquant"] / speeds["transformers"]
-    return known | {f"transformers over ours, {model}": ratio for model, ratio in ratios.items()}
+    for theirs, name in (("transformers", "transformers"), ("transformers, static cache", "static cache")):
+        ratios = (speeds["specquant"] / speeds[theirs]).dropna()
+        known |= {f"{name} over ours, {model}": ratio for model, ratio in ratios.items()}
+    return known
 
 
 def _of_tiny(_: Evidence) -> dict[str, float]:

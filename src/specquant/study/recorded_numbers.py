@@ -28,7 +28,7 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
-    on_gpu = _of_card() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
+    on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
     return on_gpu | _of_heads() | _of_half_precision() | _of_answers()
 
 
@@ -47,6 +47,15 @@ def _of_card() -> dict[str, float]:
             known[f"{unit} {model.removeprefix('llama-3-')} {scheme} {size}"] = median
         known |= ends(f"{unit} 8b", told.loc["llama-3-8b"]["median"])
     return known
+
+
+def _of_contexts() -> dict[str, float]:
+    """ "8192 tokens more ms, 70b w4a16-g128 1": a pass behind them over one behind 512; "floor": of their bytes."""
+    rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    times = rows.groupby(["context_length", "draft_size"])[["time_ms", "floor_ms"]].median()
+    more = times.loc[8192] - times.loc[512]
+    known = {f"8192 tokens more ms, 70b w4a16-g128 {size}": more.time_ms[size] for size in (1, 60)}
+    return known | {"8192 tokens more ms, 70b w4a16-g128 1, floor": more.floor_ms[1]}
 
 
 def _of_settling() -> dict[str, float]:
@@ -99,7 +108,8 @@ def _of_adaptive() -> dict[str, float]:
     runs, static = adaptive_runs(rows), rows[rows.choice == "static"]
     fastest = static.sort_values("tokens_per_s").groupby(RUN).tail(1).set_index(RUN)
     known: dict[str, float] = {"adaptive runs": len(runs), "adaptive runs at the aim": (runs[OF_SIX] >= AIM).sum()}
-    known |= ends("adaptive over all", runs[OF_ALL])
+    known["adaptive over six, mean more %"] = 100 * (runs[OF_SIX].mean() - 1)
+    known |= ends("adaptive over six", runs[OF_SIX]) | ends("adaptive over all", runs[OF_ALL])
     known |= ends("adaptive over all, promised", runs.predicted_tokens_per_s / fastest.predicted_tokens_per_s)
     plans = runs.reset_index().merge(static, on="mean_draft_size", suffixes=("", "_static"))
     plans = plans[np.isclose(plans.accepted_length, plans.accepted_length_static, rtol=SAME)]
@@ -107,6 +117,7 @@ def _of_adaptive() -> dict[str, float]:
     beside = plans[(plans[RUN] == plans[[f"{name}_static" for name in RUN]].to_numpy()).all(axis=1)]
     known["adaptive runs beside the same plan"] = len(beside)
     known |= ends("same plan over adaptive", 100 * (beside.tokens_per_s_static / beside.tokens_per_s - 1), " more %")
+    known["adaptive drafts, median more ms"] = (beside.draft_ms - beside.draft_ms_static).median()
     return known | ends("adaptive drafts, more ms", beside.draft_ms - beside.draft_ms_static)
 
 

@@ -53,7 +53,7 @@ def told_tables(recorded: Path) -> dict[str, str]:
     """
     names = ("verify_cost", "attention", "drafting", "rounds", "replayed", "planted", "settling", "adaptive")
     of = {name: read_results(recorded / f"h200/{name}.csv") for name in names}
-    at = {f"8B behind {context:,} tokens": ("llama-3-8b", context) for context in (2048, 8192)}
+    at = {f"{_short(m)} behind {context:,} tokens": (m, context) for m in TARGETS for context in (2048, 8192)}
     shapes = Shapes.of(read_results(recorded / "cpu/trees.csv"))
     tables: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
         "passes": (lambda: passes(of["verify_cost"], {_short(m): (m, 512) for m in TARGETS}), ("verify_cost",)),
@@ -189,7 +189,7 @@ def planted(rows: pd.DataFrame) -> str:
                 "tokens compared": lambda place: f"{texts.compared_tokens[place]:,}",
             }.items()
         }
-    return markdown("target and plan", cells, rows)
+    return markdown("target and plan", cells, *(of_kernels for _, of_kernels in rows.groupby("row_invariant")))
 
 
 def adaptive_runs(rows: pd.DataFrame) -> pd.DataFrame:

@@ -105,10 +105,10 @@ Trained on {log["date"]} on one {log["device"]} in {sum(run["seconds"] for run i
 
 {table(["domain", "source", "licence", "documents", "training tokens", "held-out tokens"], corpora)}
 
-A document is held out if a hash of its name says so (about one in twenty); Shakespeare is split in contiguous sections,
-WikiText-2 in articles. Training never reads held-out text, but the weights that ship are those of the checkpoint with
-the lowest held-out loss, so the numbers below flatter the models a little. The intermediate's
-optimizer and learning rate were chosen by training loss, in runs of 250 training steps.
+A document is held out if a hash of its name says so (about one in twenty). Shakespeare is split in contiguous sections,
+WikiText-2 in articles. Training never reads held-out text. But the weights that ship are those of the checkpoint with
+the lowest held-out loss, so the numbers below flatter the models a little. The intermediate's optimizer and learning
+rate were chosen by training loss, in runs of 250 training steps.
 
 `calibration.txt` is text that the target itself wrote at temperature 1, from nothing or a short opener. Documents are
 separated by a line with one form feed: `text.split("\\n\\f\\n")`.
@@ -154,8 +154,8 @@ The target is {better:.2f} nats per token better than the intermediate in the me
 over all held-out tokens alike, most of which are code. The intermediate's most likely token is the target's in
 {agreement["mean"]:.1%} of held-out positions ({", ".join(f"{d} {agreement[d]:.1%}" for d in domains)}).
 
-Mean accepted length (with the model's own token) of greedy chains of 5 drafts by each model's EAGLE head, where the
-model continues held-out prompts greedily; EAGLE-2's trees accept more than chains:
+Mean accepted length (the model's own token counted) of sequences of 5 tokens that each model's EAGLE head drafts
+greedily. The model continues held-out prompts greedily. These are no trees:
 
 {table(["head of", *columns], [[n, *(f"{held_out['accepted_length'][n][c]:.2f}" for c in columns)] for n in MODELS])}
 {eagle3_text(log["eagle3"]) if "eagle3" in log else ""}"""
@@ -184,12 +184,12 @@ hand. `--minutes` is for all of it: each model first wrote the text that its hea
 show that EAGLE-3 works here, and not how good it can be. EAGLE-2's heads, above, had other text and another recipe. A
 head drafts the tokens that its text has most often, as many as `--draft-vocabulary` says.
 
-Matrices are stored as integers with an fp16 scale for every 64 of a row: MLP and LM head in 4 bits, the others in 8, as
-`--bits 8` stores all. Of {log["prompts"]} of the prompts in `data/prompts`, continued by {log["new_tokens"]} tokens:
-{accepted}.
+Matrices are stored as integers with an fp16 scale for every 64 of a row: MLP and LM head in 4 bits, the others in 8
+(`--bits 8` stores all in 8). On {log["prompts"]} of the prompts in `data/prompts`, continued by {log["new_tokens"]}
+tokens: {accepted}.
 
-Of a head's drafts for held-out text that its model wrote, this share is the model's most likely token, by depth, where
-all drafts before are the text's own tokens; before rounding to integers:
+The table has how often a head's drafted token is its model's most likely one, on held-out text that the model wrote,
+before rounding to integers. At depth 2 and beyond, the tokens drafted before are the text's own:
 
 {rows}
 """
