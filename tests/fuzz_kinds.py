@@ -599,6 +599,7 @@ def published_tables(place: Place) -> Case:
         file = place.pick(sorted((place.clone / "data/published").glob("*.csv")))
     else:
         names = ["specmquant_verify_cost.csv", "specmquant_steps.csv", "claims.csv", "assumptions.csv"]
+        names += ["specquant_blocks_and_turns.csv", "accepted_lengths.csv"]
         recorded = ["h200/verify_cost.csv", "h200/drafting.csv", "h200/replayed.csv", "cpu/trees.csv"]
         files = [place.clone / "data/published" / name for name in names]
         file = place.pick([*files, *(place.clone / "data/recorded" / name for name in recorded)])

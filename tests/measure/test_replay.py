@@ -61,6 +61,14 @@ def replayed(small_models, tmp_path, monkeypatch, in_process):
     return run
 
 
+def test_as_few_tokens_as_one_step_gives_are_enough(replayed):
+    rows = read_results(replayed("fp16", new_tokens=2, processes=1))
+    assert (rows.steps == 1).all()
+    assert len(rows) == len(PLANS)
+    with pytest.raises(SpecquantError, match="new_tokens is 1: give at least 2"):
+        replayed("fp16", new_tokens=1)
+
+
 def test_every_plan_has_its_row_in_every_process(replayed, small_models):
     rows = read_results(replayed("fp16", "w4a16-g128"))
     for _, of_unit in rows.groupby(["scheme", "process"]):

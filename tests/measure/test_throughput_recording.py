@@ -120,6 +120,7 @@ def test_tables_from_before_an_option_are_gone_on_with(call):
     ("options", "sentence"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0: give at least 1"),
+        ({"max_new_tokens": 1}, "max_new_tokens is 1: give at least 2"),
         ({"prompts_per_task": -1}, "prompts_per_task is -1: give at least 1"),
         ({"prompts_per_task": "two"}, "prompts_per_task is 'two': give a whole number or nothing"),
         ({"row_invariant": "perhaps"}, "row_invariant is 'perhaps': give true or false"),

@@ -6,6 +6,7 @@ from specquant.decoding import DraftTree
 from specquant.decoding.method import DraftSettings
 from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
+from specquant.measure import confidences
 from specquant.measure.measure import record
 from specquant.measure.trees import MEASURE, Parameters, drafted_trees
 from specquant.models.loading import load_tokenizer
@@ -55,6 +56,21 @@ def test_trees_on_both_models(small_models, tmp_path, in_process, monkeypatch):
         ("small target", 60, 6),
     ]
     assert (trees.parents.str.split().str.len() == trees.draft_size).all()
+
+
+@pytest.mark.parametrize("settings", [{"draft_size": "adaptive"}, {"iterations": 2}, {"min_draft_length": 3}])
+def test_settings_that_change_nothing_are_refused(settings, small_models):
+    Parameters(models_dir=small_models, settings=DraftSettings(top_k=12)).check()
+    named = f"leave out --{next(iter(settings)).replace('_', '-')}"
+    with pytest.raises(SpecquantError, match=named):
+        Parameters(models_dir=small_models, settings=DraftSettings(**settings)).check()
+
+
+def test_answers_without_a_whole_tree_have_no_confidences(small_models, tmp_path, in_process):
+    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "task": "code", "prompt": "1 plus 1"}\n')
+    options = {"models_dir": small_models, "name": "small", "prompts": tmp_path / "prompts.jsonl", "max_new_tokens": 2}
+    with pytest.raises(SpecquantError, match="no prompt gave the small target a tree of 60 nodes: decode more tokens"):
+        record(confidences.MEASURE, confidences.Parameters(**options), tmp_path)
 
 
 def test_models_that_are_missing_are_refused_before_a_process_is_started(tmp_path, in_process):

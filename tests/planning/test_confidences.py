@@ -101,6 +101,12 @@ def test_a_recorded_map_that_is_damaged_is_not_passed_over(recorded, tmp_path):
         recorded_confidence_map(tmp_path / "confidences.csv")
 
 
+def test_trees_of_several_models_are_no_text_of_one(recorded):
+    both = pd.concat([recorded, recorded.assign(model="other target")])
+    with pytest.raises(SpecquantError, match=r"all\.csv holds trees of other target and tiny target: keep the rows"):
+        read_confidences(both, where="all.csv")
+
+
 def test_prices_come_from_measured_costs():
     prices = prices_of(STAIRS, ConfidenceMap())
     assert prices.verify_ms == {1: 4.0, 8: 4.1, 16: 6.0, 24: 7.5, 32: 9.0, 48: 13.0, 60: 16.0}
@@ -118,6 +124,11 @@ def test_prices_come_from_measured_costs():
         {"accepted_nodes": "0 7"},
         {"confidence": "1 1.5 0.1"},
         {"accepted_nodes": "1"},
+        {"accepted_nodes": "0 1 1"},
+        {"accepted_nodes": "0 1 2"},
+        {"accepted_nodes": "0 -1"},
+        {"confidence": "1 0.1 0.5"},
+        {"confidence": "1 nan 0.1"},
     ],
 )
 def test_a_row_that_is_no_tree(damage):

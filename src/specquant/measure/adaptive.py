@@ -49,7 +49,7 @@ class Parameters(Common):
         head_scheme: Of its EAGLE head.
         confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny
             models).
-        rounds: How often each choice drafts all recorded trees that judge it. So all choices meet the same text.
+        rounds: How often each choice meets all recorded trees that judge it. So all choices meet the same text.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.
         seed: Of weights and prompt.

@@ -8,6 +8,7 @@ import pandas as pd
 
 from specquant.decoding import generate
 from specquant.decoding.models import Models
+from specquant.errors import SpecquantError
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.trees import OfHeads
 from specquant.planning.confidences import in_order_of_confidence
@@ -49,10 +50,16 @@ def traced(models: Models, parameters: Parameters, unit: dict[str, Any]) -> Iter
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
-    """Decode the prompts by EAGLE-2, on the target and on the intermediate model."""
+    """Decode the prompts by EAGLE-2, on the target and on the intermediate model.
+
+    Raises SpecquantError where no tree is whole.
+    """
     models = parameters.models()
     for unit in units:
-        yield unit, pd.DataFrame(traced(models[unit["model"]], parameters, unit))
+        rows = pd.DataFrame(traced(models[unit["model"]], parameters, unit))
+        if rows.empty:
+            raise SpecquantError(f"no prompt gave the {unit['model']} a tree of {LARGEST[0]} nodes: decode more tokens")
+        yield unit, rows
 
 
 MEASURE = Measure((TABLES["confidences"],), Parameters, run, "none")

@@ -120,7 +120,7 @@ class Parameters(Common):
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
-        require_at_least(self, new_tokens=1, prompt_length=1, seed=0)
+        require_at_least(self, new_tokens=2, prompt_length=1, seed=0)  # the prompt's pass gives the first
         if self.traces is None and (self.methods or self.traced_scheme):
             raise SpecquantError(
                 "--methods and --traced-scheme choose of traces: give some (--traces), or leave them out"
@@ -341,7 +341,7 @@ def replay_plans(
         rule, told = _rule(plan, chances, seed)
         if plan not in speculators:
             speculators[plan] = models.speculator(plan, chances if isinstance(chances, Traces) else trees)
-            first = 16 if plan.method == "autoregressive" else new_tokens
+            first = min(16, new_tokens) if plan.method == "autoregressive" else new_tokens
             decode(speculators[plan], prompt, rule(), first)
         generation = decode(speculators[plan], prompt, rule(), new_tokens)
         whole = [len(step.path) == len(step.tree) - 1 > 0 for step in generation.steps]

@@ -68,6 +68,7 @@ class Decoding(Common):
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for prompts that are missing or damaged."""
         super().check()
+        require_at_least(self, max_new_tokens=2)  # the prompt's pass gives the first
         counts = [name for name in (field.name for field in fields(self.settings)) if not self._adapts(name)]
         require_at_least(self.settings, **dict.fromkeys(counts, 1))
         self.chosen_prompts()

@@ -1,7 +1,7 @@
 """Which trees do trained EAGLE heads grow, and how far do their models follow them? Replayed acceptance rests on it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.measure import Measure, Measured
-from specquant.measure.throughput import Decoding
+from specquant.measure.throughput import PAPER_SETTINGS, Decoding
 from specquant.models.companions import target_in
 from specquant.models.device import default_dtype, dtype_name
 from specquant.models.loading import load_tokenizer
@@ -37,8 +37,13 @@ class OfHeads(Decoding):
     name: str = "tiny"
 
     def check(self) -> None:
-        """Raises SpecquantError as `Decoding.check`, and for models that are missing or do not fit together."""
+        """Raises SpecquantError as `Decoding.check`, for models that are missing or do not fit together, and for a
+        setting other than top_k: trees here have sizes of their own, and nothing else drafts."""
         super().check()
+        ignored = replace(self.settings, top_k=PAPER_SETTINGS.top_k)
+        if given := [each.name for each in fields(ignored) if getattr(ignored, each.name) != each.default]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise SpecquantError(f"trees of fixed sizes are recorded, and nothing else is: leave out {options}")
         tiny_models(self.models_dir).given_methods()
 
     def same(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +44,11 @@ def in_order_of_confidence(step: Step) -> dict[str, str]:
 
 
 def read_confidences(table: pd.DataFrame, which: str = "target", where: str | Path = "") -> list[list[ConfidenceTrace]]:
-    """The traces of one model's texts. where: the table's file. Raises SpecquantError where a row holds no tree."""
+    """The traces of one model's texts. where: the table's file. Raises SpecquantError where a row holds no tree, and
+    where rows are of several models."""
     rows = table[table.model.str.endswith(which)]
+    if len(models := sorted(set(rows.model))) > 1:
+        raise SpecquantError(f"{where} holds trees of {' and '.join(models)}: keep the rows of one")
     return [traces_of(text, where) for _, text in rows.groupby("id", sort=False)]
 
 
@@ -63,8 +67,9 @@ def _trace(row, place: str, remedy: str) -> ConfidenceTrace:
     except ValueError:
         confidence, parents, accepted = np.array([]), (), ()
     in_order = all(-1 < parent < place for place, parent in enumerate(parents) if place)
-    if not (len(parents) == len(confidence) and parents[:1] == (-1,) and in_order and accepted[:1] == (0,)) or (
-        max(accepted) >= len(parents) or not ((confidence >= 0) & (confidence <= 1)).all()
+    falls = (np.diff(confidence, prepend=1.0, append=0.0) <= 0).all()
+    if not (len(parents) == len(confidence) and parents[:1] == (-1,) and in_order and accepted[:1] == (0,) and falls) or (
+        not all(0 < node < len(parents) and parents[node] == above for above, node in pairwise(accepted))
     ):
         raise SpecquantError(
             f"{place}line {row.index + 2} of recorded trees holds none in the order of confidence: {remedy} (columns "

@@ -279,6 +279,7 @@ SPECMQUANT = {**_TARGET, "gpu": text()}
 THEIR_PASSES = SPECMQUANT | {"draft_size": count(), "context_length": count(), "time_ms": positive()}
 THEIR_STEPS = SPECMQUANT | {"method": text(), "what": text()}
 THEIR_STEPS |= {"draft_size": count(), "iterations": count(0), "time_ms": positive()}
+OUR_TURNS = SPECMQUANT | {"draft_size": count(), "context_length": count(), "block_ms": positive(), "turns_ms": positive()}
 CLAIMS = dict.fromkeys(("source", "where", "model", "card", "scheme", "quantity", "relation"), text())
 _SHOWN_IN = pa.Check.str_matches(r"^(README|\d\d)( \d\d)*$", error="give README and numbers of notebooks")
 CLAIMS |= {"shown_in": pa.Column(None, _SHOWN_IN, nullable=True), "value": positive()}
@@ -356,6 +357,7 @@ TABLES = {
         ),
         Table("calibration", pa.DataFrameSchema(CALIBRATION), command="specquant calibrate", remedy="calibrate again"),
         Table("speedups", pa.DataFrameSchema(SPEEDUPS), command=""),
+        Table("accepted_lengths", pa.DataFrameSchema(SPEEDUPS), row=("source", "where", "model", "method"), command=""),
         Table(
             "specmquant_verify_cost",
             pa.DataFrameSchema(THEIR_PASSES),
@@ -366,6 +368,12 @@ TABLES = {
             "specmquant_steps",
             pa.DataFrameSchema(THEIR_STEPS),
             row=("gpu", "model", "scheme", "weights", "method", "what", "draft_size", "iterations"),
+            command="",
+        ),
+        Table(
+            "specquant_blocks_and_turns",
+            pa.DataFrameSchema(OUR_TURNS),
+            row=("model", "scheme", "draft_size"),
             command="",
         ),
         Table("claims", pa.DataFrameSchema(CLAIMS), command="", remedy="correct it, or take it from the repository"),

@@ -102,8 +102,9 @@ class TracedBudget(Budget):
 
 
 class TracedTrees(Drafter):
-    """A drafter whose trees are recorded ones, in turn. It drafts as ever, tokens included, and with as many nodes and
-    iterations as its budget, a `TracedBudget`, chooses; without one, as many as it has."""
+    """A drafter whose trees are recorded ones, one a step, in turn. It drafts as ever, tokens included, and with as many
+    nodes and iterations as its budget, a `TracedBudget`, chooses; without one, as many as it has. A step without a draft
+    takes its turn, too: the text goes on."""
 
     def __init__(self, drafter: EagleDrafter, traces: Sequence[ConfidenceTrace]):
         self.drafter, self.traces = drafter, traces
@@ -122,9 +123,9 @@ class TracedTrees(Drafter):
         if isinstance(self.drafter.budget, TracedBudget):
             self.drafter.budget.trace = self.traces[turn]
         tree = self.drafter.propose(limit)
+        self.turn += 1
         if len(tree) == 1:
             return tree
-        self.turn += 1
         key = turn, self.drafter.latest_iterations, len(tree)
         if key not in self.shapes:
             self.shapes[key] = self.traces[turn].within(key[1]).shape(len(tree), tree.tokens.device)
