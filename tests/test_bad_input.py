@@ -487,9 +487,8 @@ def test_quantize_what_cannot_be_quantized(family, refused, text, tmp_path):
 
     target = family / "target"
     assert "unknown scheme 'w3'" in refused(*command(target, "w3"))
-    assert "unknown quantization method 'magic': choose one of" in refused(
-        *command(target, "w8a8", text, "--quantizer", "magic")
-    )
+    magic = refused(*command(target, "w8a8", text, "--quantizer", "magic"))
+    assert "--quantizer is 'magic': choose one of calibrated, round-to-nearest" in magic
     assert "nowhere is not a model directory" in refused(*command("nowhere"))
     assert "cannot read calibration text nowhere.txt" in refused(*command(target, calibration="nowhere.txt"))
     text.write_text("1 plus 1")
@@ -609,7 +608,11 @@ def commands_with(option):
     for words, arguments in leaves():
         if option in [argument.name for argument in arguments]:
             needs = [argument for argument in arguments if argument.required and argument.name != option]
-            command = [[argument.name, "nowhere"] if is_option(argument) else ["nowhere"] for argument in needs]
+            values = [(argument.get_choices() or ["nowhere"])[0] for argument in needs]
+            command = [
+                [argument.name, value] if is_option(argument) else [value]
+                for argument, value in zip(needs, values, strict=True)
+            ]
             yield [*words, *chain.from_iterable(command)]
 
 
@@ -660,7 +663,7 @@ def test_a_device_that_is_not_there(refused, tmp_path, small_models, monkeypatch
         (["bench", "drafting", "--confirmed-rows", "0"], "a draft begins with is 0; it must be at least 1"),
         (["bench", "kernels", "--tune", "nan"], "--tune is nan: give seconds, from 0 to 86400"),
         (["bench", "profile", "--model", "x", "--context", "0"], "tokens in the cache is 0; it must be at least 1"),
-        (["bench", "replay", "--model", "x", "--accepted-length", "nan"], "the accepted length is nan"),
+        (["bench", "replay", "--model", "llama-3-8b", "--accepted-length", "nan"], "the accepted length is nan"),
         (["bench", "replay", "--model", "llama-3-8b", "--head-scheme", "nonsense"], "unknown scheme 'nonsense'"),
         (
             ["bench", "planted", "--model", "llama-3-8b", "--error-rate", "nan"],

@@ -16,7 +16,7 @@ import pytest
 
 from specquant import __version__, measure
 from specquant.cli import main
-from specquant.commands.help import methods
+from specquant.commands.names import methods
 from specquant.commands.options import option
 from specquant.decoding.drafters import METHODS
 from specquant.errors import SpecquantError
@@ -238,6 +238,7 @@ def test_tables_go_below_the_folder_that_the_user_is_in(tmp_path, monkeypatch):
         "specquant.measure.measure.record", lambda _, parameters, out: written.append((parameters.models_dir, out))
     )
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/target").mkdir(parents=True)
     assert main(["bench", "trees", "--models-dir", "models", "--out", "tables"]) == 0
     assert main(["bench", "trees"]) == 0
     assert written == [(tmp_path / "models", tmp_path / "tables"), (Path("data/tiny"), Path("results/trees"))]

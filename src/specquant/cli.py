@@ -15,6 +15,7 @@ from specquant import __version__
 from specquant.commands import models, study
 from specquant.commands.help import HelpPage
 from specquant.commands.measures import measures
+from specquant.commands.names import check_names
 from specquant.commands.options import by_field, check_values, flat, read_values, sentence, shown
 from specquant.errors import TERMINATED, SpecquantError, Terminated, full_memory_told, sigterm_raised
 
@@ -54,6 +55,7 @@ def _run(words: list[str]) -> int:
             _require_a_command(app, words)
             check_values(bound.arguments)
             _check_output(command, by_field(bound.arguments).get("out"))
+            check_names(command, by_field(bound.arguments))
             return command(*bound.args, **bound.kwargs) or 0
     except SpecquantError as error:
         return _complain(str(error), 2)

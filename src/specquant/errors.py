@@ -4,7 +4,7 @@ what runs."""
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 # What torch says of memory on a CPU and on a GPU, the libraries that it calls there (cuBLAS, cuSOLVER, cuDNN), and the
@@ -30,6 +30,11 @@ class SpecquantError(Exception):
         if len(sentence) > LONGEST:  # its beginning says where, its end what to do
             sentence = f"{sentence[: LONGEST - 405]} ... {sentence[-400:]}"
         super().__init__(sentence)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> SpecquantError:
+    """For a name that is none of those there are."""
+    return SpecquantError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
 
 
 def lacks_memory(error: BaseException) -> bool:

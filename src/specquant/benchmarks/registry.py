@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 
 from specquant import benchmarks
 from specquant.benchmarks.benchmark import Benchmark, read_questions
-from specquant.errors import SpecquantError
+from specquant.errors import unknown
 
 BENCHMARK_FILES = Path("results/benchmarks")  # where the files of the benchmarks are put and looked for
 
@@ -25,7 +25,7 @@ BENCHMARKS = _find_benchmarks()
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark of a name. Raises SpecquantError for another."""
     if name not in BENCHMARKS:
-        raise SpecquantError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
+        raise unknown("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]
 
 

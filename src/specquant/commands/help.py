@@ -1,16 +1,14 @@
 """The pages of --help: plain text in two columns, as wide as the terminal."""
 
-import ast
-import math
 import re
 import textwrap
-from pathlib import Path
 from typing import Any, get_origin
 
 from cyclopts.help import HelpEntry, HelpPanel
 
-import specquant
+from specquant.commands.names import benchmarks, methods
 
+REGISTRIES = {"methods": methods, "benchmarks": benchmarks}
 COLUMN = 24  # where what an option does begins
 # What stands for a value, by what cyclopts makes of its type.
 METAVARS = {"PATH": "PATH", "STR": "TEXT", "INT": "N", "FLOAT": "X"}
@@ -63,29 +61,4 @@ def _text(shown: Any) -> str:
 
 def _named(text: str) -> str:
     """Text with the names of a registry in place of {methods} and {benchmarks}."""
-    return re.sub(r"\{(methods|benchmarks)\}", lambda found: ", ".join(_names(found[1])), text)
-
-
-def _names(registry: str) -> list[str]:
-    if registry == "methods":
-        return methods()
-    from specquant.benchmarks.registry import BENCHMARKS
-
-    return list(BENCHMARKS)
-
-
-def methods() -> list[str]:
-    """The names in `decoding.drafters.METHODS`, read from the source of the drafters, for these import torch."""
-    folder = Path(specquant.__file__).with_name("decoding") / "drafters"
-    found = []
-    for path in folder.glob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            given = {
-                ast.unparse(each.targets[0]): each.value
-                for each in getattr(node, "body", ())
-                if isinstance(each, ast.Assign)
-            }
-            if isinstance(node, ast.ClassDef) and "name" in given and "mark" in given:
-                place = ast.literal_eval(given["place"]) if "place" in given else math.inf
-                found.append((place, ast.literal_eval(given["name"])))
-    return [name for _, name in sorted(found)]
+    return re.sub(r"\{(methods|benchmarks)\}", lambda found: ", ".join(REGISTRIES[found[1]]()), text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from specquant.commands.options import tell
 from specquant.errors import SpecquantError
-from specquant.models.options import ADAPTIVE, DraftSettings, ModelOptions
+from specquant.models.options import ADAPTIVE, DraftSettings, ExportFormat, ModelOptions, Quantizer
 from specquant.training.options import AllTrainingOptions, HeadOptions, TrainingOptions
 
 PAPER_SETTINGS = DraftSettings()
@@ -180,7 +180,7 @@ def quantize(
     scheme: str,
     out: Path,
     calibration_text: Path | str | None = None,
-    quantizer: str = "calibrated",
+    quantizer: Quantizer = "calibrated",
     device: str | None = None,
 ) -> None:
     """Quantize a model directory into another.
@@ -202,7 +202,7 @@ def quantize(
     quantize_model(model, scheme, out, calibration_text, quantizer, choose_device(device))
 
 
-def export(model: Path | str, /, *, format: str, out: Path) -> None:
+def export(model: Path | str, /, *, format: ExportFormat, out: Path) -> None:
     """Write a quantized directory in a format that other programs load.
 
     Args:

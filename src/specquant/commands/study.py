@@ -78,7 +78,7 @@ def plan(
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
         rows: Plans to show.
     """
-    from specquant.planning.recorded import plan_table
+    from specquant.planning.costs import recorded_tables
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
@@ -94,6 +94,9 @@ def plan(
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
+    recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # refuses without torch
+    from specquant.planning.recorded import plan_table
+
     table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
     models = f"{target} and {intermediate}" if intermediate else target
     source = f"of {traces}" if traces else "assumed"

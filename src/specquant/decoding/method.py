@@ -56,6 +56,21 @@ PAPER_PLANS = (
 )
 
 
+def require_tree(draft_size: int, iterations: int, top_k: int) -> None:
+    """Raises SpecquantError where EAGLE-2 grows no tree of so many nodes."""
+    if min(draft_size, iterations, top_k) < 1:
+        raise SpecquantError(
+            "an EAGLE-2 tree needs a draft size, iterations and top-k of at least 1, not "
+            f"{draft_size}, {iterations} and {top_k}"
+        )
+    largest = 1 + top_k + (iterations - 1) * top_k**2
+    if draft_size > largest:
+        raise SpecquantError(
+            f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree "
+            f"of at most {largest} nodes (with its root); ask for fewer nodes or more iterations"
+        )
+
+
 class TwoModels(Protocol):
     """A target and the intermediate model, which is made when it is first asked for."""
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, unknown
 from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16_hopper import WarpGroups
@@ -159,7 +159,7 @@ def layers(models: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Model, layer and shape [out, in] of every layer. Raises SpecquantError for an unknown model."""
     for model in models:
         if model not in LAYERS:
-            raise SpecquantError(f"unknown model {model!r}: choose one of {', '.join(LAYERS)}")
+            raise unknown("model", model, LAYERS)
         for layer, shape in LAYERS[model].items():
             yield model, layer, shape
 

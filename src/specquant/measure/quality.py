@@ -28,6 +28,7 @@ from specquant.models.device import named_dtype
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
+from specquant.models.options import DType
 from specquant.models.targets import calibration_text_beside, quantized_target
 from specquant.models.texts import tokens_of
 from specquant.progress import tqdm
@@ -70,7 +71,7 @@ class Parameters(Common):
     max_new_tokens: int = 64
     data_dir: Path = BENCHMARK_FILES
     keep_targets_in: Path = Path("results/targets")
-    dtype: str = "float64"
+    dtype: DType = "float64"
     device: str = "cpu"
 
     shared = ("dtype", "tokens_per_domain", "longest")

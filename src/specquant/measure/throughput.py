@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Generation, acceptance_rule, generate
-from specquant.decoding.drafters import MARKS, PAPER_METHODS
+from specquant.decoding.drafters import MARKS, PAPER_METHODS, check_methods
 from specquant.decoding.method import Plan
 from specquant.decoding.models import Models, tiny_models
 from specquant.errors import SpecquantError
@@ -111,6 +111,7 @@ class SchemeByScheme(Decoding):
     def check(self) -> None:
         """Raises SpecquantError as `Decoding.check`, and for models that are missing or do not fit together."""
         super().check()
+        check_methods(PAPER_METHODS, self.settings)
         tiny_models(self.models_dir).given_methods()
 
     def units(self) -> list[dict[str, Any]]:

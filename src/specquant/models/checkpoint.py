@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from specquant.errors import SpecquantError
 from specquant.models.fields import read_json, shown
+from specquant.models.hub import PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-PICKLE_FILE, QSERVE_FILE = "pytorch_model.bin", "quant_model.pt"
-PICKLE_INDEX_FILE, PICKLE_SHARDS = "pytorch_model.bin.index.json", "pytorch_model-*.bin"
+PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
 ENDS_OF = "ends_of"  # in an intermediate model's config.json: the model whose embedding and LM head it shares
 # Behind the name of a matrix in integers: what groups of its columns are multiplied by, [rows, groups]. Integers of 4
 # bits lie two in a byte, the first of them low, 8 added to each.

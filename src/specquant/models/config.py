@@ -21,6 +21,7 @@ from specquant.models.fields import (
     shown,
     whole,
 )
+from specquant.models.names import no_model
 
 # Model types of transformers. Llama 2, 3, 3.1 and 3.2 are all "llama"; Qwen2 has biases, Qwen3 has q and k norms.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -197,7 +198,7 @@ def find_config(path: Path) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise SpecquantError(f"cannot read {path} ({reason}): give a model directory that can be read") from None
     if not file.is_file():
-        raise SpecquantError(f"{path} is not a model directory: it has no config.json")
+        raise no_model(path)
     return file
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.models.options import DType
+from specquant.models.options import DEVICES, DType, no_device
 from specquant.quant import Scheme, get_scheme
 from specquant.tables.provenance import DEVICE_OF_JOBS
 
@@ -16,8 +16,8 @@ def choose_device(device: str | None) -> str:
     where jobs do the work."""
     has_gpu = gpu_is_available()
     device = device or ("cuda" if has_gpu else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
-        raise SpecquantError(f"there is no device {device!r} here: leave it out for the best there is")
+    if device not in DEVICES or (device == "cuda" and not has_gpu):
+        raise no_device(device)
     return device
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, unknown
 from specquant.files import require_new, written_whole
 from specquant.models.checkpoint import (
     SINGLE_FILE,
@@ -67,7 +67,7 @@ def export_model(model_dir: str | Path, format: str, out_dir: str | Path) -> Non
     cannot be written. Nothing is left half-written.
     """
     if format not in EXPORT_FORMATS:
-        raise SpecquantError(f"unknown format {format!r}: choose one of {', '.join(EXPORT_FORMATS)}")
+        raise unknown("format", format, EXPORT_FORMATS)
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     if is_gguf(model_dir) or is_packaged(model_dir):
         model_dir = locate(model_dir)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
-from specquant.models.checkpoint import PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE
 from specquant.models.packaged import is_packaged, packaged_file
 from specquant.tables.provenance import note_revision
 
@@ -15,6 +14,7 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configurations and tokenizers; what else a repository may hold is never downloaded, its code least of all.
 SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
+PICKLE_FILE, PICKLE_SHARDS, QSERVE_FILE = "pytorch_model.bin", "pytorch_model-*.bin", "quant_model.pt"
 MODEL_FILES = (*SMALL_FILES, "*.safetensors", QSERVE_FILE)
 HEAD_FILES = (*MODEL_FILES, PICKLE_FILE, PICKLE_SHARDS)
 OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights once more, in their authors' own format

@@ -5,11 +5,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from specquant.errors import SpecquantError
 from specquant.models.companions import COMPANIONS, directories_beside, place_of
 from specquant.models.packaged import is_packaged
 
+DEVICES = ("cpu", "cuda")
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 DraftSize = int | Literal["adaptive"]
+Quantizer = Literal["calibrated", "round-to-nearest"]
+ExportFormat = Literal["compressed-tensors", "gptq"]
 ADAPTIVE = -1  # in place of a number of nodes: each tree gets as many as pay
 
 
@@ -129,6 +133,11 @@ class DraftSettings:
             for field in fields(self)
             if field.name in first or getattr(self, field.name) != field.default
         }
+
+
+def no_device(name: str) -> SpecquantError:
+    """For a device that is not here, or is none."""
+    return SpecquantError(f"there is no device {name!r} here: leave it out for the best there is")
 
 
 def _nodes(draft_size: DraftSize) -> int:

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, unknown
 from specquant.files import require_new, resolve, written_in_parts
 from specquant.models.cache import KVCache
 from specquant.models.checkpoint import (
@@ -31,6 +31,7 @@ from specquant.models.hub import locate
 from specquant.models.llama import Llama, LlamaLayer, causal_mask, check_widths, set_compute_dtype
 from specquant.models.loading import load_tokenizer, open_model, stored_scheme
 from specquant.models.memory import NotEnoughMemory, free_bytes, gigabytes
+from specquant.models.options import Quantizer
 from specquant.models.texts import tokens_of
 from specquant.models.transforms import LINEARS, rotate_ends, rotate_layer, smooth_layer, unpack_layer
 from specquant.models.weights import Weights, check, read_into
@@ -56,7 +57,7 @@ COPIED_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-METHODS = ("calibrated", "round-to-nearest")
+METHODS = get_args(Quantizer)
 BORROWED_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # of an intermediate model that shares another's ends
 
 
@@ -86,7 +87,7 @@ def quantize_model(
     if scheme.name == "fp16":
         raise SpecquantError("fp16 is what models are stored in before quantization: choose another scheme")
     if method not in METHODS:
-        raise SpecquantError(f"unknown quantization method {method!r}: choose one of {', '.join(METHODS)}")
+        raise unknown("quantization method", method, METHODS)
     model_dir = locate(model_dir)
     config = load_config(model_dir)
     stored = stored_scheme(config, model_dir)

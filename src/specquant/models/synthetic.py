@@ -22,25 +22,10 @@ from specquant.models.graphs import MOST_ROWS
 from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
+from specquant.models.names import SHAPES, no_shapes
 from specquant.quant import PackedLinear, Scheme, get_scheme
 from specquant.quant.grid import in_groups, out_of_groups
 
-# What the Llama-3 models have in common, and what not (arXiv 2407.21783, table 3).
-LLAMA_3 = {
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    "tie_word_embeddings": False,
-}
-SHAPES = {
-    "llama-3-8b": LLAMA_3
-    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "llama-3-70b": LLAMA_3
-    | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
-}
 EAGLE3_VOCABULARY = 32000  # tokens that published EAGLE-3 heads of Llama-3 draft
 BYTES_PER_CODE = 5  # that exist at once while a matrix's codes are drawn and packed
 DRAWN_AT_ONCE = 1 << 26  # codes of a trained model's, each of which takes 9 bytes more while it is drawn
@@ -64,7 +49,7 @@ def synthetic_config(model: str | Path) -> PreTrainedConfig:
         return LlamaConfig(**SHAPES[str(model)])
     path = Path(model) if is_hub_id(model) else locate(model)
     if not path.is_dir():
-        raise SpecquantError(f"{model} is neither a model directory nor one of {', '.join(SHAPES)}")
+        raise no_shapes(model)
     return load_config(path)
 
 

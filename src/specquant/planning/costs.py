@@ -1,12 +1,16 @@
 """What a step of one model costs: from the tables of one GPU."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from specquant.errors import SpecquantError
+from specquant.files import resolve
+from specquant.tables.results import read_medians
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,30 @@ class LevelCosts:
     @cached_property
     def _line(self) -> np.ndarray:
         return np.polyfit(self.draft_ms.index, self.draft_ms, 1)
+
+
+def recorded_tables(
+    recorded: str | Path, models: Iterable[str], scheme: str, head_scheme: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Passes and drafts of one GPU with one row for each quantity, from verify_cost.csv and drafting.csv.
+
+    Args:
+        recorded: the folder of these tables.
+        models: that are asked for.
+        scheme: of their passes.
+        head_scheme: of EAGLE heads.
+
+    Raises:
+        SpecquantError: a table is missing, or one of these was not measured.
+    """
+    passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
+    if head_scheme not in set(drafting.head_scheme):
+        raise SpecquantError(
+            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
+        )
+    for model in models:
+        measured_costs(passes, drafting, model, scheme, head_scheme)
+    return passes, drafting
 
 
 def measured_costs(

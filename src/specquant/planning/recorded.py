@@ -10,17 +10,16 @@ import pandas as pd
 from specquant.decoding.drafters import PAPER_METHODS, get_method
 from specquant.decoding.method import Plan, Prediction
 from specquant.errors import SpecquantError
-from specquant.files import resolve
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.cards import PassWork, read_cards
-from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs
+from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs, recorded_tables
 from specquant.planning.planner import Planner
 from specquant.planning.traced_speedups import traced_prediction
 from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES
 from specquant.progress import tell
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.results import read_results
 
 CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
 EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
@@ -140,11 +139,7 @@ def plan_table(
         given[name] = chance if name == "agreement" else [chance]
         if not 0 <= chance <= 1:
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
-    passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
-    if head_scheme not in set(drafting.head_scheme):
-        raise SpecquantError(
-            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
-        )
+    passes, drafting = recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)
 
     def planner_of(head_vocabulary: int | None = None) -> Planner:
         def costs(model: str) -> LevelCosts:

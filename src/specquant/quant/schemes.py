@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from specquant.errors import SpecquantError
+from specquant.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ SCHEMES = {scheme.name: scheme for scheme in (*PAPER_SCHEMES, *OTHER_SCHEMES)}
 def get_scheme(name: str) -> Scheme:
     """The scheme of that name. Raises SpecquantError that lists the known ones."""
     if name not in SCHEMES:
-        raise SpecquantError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
+        raise unknown("scheme", name, SCHEMES)
     return SCHEMES[name]
 
 

@@ -11,8 +11,8 @@ from pkgutil import iter_modules
 
 import pandas as pd
 
-from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, DraftSettings, Method, Plan
-from specquant.errors import SpecquantError
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, DraftSettings, Method, Plan, require_tree
+from specquant.errors import SpecquantError, unknown
 
 
 def _found() -> dict[str, Method]:
@@ -38,7 +38,7 @@ MARKS = {name: method.mark for name, method in METHODS.items()}
 def get_method(name: str) -> Method:
     """The method of this name. Raises SpecquantError where there is none."""
     if name not in METHODS:
-        raise SpecquantError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 
@@ -69,8 +69,13 @@ def methods_with(companion: str) -> list[str]:
 
 
 def check_methods(names: Sequence[str], settings: DraftSettings) -> None:
-    """Raises SpecquantError for a name that is none, and where settings let something adapt that no method has."""
+    """Raises SpecquantError for a name that is none, for trees that its settings cannot grow, and where they let
+    something adapt that no method has."""
     known = [get_method(name).name for name in names]
+    for method in map(get_method, known):
+        plan = method.plan(settings)
+        if method.head and plan.draft_size != ADAPTIVE:
+            require_tree(*plan.tree, settings.top_k)
     inner = set(methods_with("intermediate"))
     heads = {name for name, method in METHODS.items() if method.head}
     asked = {

@@ -18,6 +18,7 @@ from specquant.decoding.method import (
     Statistics,
     TwoModels,
     known_trees,
+    require_tree,
 )
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
@@ -64,17 +65,7 @@ class EagleDrafter(Drafter):
         vocab_size: int | None = None,
         budget: Budget | None = None,
     ):
-        if min(draft_size, iterations, top_k) < 1:
-            raise SpecquantError(
-                "an EAGLE-2 tree needs a draft size, iterations and top-k of at least 1, not "
-                f"{draft_size}, {iterations} and {top_k}"
-            )
-        largest = 1 + top_k + (iterations - 1) * top_k**2
-        if draft_size > largest:
-            raise SpecquantError(
-                f"a draft size of {draft_size} does not exist: {iterations} iterations with top-k {top_k} grow a tree "
-                f"of at most {largest} nodes (with its root); ask for fewer nodes or more iterations"
-            )
+        require_tree(draft_size, iterations, top_k)
         vocab_size = vocab_size or head.config.vocab_size
         known = min(head.lm_head.out_features, vocab_size)
         if head.vocabulary is not None:

@@ -32,6 +32,7 @@ from specquant.files import cache_folder, written_whole
 from specquant.models.checkpoint import GGUF_INDEX, Checkpoint
 from specquant.models.config import MOST_OF_A_REASON, load_config
 from specquant.models.fields import COUNT, FLAG, TEXT, Kind, list_of, number, read_json, shown, whole
+from specquant.models.names import no_gguf
 from specquant.models.panics import panics_as_errors
 
 VERSION = 1  # of the directories that are made of files
@@ -93,7 +94,7 @@ def gguf_directory(file: str | Path) -> Path:
             raise SpecquantError(f"{file} is no file: give a GGUF file or a model directory")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SpecquantError(f"cannot read {file} ({reason}): give a GGUF file that can be read") from None
+        raise no_gguf(file, reason) from None
     key = json.dumps([str(file.resolve()), state.st_size, state.st_mtime_ns, VERSION])
     name = f"{file.stem[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     directory = cache_folder() / "gguf" / name
