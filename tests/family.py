@@ -38,6 +38,22 @@ def write_family(root: Path) -> Path:
     return root
 
 
+def small_llama(**fields) -> LlamaConfig:
+    """Two layers, grouped heads, and sizes that every scheme can store; heads as long as a GPU's attention takes."""
+    shape = {
+        "vocab_size": 256,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**shape | fields)
+
+
 def write_random(
     config: PreTrainedConfig, path: Path, dtype: torch.dtype = torch.float16, seed: int = 1, **options
 ) -> Path:

@@ -13,19 +13,9 @@ from specquant.errors import SpecquantError
 from specquant.models import checkpoint as module
 from specquant.models.checkpoint import INDEX_FILE, PICKLE_INDEX_FILE, Checkpoint
 from specquant.models.loading import load_model
-from tests.family import write_random
+from tests.family import small_llama, write_random
 
-CONFIG = LlamaConfig(
-    vocab_size=40,
-    hidden_size=128,
-    intermediate_size=128,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=64,
-    max_position_embeddings=64,
-    tie_word_embeddings=False,
-)
+CONFIG = small_llama(vocab_size=40, intermediate_size=128, num_hidden_layers=3)
 
 
 @pytest.fixture(scope="module")

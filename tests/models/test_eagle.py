@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
 from specquant.models import synthetic
@@ -12,21 +11,12 @@ from specquant.models.llama import causal_mask
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.synthetic import synthetic_ends, synthetic_head
 from specquant.quant import PackedLinear
+from tests.family import small_llama
 
 
 @pytest.fixture
 def config():
-    return LlamaConfig(
-        vocab_size=320,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-    )
+    return small_llama(vocab_size=320)
 
 
 def output(head):

@@ -37,19 +37,12 @@ def fields(small_models):
 
 
 @pytest.fixture
-def write(fields, tmp_path):
-    """Writes a head's directory: its tensors, as safetensors or pickled, and its config.json, with these fields."""
+def write(fields, write_head):
+    """Writes a head's directory with these fields, but for those that are `...`."""
 
     def write(tensors, pickled=False, config=None, **changed):
-        directory = tmp_path / f"head-{len(list(tmp_path.iterdir()))}"
-        directory.mkdir()
         told = {name: value for name, value in ((config or fields) | changed).items() if value is not ...}
-        (directory / "config.json").write_text(json.dumps(told))
-        if pickled:
-            torch.save(tensors, directory / "pytorch_model.bin")
-        else:
-            save_file(tensors, directory / "model.safetensors")
-        return directory
+        return write_head(tensors, told, pickled)
 
     return write
 

@@ -6,7 +6,7 @@ from copy import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from specquant.cli import main
 from specquant.decoding import EagleDrafter, Greedy, Speculator
@@ -30,21 +30,10 @@ def tensors(small_models):
 
 
 @pytest.fixture
-def write(small_models, tmp_path):
-    """Writes a head's directory: its tensors, as safetensors or pickled, and its config.json with these fields."""
-
-    def write(tensors, pickled=False, **fields):
-        directory = tmp_path / f"head-{len(list(tmp_path.iterdir()))}"
-        directory.mkdir()
-        config = json.loads((small_models / "eagle-target/config.json").read_text()) | fields
-        (directory / "config.json").write_text(json.dumps(config))
-        if pickled:
-            torch.save(tensors, directory / "pytorch_model.bin")
-        else:
-            save_file(tensors, directory / "model.safetensors")
-        return directory
-
-    return write
+def write(small_models, write_head):
+    """Writes a head's directory with these fields beside its own."""
+    own = json.loads((small_models / "eagle-target/config.json").read_text())
+    return lambda tensors, pickled=False, **fields: write_head(tensors, own | fields, pickled)
 
 
 def predicted(head, tokens=TOKENS, seed=0):

@@ -10,29 +10,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.files import project_root
 from specquant.models import checkpoint
 from specquant.models.checkpoint import Checkpoint
 from specquant.models.export import export_model
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from tests.family import write_random
+from tests.models.conftest import TARGET
 from tests.models.formats import packing
-
-TARGET = project_root() / "data/tiny/target"
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    """scheme -> the tiny target as we store it, rounded to nearest; made when it is asked for first."""
-    directory = tmp_path_factory.mktemp("native")
-
-    def quantized(scheme):
-        if not (directory / scheme).is_dir():
-            quantize_model(TARGET, scheme, directory / scheme, method="round-to-nearest", progress=False)
-        return directory / scheme
-
-    return quantized
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from inspect import signature
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
 from specquant.kernels import attention, norm, rotary, swiglu
@@ -19,6 +18,7 @@ from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import causal_mask
 from specquant.models.synthetic import synthetic_model
 from specquant.quant import SCHEMES, packed
+from tests.family import small_llama
 
 CONTEXT = 40
 TREE = torch.tensor(  # rows and columns: root, two children, a child of each
@@ -30,18 +30,7 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 @pytest.fixture
 def small_config():
-    """Two layers, grouped heads, and sizes that every scheme can store; heads as long as a GPU's attention takes."""
-    return LlamaConfig(
-        vocab_size=256,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-    )
+    return small_llama(max_position_embeddings=128)
 
 
 def model_in(scheme, small_config, dtype=torch.float16, device="cpu"):

@@ -21,6 +21,7 @@ from specquant.models.quantize import (
 )
 from specquant.quant import SCHEMES, get_scheme
 from specquant.training.tokenizer import train_tokenizer
+from tests.family import small_llama
 
 TEXT = "\n".join(f"{a} plus {b} makes {a + b}, and {a} times {b} makes {a * b}." for a in range(40) for b in range(5))
 LENGTH = 64
@@ -32,13 +33,7 @@ def source(tmp_path_factory):
     """A small model directory in fp16, random but with outlier channels, and a calibration text beside it."""
     path = tmp_path_factory.mktemp("source")
     tokenizer = train_tokenizer([TEXT], 300, LENGTH)
-    config = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
+    config = small_llama(
         vocab_size=len(tokenizer),
         max_position_embeddings=LENGTH,
         tie_word_embeddings=True,

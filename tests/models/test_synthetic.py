@@ -19,23 +19,14 @@ from specquant.models.synthetic import (
     synthetic_model,
 )
 from specquant.quant import SCHEMES, PackedLinear
+from tests.family import small_llama
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
 @pytest.fixture
 def config():
-    return LlamaConfig(
-        vocab_size=256,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=24,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-    )
+    return small_llama(num_hidden_layers=24)
 
 
 def made(config, scheme, **options):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from specquant.errors import SpecquantError
 from specquant.models.export import export_model
 from specquant.models.loading import load_model, require_memory, weight_bytes
-from tests.models.formats.conftest import TARGET
+from tests.models.conftest import TARGET
 
 DOWN, QUERY = "model.layers.4.mlp.down_proj", "model.layers.2.self_attn.q_proj"
 TOKENS = torch.arange(20) * 7
