@@ -608,7 +608,11 @@ def commands_with(option):
     for words, arguments in leaves():
         if option in [argument.name for argument in arguments]:
             needs = [argument for argument in arguments if argument.required and argument.name != option]
-            command = [[argument.name, "nowhere"] if is_option(argument) else ["nowhere"] for argument in needs]
+            values = [(argument.get_choices() or ["nowhere"])[0] for argument in needs]
+            command = [
+                [argument.name, value] if is_option(argument) else [value]
+                for argument, value in zip(needs, values, strict=True)
+            ]
             yield [*words, *chain.from_iterable(command)]
 
 

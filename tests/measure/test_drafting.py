@@ -5,10 +5,10 @@ import pytest
 from specquant.errors import SpecquantError
 from specquant.measure import drafting, rounds, settling
 from specquant.measure.measure import record
-from specquant.models import synthetic
+from specquant.models import names
 from specquant.tables.results import read_provenance, read_results
 
-SMALL = synthetic.LLAMA_3 | {
+SMALL = names.LLAMA_3 | {
     "vocab_size": 320,
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -23,7 +23,7 @@ HEADS = ((None, None), ("w4a16-g128", 64))
 @pytest.fixture
 def small_shapes(monkeypatch, in_process):
     for name in ("llama-3-8b", "llama-3-70b"):
-        monkeypatch.setitem(synthetic.SHAPES, name, SMALL)
+        monkeypatch.setitem(names.SHAPES, name, SMALL)
     for module in (drafting, rounds):
         monkeypatch.setattr(module, "HEADS", HEADS)
     monkeypatch.setattr(drafting, "TREES", ((24, 3), (30, 3)))

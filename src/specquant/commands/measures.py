@@ -150,7 +150,8 @@ def _verify_cost(module: ModuleType, parameters: Any, out: Path) -> None:
     """In the schemes that the model can have, where they are not named."""
     from specquant.measure.kernels import bench_schemes
     from specquant.models.hub import SMALL_FILES, locate, resolve_model
-    from specquant.models.synthetic import SHAPES, synthetic_config
+    from specquant.models.names import SHAPES
+    from specquant.models.synthetic import synthetic_config
     from specquant.models.targets import possible_schemes, storable_schemes
     from specquant.quant import scheme_names
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from specquant.errors import SpecquantError
+from specquant.models.names import SHAPES
 
 SEEDS = 2**64
 LONGEST_MS = 60_000  # of what passes before something is timed
@@ -29,9 +30,7 @@ def require_short(name: str, *times_ms: float) -> None:
 
 
 def require_shapes(models: Iterable[str]) -> None:
-    """Raises SpecquantError where a model has no shapes here (`models.synthetic.SHAPES`), or no model is named."""
-    from specquant.models.synthetic import SHAPES  # loads transformers, which not every unit's process needs
-
+    """Raises SpecquantError where a model has no shapes here (`models.names.SHAPES`), or no model is named."""
     models = list(models)
     unknown = [name for name in models if name not in SHAPES]
     if unknown or not models:

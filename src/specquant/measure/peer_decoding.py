@@ -29,7 +29,8 @@ from specquant.models.graphs import graphed
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_model
+from specquant.models.names import SHAPES
+from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.models.weights import HuggingFaceWeights
 from specquant.tables.schemas import TABLES
 from specquant.tables.speed import speed

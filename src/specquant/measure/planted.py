@@ -36,10 +36,10 @@ from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.names import SHAPES
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import (
-    SHAPES,
     code_shares,
     require_integer_codes,
     synthetic_config,

@@ -255,7 +255,7 @@ def fitted_speedups(rows: pd.DataFrame, shapes: Shapes, over: str = "autoregress
 class SyntheticModels:
     """A target and an intermediate model with random weights, each with EAGLE heads; made when first needed.
 
-    target, intermediate: names in `models.synthetic.SHAPES`, or model directories whose shapes are taken. head_scheme,
+    target, intermediate: names in `models.names.SHAPES`, or model directories whose shapes are taken. head_scheme,
     head_vocabulary: of the heads, see `synthetic_head`. Raises NotEnoughMemory where one does not fit the device.
     """
 

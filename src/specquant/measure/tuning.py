@@ -41,7 +41,8 @@ from specquant.measure.parameters import require_gpu
 from specquant.models.graphs import MOST_ROWS, CapturedCache
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama, LlamaLayer, causal_mask
-from specquant.models.synthetic import SHAPES, synthetic_config, synthetic_model
+from specquant.models.names import SHAPES
+from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.progress import tqdm
 from specquant.quant import PackedLinear, get_scheme
 from specquant.quant.linear import Float16Linear
@@ -122,7 +123,7 @@ def tune_here(model: str | Path, scheme: str, seconds: float, anew: bool = False
     """Find fast configurations of a model's shapes on this card, and keep them for this user.
 
     Args:
-        model: A directory, a GGUF file, a hub id, or a name in `models.synthetic.SHAPES`; its weights are not read.
+        model: A directory, a GGUF file, a hub id, or a name in `models.names.SHAPES`; its weights are not read.
         scheme: How its linear layers are stored.
         seconds: After how long to stop. Large matrices come first; for each the likeliest few candidates are tried.
         anew: Also what this user has tuned before.

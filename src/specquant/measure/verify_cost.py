@@ -28,9 +28,10 @@ from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
+from specquant.models.names import SHAPES
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.synthetic import SHAPES, bytes_read, synthetic_config, synthetic_model
+from specquant.models.synthetic import bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
 from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, ratios
 from specquant.tables.schemas import VERIFY_COST

@@ -45,8 +45,18 @@ def require_model(model: str | Path, shapes: bool = False) -> None:
 
 
 def _is_there(path: str | Path) -> bool:
+    """Whether there is something, or a reason why it cannot be looked at, which is told where it is read."""
+    places = [Path(path)]
     with suppress(SpecquantError):  # there is no clone, in whose place a relative path could be
-        return os.path.lexists(path) or os.path.lexists(resolve(path))
+        places.append(resolve(path))
+    for place in places:
+        try:
+            os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            pass
+        return True
     return False
 
 

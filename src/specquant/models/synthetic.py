@@ -22,8 +22,7 @@ from specquant.models.graphs import MOST_ROWS
 from specquant.models.hub import is_hub_id, locate
 from specquant.models.llama import PREFILL_CHUNK, Llama, RMSNorm, set_compute_dtype
 from specquant.models.memory import NotEnoughMemory, free_bytes
-from specquant.models.names import SHAPES as SHAPES
-from specquant.models.names import no_shapes
+from specquant.models.names import SHAPES, no_shapes
 from specquant.quant import PackedLinear, Scheme, get_scheme
 from specquant.quant.grid import in_groups, out_of_groups
 

@@ -68,7 +68,8 @@ def _trace(row, place: str, remedy: str) -> ConfidenceTrace:
         confidence, parents, accepted = np.array([]), (), ()
     in_order = all(-1 < parent < place for place, parent in enumerate(parents) if place)
     falls = (np.diff(confidence, prepend=1.0, append=0.0) <= 0).all()
-    if not (len(parents) == len(confidence) and parents[:1] == (-1,) and in_order and accepted[:1] == (0,) and falls) or (
+    grown = len(parents) == len(confidence) and parents[:1] == (-1,) and in_order
+    if not (grown and accepted[:1] == (0,) and falls) or (
         not all(0 < node < len(parents) and parents[node] == above for above, node in pairwise(accepted))
     ):
         raise SpecquantError(
