@@ -10,11 +10,12 @@ from specquant.benchmarks.benchmark import prompt_tokens, read_questions
 from specquant.benchmarks.registry import BENCHMARKS
 from specquant.decoding import acceptance_rule, generate
 from specquant.decoding.method import Plan
-from specquant.decoding.models import tiny_models
+from specquant.decoding.models import Models, tiny_models
 from specquant.decoding.traces import read_traces
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.measure.acceptance import MEASURE, Parameters, plans_of
+from specquant.measure.asking import Asker, longest_prompt
 from specquant.measure.executors import chosen
 from specquant.measure.measure import record
 from specquant.models.loading import load_tokenizer
@@ -153,3 +154,26 @@ def test_tasks_together_count_by_their_steps_and_have_a_narrower_interval():
     half = (0.3**2 + 0.2**2) ** 0.5
     assert (row["accepted_length_low"], row["accepted_length_high"]) == pytest.approx((2.5 - half, 2.5 + half))
     assert [row[f"acceptance_rate{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.5, 0.4, 0.6])
+
+
+def test_a_target_may_draft_for_itself_in_fewer_bits(small_models, data_dir, tmp_path, in_process):
+    """Its copy accepts what `generate` with that intermediate model does, whatever scheme the target is in; such a
+    table is not gone on with by another intermediate model."""
+    own = parameters(small_models, data_dir, intermediate="self:w4a16-g128", schemes=("fp16", "w8a8"))
+    rows = read_results(record(MEASURE, own, tmp_path))
+    assert len(rows) == 4
+    options = replace(own.options, scheme="w8a8", intermediate="self:w4a16-g128")
+    speculator = Models.of(options).speculator(Plan("vanilla", min_draft_length=6))
+    tokenizer = load_tokenizer(small_models / "target")
+    questions, _ = read_questions(BENCHMARKS["mt-bench"], data_dir)
+    asker = Asker(speculator, tokenizer, BENCHMARKS["mt-bench"], 9, longest_prompt([speculator], 9))
+    lengths = [length for each in questions for length in asker.ask(each, acceptance_rule()).together.accepted_lengths]
+    row = rows[(rows.scheme == "w8a8") & (rows.method == "vanilla")].iloc[0]
+    assert (row.steps, row.accepted_length) == (len(lengths), pytest.approx(sum(lengths) / len(lengths)))
+    with pytest.raises(SpecquantError, match="intermediate"):
+        record(MEASURE, replace(own, intermediate=None), tmp_path)
+
+
+def test_a_copy_in_as_many_bits_is_refused_at_once(small_models, data_dir):
+    with pytest.raises(SpecquantError, match="self:w8a8 has no fewer bits than the target in w4a16-g128"):
+        parameters(small_models, data_dir, intermediate="self:w8a8", schemes=("fp16", "w4a16-g128")).check()

@@ -15,7 +15,7 @@ from specquant.decoding.paying import Pays, WhilePaying
 from specquant.decoding.pricing import measured_prices
 from specquant.errors import SpecquantError
 from specquant.files import cache_folder, read_text, resolve
-from specquant.models.companions import COMPANIONS, OWN, directories_beside, target_in
+from specquant.models.companions import COMPANIONS, OWN, directories_beside, is_own, target_in
 from specquant.models.config import load_config
 from specquant.models.device import choose_device, named_dtype
 from specquant.models.eagle import DraftHead, head_scheme, require_count
@@ -171,8 +171,8 @@ class Models:
     @property
     def own_scheme(self) -> str | None:
         """The scheme of the intermediate model where that is the target itself."""
-        path = str(self.paths["intermediate"])
-        return path.removeprefix(OWN) if path.startswith(OWN) else None
+        intermediate = self.paths["intermediate"]
+        return str(intermediate).removeprefix(OWN) if is_own(intermediate) else None
 
     @property
     def eagle_target(self) -> DraftHead:

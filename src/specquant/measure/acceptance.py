@@ -5,7 +5,7 @@ traces.csv, to be replayed at other sizes. Nothing is timed, so many processes m
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +26,7 @@ from specquant.measure.asking import Answer, Asker, longest_prompt
 from specquant.measure.checks import later_seed, require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
+from specquant.models.companions import is_own
 from specquant.models.device import choose_device, dtype_parameters, named_dtype
 from specquant.models.hub import resolve_model
 from specquant.models.loading import load_tokenizer
@@ -43,6 +44,8 @@ class Parameters(Common):
 
     Attributes:
         model: The target: a directory with fp16 weights and the drafters beside it, or smollm2.
+        intermediate: The intermediate model; or self: and a scheme, for the target in fewer bits (default: beside the
+            target).
         name: What tables call the target (default: the last part of its path).
         benchmarks: Those to answer, of {benchmarks}, with commas.
         methods: Of {methods}, with commas.
@@ -58,6 +61,7 @@ class Parameters(Common):
     """
 
     model: str | Path
+    intermediate: str | None = None
     name: str = ""
     benchmarks: tuple[str, ...] = ("spec-bench", "humaneval", "gsm8k")
     methods: tuple[str, ...] = ("vanilla", "eagle2", "hierarchical")
@@ -81,7 +85,15 @@ class Parameters(Common):
     @property
     def options(self) -> ModelOptions:
         """The target, a relative path below the project root; its companions are looked for beside it there."""
-        return ModelOptions(resolve_model(self.model), device=self.device)
+        named = (
+            self.intermediate if self.intermediate is None or self.drafts_itself else resolve_model(self.intermediate)
+        )
+        return ModelOptions(resolve_model(self.model), intermediate=named, device=self.device)
+
+    @property
+    def drafts_itself(self) -> bool:
+        """Whether the intermediate model is the target in fewer bits."""
+        return is_own(self.intermediate)
 
     def check(self) -> None:
         """Raises SpecquantError as `Common.check`, and for what is missing or does not fit together."""
@@ -90,14 +102,16 @@ class Parameters(Common):
         for temperature in self.temperatures:
             acceptance_rule(temperature, seed=self.seed)
         possible_schemes(",".join(self.schemes), self.model)  # first, for it says where there is no model
-        models = Models.of(self.options)
-        for method in self.methods:
-            models.check_companions(method)
+        for scheme in self.schemes if self.drafts_itself else ("fp16",):
+            models = Models.of(replace(self.options, scheme=rounded_to(scheme)))
+            for method in self.methods:
+                models.check_companions(method)
         for benchmark in self.benchmarks:
             self.questions(benchmark)
 
     def same(self) -> dict[str, Any]:
-        return {"target": str(self.model)} | super().same() | dtype_parameters(self.device, self.dtype)
+        named = {} if self.intermediate is None else {"intermediate": self.intermediate}
+        return {"target": str(self.model)} | named | super().same() | dtype_parameters(self.device, self.dtype)
 
     def unnamed(self) -> dict[str, Any]:
         return super().unnamed() | {"target": without_local_paths(str(self.model))}
@@ -125,12 +139,22 @@ class Parameters(Common):
         return {task: list(some) for task, some in groupby(questions, key=lambda question: question.task)}
 
     def models(self, scheme: str) -> Models:
-        """The target in a scheme, with the companions that lie beside its fp16 weights."""
+        """The target in a scheme, with the companions that lie beside its fp16 weights.
+
+        Where it drafts for itself, both are rounded from those weights.
+        """
+        companions: dict[str, Any] = dict(self.options.companions)
+        about: dict[str, Any] = {"dtype": named_dtype(self.dtype), "device": choose_device(self.device)}
+        if self.drafts_itself:
+            return Models(self.options.model, **companions, scheme=rounded_to(scheme), **about)
         text = calibration_text_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
-        companions: dict[str, Any] = dict(self.options.companions)
-        dtype, device = named_dtype(self.dtype), choose_device(self.device)
-        return Models(target, **companions, dtype=dtype, device=device)
+        return Models(target, **companions, **about)
+
+
+def rounded_to(scheme: str) -> str | None:
+    """What fp16 weights are to be rounded to for a scheme."""
+    return None if scheme == "fp16" else scheme
 
 
 def plans_of(method: str) -> list[Plan]:

@@ -12,6 +12,11 @@ COMPANIONS = ("eagle_target", "intermediate", "eagle_intermediate", "eagle3_targ
 OWN = "self:"  # before the scheme of an intermediate model that is the target itself in fewer bits
 
 
+def is_own(intermediate: object) -> bool:
+    """Whether an intermediate model that was named is the target itself in fewer bits."""
+    return str(intermediate).startswith(OWN)
+
+
 def directories_beside(target: Path | str, intermediate: object = None) -> dict[str, Path]:
     """Where a target's companions lie if they lie beside it, whether they do or not.
 
@@ -27,7 +32,7 @@ def directories_beside(target: Path | str, intermediate: object = None) -> dict[
     place = place_of(target)
     names = {which: which.replace("_", "-") for which in COMPANIONS}
     names |= {f"{head}_target": f"{head}-{place.name}" for head in ("eagle", "eagle3")}
-    if str(intermediate).startswith(OWN):
+    if is_own(intermediate):
         names |= {which: names[which.replace("_intermediate", "_target")] for which in names if "_" in which}
     return {which: place.parent / name for which, name in names.items()}
 
