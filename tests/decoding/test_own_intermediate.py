@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from specquant.cli import main
-from specquant.decoding import Speculator
+from specquant.decoding import Greedy, Sampling, Speculator
 from specquant.decoding.models import Models
 from specquant.errors import SpecquantError
 from specquant.models.companions import directories_beside
 from specquant.models.loading import load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.models.transforms import rotation_of
-from tests.decoding.conftest import decode_with_lengths
+from tests.decoding.conftest import decode_with_lengths, random_model, taken, tokens_of
+
+PROMPT = [3, 14, 15, 9, 26, 5]
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +121,48 @@ def test_what_is_no_cheaper_or_has_no_fp16_weights_is_refused(small_models, tmp_
     (narrow / "config.json").write_text(json.dumps(fields))
     with pytest.raises(SpecquantError, match=r"2 \* intermediate_size 260 is not a multiple of"):
         Models(narrow, intermediate="self:w4a8-qqq").speculator("vanilla")
+
+
+@pytest.mark.parametrize("rule", [Greedy, partial(Sampling, 1.0, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("scale", [1.0, 0.2], ids=["itself", "another"])
+def test_a_copy_may_read_the_targets_cache(rule, scale):
+    """No token differs, whether the copy agrees or not, and the target's keys and values stay those that it computes
+    alone. The copy runs neither the prompt nor a confirmed token again."""
+    model, copy = random_model(), random_model()
+    for layer in copy.layers:
+        layer.down_proj.weight.mul_(scale)
+    runs, run = [], copy.run
+    copy.run = lambda tokens, *args: runs.append(len(tokens)) or run(tokens, *args)
+    alone = Speculator(model)
+    expected = taken(alone, PROMPT, 40, rule())
+    drafter = Speculator(copy, min_draft_length=4, reads_cache=True)
+    shared = Speculator(model, drafter)
+    steps = taken(shared, PROMPT, 40, rule())
+    if rule is Greedy:
+        assert tokens_of(steps) == tokens_of(expected)
+        length = alone.cache.length
+        for ours, theirs in ((shared.cache.keys, alone.cache.keys), (shared.cache.values, alone.cache.values)):
+            torch.testing.assert_close(ours[:, :, :length], theirs[:, :, :length], rtol=1e-9, atol=1e-9)
+    assert drafter.cache.keys is shared.cache.keys
+    assert drafter.cache.length == shared.cache.length == len(shared.tokens) - 1
+    assert set(runs) == {1}
+    lengths = [len(step.path) for step in steps[1:-2]]
+    assert (min(lengths) == 4) is (scale == 1.0)
+
+
+def test_the_commands_share_a_cache_where_that_can_be(small_models, capsys):
+    command = ["generate", "--model", str(small_models / "target"), "--prompt", "7 plus 5 makes", "--json"]
+    command += ["--max-new-tokens", "12", "--dtype", "float64"]
+    own = ["--intermediate", "self:w4a16-g128", "--share-cache"]
+    told = []
+    for options in (["--method", "autoregressive"], ["--method", "vanilla", *own]):
+        assert main([*command, *options]) == 0
+        told.append(json.loads(capsys.readouterr().out)["text"])
+    assert told[0] == told[1]
+    for wrong, says in (
+        (["--method", "hierarchical", *own], "hierarchical has no use for a shared cache"),
+        (["--method", "vanilla", "--share-cache"], "needs an intermediate model that is the target in fewer bits"),
+        (["--method", "vanilla", "--intermediate", "self:w4a8-qqq", "--share-cache"], "scaled for 8-bit activations"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert says in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree
+from specquant.models.cache import KVCache
 
 
 class Drafter(Protocol):
@@ -34,6 +35,10 @@ class Drafter(Protocol):
     needs_features: bool = False
     feature_layers: tuple[int, ...] = ()
     rounds: Sequence[Step] = ()
+
+    def read_cache(self, cache: KVCache) -> None:
+        """Told once of the enclosing model's cache, for those that read it as their own."""
+        return
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         """Forget everything and follow `tokens`: the prompt and the first token behind it.

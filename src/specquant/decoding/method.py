@@ -72,13 +72,18 @@ def require_tree(draft_size: int, iterations: int, top_k: int) -> None:
 
 
 class TwoModels(Protocol):
-    """A target and the intermediate model, which is made when it is first asked for."""
+    """A target and the intermediate model, which is made when it is first asked for.
+
+    share_cache: whether the latter, in fewer bits the same, reads the target's keys and values.
+    """
 
     @property
     def target(self) -> Llama | GraphedLlama: ...
 
     @property
     def intermediate(self) -> Llama | GraphedLlama: ...
+
+    share_cache: bool
 
 
 class Costs(Protocol):

@@ -66,6 +66,7 @@ class Models:
     (`models.device.default_dtype`). context_length: positions to make room for; None for all that each was made for.
     The intermediate model may be "self:" and a scheme: the target itself in fewer bits, quantized when it is first
     needed and kept; it shares what is the same in both, and drafts by the target's heads where it was given none.
+    share_cache: also the cache, in vanilla decoding.
     On a GPU, passes of models that compute in 16 bits are CUDA graphs. row_invariant: of the target, see
     `Llama.make_row_invariant`.
 
@@ -90,6 +91,7 @@ class Models:
         head_text: str | Path | None = None,
         eagle3_target: str | Path | None = None,
         eagle3_intermediate: str | Path | None = None,
+        share_cache: bool = False,
     ):
         companions = eagle_target, intermediate, eagle_intermediate, eagle3_target, eagle3_intermediate
         self.target_path = target
@@ -98,7 +100,7 @@ class Models:
             for head in ("eagle", "eagle3"):
                 self.paths[f"{head}_intermediate"] = self.paths[f"{head}_intermediate"] or self.paths[f"{head}_target"]
         self.scheme, self.given_dtype, self.device, self.context_length = scheme, dtype, device, context_length
-        self.row_invariant = row_invariant
+        self.row_invariant, self.share_cache = row_invariant, share_cache
         self.head_scheme, self.head_vocabulary, self.head_text = head_scheme, head_vocabulary, head_text
         self._heads: dict[str, DraftHead] = {}
         self.confidence_map = ConfidenceMap()  # of the heads, for adaptive draft sizes
@@ -117,6 +119,7 @@ class Models:
             device=choose_device(options.device),
             context_length=options.context_length,
             row_invariant=options.row_invariant,
+            share_cache=options.share_cache,
             head_scheme=options.head_scheme,
             head_vocabulary=options.head_vocabulary,
             head_text=options.text_of_heads,
@@ -132,7 +135,7 @@ class Models:
         given = [
             name
             for name, method in METHODS.items()
-            if method.probes and all(self.paths[which] for which in method.companions)
+            if method.probes and all(self.paths[which] for which in method.companions) and self._fits_cache(name)
         ]
         for method in given:
             self.check_companions(method)
@@ -245,7 +248,13 @@ class Models:
 
     def check_companions(self, method: str) -> None:
         """Raises SpecquantError where a companion that the method needs was not given, is none, or does not fit."""
-        for which in get_method(method).companions:
+        companions = get_method(method).companions
+        if not self._fits_cache(method):
+            raise SpecquantError(
+                f"{method} has no use for a shared cache (--share-cache), for its intermediate model verifies drafts: "
+                "choose vanilla, or leave the option out"
+            )
+        for which in companions:
             if self.paths[which] is None:
                 raise SpecquantError(f"the method {method} needs the directory of the {which.replace('_', ' ')} model")
             self._check_companion(which)
@@ -264,8 +273,27 @@ class Models:
             read_text(self.head_text, "the text to count tokens in,")
         if self.head_vocabulary is not None:
             require_count(self.head_vocabulary, load_config(locate(self.target_path, SMALL_FILES)).vocab_size)
+        if self.share_cache:
+            self._check_shared_cache()
         for which in named:
             self._check_companion(which)
+
+    def _fits_cache(self, method: str) -> bool:
+        """Whether a method's intermediate model, if it has one, may have the cache that is asked for."""
+        return not self.share_cache or method == "vanilla" or "intermediate" not in get_method(method).companions
+
+    def _check_shared_cache(self) -> None:
+        """Raises SpecquantError where no intermediate model's keys and values mean the target's."""
+        if self.own_scheme is None:
+            raise SpecquantError(
+                "a shared cache (--share-cache) needs an intermediate model that is the target in fewer bits: name one "
+                "(--intermediate self:SCHEME)"
+            )
+        if get_scheme(self.own_scheme).activation_bits < 16:
+            raise SpecquantError(
+                f"a shared cache (--share-cache) does not fit an intermediate model in {self.own_scheme}, whose values "
+                "are scaled for 8-bit activations: choose a scheme with 16-bit activations, as self:w4a16-g128"
+            )
 
     def _check_companion(self, which: str) -> None:
         if which not in self._checked:

@@ -12,6 +12,7 @@ import torch
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.tree import DraftTree, on_device
+from specquant.models.cache import KVCache
 
 # Chosen in the simulation of tests/decoding/test_paying.py, on the same traces and costs that it judges by.
 MEMORY = 0.99  # what all earlier drafts count for is multiplied by this at each further one
@@ -79,6 +80,9 @@ class WhilePaying(Drafter):
         self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
         self.feature_layers = drafter.feature_layers
         self._last, self._rows = 0, 1  # the last confirmed token; the nodes of the latest tree
+
+    def read_cache(self, cache: KVCache) -> None:
+        self.drafter.read_cache(cache)
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.pays.start()

@@ -17,6 +17,7 @@ from specquant.decoding.hand_up import HandUp
 from specquant.decoding.step import Step, milliseconds, moment
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
+from specquant.models.cache import KVCache
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.options import ADAPTIVE
@@ -32,6 +33,10 @@ class Speculator(Drafter):
     vocabulary, as with rows that only pad it, reads the tokens that it lacks as its last one, and never drafts them;
     one that drafts for a smaller vocabulary never drafts what that lacks.
 
+    reads_cache: whether it, as a drafter, shares its keys and values with the model above, which is the same in more
+    bits, and runs no confirmed token again (QSpec, arXiv 2410.11305). What it writes lies behind the confirmed slots,
+    and the model above overwrites it. Only where it drafts without a drafter of its own.
+
     State: `tokens` are the confirmed tokens of this level, the last of which the model has not run; the cache holds a
     prefix of them. Every step makes one forward pass over what the cache lacks (one token, and one more for each level
     above that has just accepted a whole draft) and the tree.
@@ -43,6 +48,7 @@ class Speculator(Drafter):
         drafter: Drafter | None = None,
         min_draft_length: int = 1,
         vocab_size: int | None = None,
+        reads_cache: bool = False,
     ):
         if min_draft_length < 1 and min_draft_length != ADAPTIVE:
             raise SpecquantError(f"the minimum draft length is {min_draft_length}; it must be at least 1")
@@ -63,7 +69,11 @@ class Speculator(Drafter):
         self.vocab_size = vocab_size
         self.context_length = min(model.context_length, drafter.context_length) if drafter else model.context_length
         # Behind the context: room for a draft (a tree, or the sequence that a level below hands up).
-        self.cache = model.new_cache(self.context_length + (drafter.draft_size if drafter else 0) + 2)
+        self.reads_cache = reads_cache
+        if not reads_cache:
+            self.cache = model.new_cache(self.context_length + (drafter.draft_size if drafter else 0) + 2)
+        if drafter is not None:
+            drafter.read_cache(self.cache)
         self.tokens: list[int] = []
         self.rounds: list[Step] = []  # the steps of the latest `propose`
 
@@ -79,7 +89,15 @@ class Speculator(Drafter):
             torch.cuda.synchronize(self.model.device)
         return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
 
+    def read_cache(self, cache: KVCache) -> None:
+        if self.reads_cache:
+            self.cache = cache.shared()
+
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        if self.reads_cache:
+            self.tokens, self.rule, self.cache.length = list(tokens), rule, len(tokens) - 1
+            self._drafted_with, self._since = [], perf_counter()
+            return
         self._start_drafter(tokens[-1], self._run_prompt(tokens[:-1], rule)[1])
 
     def _run_prompt(self, prompt: list[int], rule: AcceptanceRule) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,6 +207,8 @@ class Speculator(Drafter):
         while shared < min(len(self.tokens), len(confirmed) - 1) and self.tokens[shared] == confirmed[shared]:
             shared += 1
         self.cache.truncate(shared)
+        if self.reads_cache:
+            self.cache.length = len(confirmed) - 1  # the model above has run all but the last
         if self.drafter:
             self.drafter.commit(shared, confirmed[shared:], self._no_features if self._reads_features else None)
         self.tokens = confirmed

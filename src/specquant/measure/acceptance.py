@@ -46,6 +46,7 @@ class Parameters(Common):
         model: The target: a directory with fp16 weights and the drafters beside it, or smollm2.
         intermediate: The intermediate model; or self: and a scheme, for the target in fewer bits (default: beside the
             target).
+        share_cache: Let an intermediate model that is the target in fewer bits read the target's keys and values.
         name: What tables call the target (default: the last part of its path).
         benchmarks: Those to answer, of {benchmarks}, with commas.
         methods: Of {methods}, with commas.
@@ -62,6 +63,7 @@ class Parameters(Common):
 
     model: str | Path
     intermediate: str | None = None
+    share_cache: bool = False
     name: str = ""
     benchmarks: tuple[str, ...] = ("spec-bench", "humaneval", "gsm8k")
     methods: tuple[str, ...] = ("vanilla", "eagle2", "hierarchical")
@@ -88,7 +90,8 @@ class Parameters(Common):
         named = (
             self.intermediate if self.intermediate is None or self.drafts_itself else resolve_model(self.intermediate)
         )
-        return ModelOptions(resolve_model(self.model), intermediate=named, device=self.device)
+        about: dict[str, Any] = {"share_cache": self.share_cache, "device": self.device}
+        return ModelOptions(resolve_model(self.model), intermediate=named, **about)
 
     @property
     def drafts_itself(self) -> bool:
@@ -110,7 +113,8 @@ class Parameters(Common):
             self.questions(benchmark)
 
     def same(self) -> dict[str, Any]:
-        named = {} if self.intermediate is None else {"intermediate": self.intermediate}
+        named: dict[str, Any] = {} if self.intermediate is None else {"intermediate": self.intermediate}
+        named |= {"share_cache": True} if self.share_cache else {}
         return {"target": str(self.model)} | named | super().same() | dtype_parameters(self.device, self.dtype)
 
     def unnamed(self) -> dict[str, Any]:
@@ -146,7 +150,8 @@ class Parameters(Common):
         companions: dict[str, Any] = dict(self.options.companions)
         about: dict[str, Any] = {"dtype": named_dtype(self.dtype), "device": choose_device(self.device)}
         if self.drafts_itself:
-            return Models(self.options.model, **companions, scheme=rounded_to(scheme), **about)
+            about |= {"scheme": rounded_to(scheme), "share_cache": self.share_cache}
+            return Models(self.options.model, **companions, **about)
         text = calibration_text_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
         return Models(target, **companions, **about)

@@ -269,6 +269,7 @@ class SyntheticModels:
     dtype: torch.dtype = torch.float16
     device: torch.device | str = "cuda"
     seed: int = 0
+    share_cache = False
     _heads: dict[tuple[str, str], DraftHead] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

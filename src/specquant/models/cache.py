@@ -1,5 +1,7 @@
 """The key-value cache: preallocated, positional, and able to keep one path of a draft tree."""
 
+from copy import copy
+
 import torch
 from transformers import PreTrainedConfig
 
@@ -34,6 +36,12 @@ class KVCache:
     @property
     def capacity(self) -> int:
         return self.keys.shape[2]
+
+    def shared(self) -> "KVCache":
+        """The same slots with a length of its own, for another model whose keys and values mean the same."""
+        other = copy(self)
+        other.length = 0
+        return other
 
     def require(self, slots: int) -> None:
         """Raises SpecquantError where a pass needs more slots behind the confirmed ones than there are."""

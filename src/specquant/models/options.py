@@ -34,6 +34,8 @@ class ModelOptions:
         head_scheme: Round EAGLE heads, with their LM heads, to this scheme: w4a16-g128.
         head_vocabulary: Let EAGLE heads draft a text's N most frequent tokens alone (default: all tokens).
         head_text: The text to count tokens in, a file (default: calibration.txt beside the target).
+        share_cache: Let an intermediate model that is the target in fewer bits read the target's keys and values, in
+            vanilla decoding.
         context_length: Positions to make room for (default: all that the models were made for).
         device: cuda or cpu (default: cuda where there is one).
         dtype: What models compute in (default: float16 on a GPU, else float32; float64 where activations have 8 bits).
@@ -51,6 +53,7 @@ class ModelOptions:
     head_scheme: str | None = None
     head_vocabulary: int | None = None
     head_text: Path | str | None = None
+    share_cache: bool = False
     context_length: int | None = None
     device: str | None = None
     dtype: DType | None = None

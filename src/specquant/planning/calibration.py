@@ -212,7 +212,8 @@ def made_with(models: Models) -> dict[str, Any]:
     """What decides about steps beside `model_columns`, as parameters of their table: how models compute, and which they
     are, for two may have one name."""
     how = {"dtype": dtype_name(models.dtype), "row_invariant": models.row_invariant, "own_scheme": models.own_scheme}
-    return given_digests(models.paths) | how
+    shared = {"share_cache": True} if models.share_cache else {}  # files from before it do not name it
+    return given_digests(models.paths) | how | shared
 
 
 def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:

@@ -37,7 +37,8 @@ class Vanilla(Method):
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
     ) -> Speculator:
         below = trees("intermediate") if self.head else None
-        return Speculator(models.intermediate, below, plan.min_draft_length, models.target.config.vocab_size)
+        vocab_size, shares = models.target.config.vocab_size, models.share_cache and below is None
+        return Speculator(models.intermediate, below, plan.min_draft_length, vocab_size, shares)
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
         if costs.intermediate is None or not statistics.agreement:
