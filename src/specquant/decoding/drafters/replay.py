@@ -102,9 +102,9 @@ class TracedBudget(Budget):
 
 
 class TracedTrees(Drafter):
-    """A drafter whose trees are recorded ones, one a step, in turn. It drafts as ever, tokens included, and with as many
-    nodes and iterations as its budget, a `TracedBudget`, chooses; without one, as many as it has. A step without a draft
-    takes its turn, too: the text goes on."""
+    """A drafter whose trees are recorded ones, in turn. It drafts as ever, tokens included, and with as many nodes and
+    iterations as its budget, a `TracedBudget`, chooses; without one, as many as it has. A step without a draft passes
+    over a tree, too: the text goes on."""
 
     def __init__(self, drafter: EagleDrafter, traces: Sequence[ConfidenceTrace]):
         self.drafter, self.traces = drafter, traces
