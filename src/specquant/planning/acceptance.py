@@ -225,5 +225,7 @@ def _rounds(accepted: np.ndarray, least: int, drafted: int) -> tuple[np.ndarray,
 def _solve(length_at, accepted_length: float) -> float:
     """The probability at which `length_at`, which rises with it, is this accepted length."""
     if length_at(0.0) > accepted_length or length_at(1.0) < accepted_length:
-        raise SpecquantError(f"no probability gives an accepted length of {accepted_length:g} with these drafts")
+        raise SpecquantError(
+            f"no probability gives an accepted length of {accepted_length:g} with these drafts: choose a shorter one"
+        )
     return float(brentq(lambda chance: length_at(chance) - accepted_length, 0.0, 1.0, xtol=1e-6))

@@ -68,10 +68,9 @@ def _trace(row, place: str, remedy: str) -> ConfidenceTrace:
         confidence, parents, accepted = np.array([]), (), ()
     in_order = all(-1 < parent < place for place, parent in enumerate(parents) if place)
     falls = (np.diff(confidence, prepend=1.0, append=0.0) <= 0).all()
-    grown = len(parents) == len(confidence) and parents[:1] == (-1,) and in_order
-    if not (grown and accepted[:1] == (0,) and falls) or (
-        not all(0 < node < len(parents) and parents[node] == above for above, node in pairwise(accepted))
-    ):
+    begins = len(parents) == len(confidence) and parents[:1] == (-1,) and accepted[:1] == (0,)
+    is_path = all(0 < node < len(parents) and parents[node] == above for above, node in pairwise(accepted))
+    if not (begins and in_order and falls and is_path):
         raise SpecquantError(
             f"{place}line {row.index + 2} of recorded trees holds none in the order of confidence: {remedy} (columns "
             "confidence, parents and accepted_nodes)"
