@@ -1,5 +1,7 @@
 """Adaptive trees on small shapes: every choice has its row, and what was recorded is what is accepted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,10 @@ from specquant.decoding.replay import ConfidenceTrace, Replay
 from specquant.errors import SpecquantError
 from specquant.measure import adaptive
 from specquant.measure.measure import record
+from specquant.planning.confidences import simulate
 from specquant.study import read_results
+
+STAIRS = {1: 10.0, 8: 10.5, 16: 11.0, 24: 14.0, 32: 14.5, 48: 18.0, 60: 18.5}
 
 
 @pytest.fixture
@@ -33,6 +38,27 @@ def test_every_choice_has_its_row(measured):
         assert row.accepted_length == pytest.approx(np.mean(expected))
     assert (static.mean_draft_size.to_numpy() == [size for size, _ in static.index]).all()
     assert (rows.predicted_tokens_per_s > 0).all()
+
+
+def test_the_run_that_is_timed_knows_no_more_of_its_texts_than_a_first_one(
+    small_models, tmp_path, in_process, monkeypatch
+):
+    """So adaptive sizes accept what is predicted of a budget that begins anew, though runs that are not timed went
+    before."""
+    prices, measured_prices = [], adaptive.measured_prices
+
+    def keeping(*args):
+        prices.append(replace(measured_prices(*args), verify_ms=STAIRS, draft_ms=[1.0 + n for n in range(6)]))
+        return prices[-1]
+
+    monkeypatch.setattr(adaptive, "measured_prices", keeping)
+    target = str(small_models / "target")
+    parameters = adaptive.Parameters(target, ("fp16",), rounds=1, prompt_length=5, processes=1, device="cpu")
+    rows = read_results(record(adaptive.MEASURE, parameters, tmp_path))
+    row = rows[rows.choice == "adaptive"].iloc[0]
+    expected = simulate(parameters.texts()[1::2], prices[0])
+    assert row.accepted_length == pytest.approx(expected.accepted_length)
+    assert row.mean_draft_size == pytest.approx(expected.draft_size)
 
 
 def test_a_recorded_tree_is_accepted_as_it_was():

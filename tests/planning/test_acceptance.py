@@ -58,7 +58,9 @@ def test_fits_are_the_inverse_of_predictions(shapes):
     agreement = shapes.agreement_of(plan, CHANCES, 3.0)
     chances = Chances(CHANCES.head, CHANCES.inner_head, agreement)
     assert shapes.statistics(chances).accepted_length(plan) == pytest.approx(3.0)
-    with pytest.raises(SpecquantError, match="no probability gives an accepted length of 9 with these drafts: choose a shorter one"):
+    with pytest.raises(
+        SpecquantError, match="no probability gives an accepted length of 9 with these drafts: choose a shorter one"
+    ):
         shapes.target.head_of((7, 3), 9)
     with pytest.raises(SpecquantError, match="no trees of 60 nodes and 6 iterations"):
         shapes.target.head_of((60, 6), 3)

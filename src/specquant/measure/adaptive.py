@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from specquant.decoding.budget import PLAIN, Prices
+from specquant.decoding.budget import PLAIN, Prices, Way
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import TracedBudget, TracedTrees
 from specquant.decoding.generation import Generation
@@ -132,18 +132,28 @@ def decoded(
     prompt = random_prompt(vocab_size, parameters.prompt_length, parameters.seed)
     traces = [trace for text in texts for trace in text]
     steps = parameters.rounds * len(traces)
+    ended_with: list[Way] = []
 
-    def row(choice: str, tree: tuple[int, int], budget: TracedBudget | None = None) -> dict[str, Any]:
+    def row(choice: str, tree: tuple[int, int]) -> dict[str, Any]:
+        adapts = tree[0] == ADAPTIVE
         if tree[1]:
-            size = budget.largest if budget else tree[0]
-            drafter = TracedTrees(EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size, budget), traces)
+            size = TracedBudget(prices, TOP_K).largest if adapts else tree[0]
+            eagle = EagleDrafter(models.head, size, tree[1], TOP_K, vocab_size)
+            drafter = TracedTrees(eagle, traces)
             level, most = Speculator(models.target, drafter), parameters.most_tokens(texts)
-            run = partial(decode, level, prompt, Replay([0.0], 0.0), most, lambda: drafter.turn >= steps)
+
+            def run() -> Generation:
+                if adapts:  # each run knows of these texts what it has read of them
+                    eagle.budget = TracedBudget(prices, TOP_K)
+                told = decode(level, prompt, Replay([0.0], 0.0), most, lambda: drafter.turn >= steps)
+                if eagle.budget is not None:
+                    ended_with.append(eagle.budget.best)
+                return told
         else:
             run = partial(decode, Speculator(models.target), prompt, Replay([0.0], 0.0), 1 + steps)
         run()  # captures graphs
         generation = without_captures(run)
-        expected = simulate(texts, prices, None if budget else tree)
+        expected = simulate(texts, prices, None if adapts else tree)
         about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
         told = {"predicted_tokens_per_s": 1e3 * expected.tokens_per_ms}
         return {name: value for name, value in (about | measurements(generation) | told).items() if name in COLUMNS}
@@ -152,14 +162,13 @@ def decoded(
     yield row(one_by_one, PLAIN)
     trees = [tree for tree in dict.fromkeys((*STATIC, best_static(texts, prices)[0])) if tree[1]]
     yield from (row(static, tree) for tree in trees)
-    budget = TracedBudget(prices, TOP_K)
-    yield row(adaptive, (ADAPTIVE, MOST_ITERATIONS), budget)
-    if budget.best not in (PLAIN, *trees):
-        yield row(static, budget.best)
+    yield row(adaptive, (ADAPTIVE, MOST_ITERATIONS))
+    if ended_with[-1] not in (PLAIN, *trees):
+        yield row(static, ended_with[-1])
 
 
 def without_captures(decoded: Callable[[], Generation]) -> Generation:
-    """The first run in which no CUDA graph was made: what a budget learns may ask for sizes that it never chose before.
+    """The first run in which no CUDA graph was made.
 
     Raises SpecquantError where each of many runs made some.
     """
