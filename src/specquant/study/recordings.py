@@ -24,7 +24,7 @@ from specquant.tables.sources import kernels_sha256, measured_with_others, needs
 COMMANDS = "data/recorded/commands.yaml"
 CPU = "cpu"
 INTERRUPTED = 130  # the exit status of a command that was interrupted, and keeps what had finished
-TIME_TO_STOP_S = 60
+TIMES_TO_STOP, TIME_TO_STOP_S = 4, 15  # how often a command is interrupted, and how long it may then take
 
 
 def commands(card: str, path: str | Path = COMMANDS) -> list[str]:
@@ -151,9 +151,11 @@ def _run(words: Sequence[str], card: str, ends: float | None) -> int:
     try:
         return process.wait(None if ends is None else max(0, ends - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(TIME_TO_STOP_S)
+        for _ in range(TIMES_TO_STOP):  # Python loses an interrupt now and then as it starts
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(TIME_TO_STOP_S)
+                break
         return INTERRUPTED  # whatever it says: at its start Python ends otherwise
     finally:
         process.terminate()
