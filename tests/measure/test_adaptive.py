@@ -68,9 +68,10 @@ def test_a_recorded_tree_is_accepted_as_it_was():
     assert wide.parents.tolist() == [-1, 0, 1, 0, 0, 0]
 
 
-def test_what_cannot_be_measured(small_models):
-    with pytest.raises(SpecquantError, match="rounds is 0"):
-        adaptive.Parameters(str(small_models / "target"), ("fp16",), rounds=0).check()
+@pytest.mark.parametrize(("name", "value"), [("rounds", 0), ("prompt_length", 0), ("seed", -1)])
+def test_what_cannot_be_measured(small_models, name, value):
+    with pytest.raises(SpecquantError, match=f"{name} is {value}"):
+        adaptive.Parameters(str(small_models / "target"), ("fp16",), **{name: value}).check()
 
 
 def test_traces_of_one_text_are_refused(small_models, tmp_path):

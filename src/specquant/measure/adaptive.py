@@ -73,7 +73,7 @@ class Parameters(Common):
         for scheme in self.schemes:
             get_scheme(scheme)
         synthetic_config(self.model)
-        require_at_least(self, rounds=1, prompt_length=1)
+        require_at_least(self, rounds=1, prompt_length=1, seed=0)
         if len(self.texts()) < 2:
             raise SpecquantError(
                 f"{self.confidences} holds trees of fewer than two texts, one to calibrate by and one to judge: record "
