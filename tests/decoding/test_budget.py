@@ -241,6 +241,26 @@ def test_a_drafter_tells_its_budget_what_was_accepted(pair):
     assert budget.correction != 1.0
 
 
+def test_a_step_that_was_broken_off_teaches_the_next_text_nothing(pair, monkeypatch):
+    """The next text's prompt is no draft that was accepted, and a whole tree is drafted anew."""
+    model, head = pair
+    told = []
+    for breaks in (True, False):
+        budget = budgets(FLAT)
+        speculator = Speculator(model, EagleDrafter(head, 24, 3, 4, budget=budget))
+        if breaks:
+            speculator.prefill(PROMPT, Greedy())
+            with monkeypatch.context() as patched:
+                patched.setattr(speculator, "_pass", lambda *args: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    speculator.step(20)
+            assert budget.way != PLAIN
+        speculator.prefill(8 * PROMPT, Greedy())
+        sizes = [len(speculator.step(20).tree) for _ in range(3)]
+        told.append((sizes, budget.correction, budget._trees))
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

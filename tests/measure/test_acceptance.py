@@ -1,5 +1,6 @@
 """Acceptance on benchmarks' questions is that of decoding them, and several processes say what one says."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -172,6 +173,22 @@ def test_a_target_may_draft_for_itself_in_fewer_bits(small_models, data_dir, tmp
     assert (row.steps, row.accepted_length) == (len(lengths), pytest.approx(sum(lengths) / len(lengths)))
     with pytest.raises(SpecquantError, match="intermediate"):
         record(MEASURE, replace(own, intermediate=None), tmp_path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_of_a_shared_cache_and_of_its_own_are_not_mixed(small_models, data_dir, tmp_path, in_process, first):
+    """Rows from before there were shared caches are of its own."""
+    about = {"intermediate": "self:w4a16-g128", "methods": ("vanilla",), "share_cache": first}
+    own = parameters(small_models, data_dir, **about)
+    path = record(MEASURE, own, tmp_path)
+    with pytest.raises(SpecquantError, match=f"measured with share_cache {first}, not {not first}: choose another"):
+        record(MEASURE, replace(own, share_cache=not first), tmp_path)
+    if not first:
+        for file in [*tmp_path.glob("*.json"), *tmp_path.glob("*.parts/*.json")]:
+            told = json.loads(file.read_text())
+            del told.get("provenance", told)["parameters"]["share_cache"]
+            file.write_text(json.dumps(told))
+        assert record(MEASURE, own, tmp_path) == path
 
 
 def test_a_copy_in_as_many_bits_is_refused_at_once(small_models, data_dir):

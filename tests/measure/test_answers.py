@@ -391,3 +391,20 @@ def test_a_folder_that_turns_read_only_midway_is_a_sentence(call, tmp_path, monk
     (tmp_path / "out").unlink()
     (tmp_path / "elsewhere").rename(tmp_path / "out")
     assert (read_results(call()).questions == 2).all()
+
+
+@pytest.mark.parametrize("option", ["row_invariant", "share_cache"])
+def test_answers_with_an_option_of_models_are_not_gone_on_with_without_it(call, tmp_path, option):
+    """Nor the other way round; answers from before all of them named it are without it."""
+    own = {"methods": ("vanilla",), "intermediate": "self:w4a16-g128"}
+    for first in (True, False):
+        path = call(**own, **{option: first}, out_dir=tmp_path / str(first))
+        assert read_provenance(path)["parameters"][option] is first
+        with pytest.raises(SpecquantError, match=f"measured with {option} {first}, not {not first}: choose another"):
+            call(**own, **{option: not first}, out_dir=tmp_path / str(first))
+    file = path.with_suffix(".jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        del row["parameters"][option]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert call(**own, **{option: False}, out_dir=tmp_path / "False") == path

@@ -142,8 +142,17 @@ def test_a_calibration_is_of_the_models_that_were_given_and_of_how_they_compute(
     assert len(read_calibration(path, Models(target)))
     with pytest.raises(SpecquantError, match="measured with row_invariant False, not True: calibrate again"):
         read_calibration(path, Models(target, row_invariant=True))
+    with pytest.raises(SpecquantError, match="measured with share_cache False, not True: calibrate again"):
+        read_calibration(path, Models(target, share_cache=True))
     damaged = path.with_name("other.csv")
     damaged.write_text(path.read_text())
+    shared = record | {"parameters": record["parameters"] | {"share_cache": True}}
+    damaged.with_suffix(".json").write_text(json.dumps(shared))
+    with pytest.raises(SpecquantError, match="measured with share_cache True, not False: calibrate again"):
+        read_calibration(damaged, models)
+    del shared["parameters"]["share_cache"]  # as before there were shared caches
+    damaged.with_suffix(".json").write_text(json.dumps(shared))
+    assert len(read_calibration(damaged, models))
     for lacks, told in (
         ("digest of eagle_target", "without the eagle_target .*eagle-target: calibrate again"),
         ("digest of ", "before calibrations said which target they are of: it may be another than .*: calibrate"),

@@ -162,6 +162,11 @@ class Budget:
         """Accepted tokens for each that whole trees let expect."""
         return self._accepted / self._expected
 
+    def start(self) -> None:
+        """Begin a text. A step of the last one that was broken off teaches nothing."""
+        self.way = PLAIN
+        self._choose()
+
     def begin(self, most: int) -> Way:
         """How this step drafts. To be asked once a step.
 

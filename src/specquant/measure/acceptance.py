@@ -114,11 +114,11 @@ class Parameters(Common):
 
     def same(self) -> dict[str, Any]:
         named: dict[str, Any] = {} if self.intermediate is None else {"intermediate": self.intermediate}
-        named |= {"share_cache": True} if self.share_cache else {}
-        return {"target": str(self.model)} | named | super().same() | dtype_parameters(self.device, self.dtype)
+        named |= {"target": str(self.model), "share_cache": self.share_cache}
+        return named | super().same() | dtype_parameters(self.device, self.dtype)
 
     def unnamed(self) -> dict[str, Any]:
-        return super().unnamed() | {"target": without_local_paths(str(self.model))}
+        return super().unnamed() | {"target": without_local_paths(str(self.model)), "share_cache": False}
 
     def model_paths(self) -> dict[str, str | Path]:
         companions = {which: path for which, path in self.options.companions.items() if path}

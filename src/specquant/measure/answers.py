@@ -25,6 +25,7 @@ NUMBERS = (
 )
 TIMES = ("prefill_ms", "decode_ms")
 OF_A_NODE = ("device", "sandbox")  # parameters of all answers that only the process knows which answers
+UNNAMED = {"row_invariant": False, "share_cache": False}  # in answers from before all of them named these
 COUNTS = ("new_tokens", "steps", "decoded_tokens", "cut_tokens")
 
 
@@ -132,7 +133,7 @@ class Lines:
             raise SpecquantError(f"{place}: no answer of this benchmark, by its {wrong}: remove the line")
         self.parameters = {name: row["parameters"].get(name) for name in OF_A_NODE} | self.parameters
         digests = {name: value for name, value in self.parameters.items() if name.startswith(DIGEST)}
-        if told := measured_otherwise(self.parameters, digests | row["parameters"]):
+        if told := measured_otherwise(self.parameters, UNNAMED | digests | row["parameters"]):
             raise SpecquantError(f"{place}: {told}: choose another folder, or remove the file")
         if (older := [name for name in digests if name not in row["parameters"]]) and not self._older:
             print(f"specquant: {place}: {by_name_alone(older)}", file=sys.stderr)

@@ -107,7 +107,8 @@ class Parameters:
             **({"head_text_sha256": sha256_of(text)} if text else {}),
             "device": device_name(device),
             **({FIELD: kernels_sha256()} if needs_kernels(device, CLOCK) else {}),
-            **({"row_invariant": True} if models.row_invariant else {}),
+            "row_invariant": models.row_invariant,
+            "share_cache": models.share_cache,
             "sandbox": sandbox,
         }
 

@@ -212,8 +212,7 @@ def made_with(models: Models) -> dict[str, Any]:
     """What decides about steps beside `model_columns`, as parameters of their table: how models compute, and which they
     are, for two may have one name."""
     how = {"dtype": dtype_name(models.dtype), "row_invariant": models.row_invariant, "own_scheme": models.own_scheme}
-    shared = {"share_cache": True} if models.share_cache else {}  # files from before it do not name it
-    return given_digests(models.paths) | how | shared
+    return given_digests(models.paths) | how | {"share_cache": models.share_cache}
 
 
 def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
@@ -244,6 +243,7 @@ def read_calibration(path: str | Path, models: Models) -> pd.DataFrame:
 
 def _check_made_with(theirs: Mapping[str, Any], models: Models, path: str | Path) -> None:
     """Raises SpecquantError where steps were made with others than `made_with` says. theirs: their parameters."""
+    theirs = {"share_cache": False} | dict(theirs)  # files from before it do not name it
     for name, ours in made_with(models).items():
         if name in theirs and theirs[name] == ours:
             continue

@@ -90,6 +90,9 @@ class EagleDrafter(Drafter):
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.tokens, self.known = [], 0
         self.cache.truncate(0)
+        if self.budget is not None:
+            self.budget.start()
+            self._said = None
         self.commit(0, tokens, features)
         self._catch_up()
 
