@@ -123,7 +123,7 @@ def models_of(moved):
     target.moved = moved
     small = random_model(vocab_size=61, seed=5)
     about = {"head": random_head(model), "inner_head": random_head(small), "context_length": 96, "device": "cpu"}
-    return SimpleNamespace(target=target, intermediate=small, **about)
+    return SimpleNamespace(target=target, intermediate=small, share_cache=False, **about)
 
 
 def test_a_target_whose_tokens_depend_on_the_rows_of_a_pass_is_found_out(settings, monkeypatch):

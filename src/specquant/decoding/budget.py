@@ -22,7 +22,7 @@ BETTER = 1.01  # a way must be faster by so much to be taken instead of the pres
 # The share of time that whole trees may cost; and while none pays, for then a text that drafts well gains much.
 MOST_LOST, MOST_TRIED = 0.002, 0.015
 LOOK_MS = 0.5  # what a whole tree counts as at least: the host looks at it, and it may need graphs of its own
-BELIEVED = 10.0  # a text begins as if so many drafted tokens had been accepted as often as their confidence says
+BELIEVED = 10.0  # a budget begins as if so many drafted tokens had been accepted as often as their confidence says
 
 
 class Drafted(NamedTuple):
