@@ -11,6 +11,15 @@ from specquant.training.tokenizer import train_tokenizer
 
 VOCABULARY, CONTEXT_LENGTH = 270, 128
 TEXT = "\n".join(f"{a} plus {b} makes {a + b}, and {a} times {b} makes {a * b}." for a in range(40) for b in range(5))
+# Grouped heads, as long as a GPU's attention takes, and sizes that every scheme can store.
+SMALL_SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
 
 
 def write_family(root: Path) -> Path:
@@ -39,15 +48,9 @@ def write_family(root: Path) -> Path:
 
 
 def small_llama(**fields) -> LlamaConfig:
-    """Two layers, grouped heads, and sizes that every scheme can store; heads as long as a GPU's attention takes."""
-    shape = {
+    """Of `SMALL_SHAPE`, as far as fields do not say otherwise."""
+    shape = SMALL_SHAPE | {
         "vocab_size": 256,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
         "max_position_embeddings": 64,
         "tie_word_embeddings": False,
     }

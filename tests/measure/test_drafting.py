@@ -7,16 +7,9 @@ from specquant.measure import drafting, rounds, settling
 from specquant.measure.measure import record
 from specquant.models import names
 from specquant.tables.results import read_provenance, read_results
+from tests.family import SMALL_SHAPE
 
-SMALL = names.LLAMA_3 | {
-    "vocab_size": 320,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-}
+SMALL = names.LLAMA_3 | SMALL_SHAPE | {"vocab_size": 320}
 HEADS = ((None, None), ("w4a16-g128", 64))
 
 

@@ -20,21 +20,15 @@ from specquant.models.config import load_config, longest_context
 from specquant.models.loading import load_model, load_tokenizer
 from specquant.models.quantize import quantize_model
 from specquant.quant import SCHEMES
-from tests.family import VOCABULARY, write_random
+from tests.family import SMALL_SHAPE, VOCABULARY, write_random
 
 CONTEXT_LENGTH = 96
 SHORT, LONG = [1.0 + i / 16 for i in range(32)], [2.0 + i / 4 for i in range(32)]
 
 
 def config_of(kind, **fields) -> PreTrainedConfig:
-    shape = {
+    shape = SMALL_SHAPE | {
         "vocab_size": VOCABULARY,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
         "max_position_embeddings": CONTEXT_LENGTH,
         "bos_token_id": None,
         "eos_token_id": None,

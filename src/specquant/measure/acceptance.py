@@ -87,11 +87,12 @@ class Parameters(Common):
     @property
     def options(self) -> ModelOptions:
         """The target, a relative path below the project root; its companions are looked for beside it there."""
-        named = (
-            self.intermediate if self.intermediate is None or self.drafts_itself else resolve_model(self.intermediate)
+        named: str | Path | None = self.intermediate
+        if named is not None and not self.drafts_itself:
+            named = resolve_model(named)
+        return ModelOptions(
+            resolve_model(self.model), intermediate=named, share_cache=self.share_cache, device=self.device
         )
-        about: dict[str, Any] = {"share_cache": self.share_cache, "device": self.device}
-        return ModelOptions(resolve_model(self.model), intermediate=named, **about)
 
     @property
     def drafts_itself(self) -> bool:
@@ -106,7 +107,7 @@ class Parameters(Common):
             acceptance_rule(temperature, seed=self.seed)
         possible_schemes(",".join(self.schemes), self.model)  # first, for it says where there is no model
         for scheme in self.schemes if self.drafts_itself else ("fp16",):
-            models = Models.of(replace(self.options, scheme=rounded_to(scheme)))
+            models = Models.of(self.rounded(scheme))
             for method in self.methods:
                 models.check_companions(method)
         for benchmark in self.benchmarks:
@@ -147,19 +148,17 @@ class Parameters(Common):
 
         Where it drafts for itself, both are rounded from those weights.
         """
-        companions: dict[str, Any] = dict(self.options.companions)
-        about: dict[str, Any] = {"dtype": named_dtype(self.dtype), "device": choose_device(self.device)}
         if self.drafts_itself:
-            about |= {"scheme": rounded_to(scheme), "share_cache": self.share_cache}
-            return Models(self.options.model, **companions, **about)
+            return Models.of(self.rounded(scheme))
         text = calibration_text_beside(self.model)
         target = quantized_target(self.model, scheme, self.keep_targets_in, device=self.device, calibration_text=text)
-        return Models(target, **companions, **about)
+        companions: dict[str, Any] = dict(self.options.companions)
+        dtype, device = named_dtype(self.dtype), choose_device(self.device)
+        return Models(target, **companions, dtype=dtype, device=device)
 
-
-def rounded_to(scheme: str) -> str | None:
-    """What fp16 weights are to be rounded to for a scheme."""
-    return None if scheme == "fp16" else scheme
+    def rounded(self, scheme: str) -> ModelOptions:
+        """Of a target whose fp16 weights are rounded to a scheme as they are loaded."""
+        return replace(self.options, scheme=None if scheme == "fp16" else scheme, dtype=self.dtype)
 
 
 def plans_of(method: str) -> list[Plan]:
