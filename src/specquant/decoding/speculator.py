@@ -95,10 +95,11 @@ class Speculator(Drafter):
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         if self.reads_cache:
-            self.tokens, self.rule, self.cache.length = list(tokens), rule, len(tokens) - 1
-            self._drafted_with, self._since = [], perf_counter()
-            return
-        self._start_drafter(tokens[-1], self._run_prompt(tokens[:-1], rule)[1])
+            self.tokens, self.rule, self.cache.length = tokens[:-1], rule, len(tokens) - 1
+            handed = self._no_features
+        else:
+            _, handed = self._run_prompt(tokens[:-1], rule)
+        self._start_drafter(tokens[-1], handed)
 
     def _run_prompt(self, prompt: list[int], rule: AcceptanceRule) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt's features, and those that the drafter reads."""
