@@ -237,6 +237,44 @@ def test_a_replay_takes_the_methods_that_are_asked_for(small_shapes, one_questio
         replay.Parameters(target, **options | {"methods": ("suffix",)}).check()
 
 
+def test_a_copy_of_the_target_s_shapes_shares_its_cache_in_a_replay(small_shapes, one_question, tmp_path, in_process):
+    """The copy runs neither the prompt nor a confirmed token: each round is a pass over one token."""
+    one_question.to_csv(tmp_path / "traces.csv", index=False)
+    target, other = str(small_shapes / "target"), str(small_shapes / "intermediate")
+    parameters = replay.Parameters(
+        target,
+        target,
+        ("fp16",),
+        share_cache=True,
+        traces=tmp_path / "traces.csv",
+        methods=("vanilla",),
+        new_tokens=20,
+        prompt_length=5,
+        processes=1,
+        device="cpu",
+    )
+    rows = read_results(record(replay.MEASURE, parameters, tmp_path))
+    assert sorted(rows.method) == ["autoregressive", "vanilla"]
+    models = SyntheticModels(target, target, "fp16", context_length=200, dtype=torch.float32, device="cpu")
+    traces, plan = Traces(one_question), Plan("vanilla", min_draft_length=6)
+    alone = replay_all(models, plan, traces)
+    models.share_cache = True
+    speculator = models.speculator(plan, traces)
+    assert speculator.drafter.reads_cache
+    assert [Trace.of(step) for step in replay_all(models, plan, traces)] == [Trace.of(step) for step in alone]
+    everything = dataclasses.replace(parameters, methods=())
+    assert "hierarchical" not in {plan.method for plan, _ in everything.points("traced", "fp16")}
+    for changed, message in (
+        ({"intermediate": other}, "needs an intermediate model of the target's shapes"),
+        ({"intermediate": None}, "needs an intermediate model of the target's shapes"),
+        ({"methods": ("hierarchical",)}, r"hierarchical cannot share a cache \(--share-cache\): choose vanilla"),
+    ):
+        with pytest.raises(SpecquantError, match=message):
+            dataclasses.replace(parameters, **changed).check()
+    with pytest.raises(SpecquantError, match="holds rows measured with share_cache True, not False"):
+        record(replay.MEASURE, dataclasses.replace(parameters, share_cache=False), tmp_path)
+
+
 def test_rows_of_other_parameters_are_not_mixed(replayed):
     replayed("fp16", intermediate=None)
     with pytest.raises(SpecquantError, match="holds rows measured with new_tokens 12, not 13"):

@@ -171,8 +171,10 @@ class Method:
     order; None for one that it does not have. companions: the models that it needs besides the target, keys of
     `models.companions.COMPANIONS` in the order of loading. trees_of: the model that verifies its EAGLE-2 trees,
     "target" or "intermediate"; None where it has none. head: the kind of head that grows its trees, "eagle" or
-    "eagle3"; a companion is called by it and by the model that it drafts for; None where it has none. probes: the plans
-    that a calibration decodes by, so that it can be predicted; without them it is predicted from traces alone.
+    "eagle3"; a companion is called by it and by the model that it drafts for; None where it has none. may_share_cache:
+    whether its intermediate model, if it is the target in fewer bits, can read the target's keys and values. probes:
+    the plans that a calibration decodes by, so that it can be predicted; without them it is predicted from traces
+    alone.
 
     The planner's questions below are answered by what was measured of the probes themselves; a method whose other plans
     follow from them has answers of its own.
@@ -184,7 +186,12 @@ class Method:
     companions: tuple[str, ...] = ()
     trees_of: str | None = None
     head: str | None = None
+    may_share_cache = False
     probes: tuple[Plan, ...] = ()
+
+    def fits(self, share_cache: bool) -> bool:
+        """Whether it can decode where an intermediate model, if it has one, shares the target's cache or does not."""
+        return self.may_share_cache or not share_cache or "intermediate" not in self.companions
 
     def plan(self, settings: DraftSettings) -> Plan:
         """How it drafts under settings."""

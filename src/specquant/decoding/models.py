@@ -135,7 +135,7 @@ class Models:
         given = [
             name
             for name, method in METHODS.items()
-            if method.probes and all(self.paths[which] for which in method.companions) and self._fits_cache(name)
+            if method.probes and all(self.paths[which] for which in method.companions) and method.fits(self.share_cache)
         ]
         for method in given:
             self.check_companions(method)
@@ -249,7 +249,7 @@ class Models:
     def check_companions(self, method: str) -> None:
         """Raises SpecquantError where a companion that the method needs was not given, is none, or does not fit."""
         companions = get_method(method).companions
-        if not self._fits_cache(method):
+        if not get_method(method).fits(self.share_cache):
             raise SpecquantError(
                 f"{method} has no use for a shared cache (--share-cache), for its intermediate model verifies drafts: "
                 "choose vanilla, or leave the option out"
@@ -277,10 +277,6 @@ class Models:
             self._check_shared_cache()
         for which in named:
             self._check_companion(which)
-
-    def _fits_cache(self, method: str) -> bool:
-        """Whether a method's intermediate model, if it has one, may have the cache that is asked for."""
-        return not self.share_cache or method == "vanilla" or "intermediate" not in get_method(method).companions
 
     def _check_shared_cache(self) -> None:
         """Raises SpecquantError where no intermediate model's keys and values mean the target's."""

@@ -65,6 +65,8 @@ class Parameters(Common):
         model: The target: llama-3-8b or llama-3-70b, or a directory whose shapes are taken; its weights are random.
         intermediate: Likewise (default: none, and only methods without one run).
         schemes: Of the target, with commas.
+        share_cache: Let an intermediate model of the target's shapes read the target's keys and values, in vanilla
+            decoding.
         sweep: More plans, and acceptance over a range.
         head_scheme: Of the EAGLE heads.
         head_vocabulary: Tokens that the heads know (default: all; of an EAGLE-3 head 32000).
@@ -87,6 +89,7 @@ class Parameters(Common):
     model: str | Path
     intermediate: str | Path | None = None
     schemes: tuple[str, ...] = ("w4a16-g128",)
+    share_cache: bool = False
     sweep: bool = False
     head_scheme: str = "fp16"
     head_vocabulary: int | None = None
@@ -104,7 +107,7 @@ class Parameters(Common):
     seed: int = 0
     dtype: DType | None = None
 
-    shared = ("trees", "traced_scheme", "methods", "new_tokens", "prompt_length", "seed")
+    shared = ("share_cache", "trees", "traced_scheme", "methods", "new_tokens", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, and for numbers out of range."""
@@ -120,6 +123,11 @@ class Parameters(Common):
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
+        if self.share_cache and self.intermediate != self.model:
+            raise SpecquantError(
+                "a shared cache (--share-cache) needs an intermediate model of the target's shapes: give the same for "
+                "--intermediate as for --model, or leave the option out"
+            )
         require_at_least(self, new_tokens=2, prompt_length=1, seed=0)  # the prompt's pass gives the first
         if self.traces is None and (self.methods or self.traced_scheme):
             raise SpecquantError(
@@ -136,7 +144,7 @@ class Parameters(Common):
         return super().same() | dtype_parameters(self.device, self.dtype)
 
     def unnamed(self) -> dict[str, Any]:
-        return super().unnamed() | {"traced_scheme": None, "methods": []}
+        return super().unnamed() | {"share_cache": False, "traced_scheme": None, "methods": []}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -176,6 +184,8 @@ class Parameters(Common):
                     f"{self.traces} holds no step of {method} in {traces.scheme}: choose of {', '.join(known)}, or "
                     "another --traced-scheme"
                 )
+            if not get_method(method).fits(self.share_cache):
+                raise SpecquantError(f"{method} cannot share a cache (--share-cache): choose vanilla, or leave it out")
             if not self._has(Plan(method)):
                 raise SpecquantError(f"{method} needs an intermediate model: name one (--intermediate)")
         plans = [plan for plan in traces.plans if self._has(plan) and plan.method in (self.methods or known)]
@@ -189,8 +199,9 @@ class Parameters(Common):
         return plans
 
     def _has(self, plan: Plan) -> bool:
-        """Whether the models of a plan are named."""
-        return self.intermediate is not None or plan.method not in methods_with("intermediate")
+        """Whether the models of a plan are named, and cached as it can be."""
+        named = self.intermediate is not None or plan.method not in methods_with("intermediate")
+        return named and get_method(plan.method).fits(self.share_cache)
 
 
 def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
@@ -220,6 +231,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             dtype=named_dtype(parameters.dtype) or default_dtype(parameters.device, unit["scheme"]),
             device=parameters.device,
             seed=parameters.seed,
+            share_cache=parameters.share_cache,
         )
         seed = later_seed(parameters.seed, unit["process"])
         points = parameters.points(unit["chances"], unit["scheme"])
@@ -256,7 +268,8 @@ class SyntheticModels:
     """A target and an intermediate model with random weights, each with EAGLE heads; made when first needed.
 
     target, intermediate: names in `models.names.SHAPES`, or model directories whose shapes are taken. head_scheme,
-    head_vocabulary: of the heads, see `synthetic_head`. Raises NotEnoughMemory where one does not fit the device.
+    head_vocabulary: of the heads, see `synthetic_head`. share_cache: as in `TwoModels`. Raises NotEnoughMemory
+    where a model does not fit the device.
     """
 
     target_name: str | Path
@@ -269,7 +282,7 @@ class SyntheticModels:
     dtype: torch.dtype = torch.float16
     device: torch.device | str = "cuda"
     seed: int = 0
-    share_cache = False
+    share_cache: bool = False
     _heads: dict[tuple[str, str], DraftHead] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

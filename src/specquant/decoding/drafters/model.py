@@ -28,6 +28,7 @@ class Vanilla(Method):
     mark = Mark("vanilla", "#de8f05", "s")
     place = 1
     companions: tuple[str, ...] = ("intermediate",)
+    may_share_cache = True
     probes = tuple(Plan("vanilla", min_draft_length=length) for length in (2, 12))
 
     def plan(self, settings: DraftSettings) -> Plan:
@@ -37,7 +38,7 @@ class Vanilla(Method):
         self, plan: Plan, models: TwoModels, trees: Callable[[str], Drafter], settings: DraftSettings
     ) -> Speculator:
         below = trees("intermediate") if self.head else None
-        vocab_size, shares = models.target.config.vocab_size, models.share_cache and below is None
+        vocab_size, shares = models.target.config.vocab_size, models.share_cache and self.may_share_cache
         return Speculator(models.intermediate, below, plan.min_draft_length, vocab_size, shares)
 
     def plans(self, costs: ModelCosts, statistics: Statistics, min_draft_lengths: list[int]) -> list[Plan]:
@@ -84,6 +85,7 @@ class Hierarchical(Vanilla):
     companions = ("intermediate", "eagle_intermediate")
     trees_of = "intermediate"
     head = "eagle"
+    may_share_cache = False
     probes = tuple(Plan("hierarchical", *tree, 6) for tree in ((8, 2), (8, 3), (16, 3), (30, 3)))
 
     def plan(self, settings: DraftSettings) -> Plan:
