@@ -1,8 +1,10 @@
 """Stop conditions are exact, also where they fall in the middle of an accepted draft."""
 
+import copy
 from random import Random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -297,3 +299,19 @@ def test_a_prompt_that_is_no_text_is_refused(drafting, tokenizer, prompt, place)
         generate(drafting, tokenizer, prompt)
     with pytest.raises(SpecquantError, match="a stop string is not valid text"):
         generate(drafting, tokenizer, "hello", stop_strings=(prompt,))
+
+
+def overflowing(target, position):
+    """A copy of the target whose keys are no numbers from a position on."""
+    model = copy.deepcopy(target)
+    model.rotary.cosines[position:] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("position", [0, 4, 12])  # in the prompt, in its last pass, and behind new tokens
+def test_logits_that_are_no_numbers_are_no_text(target, tokenizer, position, temperature):
+    """A model whose activations overflow in half precision would else write one token over and over."""
+    speculator = Speculator(overflowing(target, position))
+    with pytest.raises(SpecquantError, match="logits are no numbers: its activations overflow in float64, or its wei"):
+        generate(speculator, tokenizer, "hello", max_new_tokens=20, rule=acceptance_rule(temperature))

@@ -18,7 +18,7 @@ STAIRS = {1: 10.0, 8: 10.5, 16: 11.0, 24: 14.0, 32: 14.5, 48: 18.0, 60: 18.5}
 @pytest.fixture
 def measured(small_models, tmp_path, in_process):
     parameters = adaptive.Parameters(
-        str(small_models / "target"), ("fp16",), rounds=1, prompt_length=5, processes=1, device="cpu"
+        str(small_models / "target"), ("fp16",), repeats=1, prompt_length=5, processes=1, device="cpu"
     )
     return read_results(record(adaptive.MEASURE, parameters, tmp_path / "out")), parameters
 
@@ -53,7 +53,7 @@ def test_the_run_that_is_timed_knows_no_more_of_its_texts_than_a_first_one(
 
     monkeypatch.setattr(adaptive, "measured_prices", keeping)
     target = str(small_models / "target")
-    parameters = adaptive.Parameters(target, ("fp16",), rounds=1, prompt_length=5, processes=1, device="cpu")
+    parameters = adaptive.Parameters(target, ("fp16",), repeats=1, prompt_length=5, processes=1, device="cpu")
     rows = read_results(record(adaptive.MEASURE, parameters, tmp_path))
     row = rows[rows.choice == "adaptive"].iloc[0]
     expected = simulate(parameters.texts()[1::2], prices[0])
@@ -68,7 +68,7 @@ def test_a_recorded_tree_is_accepted_as_it_was():
     assert wide.parents.tolist() == [-1, 0, 1, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("name", "value"), [("rounds", 0), ("prompt_length", 0), ("seed", -1)])
+@pytest.mark.parametrize(("name", "value"), [("repeats", 0), ("prompt_length", 0), ("seed", -1)])
 def test_what_cannot_be_measured(small_models, name, value):
     with pytest.raises(SpecquantError, match=f"{name} is {value}"):
         adaptive.Parameters(str(small_models / "target"), ("fp16",), **{name: value}).check()
@@ -81,3 +81,29 @@ def test_traces_of_one_text_are_refused(small_models, tmp_path):
     target, one = str(small_models / "target"), tmp_path / "one.csv"
     with pytest.raises(SpecquantError, match=r"one\.csv holds trees of fewer than two texts"):
         adaptive.Parameters(target, ("fp16",), device="cpu", confidences=one).check()
+
+
+class _Ran:
+    def __init__(self, decode_ms):
+        self.decode_ms = decode_ms
+
+
+@pytest.mark.parametrize(("repeats", "median"), [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)])
+def test_the_median_of_the_runs_without_new_graphs_counts(repeats, median, monkeypatch):
+    """So a stall of the host in one run does not count, and neither does a run that captures."""
+    times_ms, captures = iter([90.0, 3.0, 80.0, 1.0, 2.0, 70.0]), iter([1, 0, 1, 0, 0, 0])
+
+    def run():
+        monkeypatch.setattr(adaptive.graphs, "captures", adaptive.graphs.captures + next(captures))
+        return _Ran(next(times_ms))
+
+    assert adaptive.without_captures(run, repeats).decode_ms == median
+
+
+def test_runs_that_capture_again_and_again_are_refused(monkeypatch):
+    def run():
+        monkeypatch.setattr(adaptive.graphs, "captures", adaptive.graphs.captures + 1)
+        return _Ran(1.0)
+
+    with pytest.raises(SpecquantError, match="runs and more made new CUDA graphs"):
+        adaptive.without_captures(run, 3)

@@ -186,6 +186,16 @@ def test_codes_are_drawn_as_often_as_is_stated_and_the_variance_stays(scheme, co
 
 
 @with_integer_codes
+def test_what_fills_up_a_short_last_group_is_no_code_of_the_model(scheme, config):
+    """192 inputs are a group and a half. As codes, the zeros behind them would be 8 below the zero point."""
+    config.hidden_size, config.intermediate_size = 192, 320
+    shares = code_shares(made(config, scheme))
+    there = shares[shares > 0]
+    assert len(there) >= 15
+    assert (there - there.mean()).abs().max() < 0.3 * there.mean()
+
+
+@with_integer_codes
 def test_uniform_codes_are_what_they_were_and_symmetric(scheme, config):
     shares = code_shares(made(config, scheme))
     there = shares[shares > 0]

@@ -60,6 +60,16 @@ class Greedy:
         return Verdict(accepted[0], read)
 
 
+def require_numbers(logits: torch.Tensor) -> None:
+    """Raises SpecquantError where some of a model's logits are no numbers. Tokens that it lacks may be at -inf."""
+    if not math.isfinite(float(logits.amax())):
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise SpecquantError(
+            f"the model's logits are no numbers: its activations overflow in {dtype}, or its weights are damaged; try "
+            "another --dtype (bfloat16, float32)"
+        )
+
+
 @dataclass
 class Sampling:
     """Lossless sampling at a temperature from the nucleus `top_p`.
@@ -114,7 +124,11 @@ class Sampling:
             node = path[-1]
 
     def distributions(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits [n, vocab_size] -> the distributions that are sampled from, float64 on the CPU, same shape."""
+        """logits [n, vocab_size] -> the distributions that are sampled from, float64 on the CPU, same shape.
+
+        Raises SpecquantError as `require_numbers`.
+        """
+        require_numbers(logits)
         logits = logits.double().cpu()
         # The largest is 0 before the division, so that no temperature is too small.
         p = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / self.temperature, dim=-1)

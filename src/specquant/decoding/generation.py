@@ -64,8 +64,8 @@ def generate(
     Tokens are judged one by one in their order, however many a step accepted: the result is what decoding token by
     token gives. An end token is part of `token_ids`; the text ends before a stop string, in which special tokens count
     as they are written, though the text leaves them out. `on_text` gets the text as it becomes certain. Raises
-    SpecquantError for an empty prompt, one that does not fit the context or the vocabulary or is no valid text, and
-    fewer than one new token.
+    SpecquantError for an empty prompt, one that does not fit the context or the vocabulary or is no valid text, fewer
+    than one new token, and a model whose logits are no numbers.
     """
     prompt = checked_prompt(speculator, tokenizer, prompt, max_new_tokens, stop_strings)
     room = speculator.context_length - len(prompt)
@@ -78,6 +78,7 @@ def generate(
         step = next(decoded)
         steps.append(step.without_distributions())
         accepted_lengths.append(output.take(step.tokens))
+    speculator.require_numbers()
     output.finish()
     if output.stopped_by == "maximum new tokens" and room < max_new_tokens:
         output.stopped_by = "context"

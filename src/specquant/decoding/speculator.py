@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 
-from specquant.decoding.acceptance import Acceptance, AcceptanceRule
+from specquant.decoding.acceptance import Acceptance, AcceptanceRule, require_numbers
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.hand_up import HandUp
 from specquant.decoding.step import Step, milliseconds, moment
@@ -82,12 +82,19 @@ class Speculator(Drafter):
         began = perf_counter()
         features, handed = self._run_prompt(prompt, rule)
         root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
-        (token,) = rule.judge(root, self._logits(features[-1:])).read().tokens
+        self._latest = self._logits(features[-1:])
+        self.require_numbers()
+        (token,) = rule.judge(root, self._latest).read().tokens
         verified = perf_counter()
         self._start_drafter(token, handed)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
+
+    def require_numbers(self) -> None:
+        """Raises SpecquantError where a pass has overflowed: then the latest logits are no numbers, too, for each pass
+        reads the keys and values of those before."""
+        require_numbers(self._latest)
 
     def read_cache(self, cache: KVCache) -> None:
         if self.reads_cache:
@@ -128,7 +135,7 @@ class Speculator(Drafter):
         batch = tree.after(pending)
         readable, positions = self._readable(batch.tokens), self.cache.length + batch.depths
         features, handed = self._pass(readable, positions, batch.ancestors)
-        logits = self._logits(features[len(pending) :])
+        logits = self._latest = self._logits(features[len(pending) :])
         verdict = self.rule.judge(tree, logits)
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)

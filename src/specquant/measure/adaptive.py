@@ -49,7 +49,7 @@ class Parameters(Common):
         head_scheme: Of its EAGLE head.
         confidences: Recorded trees with their confidence, a file of `bench confidences` (default: those of the tiny
             models).
-        rounds: How often each choice meets all recorded trees that judge it. So all choices meet the same text.
+        repeats: How often each choice decodes all recorded trees that judge it; the run of the median time counts.
         prompt_length: Tokens in the cache before.
         processes: Fresh interpreters, for intervals.
         seed: Of weights and prompt.
@@ -59,12 +59,12 @@ class Parameters(Common):
     schemes: tuple[str, ...] = ("w4a16-g128", "w8a8", "w4a8-qqq")
     head_scheme: str = "fp16"
     confidences: Path = Path(RECORDED)
-    rounds: int = 1
+    repeats: int = 3
     prompt_length: int = 512
     processes: int = 3
     seed: int = 0
 
-    shared = ("confidences", "rounds", "prompt_length", "seed")
+    shared = ("confidences", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, numbers out of range, and traces that are none."""
@@ -73,7 +73,7 @@ class Parameters(Common):
         for scheme in self.schemes:
             get_scheme(scheme)
         synthetic_config(self.model)
-        require_at_least(self, rounds=1, prompt_length=1, seed=0)
+        require_at_least(self, prompt_length=1, seed=0)
         if len(self.texts()) < 2:
             raise SpecquantError(
                 f"{self.confidences} holds trees of fewer than two texts, one to calibrate by and one to judge: record "
@@ -84,8 +84,8 @@ class Parameters(Common):
         return read_confidences(read_results(self.confidences, table="confidences"), where=self.confidences)
 
     def most_tokens(self, texts: Sequence[Sequence[ConfidenceTrace]]) -> int:
-        """That all rounds of drafts can bring, with the prompt's own."""
-        return 1 + self.rounds * sum(map(len, texts)) * (MOST_ITERATIONS + 1)
+        """That all drafts can bring, with the prompt's own."""
+        return 1 + sum(map(len, texts)) * (MOST_ITERATIONS + 1)
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}
@@ -131,7 +131,6 @@ def decoded(
     vocab_size = models.target.config.vocab_size
     prompt = random_prompt(vocab_size, parameters.prompt_length, parameters.seed)
     traces = [trace for text in texts for trace in text]
-    steps = parameters.rounds * len(traces)
     ended_with: list[Way] = []
 
     def row(choice: str, tree: tuple[int, int]) -> dict[str, Any]:
@@ -145,14 +144,14 @@ def decoded(
             def run() -> Generation:
                 if adapts:  # each run knows of these texts what it has read of them
                     eagle.budget = TracedBudget(prices, TOP_K)
-                told = decode(level, prompt, Replay([0.0], 0.0), most, lambda: drafter.turn >= steps)
+                told = decode(level, prompt, Replay([0.0], 0.0), most, lambda: drafter.turn >= len(traces))
                 if eagle.budget is not None:
                     ended_with.append(eagle.budget.best)
                 return told
         else:
-            run = partial(decode, Speculator(models.target), prompt, Replay([0.0], 0.0), 1 + steps)
+            run = partial(decode, Speculator(models.target), prompt, Replay([0.0], 0.0), 1 + len(traces))
         run()  # captures graphs
-        generation = without_captures(run)
+        generation = without_captures(run, parameters.repeats)
         expected = simulate(texts, prices, None if adapts else tree)
         about = {"choice": choice, "draft_size": max(tree[0], 0), "iterations": tree[1], "acceptance": "traced"}
         told = {"predicted_tokens_per_s": 1e3 * expected.tokens_per_ms}
@@ -167,17 +166,19 @@ def decoded(
         yield row(static, ended_with[-1])
 
 
-def without_captures(decoded: Callable[[], Generation]) -> Generation:
-    """The first run in which no CUDA graph was made.
+def without_captures(decoded: Callable[[], Generation], repeats: int) -> Generation:
+    """Of so many runs in which no CUDA graph was made, the one whose time is the median, the lower of two.
 
     Raises SpecquantError where each of many runs made some.
     """
-    for _ in range(MOST_RUNS):
+    runs: list[Generation] = []
+    for _ in range(MOST_RUNS + repeats):
         before = graphs.captures
         generation = decoded()
-        if graphs.captures == before:
-            return generation
-    raise SpecquantError(f"each of {MOST_RUNS} runs made new CUDA graphs, so no time is that of steps alone")
+        runs += [generation] if graphs.captures == before else []
+        if len(runs) == repeats:
+            return sorted(runs, key=lambda run: run.decode_ms)[(repeats - 1) // 2]
+    raise SpecquantError(f"{MOST_RUNS} runs and more made new CUDA graphs, so no time is that of steps alone")
 
 
 MEASURE = Measure((TABLES["adaptive"],), Parameters, run, "CUDA events and host clock, sum")

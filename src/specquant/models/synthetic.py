@@ -189,8 +189,9 @@ def code_shares(model: Llama) -> torch.Tensor:
     counts = torch.zeros(2 * FARTHEST_CODE + 1, dtype=torch.float64)
     for linear in model.modules():
         if isinstance(linear, PackedLinear):
-            codes, zero = in_groups(linear.integer_codes(), linear.group_size), linear.grid().zero
-            distances = codes.int() - zero.round().int().expand(codes.shape[:2])[..., None]
+            grouped = in_groups(linear.integer_codes().int(), linear.group_size)
+            zeros = linear.grid().zero.round().int().expand(grouped.shape[:2])
+            distances = out_of_groups(grouped - zeros[..., None], linear.in_features)  # without what fills up a group
             counts += torch.bincount(distances.flatten().cpu() + FARTHEST_CODE, minlength=len(counts))
     return counts / counts.sum()
 

@@ -6,9 +6,10 @@ import torch
 
 from specquant.decoding import EagleDrafter, Greedy, Speculator
 from specquant.decoding.budget import Budget, ConfidenceMap, Drafted, Prices
+from specquant.decoding.drafters import eagle2
 from specquant.models import graphs
 from specquant.models.llama import set_compute_dtype
-from tests.decoding.conftest import random_head, random_model
+from tests.decoding.conftest import decode, random_head, random_model
 
 PROMPT = [3, 14, 15, 9, 26, 5]
 
@@ -48,6 +49,24 @@ def trees(taken):
         )
         for step in taken
     ]
+
+
+def test_a_head_that_overflows_drafts_a_tree_all_the_same(monkeypatch):
+    """The kernel ranks by comparing, and a NaN compares with nothing: all would be kept, beyond the room for them."""
+    ranked = []
+
+    def rerank(proposals, size):
+        ranked.append(proposals.scores.clone())
+        return eagle2_rerank(proposals, size)
+
+    eagle2_rerank = eagle2.rerank
+    monkeypatch.setattr(eagle2, "rerank", rerank)
+    model, head = pair()
+    head.fc.weight.fill_(torch.nan)
+    _, taken = steps(model, head)
+    assert not any(scores.isnan().any() for scores in ranked)
+    assert [len(step.tree) for step in taken] == [12] * 8
+    assert [token for step in taken for token in step.tokens][:8] == decode(Speculator(model), PROMPT, 9)[1:]
 
 
 @pytest.fixture
