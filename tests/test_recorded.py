@@ -26,8 +26,6 @@ DATA = project_root() / "data"
 WITH_A_CAVEAT = {
     "recorded/h100/ceilings.csv": "05_kernels and three figures rest on it",
     "recorded/h100/kernels.csv": "05_kernels and three figures rest on it",
-    "recorded/h200/ceilings.csv": "three figures rest on it, and the largest free drafts in 02_verify_time",
-    "recorded/h200/kernels.csv": "three figures rest on it",
     "recorded/h200/tiny/losslessness.csv": "it shows how often the tiny models' tokens differ in half precision",
     "recorded/h200/tiny/throughput.csv": "of the same run",
 }
