@@ -32,11 +32,14 @@ from specquant.models.options import DType
 from specquant.models.targets import calibration_text_beside, quantized_target
 from specquant.models.texts import tokens_of
 from specquant.progress import tqdm
-from specquant.tables.intervals import over_questions_with
+from specquant.tables.intervals import over_questions_with, told_with_interval
 from specquant.tables.schemas import TABLES
-from specquant.tables.style import SCHEMES, in_order, legend_above, mark, new_figure
+from specquant.tables.style import SCHEMES, in_order, mark, new_figure, row_for_each
 
 DOMAINS = ("mathematics", "code", "prose")
+WIKITEXT2 = "wikitext2_test"  # the domain of a file of this name
+TEXTS = (*DOMAINS, WIKITEXT2)  # those that were recorded
+ANSWERS = "answers, "  # before a task
 Documents = list[list[int]]
 
 
@@ -246,7 +249,7 @@ def answers(parameters: Parameters, model: Llama, tokenizer: PreTrainedTokenizer
         ):
             prompt, _ = prompt_tokens(benchmark, question, [], tokenizer, longest)
             answer = generate(speculator, tokenizer, prompt, parameters.max_new_tokens).token_ids
-            read.setdefault(f"answers, {question.task}", []).append(Read(prompt + answer, len(prompt)))
+            read.setdefault(ANSWERS + question.task, []).append(Read(prompt + answer, len(prompt)))
     return read
 
 
@@ -314,22 +317,52 @@ def by_scheme(rows: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
     return rows.groupby("scheme")[columns].mean().reindex(list(schemes))
 
 
+def domain_label(domain: str) -> str:
+    return "WikiText-2" if domain == WIKITEXT2 else domain
+
+
+def beside_fp16(rows: pd.DataFrame, text: str) -> pd.DataFrame:
+    """For each scheme but FP16, the best first: what it loses on a text, with intervals, and what on answers, over the
+    tasks. rows: quality.csv of one model, with intervals."""
+    of_text = rows[(rows.domain == text) & (rows.scheme != "fp16")].sort_values("increase_percent")
+    of_answers = rows[rows.domain.str.startswith(ANSWERS)].groupby("scheme")
+    cells = {}
+    for _, row in of_text.iterrows():
+        ends = of_answers.get_group(row.scheme)[["agreement_percent", "divergence"]].agg(["min", "max"])
+        cells[row.scheme] = {
+            "perplexity": row.perplexity,
+            "above FP16 (%)": told_with_interval(row, "increase_percent", 1),
+            "agreement (%)": told_with_interval(row, "agreement_percent", 1),
+            "divergence (nats)": told_with_interval(row, "divergence", 3),
+            "agreement on answers (%)": "{:.1f} to {:.1f}".format(*ends.agreement_percent),
+            "divergence on answers": "{:.3f} to {:.3f}".format(*ends.divergence),
+        }
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("scheme")
+
+
 def draw(frame: pd.DataFrame) -> Figure:
     """Held-out perplexity of each scheme over that of FP16, or of the first one where FP16 was not measured, in
-    percent, by domain. `frame`: quality.csv."""
-    perplexity = frame.pivot_table(index="scheme", columns="domain", values="perplexity")
-    reference = "fp16" if "fp16" in perplexity.index else frame["scheme"].iloc[0]
-    increase = (perplexity / perplexity.loc[reference] - 1) * 100
+    percent, by domain, with its interval where it has one. `frame`: quality.csv, whose answers are left out."""
+    frame = frame[~frame.domain.str.startswith(ANSWERS)]
+    reference = "fp16" if "fp16" in set(frame["scheme"]) else frame["scheme"].iloc[0]
     schemes = [scheme for scheme in in_order(frame["scheme"], SCHEMES) if scheme != reference]
     figure, (axis,) = new_figure(height_in=0.9 + 0.19 * len(schemes))
     looks = (("#0173b2", "o"), ("#de8f05", "s"), ("#029e73", "^"), ("#cc78bc", "D"))
-    for (color, marker), domain in zip(looks, increase.columns, strict=False):
-        axis.plot(increase.loc[schemes, domain], range(len(schemes)), marker, color=color, label=domain)
+    for (color, marker), (domain, rows) in zip(looks, frame.groupby("domain"), strict=False):
+        of = rows.set_index("scheme")
+        more = 100 * (of.perplexity / of.perplexity[reference] - 1)
+        axis.plot(more[schemes], range(len(schemes)), marker, color=color, label=domain_label(str(domain)))
+        if "increase_percent_low" in of and of.increase_percent_low.notna().all():
+            ends = of.loc[schemes, ["increase_percent_low", "increase_percent_high"]].to_numpy().T
+            axis.hlines(range(len(schemes)), *ends, color=color, linewidth=0.7)
     axis.axvline(0, color="0.4", linewidth=0.6)
-    axis.set_yticks(range(len(schemes)), [mark(scheme, SCHEMES).label for scheme in schemes])
-    axis.invert_yaxis()
-    axis.set_xlabel(f"perplexity above {mark(reference, SCHEMES).label} (%)")
-    legend_above(figure, axis, columns=3)
+    row_for_each(
+        figure,
+        axis,
+        [mark(scheme, SCHEMES).label for scheme in schemes],
+        f"perplexity above {mark(reference, SCHEMES).label} (%)",
+        columns=4,
+    )
     return figure
 
 

@@ -9,8 +9,9 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, write_file
 from specquant.planning.traces import over_tasks
 from specquant.progress import tell
-from specquant.tables.intervals import interval
+from specquant.tables.intervals import interval, told_with_interval
 from specquant.tables.results import read_results
+from specquant.tables.style import SCHEMES, mark
 
 RECORDED = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
 TABLES = ("acceptance", "traces")
@@ -19,6 +20,7 @@ BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end
 AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
 ALL = "all of Spec-Bench"
+SAMPLED = 1.0  # the temperature
 
 
 def recorded_table(name: str, root: Path | None = None) -> str:
@@ -48,29 +50,50 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     if not (begin and end):
         raise SpecquantError(f"{root / CARD} lacks the lines {BEGIN} and {END}: put them where its table is to be")
     table = read_results(recorded)
-    told = "\n\n".join((BEGIN, about(recorded, root), drafters_table(table), aims_table(table), END))
-    written = f"{before}{told}{after}"
+    written = f"{before}{BEGIN}\n\n{told(table, recorded.relative_to(root))}\n\n{END}{after}"
     return [write_file(root / CARD, written)] if written != text else []
 
 
-def about(recorded: Path, root: Path) -> str:
-    """What the README says before its tables. recorded: what they are made of."""
-    return (
-        "Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals\n"
-        f"(`{recorded.relative_to(root).as_posix()}`):"
-    )
+def told(table: pd.DataFrame, recorded: Path) -> str:
+    """That part of the README. table: acceptance.csv. recorded: where it is, below the project's root."""
+    parts = [
+        f"Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals\n(`{recorded.as_posix()}`):",
+        drafters_table(table),
+        aims_table(table),
+    ]
+    if (table.temperature == SAMPLED).any():
+        parts += [f"The same questions, sampled at temperature {SAMPLED:g}:", drafters_table(table, SAMPLED)]
+    if table.scheme.nunique() > 1:
+        parts += [f"Greedily, on {ALL}, with the target in other schemes; the drafters are the same:"]
+        parts += [schemes_table(table)]
+    return "\n\n".join(parts)
 
 
-def drafters_table(table: pd.DataFrame, model: str = "smollm2") -> str:
-    """What is accepted greedily in fp16 by task, in Markdown, with 95% intervals over questions. table: acceptance.csv.
+def drafters_table(table: pd.DataFrame, temperature: float = 0, model: str = "smollm2") -> str:
+    """What is accepted in fp16 by task, in Markdown, with 95% intervals over questions. table: acceptance.csv.
 
-    The intermediate model's column is vanilla's share of judged tokens that were accepted, its agreement.
+    The last column is vanilla's share of judged tokens that were accepted: greedily, how often the intermediate model
+    agrees.
     """
-    rows, lines = _shown(table, model), [["task", "questions", *SHOWN.values(), "intermediate model agrees"]]
-    for task in rows.index.get_level_values("task").unique():
-        of_task = [rows.loc[(task, method)] for method in SHOWN]
-        lengths = [_told(row, "accepted_length", 1, ".2f") for row in of_task]
-        lines.append([task, f"{of_task[0].questions:g}", *lengths, _agreement(rows.loc[(task, "vanilla")])])
+    rows = _shown(table, model, temperature=temperature)
+    last = "a token of vanilla's is accepted" if temperature else "intermediate model agrees"
+    return _lengths_table(rows, "task", ["questions", *SHOWN.values(), last])
+
+
+def schemes_table(table: pd.DataFrame, model: str = "smollm2") -> str:
+    """What is accepted greedily on all of Spec-Bench by the target's scheme, as `drafters_table`."""
+    schemes = [scheme for scheme in SCHEMES if scheme in set(table.scheme)]
+    rows = {mark(scheme, SCHEMES).label: _shown(table, model, scheme).loc[ALL] for scheme in schemes}
+    return _lengths_table(pd.concat(rows), "scheme", ["questions", *SHOWN.values(), "intermediate model agrees"])
+
+
+def _lengths_table(rows: pd.DataFrame, first: str, others: list[str]) -> str:
+    """A line for each of the index's first level, with what each method in `SHOWN` accepts."""
+    lines = [[first, *others]]
+    for name in rows.index.unique(0):
+        of = [rows.loc[(name, method)] for method in SHOWN]
+        lengths = [told_with_interval(row, "accepted_length") for row in of]
+        lines.append([name, f"{of[0].questions:g}", *lengths, _agreement(rows.loc[(name, "vanilla")])])
     return _markdown(lines)
 
 
@@ -78,7 +101,7 @@ def aims_table(table: pd.DataFrame, model: str = "smollm2") -> str:
     """What the drafters were to reach on all of Spec-Bench, and what they do, in Markdown. table: acceptance.csv."""
     rows = _shown(table, model)
     eagle2, vanilla, hierarchy = (rows.loc[(ALL, method)] for method in ("eagle2", "vanilla", "hierarchical"))
-    lengths = [_told(row, "accepted_length", 1, ".2f") for row in (eagle2, hierarchy, vanilla)]
+    lengths = [told_with_interval(row, "accepted_length") for row in (eagle2, hierarchy, vanilla)]
     lines = [
         ["aim", "found", "reached"],
         [
@@ -100,12 +123,12 @@ def aims_table(table: pd.DataFrame, model: str = "smollm2") -> str:
     return _markdown(lines)
 
 
-def _shown(table: pd.DataFrame, model: str) -> pd.DataFrame:
+def _shown(table: pd.DataFrame, model: str, scheme: str = "fp16", temperature: float = 0) -> pd.DataFrame:
     """The rows of one plan of each method in `SHOWN`, its largest, by task and method; those of `ALL` too."""
-    greedy = table[(table.model == model) & (table.scheme == "fp16") & (table.temperature == 0)]
-    together = over_tasks(greedy[greedy.benchmark == "spec-bench"]).assign(task=ALL)
+    table = table[(table.model == model) & (table.scheme == scheme) & (table.temperature == temperature)]
+    together = over_tasks(table[table.benchmark == "spec-bench"]).assign(task=ALL)
     sizes = {plan.method: plan.draft_size for plan in PAPER_PLANS}  # the last of each method, its largest
-    rows = pd.concat([greedy, together])
+    rows = pd.concat([table, together])
     return rows[rows.method.isin(SHOWN) & (rows.draft_size == rows.method.map(sizes))].set_index(["task", "method"])
 
 
@@ -118,15 +141,9 @@ def _reached(row: pd.Series, name: str, least: float, surely: float) -> str:
 
 
 def _agreement(row: pd.Series) -> str:
-    return _told(row, "acceptance_rate", 100, ".1f", "%")
+    return told_with_interval(row, "acceptance_rate", 1, 100, "%")
 
 
 def _markdown(lines: list[list[str]]) -> str:
     rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _told(row: pd.Series, name: str, factor: float, form: str, unit: str = "") -> str:
-    """A number with its interval: "3.29 (2.88 to 3.73)"."""
-    value, low, high = (format(factor * row[each], form) for each in interval(name))
-    return f"{value}{unit} ({low} to {high})"

@@ -1,12 +1,13 @@
-"""The numbers in the sentences of data/recorded/h200/README.md, by the names of their marks."""
+"""The numbers in the sentences of data/recorded/h200/README.md and of SmolLM2, by the names of their marks."""
 
 import numpy as np
 import pandas as pd
 
+from specquant.measure.quality import ANSWERS, WIKITEXT2
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes
+from specquant.tables.intervals import PROCESS, in_each_process, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.verify_cost import KEYS
 
@@ -20,6 +21,12 @@ TABLES = (
     "h200/adaptive",
     "h200/traced/replayed",
     "h200/smollm2/humaneval",
+    "h200/smollm2/gsm8k",
+    "h200/smollm2/quality",
+    "h200/smollm2/head_features",
+    "h200/smollm2/acceptance",
+    "cpu/smollm2/04_quality/quality",
+    "cpu/smollm2/04_quality/rounded/quality",
 )
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
 SAME = 0.02  # accepted lengths of one plan differ by no more; now and then an adaptive draft is deeper
@@ -29,7 +36,8 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
     on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    return on_gpu | _of_heads() | _of_half_precision() | _of_answers()
+    of_smollm2 = _of_answers() | _of_quality() | _of_rounding() | _of_head_features() | _of_temperature()
+    return on_gpu | _of_heads() | _of_half_precision() | of_smollm2
 
 
 def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
@@ -133,11 +141,58 @@ def _of_traces() -> dict[str, float]:
 
 
 def _of_answers() -> dict[str, float]:
-    """Of SmolLM2's answers to HumanEval, in fp16."""
-    row = read_results(f"{RECORDED}/h200/smollm2/humaneval.csv").iloc[0]
-    return {
-        "humaneval questions": row.questions,
-        "humaneval correct %": row.correct_percent,
-        "humaneval correct, low %": row.correct_percent_low,
-        "humaneval correct, high %": row.correct_percent_high,
-    }
+    """Of SmolLM2's answers to HumanEval and GSM8K, in fp16."""
+    known: dict[str, float] = {}
+    for name in ("humaneval", "gsm8k"):
+        row = read_results(f"{RECORDED}/h200/smollm2/{name}.csv").iloc[0]
+        known |= {f"{name} questions": row.questions, f"{name} correct %": row.correct_percent}
+        known |= {f"{name} correct, {end} %": row[f"correct_percent_{end}"] for end in ("low", "high")}
+    return known
+
+
+def _of_quality() -> dict[str, float]:
+    """Of SmolLM2: "smollm2 perplexity more w8a8 %" on WikiText-2, above FP16's; "smollm2 other tokens w8a8 %": where
+    the likeliest is another. "smollm2 other tokens on answers w8a8, least %": of eight tasks."""
+    rows = read_results(f"{RECORDED}/h200/smollm2/quality.csv")
+    rows = rows.assign(other=100 - rows.agreement_percent)
+    text = rows[rows.domain == WIKITEXT2].set_index("scheme")
+    in_4_bits = text[text.index.str.startswith("w4")]
+    known = {"smollm2 tokens of WikiText-2": text.tokens["fp16"], "smollm2 perplexity fp16": text.perplexity["fp16"]}
+    for name, column in (("perplexity more", "increase_percent"), ("other tokens", "other")):
+        known |= {f"smollm2 {name} {scheme} %": value for scheme, value in text[column].items()}
+        known |= ends(f"smollm2 {name} 4 bits", in_4_bits[column], " %")
+    for scheme, others in rows[rows.domain.str.startswith(ANSWERS)].groupby("scheme").other:
+        known |= ends(f"smollm2 other tokens on answers {scheme}", others, " %")
+    return known
+
+
+def _of_rounding() -> dict[str, float]:
+    """Of SmolLM2 in W4A16-g128: the means over domains, of GPTQ and of rounding."""
+    folder, known = f"{RECORDED}/cpu/smollm2/04_quality", {}
+    for name, table in (("gptq", "quality"), ("rounded", "rounded/quality")):
+        rows = read_results(f"{folder}/{table}.csv").query("scheme == 'w4a16-g128'")
+        known[f"smollm2 perplexity more {name} %"] = rows.increase_percent.mean()
+        known[f"smollm2 agreement {name} %"] = rows.agreement_percent.mean()
+        known["smollm2 tokens of both"] = rows.tokens.sum()
+    return known
+
+
+def _of_head_features() -> dict[str, float]:
+    """Of SmolLM2's head: "smollm2 learnt on w4a16-g128", the accepted length over that of the one that learnt on
+    FP16's features, and its interval; "none" did not learn on."""
+    rows = read_results(f"{RECORDED}/h200/smollm2/head_features.csv")
+    known: dict[str, float] = {"smollm2 prompts of heads that learnt on": rows.prompts.max()}
+    for _, row in rows.iterrows():
+        known |= {f"smollm2 learnt on {row.features}{name[5:]}": row[name] for name in interval("ratio")}
+    return known
+
+
+def _of_temperature() -> dict[str, float]:
+    """ "smollm2 eagle2 sampled over greedy, least": the accepted length at temperature 1 over the greedy one, of eight
+    tasks in FP16, of each method's largest tree."""
+    rows = read_results(f"{RECORDED}/h200/smollm2/acceptance.csv").query("scheme == 'fp16'").sort_values("draft_size")
+    lengths = rows.groupby(["method", "task", "temperature"]).accepted_length.last().unstack()
+    known: dict[str, float] = {}
+    for method, ratios in (lengths[1] / lengths[0]).dropna().groupby("method"):
+        known |= ends(f"smollm2 {method} sampled over greedy", ratios)
+    return known

@@ -64,6 +64,12 @@ def interval(name: str) -> tuple[str, str, str]:
     return name, f"{name}_low", f"{name}_high"
 
 
+def told_with_interval(row: pd.Series, name: str, decimals: int = 2, factor: float = 1, unit: str = "") -> str:
+    """A number with its interval, from a row that has the columns `interval(name)`: "65.5% (64.4 to 66.6)"."""
+    value, low, high = (f"{factor * row[each]:.{decimals}f}" for each in interval(name))
+    return f"{value}{unit} ({low} to {high})"
+
+
 def over_questions_with(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """A ratio of sums over questions with its 95% bootstrap interval over them (percentiles, seeded).
 
