@@ -12,6 +12,7 @@ from specquant.cli import main
 from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.models.companions import COMPANIONS
+from specquant.models.digest import DIGEST, model_digest
 from specquant.models.export import export_model
 from specquant.models.quantize import quantize_model
 from specquant.study import batch
@@ -84,6 +85,14 @@ def test_a_notebook_runs_on_any_family(execute, name):
     shown = execute(name)
     assert "Found on the tiny models; on these models" in shown
     assert "it does not hold" in shown  # random heads draft badly
+
+
+def test_quality_is_told_of_the_model_that_was_read(execute, models, tmp_path):
+    execute("04_quality")
+    for table in ("quality", "rounded/quality"):
+        told = json.loads((tmp_path / f"results/04_quality/{table}.json").read_text())["parameters"]
+        digests = {name: digest for name, digest in told.items() if name.startswith(DIGEST)}
+        assert digests == {f"{DIGEST}small": model_digest(models["target"])}
 
 
 def test_passes_of_a_target_of_ones_own_are_timed_where_that_is_asked(execute, tmp_path):

@@ -34,7 +34,10 @@ RECORDED = project_root() / "data/recorded"
 # Tables that no command of the list writes, and what wrote them.
 BY_THE_STUDY = {
     f"cpu/smollm2/{table}.csv": "specquant study --profile smollm2"
-    for table in ("01_acceptance/throughput", "03_hierarchical/throughput", "04_quality/quality")
+    for table in (
+        *("01_acceptance/throughput", "03_hierarchical/throughput"),
+        *("04_quality/quality", "04_quality/rounded/quality"),
+    )
 }
 
 
