@@ -12,11 +12,14 @@ from specquant.errors import SpecquantError
 from specquant.measure.measure import record
 from specquant.measure.quality import (
     MEASURE,
+    WIKITEXT2,
     Parameters,
     Prediction,
     answers,
+    beside_fp16,
     by_scheme,
     compare,
+    draw,
     predict,
     quality,
     read_documents,
@@ -119,6 +122,44 @@ def test_the_summary_is_the_mean_over_domains_in_the_order_asked_for():
     table = by_scheme(rows, ["w8a8", "fp16"])
     assert list(table.index) == ["w8a8", "fp16"]
     assert table.loc["w8a8"].tolist() == [2.5, 94.5]
+
+
+def with_intervals() -> pd.DataFrame:
+    """Two schemes beside FP16, on a text and on the answers of two tasks; 1 to either side."""
+    read = [("fp16", 0.0, 100.0, 0.0), ("w8a8", 10.0, 80.0, 0.5), ("w4a16-g128", 2.0, 90.0, 0.2)]
+    rows = [
+        {"model": "small", "scheme": scheme, "weights": "trained", "domain": domain, "tokens": 7}
+        | {"perplexity": 20 * (1 + (more + extra) / 100), "documents": 3}
+        | {f"increase_percent{end}": more + extra + by for end, by in ENDS.items()}
+        | {f"agreement_percent{end}": agreement - extra + by for end, by in ENDS.items()}
+        | {f"divergence{end}": divergence + by / 10 for end, by in ENDS.items()}
+        for scheme, more, agreement, divergence in read
+        for domain, extra in ((WIKITEXT2, 0.0), ("answers, GSM8K", 1.0), ("answers, HumanEval", 3.0))
+    ]
+    return pd.DataFrame(rows)
+
+
+ENDS = {"": 0.0, "_low": -1.0, "_high": 1.0}
+
+
+def test_schemes_stand_beside_fp16_the_best_first():
+    table = beside_fp16(with_intervals(), WIKITEXT2)
+    assert list(table.index) == ["w4a16-g128", "w8a8"]
+    assert table.loc["w8a8"].tolist() == [
+        *(pytest.approx(22.0), "10.0 (9.0 to 11.0)", "80.0 (79.0 to 81.0)", "0.500 (0.400 to 0.600)"),
+        *("77.0 to 79.0", "0.500 to 0.500"),
+    ]
+
+
+def test_the_figure_has_texts_with_their_intervals_and_no_answers():
+    (axis,) = draw(with_intervals()).axes
+    (points,) = [line for line in axis.lines if not line.get_label().startswith("_")]
+    assert points.get_label() == "WikiText-2"
+    assert list(points.get_xdata()) == pytest.approx([10.0, 2.0])
+    (bars,) = axis.collections
+    assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [[9.0, 11.0], [1.0, 3.0]]
+    without = with_intervals().drop(columns="increase_percent_low")
+    assert not draw(without).axes[0].collections
 
 
 def test_text_that_cannot_be_read_or_predicted_is_refused(tmp_path, tokenizer):

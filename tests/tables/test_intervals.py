@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from specquant.tables.intervals import over_questions_with
+from specquant.tables.intervals import over_questions_with, told_with_interval
 
 
 def test_a_ratio_of_sums_has_the_interval_of_its_mean():
@@ -23,3 +24,9 @@ def test_it_is_of_sums_and_questions_without_steps_do_not_count():
     assert told["rate"] == 9 / 12
     assert 0 <= told["rate_low"] <= told["rate"] <= told["rate_high"] == 0.9
     assert all(map(math.isnan, over_questions_with("rate", [0, 0], [0, 0]).values()))
+
+
+def test_a_number_is_told_with_its_interval():
+    row = pd.Series({"rate": 0.655, "rate_low": 0.6444, "rate_high": 0.6656})
+    assert told_with_interval(row, "rate") == "0.66 (0.64 to 0.67)"
+    assert told_with_interval(row, "rate", 1, 100, "%") == "65.5% (64.4 to 66.6)"

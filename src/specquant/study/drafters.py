@@ -21,6 +21,7 @@ AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate mod
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
 ALL = "all of Spec-Bench"
 SAMPLED = 1.0  # the temperature
+AGREES = "intermediate model agrees"
 
 
 def recorded_table(name: str, root: Path | None = None) -> str:
@@ -58,52 +59,50 @@ def told(table: pd.DataFrame, recorded: Path) -> str:
     """That part of the README. table: acceptance.csv. recorded: where it is, below the project's root."""
     parts = [
         f"Recorded by `specquant bench acceptance`, greedily, in fp16, with 95% intervals\n(`{recorded.as_posix()}`):",
-        drafters_table(table),
-        aims_table(table),
+        markdown(by_task(table)),
+        markdown(aims(table)),
     ]
     if (table.temperature == SAMPLED).any():
-        parts += [f"The same questions, sampled at temperature {SAMPLED:g}:", drafters_table(table, SAMPLED)]
+        parts += [f"The same questions, sampled at temperature {SAMPLED:g}:", markdown(by_task(table, SAMPLED))]
     if table.scheme.nunique() > 1:
-        parts += [f"Greedily, on {ALL}, with the target in other schemes; the drafters are the same:"]
-        parts += [schemes_table(table)]
+        parts += [f"Greedily, on {ALL}, with the target in other schemes and the same drafters:"]
+        parts += [markdown(by_scheme(table))]
     return "\n\n".join(parts)
 
 
-def drafters_table(table: pd.DataFrame, temperature: float = 0, model: str = "smollm2") -> str:
-    """What is accepted in fp16 by task, in Markdown, with 95% intervals over questions. table: acceptance.csv.
+def by_task(table: pd.DataFrame, temperature: float = 0, model: str = "smollm2") -> pd.DataFrame:
+    """What is accepted in fp16, in words, with 95% intervals over questions. table: acceptance.csv.
 
     The last column is vanilla's share of judged tokens that were accepted: greedily, how often the intermediate model
     agrees.
     """
-    rows = _shown(table, model, temperature=temperature)
-    last = "a token of vanilla's is accepted" if temperature else "intermediate model agrees"
-    return _lengths_table(rows, "task", ["questions", *SHOWN.values(), last])
+    last = "a token of vanilla's is accepted" if temperature else AGREES
+    return _in_words(_shown(table, model, temperature=temperature), "task", last)
 
 
-def schemes_table(table: pd.DataFrame, model: str = "smollm2") -> str:
-    """What is accepted greedily on all of Spec-Bench by the target's scheme, as `drafters_table`."""
+def by_scheme(table: pd.DataFrame, model: str = "smollm2") -> pd.DataFrame:
+    """What is accepted greedily on all of Spec-Bench by the target's scheme, as `by_task`."""
     schemes = [scheme for scheme in SCHEMES if scheme in set(table.scheme)]
     rows = {mark(scheme, SCHEMES).label: _shown(table, model, scheme).loc[ALL] for scheme in schemes}
-    return _lengths_table(pd.concat(rows), "scheme", ["questions", *SHOWN.values(), "intermediate model agrees"])
+    return _in_words(pd.concat(rows), "scheme", AGREES)
 
 
-def _lengths_table(rows: pd.DataFrame, first: str, others: list[str]) -> str:
+def _in_words(rows: pd.DataFrame, first: str, last: str) -> pd.DataFrame:
     """A line for each of the index's first level, with what each method in `SHOWN` accepts."""
-    lines = [[first, *others]]
+    cells = {}
     for name in rows.index.unique(0):
-        of = [rows.loc[(name, method)] for method in SHOWN]
-        lengths = [told_with_interval(row, "accepted_length") for row in of]
-        lines.append([name, f"{of[0].questions:g}", *lengths, _agreement(rows.loc[(name, "vanilla")])])
-    return _markdown(lines)
+        of = {method: rows.loc[(name, method)] for method in SHOWN}
+        lengths = {SHOWN[method]: told_with_interval(row, "accepted_length") for method, row in of.items()}
+        cells[name] = {"questions": f"{of['vanilla'].questions:g}", **lengths, last: _agreement(of["vanilla"])}
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis(first)
 
 
-def aims_table(table: pd.DataFrame, model: str = "smollm2") -> str:
-    """What the drafters were to reach on all of Spec-Bench, and what they do, in Markdown. table: acceptance.csv."""
+def aims(table: pd.DataFrame, model: str = "smollm2") -> pd.DataFrame:
+    """What the drafters were to reach on all of Spec-Bench, and what they do, in words. table: acceptance.csv."""
     rows = _shown(table, model)
     eagle2, vanilla, hierarchy = (rows.loc[(ALL, method)] for method in ("eagle2", "vanilla", "hierarchical"))
     lengths = [told_with_interval(row, "accepted_length") for row in (eagle2, hierarchy, vanilla)]
     lines = [
-        ["aim", "found", "reached"],
         [
             f"EAGLE-2 accepts at least {AIM_LENGTH:.1f} tokens",
             lengths[0],
@@ -120,7 +119,7 @@ def aims_table(table: pd.DataFrame, model: str = "smollm2") -> str:
             _reached(hierarchy, "accepted_length", vanilla.accepted_length, vanilla.accepted_length_high),
         ],
     ]
-    return _markdown(lines)
+    return pd.DataFrame(lines, columns=["aim", "found", "reached"]).set_index("aim")
 
 
 def _shown(table: pd.DataFrame, model: str, scheme: str = "fp16", temperature: float = 0) -> pd.DataFrame:
@@ -144,6 +143,8 @@ def _agreement(row: pd.Series) -> str:
     return told_with_interval(row, "acceptance_rate", 1, 100, "%")
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def markdown(table: pd.DataFrame) -> str:
+    """A table of words."""
+    lines = [list(line) for line in table.reset_index().itertuples(index=False, name=None)]
+    lines = [[str(table.index.name), *table.columns], ["---"] * (1 + len(table.columns)), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

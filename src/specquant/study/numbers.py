@@ -36,7 +36,7 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
-from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, kept_length, read_claims
+from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, read_claims
 from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
@@ -438,8 +438,8 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
 
 def _of_smollm2(evidence: Evidence) -> dict[str, float]:
     """ "smollm2 eagle2 accepts w8a8" on all of Spec-Bench, greedily, and its interval; with "T=1" likewise, sampled. Of
-    several trees the largest, where all tasks were asked. "smollm2 questions". "smollm2 length kept w4a16-g128, least":
-    of all tasks, EAGLE-2's accepted length over that in FP16; "most"; without either, over Spec-Bench."""
+    several trees the largest, where all tasks were asked. "smollm2 questions". "smollm2 length kept w4a16-g128":
+    EAGLE-2's over that in FP16."""
     rows = evidence.smollm2.query("benchmark == 'spec-bench'")
     whole = rows.groupby(["scheme", "temperature", *PLAN_FIELDS]).task.transform("nunique") == rows.task.nunique()
     known: dict[str, float] = {}
@@ -447,10 +447,8 @@ def _of_smollm2(evidence: Evidence) -> dict[str, float]:
         name = f"smollm2 {row.method} accepts {row.scheme}" + (f" T={row.temperature:g}" if row.temperature else "")
         known |= {name + end: getattr(row, f"accepted_length{end}") for end in ("", "_low", "_high")}
         known["smollm2 questions"] = row.questions
-    table = evidence.smollm2.query("temperature == 0 and method == 'eagle2' and draft_size == 60")
-    for scheme in set(table.scheme) - {"fp16"}:
-        name, ratios = f"smollm2 length kept {scheme}", kept_length(table, scheme)
-        known |= {f"{name}, least": ratios.min(), f"{name}, most": ratios.max()}
+    for scheme in set(rows.scheme) - {"fp16"}:
+        name = f"smollm2 length kept {scheme}"
         known[name] = known[f"smollm2 eagle2 accepts {scheme}"] / known["smollm2 eagle2 accepts fp16"]
     return known
 

@@ -268,6 +268,14 @@ RECORDED_FIGURES = (
     ),
     RecordedFigure("quality", "quality.csv", quality.draw, "Held-out perplexity of each scheme above FP16, by domain."),
     RecordedFigure(
+        "quality_smollm2",
+        "smollm2/quality.csv",
+        quality.draw,
+        "Perplexity of SmolLM2-135M in each scheme above FP16, which is Q4_1 dequantized, by text; bars: 95% intervals "
+        "over documents.",
+        only={"domain": quality.TEXTS},
+    ),
+    RecordedFigure(
         "kernels",
         "kernels.csv",
         kernels.draw,

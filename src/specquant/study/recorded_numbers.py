@@ -36,7 +36,7 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
     on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    of_smollm2 = _of_answers() | _of_quality() | _of_rounding() | _of_head_features() | _of_temperature()
+    of_smollm2 = _of_answers() | _of_quality() | _of_rounding() | _of_head_features() | _of_lengths()
     return on_gpu | _of_heads() | _of_half_precision() | of_smollm2
 
 
@@ -187,12 +187,17 @@ def _of_head_features() -> dict[str, float]:
     return known
 
 
-def _of_temperature() -> dict[str, float]:
-    """ "smollm2 eagle2 sampled over greedy, least": the accepted length at temperature 1 over the greedy one, of eight
-    tasks in FP16, of each method's largest tree."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/acceptance.csv").query("scheme == 'fp16'").sort_values("draft_size")
-    lengths = rows.groupby(["method", "task", "temperature"]).accepted_length.last().unstack()
-    known: dict[str, float] = {}
-    for method, ratios in (lengths[1] / lengths[0]).dropna().groupby("method"):
-        known |= ends(f"smollm2 {method} sampled over greedy", ratios)
+def _of_lengths() -> dict[str, float]:
+    """Of SmolLM2's tasks, each method's largest tree: "smollm2 vanilla kept w4a16-g128, least", the accepted length
+    over that in FP16, greedily; "smollm2 eagle2 sampled over greedy, most", at temperature 1 over that, in FP16;
+    "smollm2 eagle2 over vanilla sampled, most"."""
+    rows = read_results(f"{RECORDED}/h200/smollm2/acceptance.csv").sort_values("draft_size")
+    lengths = rows.groupby(["method", "task", "scheme", "temperature"]).accepted_length.last().unstack([2, 3])
+    sampled = lengths["fp16", 1.0]
+    known = ends("smollm2 eagle2 over vanilla sampled", sampled["eagle2"] / sampled["vanilla"])
+    for scheme, temperature in lengths.columns.drop(("fp16", 0.0)):
+        name = "sampled over greedy" if temperature else f"kept {scheme}"
+        ratios = (lengths[scheme, temperature] / lengths["fp16", 0.0]).dropna()
+        for method, of_method in ratios.groupby("method"):
+            known |= ends(f"smollm2 {method} {name}", of_method)
     return known
