@@ -85,10 +85,10 @@ def test_captions_say_how_often_and_with_which_kernels_tables_were_measured(tmp_
     a, b, c, d = paths
     untimed = tmp_path / "e.csv"
     untimed.with_suffix(".json").write_text('{"device": "a GPU", "driver": "1"}')
-    assert paper._caveats(a, untimed) == ""
-    assert paper._caveats(a, c) == ""
-    assert paper._caveats(a, b) == " Kernels differ: a.csv 11111111; b.csv 11111111 and 22222222."
-    assert paper._caveats(d, c) == " Kernels differ: d.csv not known: files differed from the commit; c.csv 11111111."
+    assert paper._differing_kernels(a, untimed) == ""
+    assert paper._differing_kernels(a, c) == ""
+    assert paper._differing_kernels(a, b) == " Kernels differ: a.csv 11111111; b.csv 11111111 and 22222222."
+    assert paper._differing_kernels(d, c) == " Kernels differ: d.csv not known: files differed from the commit; c.csv 11111111."
     assert sample(paper._counted(frame, a)) == "20 repeats in one process"
     assert sample(paper._counted(frame.assign(process=0), a)) == "1 process"
 

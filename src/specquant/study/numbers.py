@@ -33,7 +33,6 @@ from specquant.planning.batches import speedups_in_batches
 from specquant.planning.phases import advantages, least_agreement
 from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
-from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, kept_length, read_claims
@@ -173,7 +172,6 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
         (_of_turns, ["data/published/specquant_blocks_and_turns.csv"]),
         (_of_settling, [f"{h200}settling.csv"]),
         (_of_planners, [*costs, "data/published/specmquant_steps.csv"]),
-        (_of_products, ["data/recorded/h100/kernels.csv"]),
         (_of_planted, [f"{h200}planted.csv"]),
         (_of_peers, [f"{h200}peers.csv", f"{h200}peer_decoding.csv"]),
         (_of_tiny, [f"{cpu}{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
@@ -453,12 +451,6 @@ def _of_smollm2(evidence: Evidence) -> dict[str, float]:
         known |= {f"{name}, least": ratios.min(), f"{name}, most": ratios.max()}
         known[name] = known[f"smollm2 eagle2 accepts {scheme}"] / known["smollm2 eagle2 accepts fp16"]
     return known
-
-
-def _of_products(_: Evidence) -> dict[str, float]:
-    """ "products 60 over one w8a8": of one layer of 70B on the H100."""
-    rows = decoder_layer(read_medians("data/recorded/h100/kernels.csv"), "llama-3-70b")
-    return {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in rows.itertuples()}
 
 
 def _of_half_precision(_: Evidence) -> dict[str, float]:

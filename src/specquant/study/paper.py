@@ -392,7 +392,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for name, rows, told in figure.parts(frame):
             drawing = figure.draw(rows, *beside) if len(rows) else None
             if drawing is not None:
-                text = figure.caption(told, rows, beside, device) + _caveats(table, *others)
+                text = figure.caption(told, rows, beside, device) + _differing_kernels(table, *others)
                 drawings.append((folder, name, drawing, text))
                 plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
@@ -443,24 +443,17 @@ def _counted(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
     return frame if set(SAMPLES) & set(frame) or not record.get("repeats") else frame.assign(repeats=record["repeats"])
 
 
-def _caveats(*tables: Path) -> str:
-    """What has to be said of tables that were not recorded as they are today, as their provenance says it.
-
-    Of others than the first it is said by name. Where they are of several states of the kernels, all are named.
-    """
-    told: dict[str, str] = {}
+def _differing_kernels(*tables: Path) -> str:
+    """Where the tables are of several states of the kernels, by their provenance: which is of which."""
     kernels: dict[str, list[str]] = {}
-    for place, table in enumerate(tables):
+    for table in tables:
         record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
-        if text := record.get("caveat"):
-            told.setdefault(text, f" of {table.name}" if place else "")
         if record.get("driver") and needs_kernels("cuda", record.get("clock")):
             kernels[table.name] = states_of(record)
-    caveats = "".join(f" Caveat{which}: {text}." for text, which in told.items())
     if len({state for states in kernels.values() for state in states}) < 2:
-        return caveats
+        return ""
     named = "; ".join(f"{name} {' and '.join(states)}" for name, states in kernels.items())
-    return f"{caveats} Kernels differ: {named}."
+    return f" Kernels differ: {named}."
 
 
 def _device(table: Path) -> str:

@@ -1,19 +1,23 @@
-"""The numbers in the sentences of data/recorded/h200/README.md, by the names of their marks."""
+"""The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks."""
 
 import numpy as np
 import pandas as pd
 
+from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
+from specquant.planning.roofline import decoder_layer
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes
-from specquant.tables.results import read_results
+from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.results import read_medians, read_results
 from specquant.tables.verify_cost import KEYS
 
 RECORDED = "data/recorded"
 TABLES = (
     "h200/verify_cost",
     "h200/settling",
+    "h200/kernels",
+    "h200/peers",
     "h200/attention",
     "cpu/heads",
     "h200/tiny/losslessness",
@@ -29,7 +33,7 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
     on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    return on_gpu | _of_heads() | _of_half_precision() | _of_answers()
+    return on_gpu | _of_products() | _of_heads() | _of_half_precision() | _of_answers()
 
 
 def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
@@ -71,12 +75,25 @@ def _of_settling() -> dict[str, float]:
     return known
 
 
+def _of_products() -> dict[str, float]:
+    """ "products 60 over one w8a8": of one layer of 70B. "products 60 over one fp8, low", "high": over the processes of
+    peers.csv, which has three of the schemes."""
+    layer = decoder_layer(read_medians(f"{RECORDED}/h200/kernels.csv"), "llama-3-70b")
+    known = {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in layer.itertuples()}
+    peers, keys = read_results(f"{RECORDED}/h200/peers.csv"), ["scheme", "draft_size"]
+    ours = peers[(peers.model == "llama-3-70b") & peers.implementation.isin([OURS, CUBLAS])]
+    layers = in_each_process(ours, [*keys, "layer"], "time_us").groupby([*keys, PROCESS]).sum()
+    for (scheme, size), row in over_processes(ratios(layers, "draft_size", 1)).iterrows():
+        known |= {f"products {size} over one {scheme}, {end}": row[end] for end in ("low", "high")}
+    return known
+
+
 def _of_attention() -> dict[str, float]:
     """ "row invariance, attention 64, most": its time over the ordinary kernel's, of the contexts."""
     times = attention_times(read_results(f"{RECORDED}/h200/attention.csv"))
-    ratios = times["triton, row-invariant"] / times["triton"]
-    known = ends("row invariance, attention 1", ratios.xs(1, level=1))
-    known |= ends("row invariance, attention 64", ratios.xs(64, level=1))
+    slower = times["triton, row-invariant"] / times["triton"]
+    known = ends("row invariance, attention 1", slower.xs(1, level=1))
+    known |= ends("row invariance, attention 64", slower.xs(64, level=1))
     layers = synthetic_config("llama-3-70b").num_hidden_layers
     longer_us = (times["triton, row-invariant"] - times["triton"])[512, 64]
     return known | {"row invariance, attention of 70b 64, more ms": layers * longer_us / 1e3}
