@@ -11,6 +11,7 @@ from specquant.measure.replay import at_fitted_chances
 from specquant.planning.acceptance import Shapes
 from specquant.tables.intervals import PROCESS
 from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
+from specquant.tables.verify_cost import behind_first_context
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class RecordedTable:
     """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers.
 
     other_tables: Further ones, below `data/`, that `arrange` takes. every_process: It takes the first one as it was
-    recorded; else the medians over processes.
+    recorded; else the medians over processes. first_context: Of the first one, the rows behind the shortest context.
     """
 
     name: str
@@ -28,6 +29,7 @@ class RecordedTable:
     decimals: int = 2
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
+    first_context: bool = False
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -46,8 +48,8 @@ def perplexities(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def pass_times(frame: pd.DataFrame) -> pd.DataFrame:
-    """Schemes by models and draft sizes, behind the shortest context. `frame`: verify_cost.csv."""
-    rows = frame[(frame.context_length == frame.context_length.min()) & frame.draft_size.isin([1, 16, 60])]
+    """Schemes by models and draft sizes. `frame`: verify_cost.csv."""
+    rows = frame[frame.draft_size.isin([1, 16, 60])]
     return _of_models(_named(rows.pivot_table(index="scheme", columns=["model", "draft_size"], values="time_ms")))
 
 
@@ -90,7 +92,14 @@ RECORDED_TABLES = (
         "differing_prompts", "losslessness.csv", differing_prompts, "Prompts to which a method wrote other tokens.", 0
     ),
     RecordedTable("perplexities", "quality.csv", perplexities, "Held-out perplexity."),
-    RecordedTable("pass_times", "verify_cost.csv", pass_times, "Time of a pass in milliseconds, by tokens in it.", 1),
+    RecordedTable(
+        "pass_times",
+        "verify_cost.csv",
+        pass_times,
+        "Time of a pass in milliseconds, by tokens in it.",
+        1,
+        first_context=True,
+    ),
     RecordedTable(
         "draft_times", "drafting.csv", draft_times, "Time of an EAGLE-2 draft in milliseconds, by iterations."
     ),
@@ -111,6 +120,7 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
 
     folder: of the card, which makes its label one of its own.
     """
+    frame = behind_first_context(frame) if recorded.first_context else frame
     arranged = recorded.arrange(frame, *beside)
     arranged.columns = arranged.columns.set_names([None] * arranged.columns.nlevels)  # the caption says what they are
     text = arranged.to_latex(

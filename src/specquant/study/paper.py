@@ -39,7 +39,7 @@ from specquant.tables.intervals import SAMPLES
 from specquant.tables.results import read_medians, read_provenance, read_results
 from specquant.tables.sources import needs_kernels
 from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figure
-from specquant.tables.verify_cost import pass_growth
+from specquant.tables.verify_cost import behind_first_context, pass_growth
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 PAPER_SCHEME = "w4a16-g128"  # of the paper's hierarchy
@@ -56,7 +56,8 @@ class RecordedFigure:
     each quantity (`medians`); with every_process the first one as it was recorded. by_scheme: drawn of `MAIN_SCHEMES`,
     and of the others beside FP16 in a supplement of its own.
     only: of the first table it takes the rows with these values of these columns alone, so that its caption tells of
-    what is drawn. acceptance: what the caption says of it where the first table has no such column.
+    what is drawn. first_context: and of these the ones behind the shortest context. acceptance: what the caption says
+    of it where the first table has no such column.
     """
 
     name: str
@@ -68,6 +69,7 @@ class RecordedFigure:
     every_process: bool = False
     by_scheme: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    first_context: bool = False
     acceptance: str | None = None
 
     @property
@@ -80,7 +82,7 @@ class RecordedFigure:
         """Of a table the rows that the figure takes, by the columns that the table has."""
         for column in self.only.keys() & set(frame.columns):
             frame = frame[frame[column].isin(self.only[column])]
-        return frame
+        return behind_first_context(frame) if self.first_context else frame
 
     def caption(self, text: str, rows: pd.DataFrame, beside: Sequence[pd.DataFrame], device: str | None) -> str:
         """The text, and what the numbers rest on; n counts the rows that the figure takes of the other tables, too."""
@@ -118,16 +120,15 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 
 
 def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
-    ours = _first_context(passes)
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
-    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(ours.scheme)]
-    tables = {f"ours, {gpu}": ours, f"SpecMQuant, {gpu}": theirs}
+    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(passes.scheme)]
+    tables = {f"ours, {gpu}": passes, f"SpecMQuant, {gpu}": theirs}
     tables = {title: table for title, table in tables.items() if len(table)}  # theirs, where it was measured there
-    return draw_growths(tables) if len(ours) else None
+    return draw_growths(tables) if len(passes) else None
 
 
 def verify_time(passes: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
-    gpu, passes = passes.attrs["device"].removeprefix("NVIDIA "), _first_context(passes)
+    gpu = passes.attrs["device"].removeprefix("NVIDIA ")
     predicted = least_growths(passes, MAIN_SCHEMES, ceilings, gpu)
     growth = pass_growth(passes)
     return figures.verify_time(growth, MAIN_SCHEMES, predicted) if len(growth) else None
@@ -190,12 +191,7 @@ def phases(
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
-    passes = _first_context(passes)
     return eagle2_speedups(passes, drafting, trees_of(trees, "target")) if len(passes) else None
-
-
-def _first_context(passes: pd.DataFrame) -> pd.DataFrame:
-    return passes[passes.context_length == passes.context_length.min()]
 
 
 RECORDED_FIGURES = (
@@ -218,6 +214,7 @@ RECORDED_FIGURES = (
         other_tables=("recorded/GPU/ceilings.csv",),
         every_process=True,
         only={"scheme": MAIN_SCHEMES},
+        first_context=True,
     ),
     RecordedFigure(
         "time_per_token",
@@ -303,6 +300,7 @@ RECORDED_FIGURES = (
             other_tables=("published/specmquant_verify_cost.csv",),
             every_process=True,
             only={"model": (model,)},
+            first_context=True,
             by_scheme=True,
         )
         for model in ACCEPTED_LENGTHS
@@ -315,6 +313,7 @@ RECORDED_FIGURES = (
         "drafts with assumed acceptance; line: no gain. The paper's cards are in the legend.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
         only={"model": tuple(ACCEPTED_LENGTHS)},
+        first_context=True,
         acceptance="assumed",
     ),
     RecordedFigure(
@@ -326,6 +325,7 @@ RECORDED_FIGURES = (
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
         by_scheme=True,
         only={"model": (LARGEST,)},
+        first_context=True,
         acceptance="assumed",
     ),
     *(
@@ -353,6 +353,7 @@ RECORDED_FIGURES = (
             "recorded/cpu/trees.csv",
         ),
         only={"model": (LARGEST, SMALL), "scheme": (PAPER_SCHEME,), "head_scheme": (PAPER_SCHEME,)},
+        first_context=True,
         acceptance="assumed",
     ),
     RecordedFigure(
@@ -369,6 +370,7 @@ RECORDED_FIGURES = (
             *(f"published/specmquant_{table}.csv" for table in ("verify_cost", "steps")),
         ),
         only={"model": (LARGEST, SMALL), "scheme": (*CARD_SCHEMES.values(),), "head_scheme": (PAPER_SCHEME,)},
+        first_context=True,
         acceptance="assumed",
     ),
 )
