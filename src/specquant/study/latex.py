@@ -1,7 +1,7 @@
 """The study's tables for a paper, in LaTeX, each a function from a table of results to what is printed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -19,7 +19,8 @@ class RecordedTable:
     """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers.
 
     other_tables: Further ones, below `data/`, that `arrange` takes. every_process: It takes the first one as it was
-    recorded; else the medians over processes. first_context: Of the first one, the rows behind the shortest context.
+    recorded; else the medians over processes. only: Of the first one it takes rows with these values alone.
+    first_context: And of these the ones behind the shortest context.
     """
 
     name: str
@@ -29,7 +30,14 @@ class RecordedTable:
     decimals: int = 2
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
+    only: Mapping[str, str] = field(default_factory=dict)
     first_context: bool = False
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Those of the first table that it takes; without any there is no such table."""
+        for column, value in self.only.items():
+            frame = frame[frame[column] == value]
+        return behind_first_context(frame) if self.first_context else frame
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -108,9 +116,10 @@ RECORDED_TABLES = (
         "replayed.csv",
         replayed_plans,
         "One step of each plan: nodes of EAGLE-2's tree, and tokens at least where the intermediate model drafts; "
-        "times in milliseconds; speedup over decoding one by one, at the mean accepted length.",
+        "times in milliseconds; speedup over decoding one by one, at the mean accepted length. Heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
+        only={"head_scheme": "w4a16-g128"},
     ),
 )
 
@@ -120,7 +129,6 @@ def latex(recorded: RecordedTable, frame: pd.DataFrame, *beside: pd.DataFrame, d
 
     folder: of the card, which makes its label one of its own.
     """
-    frame = behind_first_context(frame) if recorded.first_context else frame
     arranged = recorded.arrange(frame, *beside)
     arranged.columns = arranged.columns.set_names([None] * arranged.columns.nlevels)  # the caption says what they are
     text = arranged.to_latex(

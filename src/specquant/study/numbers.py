@@ -312,8 +312,8 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process; the
     median of its processes.
 
-    "transformers over ours, llama-3-8b", "static cache over ours, llama-3-8b": of peer_decoding.csv, times of decoding
-    one by one.
+    "transformers over ours, llama-3-8b", "static cache over ours, ...": of peer_decoding.csv, times of decoding one by
+    one; "prompt lookup over ours, ...": of both by it. "prompt lookup gains, specquant": its speed over one by one.
     """
     table = read_results("data/recorded/h200/peers.csv")
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
@@ -325,12 +325,14 @@ def _of_peers(_: Evidence) -> dict[str, float]:
         known[f"torch over ours, {scheme} {size} most"] = ratios.max()
         known[f"layers of both, {scheme}"] = len(ratios)
         known[f"layers where torch is faster, {scheme} {size}"] = (ratios < 1).sum()
-    decoding = read_results("data/recorded/h200/peer_decoding.csv").query("method == 'autoregressive'")
-    speeds = decoding.groupby(["implementation", "model"]).tokens_per_s.median().unstack("implementation")
-    for theirs, name in (("transformers", "transformers"), ("transformers, static cache", "static cache")):
-        ratios = (speeds["specquant"] / speeds[theirs]).dropna()
+    decoding, alone, lookup = read_results("data/recorded/h200/peer_decoding.csv"), "autoregressive", "prompt-lookup"
+    speeds = decoding.groupby(["method", "implementation", "model"]).tokens_per_s.median()
+    whose = {"transformers": (alone, "transformers"), "static cache": (alone, "transformers, static cache")}
+    for name, (method, theirs) in (whose | {"prompt lookup": (lookup, "transformers")}).items():
+        ratios = (speeds[method, "specquant"] / speeds[method, theirs]).dropna()
         known |= {f"{name} over ours, {model}": ratio for model, ratio in ratios.items()}
-    return known
+    gains = (speeds[lookup] / speeds[alone]).xs("smollm2", level="model").dropna()
+    return known | {f"prompt lookup gains, {whose}": gain for whose, gain in gains.items()}
 
 
 def _of_tiny(_: Evidence) -> dict[str, float]:

@@ -402,10 +402,11 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for table in RECORDED_TABLES:
             paths = [folder / table.table, *(data_dir / path for path in table.other_tables)]
             if all(path.is_file() for path in paths):
-                frame = read_results(paths[0]) if table.every_process else read_medians(paths[0])
-                beside = map(read_medians, paths[1:])
-                text = latex(table, frame, *beside, device=_device(paths[0]), folder=folder.name)
-                tables[folder / f"{table.name}.tex"] = text
+                frame = table.rows(read_results(paths[0]) if table.every_process else read_medians(paths[0]))
+                if len(frame):
+                    beside = map(read_medians, paths[1:])
+                    text = latex(table, frame, *beside, device=_device(paths[0]), folder=folder.name)
+                    tables[folder / f"{table.name}.tex"] = text
     if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
     paths, sections = [], []

@@ -7,6 +7,7 @@ from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.roofline import decoder_layer
+from specquant.study import own_copies
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 from specquant.tables.results import read_medians, read_results
@@ -23,6 +24,10 @@ TABLES = (
     "h200/tiny/losslessness",
     "h200/adaptive",
     "h200/traced/replayed",
+    *(f"h200/{name}/replayed" for name in own_copies.REPLAYED.values()),
+    *(f"h200/{name}/{table}" for name in own_copies.SMOLLM2.values() for table in ("acceptance", "traces")),
+    "h200/planted",
+    "h200/peer_decoding",
     "h200/smollm2/humaneval",
 )
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
@@ -33,7 +38,8 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
     on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    return on_gpu | _of_products() | _of_heads() | _of_half_precision() | _of_answers()
+    of_tables = _of_products() | _of_heads() | _of_half_precision() | _of_answers() | _of_codes()
+    return on_gpu | of_tables | own_copies.numbers()
 
 
 def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
@@ -139,14 +145,26 @@ def _of_adaptive() -> dict[str, float]:
 
 
 def _of_traces() -> dict[str, float]:
-    """ "tokens/s by traces, eagle2 24": by replay of what SmolLM2 accepted. Other methods have one plan and no size."""
+    """ "tokens/s by traces, eagle2 24": of 70B in W4A16, by replay of what SmolLM2 accepted. Other methods have one
+    plan and no size."""
     rows = read_results(f"{RECORDED}/h200/traced/replayed.csv")
+    rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128")]
     medians = rows.groupby(["method", "draft_size"]).tokens_per_s.median()
     known = {
         f"tokens/s by traces, {method}" + (f" {size}" if method == "eagle2" else ""): tokens_per_s
         for (method, size), tokens_per_s in medians.items()
     }
     return known | {"hierarchical over the fastest by traces": medians["hierarchical"].max() / medians.max()}
+
+
+def _of_codes() -> dict[str, float]:
+    """ "trained codes, ms": a pass of one token of 70B in W4A16 whose weights hold the codes that a trained model's do;
+    "uniform codes, ms": where all codes are as frequent; "W" likewise."""
+    rows = read_results(f"{RECORDED}/h200/planted.csv").query("model == 'llama-3-70b' and row_invariant == 'no'")
+    medians = rows[rows.method == "autoregressive"].groupby("codes")[["verify_ms", "power_w"]].median()
+    return {f"{codes} codes, ms": row.verify_ms for codes, row in medians.iterrows()} | {
+        f"{codes} codes, W": row.power_w for codes, row in medians.iterrows()
+    }
 
 
 def _of_answers() -> dict[str, float]:
