@@ -1,11 +1,10 @@
-import shutil
+import json
 
 import pytest
 import torch
 
 from specquant.cli import main
 from specquant.errors import SpecquantError
-from specquant.files import project_root
 from specquant.measure import kernels
 from specquant.measure.kernels import MEASURE, Parameters
 from specquant.measure.measure import record
@@ -78,13 +77,23 @@ def test_each_product_is_timed_in_blocks_in_every_process(small_layers, tmp_path
     assert small_layers == []  # nothing is measured twice
 
 
-def test_a_recorded_table_of_before_blocks_is_read_as_it_is_and_not_gone_on_with(small_layers, tmp_path):
-    recorded = project_root() / "data/recorded/h200/kernels.csv"
-    assert len(read_medians(recorded)) == len(read_results(recorded)) > 100
-    for path in (recorded, recorded.with_suffix(".json")):
-        shutil.copyfile(path, tmp_path / path.name)
+def test_a_table_of_before_blocks_is_read_as_it_is_and_not_gone_on_with(small_layers, tmp_path):
+    parameters = Parameters(("small",), ("fp16",), (1, 3), processes=1, **FEW)
+    path = record(MEASURE, parameters, tmp_path)
+    told = json.loads(path.with_suffix(".json").read_text())
+    del told["parameters"]["blocks"]
+    path.with_suffix(".json").write_text(json.dumps(told))
+    rows = read_results(path).drop(columns=["process", "block", "place"])
+    rows.to_csv(path, index=False)
+    assert read_medians(path).equals(rows)
     with pytest.raises(SpecquantError, match=r"kernels\.csv holds rows measured with blocks None, not 1"):
-        record(MEASURE, Parameters(("small",), ("fp16",), **FEW), tmp_path)
+        record(MEASURE, parameters, tmp_path)
+
+
+def test_the_figure_cuts_off_no_marker():
+    rows = read_medians("data/recorded/h200/kernels.csv")
+    for axis, (_, of_panel) in zip(kernels.draw(rows).axes, rows.groupby(["model", "layer"], sort=False), strict=True):
+        assert 1.1 * of_panel.time_us.max() > axis.get_ylim()[1] > 1.05 * of_panel.time_us.max()
 
 
 @pytest.mark.parametrize(

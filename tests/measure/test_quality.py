@@ -225,6 +225,16 @@ def test_documents_longer_than_the_context_are_refused(small_models, model, tmp_
         quality(model, "small", "random", {"prose": [[1] * (model.context_length + 1)]})
 
 
+def test_a_table_is_gone_on_with_by_the_same_texts_alone(small_models, tmp_path, in_process):
+    """A scheme without the rows of a text would else stand beside one with them."""
+    (tmp_path / "sums.txt").write_text("17 plus 5 makes 22, and 17 times 5 makes 85.\n")
+    options = {"model": small_models / "target", "name": "small", "tokens_per_domain": 20, "longest": 10}
+    options |= {"keep_targets_in": tmp_path / "targets", "schemes": ("fp16",)}
+    record(MEASURE, Parameters(**options, text=tmp_path / "sums.txt"), tmp_path)
+    with pytest.raises(SpecquantError, match=r"quality\.csv holds rows measured with text sums\.txt, not None"):
+        record(MEASURE, Parameters(**options | {"schemes": ("fp16", "w8a8")}), tmp_path)
+
+
 def test_a_text_of_ones_own_does_not_take_a_domains_place(small_models, tmp_path):
     (tmp_path / "prose.txt").write_text("a text\n")
     with pytest.raises(SpecquantError, match=r"prose\.txt is called as the domain prose is: give it another name"):

@@ -188,6 +188,13 @@ def test_the_figure_is_relative_to_one_token_with_bars_over_processes():
     assert bars[1][:, 1].tolist() == pytest.approx([2.5, 3.0])
 
 
+def test_no_panel_of_the_figure_cuts_off_a_line():
+    """All share one axis, and the steepest comes last."""
+    flat, steep = recorded({1: 2.0, 60: 2.1}, [1, 60]), recorded({1: 2.0, 60: 5.0}, [1, 60])
+    for axis in draw(pd.concat([flat, steep.assign(context_length=8192)])).axes:
+        assert axis.get_ylim()[1] > 2.5
+
+
 def test_without_one_token_there_is_nothing_to_compare_with():
     with pytest.raises(SpecquantError, match="verify_cost of m in s has no row with draft_size 1"):
         draw(recorded({16: 3.0, 60: 5.0}, [16, 60]))

@@ -77,6 +77,7 @@ def test_its_caption_says_how_many_processes_the_chosen_scheme_rests_on(what_if)
     passes, drafting, rounds, replayed = (
         read_results(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
     )
+    passes = passes[passes.context_length == 512]
     for scheme in ("w4a16-g128", "w8a8"):
         counted = passes[passes.scheme == scheme].groupby("model").process.nunique().tolist()
         counted += [rounds.process.nunique(), replayed.process.nunique()]

@@ -51,6 +51,12 @@ def test_no_answer_depends_on_the_order_of_rows(evidence):
     same(claims.answer(written, replace(evidence, **shuffled)), written)
 
 
+def test_replays_with_other_heads_answer_no_claim(evidence):
+    assert set(evidence.replayed.head_scheme) == {claims.HEADS}
+    assert set(read_results("data/recorded/h200/replayed.csv").head_scheme) > {claims.HEADS}
+    assert set(evidence.replayed.chances) == {"fitted"}
+
+
 def test_growth_is_that_of_the_passes(evidence):
     written = claims.read_claims()
     told = pass_growth(read_results("data/recorded/h200/verify_cost.csv")).xs("llama-3-8b", level="model")

@@ -86,6 +86,7 @@ def test_a_caption_says_model_weights_card_and_how_many():
     told = "Time. Model: Llama-3-70B. Weights: synthetic. Device: H200. n: 3 processes."
     assert caption("Time.", frame, "H200") == told
     assert sample(frame.assign(scheme=["fp16", "fp16", "w8a8"])) == "1 to 2 processes"
+    assert sample(frame.assign(context_length=[512, 512, 8192])) == "1 to 2 processes"
     assert sample(frame.head(1)) == "1 process"
     assert sample(pd.DataFrame({"scheme": ["fp16"] * 2, "prompts": [9, 9]})) == "18 prompts"
     assert sample(pd.DataFrame({"x": [1]})) == ""

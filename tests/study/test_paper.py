@@ -85,10 +85,11 @@ def test_captions_say_how_often_and_with_which_kernels_tables_were_measured(tmp_
     a, b, c, d = paths
     untimed = tmp_path / "e.csv"
     untimed.with_suffix(".json").write_text('{"device": "a GPU", "driver": "1"}')
-    assert paper._caveats(a, untimed) == ""
-    assert paper._caveats(a, c) == ""
-    assert paper._caveats(a, b) == " Kernels differ: a.csv 11111111; b.csv 11111111 and 22222222."
-    assert paper._caveats(d, c) == " Kernels differ: d.csv not known: files differed from the commit; c.csv 11111111."
+    assert paper._differing_kernels(a, untimed) == ""
+    assert paper._differing_kernels(a, c) == ""
+    assert paper._differing_kernels(a, b) == " Kernels differ: a.csv 11111111; b.csv 11111111 and 22222222."
+    told = " Kernels differ: d.csv not known: files differed from the commit; c.csv 11111111."
+    assert paper._differing_kernels(d, c) == told
     assert sample(paper._counted(frame, a)) == "20 repeats in one process"
     assert sample(paper._counted(frame.assign(process=0), a)) == "1 process"
 
@@ -165,11 +166,11 @@ def test_n_is_of_the_rows_that_are_drawn_and_of_no_other(figure):
     for table in ("verify_cost", *(Path(path).stem for path in figure.other_tables if "recorded/GPU" in path)):
         rows = figure.rows(read_results(folder / f"{table}.csv"))
         if "process" in rows:
-            keys = [key for key in ("model", "scheme", "method") if key in rows]
-            counted += [(name, rows.process.nunique()) for name, rows in rows.groupby(keys)]
+            keys = [key for key in ("model", "scheme", "method", "context_length") if key in rows]
+            counted += [(name, rows.process.nunique()) for name, rows in (rows.groupby(keys) if keys else [((), rows)])]
     for path in (project_root() / "figures/h200" / f"{figure.name}{which}.txt" for which in figure_kinds(figure)):
         names = ("fp16", *MAIN_SCHEMES) if not path.stem.endswith("_others") else ("fp16", *OTHER_SCHEMES)
-        drawn = [n for name, n in counted if not figure.by_scheme or len(name) == 1 or name[1] in names]
+        drawn = [n for name, n in counted if not figure.by_scheme or len(name) < 2 or name[1] in names]
         told = f"{max(drawn)} processes" if len({*drawn}) == 1 else f"{min(drawn)} to {max(drawn)} processes"
         assert f" n: {told}." in path.read_text(), path.name
 

@@ -7,7 +7,9 @@ import pytest
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, with_part
-from specquant.study import recorded_tables
+from specquant.planning.acceptance import Shapes
+from specquant.study import read_results, recorded_tables
+from specquant.study.claims import HEADS
 from specquant.study.recorded_numbers import ends
 from specquant.study.recorded_tables import (
     PAGE,
@@ -16,6 +18,7 @@ from specquant.study.recorded_tables import (
     markers,
     passes,
     planted,
+    replayed,
     settling,
     told_tables,
 )
@@ -31,9 +34,8 @@ def test_the_readme_has_what_the_tables_say():
 
 
 def test_a_new_recording_is_written_and_a_page_without_a_place_refused(tmp_path):
-    for path in (*RECORDED.glob("h200/*.*"), *RECORDED.glob("cpu/trees.*")):
-        (tmp_path / "data/recorded" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, tmp_path / "data/recorded" / path.parent.name)
+    shutil.copytree(RECORDED / "h200", tmp_path / "data/recorded/h200")
+    shutil.copytree(RECORDED / "cpu", tmp_path / "data/recorded/cpu")
 
     def write():
         return recorded_tables.write_recorded_tables(told_tables(tmp_path / "data/recorded"), tmp_path)
@@ -62,9 +64,8 @@ def test_a_new_recording_is_written_and_a_page_without_a_place_refused(tmp_path)
 )
 def test_a_table_that_would_lack_numbers_is_refused_by_the_recorded_ones_name(tmp_path, name, left_out, told):
     recorded = tmp_path / "recorded"
-    for path in (*RECORDED.glob("h200/*.csv"), *RECORDED.glob("cpu/trees.csv")):
-        (recorded / path.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, recorded / path.parent.name)
+    for folder in ("h200", "cpu"):
+        shutil.copytree(RECORDED / folder, recorded / folder)
     rows = pd.read_csv(recorded / f"h200/{name}.csv")
     rows.drop(rows.query(left_out).index).to_csv(recorded / f"h200/{name}.csv", index=False)
     with pytest.raises(SpecquantError, match=rf"h200/{name}\.csv.* lacks rows.*{told}"):
@@ -119,6 +120,16 @@ def test_a_size_that_the_prices_named_is_none_of_the_six():
     assert runs[recorded_tables.OF_ALL].tolist() == pytest.approx([0.9, 0.8])
     told = "| 8B w8a8 | 1.00 (0.90 to 1.10) | 1.75 (1.50 to 2.00) | 0.85 (0.80 to 0.90) | 16.0 (16.0 to 16.0) |"
     assert adaptive(pd.DataFrame(rows)).splitlines()[2] == told
+
+
+def test_plans_with_other_heads_have_rows_of_their_own():
+    rows = read_results(RECORDED / "h200/replayed.csv")
+    shapes = Shapes.of(read_results(RECORDED / "cpu/trees.csv"))
+    both, alone = (replayed(of, shapes).splitlines() for of in (rows, rows[rows.head_scheme == HEADS]))
+    assert both[: len(alone) - 2] == alone[:-2]
+    others = both[len(alone) - 2 : -2]
+    assert len(others) == len(alone) - 4
+    assert all("; heads in fp16 |" in line for line in others)
 
 
 def test_ends_are_named():

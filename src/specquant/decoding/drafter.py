@@ -59,3 +59,22 @@ class Drafter(Protocol):
         them; the last of `tokens` has none yet.
         """
         ...
+
+
+class Around(Drafter):
+    """A drafter around another one, `drafter`: it follows the text as that does. What is drafted, it says itself."""
+
+    def __init__(self, drafter: Drafter):
+        self.drafter = drafter
+        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
+        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
+        self.feature_layers = drafter.feature_layers
+
+    def read_cache(self, cache: KVCache) -> None:
+        self.drafter.read_cache(cache)
+
+    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
+        self.drafter.start(tokens, features, rule)
+
+    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
+        self.drafter.commit(length, tokens, features)

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
-from specquant.decoding.drafter import Drafter
+from specquant.decoding.drafter import Around, Drafter
 from specquant.decoding.tree import DraftTree, on_device
-from specquant.models.cache import KVCache
 
 # Chosen in the simulation of tests/decoding/test_paying.py, on the same traces and costs that it judges by.
 MEMORY = 0.99  # what all earlier drafts count for is multiplied by this at each further one
@@ -65,7 +64,7 @@ class Pays:
         return float(drafts[0] * self.plain_ms - drafts[1])
 
 
-class WhilePaying(Drafter):
+class WhilePaying(Around):
     """Another drafter, which is asked only while its drafts pay. It follows the text all the time.
 
     Args:
@@ -75,19 +74,14 @@ class WhilePaying(Drafter):
     """
 
     def __init__(self, drafter: Drafter, pays: Pays, device: torch.device):
-        self.drafter, self.pays, self.device = drafter, pays, device
-        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
-        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
-        self.feature_layers = drafter.feature_layers
+        super().__init__(drafter)
+        self.pays, self.device = pays, device
         self._last, self._rows = 0, 1  # the last confirmed token; the nodes of the latest tree
-
-    def read_cache(self, cache: KVCache) -> None:
-        self.drafter.read_cache(cache)
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.pays.start()
         self._last, self._rows = tokens[-1], 1
-        self.drafter.start(tokens, features, rule)
+        super().start(tokens, features, rule)
 
     def propose(self, limit: int) -> DraftTree:
         if self.pays.drafts():
@@ -101,4 +95,4 @@ class WhilePaying(Drafter):
     def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
         self.pays.learn(len(tokens), self._rows)
         self._last, self._rows = tokens[-1], 1
-        self.drafter.commit(length, tokens, features)
+        super().commit(length, tokens, features)

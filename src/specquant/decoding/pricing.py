@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from specquant.decoding.acceptance import AcceptanceRule, Greedy
+from specquant.decoding.acceptance import Greedy
 from specquant.decoding.budget import SIZES, ConfidenceMap, Prices
-from specquant.decoding.drafter import Drafter
+from specquant.decoding.drafter import Around
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.speculator import Speculator
 from specquant.decoding.tree import DraftTree
@@ -88,27 +88,20 @@ class Times(NamedTuple):
     verify_ms: float
 
 
-class _Timed(Drafter):
+class _Timed(Around):
     """Drafts by `count` iterations of an EAGLE head, and hands up a tree of `size` nodes, whichever were drafted."""
 
     def __init__(self, drafter: EagleDrafter, context_length: int):
-        self.drafter, self.context_length = drafter, context_length
-        self.vocab_size, self.feature_layers = drafter.vocab_size, drafter.feature_layers
-        self.draft_size, self.needs_features = max(SIZES), True
+        super().__init__(drafter)
+        self.context_length, self.draft_size = context_length, max(SIZES)
         self.size, self.count = 1, 0
         tokens, device = [token % drafter.known_tokens for token in range(max(SIZES))], drafter.head.device
         self.trees = {n: DraftTree.from_lists(tokens[:n], [-1, *[0] * (n - 1)], device) for n in (1, *SIZES)}
-
-    def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
-        self.drafter.start(tokens, features, rule)
 
     def propose(self, limit: int) -> DraftTree:
         if self.count:
             self.drafter.propose(self.count)
         return self.trees[self.size]
-
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
-        self.drafter.commit(length, tokens, features)
 
 
 def _settled(step: Callable[[], Times], device: torch.device) -> Times:

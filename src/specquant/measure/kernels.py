@@ -213,7 +213,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         *model, layer, in_features, out_features = key
         named = "".join(f"{model_label(name)}, " for name in model)
         axis.set_title(f"{named}{layer},\n{in_features} to {out_features}")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.06 * rows["time_us"].max())
         if place % columns == 0:
             axis.set_ylabel("time (µs)")
     figure.supxlabel("tokens in one pass", fontsize=7)

@@ -91,10 +91,11 @@ class Parameters(Common):
             read_questions(get_benchmark(name), self.data_dir, self.limit)
 
     def same(self) -> dict[str, Any]:
-        told = super().same()
-        if self.benchmarks:
-            told |= {"benchmarks": list(self.benchmarks), "limit": self.limit, "max_new_tokens": self.max_new_tokens}
-        return told | ({"text": self.text.name} if self.text else {})
+        told = super().same() | {"benchmarks": list(self.benchmarks), "text": self.text.name if self.text else None}
+        return told | ({"limit": self.limit, "max_new_tokens": self.max_new_tokens} if self.benchmarks else {})
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"benchmarks": [], "text": None}
 
     def contents(self) -> dict[str, Any]:
         files = {"benchmark_files": files_of(self.benchmarks, self.data_dir)} if self.benchmarks else {}

@@ -233,9 +233,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         along_draft_sizes(axis)
         axis.tick_params(labelbottom=place + columns >= len(groups))  # also above a place without a panel
         axis.set(title=f"{model_label(str(model))}, behind {context_length} tokens")
-        axis.set_ylim(bottom=0.9)
         if place % columns == 0:
             axis.set_ylabel("time of a pass\nover that of one token")
+    axes[0].set_ylim(bottom=0.9)  # of all panels, whose highest line is known now
     figure.supxlabel("draft size (tokens in one pass)", fontsize=7)
     legend_above(figure, axes[0], columns=5 if columns > 1 else 3)
     return figure

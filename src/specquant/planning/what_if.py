@@ -15,6 +15,7 @@ from specquant.planning.planner import Planner
 from specquant.planning.recorded import RecordedCosts
 from specquant.tables.intervals import sample
 from specquant.tables.style import SCHEMES, along_draft_sizes, label_ends, mark, new_figure
+from specquant.tables.verify_cost import behind_first_context
 
 MIN_DRAFT_LENGTH = 6  # of the paper's hierarchy and of vanilla drafting
 FITTED_AT = (24, 30)  # nodes of the trees to which chances belong
@@ -76,8 +77,8 @@ class WhatIf:
         """How many processes measured what a prediction rests on: `tables.intervals.sample`, or why there is none."""
         if card != f"{self.card}, measured":
             return "not told" if (card, scheme) in self.others else "0, nothing was measured"
-        of_models = self.costs.passes.model.isin([self.target, self.intermediate])
-        passes = self.costs.passes[of_models & (self.costs.passes.scheme == scheme)]
+        passes = behind_first_context(self.costs.passes)
+        passes = passes[passes.model.isin([self.target, self.intermediate]) & (passes.scheme == scheme)]
         drafting = self.costs.drafting[self.costs.drafting.head_scheme == self.head_scheme]
         return sample(passes, drafting, self.costs.rounds, self.costs.replayed)
 

@@ -37,6 +37,7 @@ CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
 RECORDED = "data/recorded/h200"
+HEADS = "w4a16-g128"  # of replays, where nothing else is said
 TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer claims about times
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
@@ -65,7 +66,7 @@ class Evidence:
     card: str
     passes: pd.DataFrame  # behind one context
     drafting: pd.DataFrame
-    replayed: pd.DataFrame
+    replayed: pd.DataFrame  # at fitted chances, with such heads
     trees: pd.DataFrame
     their_passes: pd.DataFrame
     their_steps: pd.DataFrame
@@ -83,7 +84,8 @@ class Evidence:
         return cls(
             card,
             passes[passes.context_length == passes.context_length.min()],
-            *(read_results(recorded / f"{name}.csv") for name in ("drafting", "replayed")),
+            read_results(recorded / "drafting.csv"),
+            read_results(recorded / "replayed.csv").query("head_scheme == @HEADS and chances == 'fitted'"),
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),

@@ -102,7 +102,7 @@ def verify_time(growth: pd.DataFrame, schemes: Sequence[str], predicted: Mapping
     for axis, model in zip(axes, models, strict=True):
         along_draft_sizes(axis)
         axis.set(title=model_label(model), xlabel="draft size (tokens in one pass)", ylim=(0.95, 1.03 * highest))
-        axis.set_xlim(0.9, 190)
+        axis.set_xlim(0.9, 220)
         axis.set_xticks([1, 2, 4, 8, 16, 32, 64])
         ends = []
         measured = growth.xs(model, level="model").index.unique("scheme")

@@ -1,7 +1,7 @@
 """The study's tables for a paper, in LaTeX, each a function from a table of results to what is printed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -11,6 +11,7 @@ from specquant.measure.replay import at_fitted_chances
 from specquant.planning.acceptance import Shapes
 from specquant.tables.intervals import PROCESS
 from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
+from specquant.tables.verify_cost import behind_first_context
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class RecordedTable:
     """A LaTeX table that `specquant figures` rebuilds from `data/recorded/GPU/`; `decimals` of its numbers.
 
     other_tables: Further ones, below `data/`, that `arrange` takes. every_process: It takes the first one as it was
-    recorded; else the medians over processes.
+    recorded; else the medians over processes. only: Of the first one it takes rows with these values alone.
+    first_context: And of these the ones behind the shortest context.
     """
 
     name: str
@@ -28,6 +30,14 @@ class RecordedTable:
     decimals: int = 2
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
+    only: Mapping[str, str] = field(default_factory=dict)
+    first_context: bool = False
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Those of the first table that it takes; without any there is no such table."""
+        for column, value in self.only.items():
+            frame = frame[frame[column] == value]
+        return behind_first_context(frame) if self.first_context else frame
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -46,8 +56,8 @@ def perplexities(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def pass_times(frame: pd.DataFrame) -> pd.DataFrame:
-    """Schemes by models and draft sizes, behind the shortest context. `frame`: verify_cost.csv."""
-    rows = frame[(frame.context_length == frame.context_length.min()) & frame.draft_size.isin([1, 16, 60])]
+    """Schemes by models and draft sizes. `frame`: verify_cost.csv."""
+    rows = frame[frame.draft_size.isin([1, 16, 60])]
     return _of_models(_named(rows.pivot_table(index="scheme", columns=["model", "draft_size"], values="time_ms")))
 
 
@@ -90,7 +100,14 @@ RECORDED_TABLES = (
         "differing_prompts", "losslessness.csv", differing_prompts, "Prompts to which a method wrote other tokens.", 0
     ),
     RecordedTable("perplexities", "quality.csv", perplexities, "Held-out perplexity."),
-    RecordedTable("pass_times", "verify_cost.csv", pass_times, "Time of a pass in milliseconds, by tokens in it.", 1),
+    RecordedTable(
+        "pass_times",
+        "verify_cost.csv",
+        pass_times,
+        "Time of a pass in milliseconds, by tokens in it.",
+        1,
+        first_context=True,
+    ),
     RecordedTable(
         "draft_times", "drafting.csv", draft_times, "Time of an EAGLE-2 draft in milliseconds, by iterations."
     ),
@@ -99,9 +116,10 @@ RECORDED_TABLES = (
         "replayed.csv",
         replayed_plans,
         "One step of each plan: nodes of EAGLE-2's tree, and tokens at least where the intermediate model drafts; "
-        "times in milliseconds; speedup over decoding one by one, at the mean accepted length.",
+        "times in milliseconds; speedup over decoding one by one, at the mean accepted length. Heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
+        only={"head_scheme": "w4a16-g128"},
     ),
 )
 

@@ -33,9 +33,9 @@ from specquant.planning.batches import speedups_in_batches
 from specquant.planning.phases import advantages, least_agreement
 from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
-from specquant.planning.roofline import decoder_layer
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
+from specquant.study import smollm2
 from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, read_claims
 from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
@@ -166,6 +166,7 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     costs = [f"{h200}{name}.csv" for name in ("verify_cost", "drafting", "rounds", "replayed")]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
         (lambda _: of_recorded(), [f"data/recorded/{table}.csv" for table in OF_RECORDED]),
+        (lambda _: smollm2.numbers(), [f"data/recorded/{table}.csv" for table in smollm2.TABLES]),
         (_of_passes, costs[:1]),
         (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
         (_of_published, ["data/published/accepted_lengths.csv"]),
@@ -173,7 +174,6 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
         (_of_turns, ["data/published/specquant_blocks_and_turns.csv"]),
         (_of_settling, [f"{h200}settling.csv"]),
         (_of_planners, [*costs, "data/published/specmquant_steps.csv"]),
-        (_of_products, ["data/recorded/h100/kernels.csv"]),
         (_of_planted, [f"{h200}planted.csv"]),
         (_of_peers, [f"{h200}peers.csv", f"{h200}peer_decoding.csv"]),
         (_of_tiny, [f"{cpu}{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
@@ -314,8 +314,8 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     """ "torch over ours, fp8 60 least": of peers.csv, over the layers that both were timed on in the same process; the
     median of its processes.
 
-    "transformers over ours, llama-3-8b", "static cache over ours, llama-3-8b": of peer_decoding.csv, times of decoding
-    one by one.
+    "transformers over ours, llama-3-8b", "static cache over ours, ...": of peer_decoding.csv, times of decoding one by
+    one; "prompt lookup over ours, ...": of both by it. "prompt lookup gains, specquant": its speed over one by one.
     """
     table = read_results("data/recorded/h200/peers.csv")
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
@@ -327,12 +327,14 @@ def _of_peers(_: Evidence) -> dict[str, float]:
         known[f"torch over ours, {scheme} {size} most"] = ratios.max()
         known[f"layers of both, {scheme}"] = len(ratios)
         known[f"layers where torch is faster, {scheme} {size}"] = (ratios < 1).sum()
-    decoding = read_results("data/recorded/h200/peer_decoding.csv").query("method == 'autoregressive'")
-    speeds = decoding.groupby(["implementation", "model"]).tokens_per_s.median().unstack("implementation")
-    for theirs, name in (("transformers", "transformers"), ("transformers, static cache", "static cache")):
-        ratios = (speeds["specquant"] / speeds[theirs]).dropna()
+    decoding, alone, lookup = read_results("data/recorded/h200/peer_decoding.csv"), "autoregressive", "prompt-lookup"
+    speeds = decoding.groupby(["method", "implementation", "model"]).tokens_per_s.median()
+    whose = {"transformers": (alone, "transformers"), "static cache": (alone, "transformers, static cache")}
+    for name, (method, theirs) in (whose | {"prompt lookup": (lookup, "transformers")}).items():
+        ratios = (speeds[method, "specquant"] / speeds[method, theirs]).dropna()
         known |= {f"{name} over ours, {model}": ratio for model, ratio in ratios.items()}
-    return known
+    gains = (speeds[lookup] / speeds[alone]).xs("smollm2", level="model").dropna()
+    return known | {f"prompt lookup gains, {whose}": gain for whose, gain in gains.items()}
 
 
 def _of_tiny(_: Evidence) -> dict[str, float]:
@@ -451,12 +453,6 @@ def _of_smollm2(evidence: Evidence) -> dict[str, float]:
         name = f"smollm2 length kept {scheme}"
         known[name] = known[f"smollm2 eagle2 accepts {scheme}"] / known["smollm2 eagle2 accepts fp16"]
     return known
-
-
-def _of_products(_: Evidence) -> dict[str, float]:
-    """ "products 60 over one w8a8": of one layer of 70B on the H100."""
-    rows = decoder_layer(read_medians("data/recorded/h100/kernels.csv"), "llama-3-70b")
-    return {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in rows.itertuples()}
 
 
 def _of_half_precision(_: Evidence) -> dict[str, float]:

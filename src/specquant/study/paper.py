@@ -39,7 +39,7 @@ from specquant.tables.intervals import SAMPLES
 from specquant.tables.results import read_medians, read_provenance, read_results
 from specquant.tables.sources import needs_kernels
 from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figure
-from specquant.tables.verify_cost import pass_growth
+from specquant.tables.verify_cost import behind_first_context, pass_growth
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 PAPER_SCHEME = "w4a16-g128"  # of the paper's hierarchy
@@ -56,7 +56,8 @@ class RecordedFigure:
     each quantity (`medians`); with every_process the first one as it was recorded. by_scheme: drawn of `MAIN_SCHEMES`,
     and of the others beside FP16 in a supplement of its own.
     only: of the first table it takes the rows with these values of these columns alone, so that its caption tells of
-    what is drawn. acceptance: what the caption says of it where the first table has no such column.
+    what is drawn. first_context: and of these the ones behind the shortest context. acceptance: what the caption says
+    of it where the first table has no such column.
     """
 
     name: str
@@ -68,6 +69,7 @@ class RecordedFigure:
     every_process: bool = False
     by_scheme: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    first_context: bool = False
     acceptance: str | None = None
 
     @property
@@ -80,7 +82,7 @@ class RecordedFigure:
         """Of a table the rows that the figure takes, by the columns that the table has."""
         for column in self.only.keys() & set(frame.columns):
             frame = frame[frame[column].isin(self.only[column])]
-        return frame
+        return behind_first_context(frame) if self.first_context else frame
 
     def caption(self, text: str, rows: pd.DataFrame, beside: Sequence[pd.DataFrame], device: str | None) -> str:
         """The text, and what the numbers rest on; n counts the rows that the figure takes of the other tables, too."""
@@ -118,16 +120,15 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 
 
 def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
-    ours = _first_context(passes)
     gpu = passes.attrs["device"].removeprefix("NVIDIA ")
-    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(ours.scheme)]
-    tables = {f"ours, {gpu}": ours, f"SpecMQuant, {gpu}": theirs}
+    theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(passes.scheme)]
+    tables = {f"ours, {gpu}": passes, f"SpecMQuant, {gpu}": theirs}
     tables = {title: table for title, table in tables.items() if len(table)}  # theirs, where it was measured there
-    return draw_growths(tables) if len(ours) else None
+    return draw_growths(tables) if len(passes) else None
 
 
 def verify_time(passes: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
-    gpu, passes = passes.attrs["device"].removeprefix("NVIDIA "), _first_context(passes)
+    gpu = passes.attrs["device"].removeprefix("NVIDIA ")
     predicted = least_growths(passes, MAIN_SCHEMES, ceilings, gpu)
     growth = pass_growth(passes)
     return figures.verify_time(growth, MAIN_SCHEMES, predicted) if len(growth) else None
@@ -190,12 +191,7 @@ def phases(
 
 
 def _predicted_speedups(passes: pd.DataFrame, drafting: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame | None:
-    passes = _first_context(passes)
     return eagle2_speedups(passes, drafting, trees_of(trees, "target")) if len(passes) else None
-
-
-def _first_context(passes: pd.DataFrame) -> pd.DataFrame:
-    return passes[passes.context_length == passes.context_length.min()]
 
 
 RECORDED_FIGURES = (
@@ -218,6 +214,7 @@ RECORDED_FIGURES = (
         other_tables=("recorded/GPU/ceilings.csv",),
         every_process=True,
         only={"scheme": MAIN_SCHEMES},
+        first_context=True,
     ),
     RecordedFigure(
         "time_per_token",
@@ -311,6 +308,7 @@ RECORDED_FIGURES = (
             other_tables=("published/specmquant_verify_cost.csv",),
             every_process=True,
             only={"model": (model,)},
+            first_context=True,
             by_scheme=True,
         )
         for model in ACCEPTED_LENGTHS
@@ -323,6 +321,7 @@ RECORDED_FIGURES = (
         "drafts with assumed acceptance; line: no gain. The paper's cards are in the legend.",
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv", "published/speedups.csv"),
         only={"model": tuple(ACCEPTED_LENGTHS)},
+        first_context=True,
         acceptance="assumed",
     ),
     RecordedFigure(
@@ -334,6 +333,7 @@ RECORDED_FIGURES = (
         other_tables=("recorded/GPU/drafting.csv", "recorded/cpu/trees.csv"),
         by_scheme=True,
         only={"model": (LARGEST,)},
+        first_context=True,
         acceptance="assumed",
     ),
     *(
@@ -361,6 +361,7 @@ RECORDED_FIGURES = (
             "recorded/cpu/trees.csv",
         ),
         only={"model": (LARGEST, SMALL), "scheme": (PAPER_SCHEME,), "head_scheme": (PAPER_SCHEME,)},
+        first_context=True,
         acceptance="assumed",
     ),
     RecordedFigure(
@@ -377,6 +378,7 @@ RECORDED_FIGURES = (
             *(f"published/specmquant_{table}.csv" for table in ("verify_cost", "steps")),
         ),
         only={"model": (LARGEST, SMALL), "scheme": (*CARD_SCHEMES.values(),), "head_scheme": (PAPER_SCHEME,)},
+        first_context=True,
         acceptance="assumed",
     ),
 )
@@ -400,7 +402,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for name, rows, told in figure.parts(frame):
             drawing = figure.draw(rows, *beside) if len(rows) else None
             if drawing is not None:
-                text = figure.caption(told, rows, beside, device) + _caveats(table, *others)
+                text = figure.caption(told, rows, beside, device) + _differing_kernels(table, *others)
                 drawings.append((folder, name, drawing, text))
                 plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
@@ -408,10 +410,11 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
         for table in RECORDED_TABLES:
             paths = [folder / table.table, *(data_dir / path for path in table.other_tables)]
             if all(path.is_file() for path in paths):
-                frame = read_results(paths[0]) if table.every_process else read_medians(paths[0])
-                beside = map(read_medians, paths[1:])
-                text = latex(table, frame, *beside, device=_device(paths[0]), folder=folder.name)
-                tables[folder / f"{table.name}.tex"] = text
+                frame = table.rows(read_results(paths[0]) if table.every_process else read_medians(paths[0]))
+                if len(frame):
+                    beside = map(read_medians, paths[1:])
+                    text = latex(table, frame, *beside, device=_device(paths[0]), folder=folder.name)
+                    tables[folder / f"{table.name}.tex"] = text
     if not drawings:
         raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
     paths, sections = [], []
@@ -451,24 +454,17 @@ def _counted(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
     return frame if set(SAMPLES) & set(frame) or not record.get("repeats") else frame.assign(repeats=record["repeats"])
 
 
-def _caveats(*tables: Path) -> str:
-    """What has to be said of tables that were not recorded as they are today, as their provenance says it.
-
-    Of others than the first it is said by name. Where they are of several states of the kernels, all are named.
-    """
-    told: dict[str, str] = {}
+def _differing_kernels(*tables: Path) -> str:
+    """Where the tables are of several states of the kernels, by their provenance: which is of which."""
     kernels: dict[str, list[str]] = {}
-    for place, table in enumerate(tables):
+    for table in tables:
         record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
-        if text := record.get("caveat"):
-            told.setdefault(text, f" of {table.name}" if place else "")
         if record.get("driver") and needs_kernels("cuda", record.get("clock")):
             kernels[table.name] = states_of(record)
-    caveats = "".join(f" Caveat{which}: {text}." for text, which in told.items())
     if len({state for states in kernels.values() for state in states}) < 2:
-        return caveats
+        return ""
     named = "; ".join(f"{name} {' and '.join(states)}" for name, states in kernels.items())
-    return f"{caveats} Kernels differ: {named}."
+    return f" Kernels differ: {named}."
 
 
 def _device(table: Path) -> str:

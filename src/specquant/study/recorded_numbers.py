@@ -1,32 +1,33 @@
-"""The numbers in the sentences of data/recorded/h200/README.md and of SmolLM2, by the names of their marks."""
+"""The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks."""
 
 import numpy as np
 import pandas as pd
 
-from specquant.measure.quality import ANSWERS, WIKITEXT2
+from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
+from specquant.planning.roofline import decoder_layer
+from specquant.study import own_copies
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, in_each_process, interval, over_processes
-from specquant.tables.results import read_results
+from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.results import read_medians, read_results
 from specquant.tables.verify_cost import KEYS
 
 RECORDED = "data/recorded"
 TABLES = (
     "h200/verify_cost",
     "h200/settling",
+    "h200/kernels",
+    "h200/peers",
     "h200/attention",
     "cpu/heads",
     "h200/tiny/losslessness",
     "h200/adaptive",
     "h200/traced/replayed",
-    "h200/smollm2/humaneval",
-    "h200/smollm2/gsm8k",
-    "h200/smollm2/quality",
-    "h200/smollm2/head_features",
-    "h200/smollm2/acceptance",
-    "cpu/smollm2/04_quality/quality",
-    "cpu/smollm2/04_quality/rounded/quality",
+    *(f"h200/{name}/replayed" for name in own_copies.REPLAYED.values()),
+    *(f"h200/{name}/{table}" for name in own_copies.SMOLLM2.values() for table in ("acceptance", "traces")),
+    "h200/planted",
+    "h200/peer_decoding",
 )
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
 SAME = 0.02  # accepted lengths of one plan differ by no more; now and then an adaptive draft is deeper
@@ -36,8 +37,8 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
     on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    of_smollm2 = _of_answers() | _of_quality() | _of_rounding() | _of_head_features() | _of_lengths()
-    return on_gpu | _of_heads() | _of_half_precision() | of_smollm2
+    of_tables = _of_products() | _of_heads() | _of_half_precision() | _of_codes()
+    return on_gpu | of_tables | own_copies.numbers()
 
 
 def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
@@ -79,12 +80,25 @@ def _of_settling() -> dict[str, float]:
     return known
 
 
+def _of_products() -> dict[str, float]:
+    """ "products 60 over one w8a8": of one layer of 70B. "products 60 over one fp8, low", "high": over the processes of
+    peers.csv, which has three of the schemes."""
+    layer = decoder_layer(read_medians(f"{RECORDED}/h200/kernels.csv"), "llama-3-70b")
+    known = {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in layer.itertuples()}
+    peers, keys = read_results(f"{RECORDED}/h200/peers.csv"), ["scheme", "draft_size"]
+    ours = peers[(peers.model == "llama-3-70b") & peers.implementation.isin([OURS, CUBLAS])]
+    layers = in_each_process(ours, [*keys, "layer"], "time_us").groupby([*keys, PROCESS]).sum()
+    for (scheme, size), row in over_processes(ratios(layers, "draft_size", 1)).iterrows():
+        known |= {f"products {size} over one {scheme}, {end}": row[end] for end in ("low", "high")}
+    return known
+
+
 def _of_attention() -> dict[str, float]:
     """ "row invariance, attention 64, most": its time over the ordinary kernel's, of the contexts."""
     times = attention_times(read_results(f"{RECORDED}/h200/attention.csv"))
-    ratios = times["triton, row-invariant"] / times["triton"]
-    known = ends("row invariance, attention 1", ratios.xs(1, level=1))
-    known |= ends("row invariance, attention 64", ratios.xs(64, level=1))
+    slower = times["triton, row-invariant"] / times["triton"]
+    known = ends("row invariance, attention 1", slower.xs(1, level=1))
+    known |= ends("row invariance, attention 64", slower.xs(64, level=1))
     layers = synthetic_config("llama-3-70b").num_hidden_layers
     longer_us = (times["triton, row-invariant"] - times["triton"])[512, 64]
     return known | {"row invariance, attention of 70b 64, more ms": layers * longer_us / 1e3}
@@ -130,8 +144,10 @@ def _of_adaptive() -> dict[str, float]:
 
 
 def _of_traces() -> dict[str, float]:
-    """ "tokens/s by traces, eagle2 24": by replay of what SmolLM2 accepted. Other methods have one plan and no size."""
+    """ "tokens/s by traces, eagle2 24": of 70B in W4A16, by replay of what SmolLM2 accepted. Other methods have one
+    plan and no size."""
     rows = read_results(f"{RECORDED}/h200/traced/replayed.csv")
+    rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128")]
     medians = rows.groupby(["method", "draft_size"]).tokens_per_s.median()
     known = {
         f"tokens/s by traces, {method}" + (f" {size}" if method == "eagle2" else ""): tokens_per_s
@@ -140,64 +156,11 @@ def _of_traces() -> dict[str, float]:
     return known | {"hierarchical over the fastest by traces": medians["hierarchical"].max() / medians.max()}
 
 
-def _of_answers() -> dict[str, float]:
-    """Of SmolLM2's answers to HumanEval and GSM8K, in fp16."""
-    known: dict[str, float] = {}
-    for name in ("humaneval", "gsm8k"):
-        row = read_results(f"{RECORDED}/h200/smollm2/{name}.csv").iloc[0]
-        known |= {f"{name} questions": row.questions, f"{name} correct %": row.correct_percent}
-        known |= {f"{name} correct, {end} %": row[f"correct_percent_{end}"] for end in ("low", "high")}
-    return known
-
-
-def _of_quality() -> dict[str, float]:
-    """Of SmolLM2: "smollm2 perplexity more w8a8 %" on WikiText-2, above FP16's; "smollm2 other tokens w8a8 %": where
-    the likeliest is another. "smollm2 other tokens on answers w8a8, least %": of eight tasks."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/quality.csv")
-    rows = rows.assign(other=100 - rows.agreement_percent)
-    text = rows[rows.domain == WIKITEXT2].set_index("scheme")
-    in_4_bits = text[text.index.str.startswith("w4")]
-    known = {"smollm2 tokens of WikiText-2": text.tokens["fp16"], "smollm2 perplexity fp16": text.perplexity["fp16"]}
-    for name, column in (("perplexity more", "increase_percent"), ("other tokens", "other")):
-        known |= {f"smollm2 {name} {scheme} %": value for scheme, value in text[column].items()}
-        known |= ends(f"smollm2 {name} 4 bits", in_4_bits[column], " %")
-    for scheme, others in rows[rows.domain.str.startswith(ANSWERS)].groupby("scheme").other:
-        known |= ends(f"smollm2 other tokens on answers {scheme}", others, " %")
-    return known
-
-
-def _of_rounding() -> dict[str, float]:
-    """Of SmolLM2 in W4A16-g128: the means over domains, of GPTQ and of rounding."""
-    folder, known = f"{RECORDED}/cpu/smollm2/04_quality", {}
-    for name, table in (("gptq", "quality"), ("rounded", "rounded/quality")):
-        rows = read_results(f"{folder}/{table}.csv").query("scheme == 'w4a16-g128'")
-        known[f"smollm2 perplexity more {name} %"] = rows.increase_percent.mean()
-        known[f"smollm2 agreement {name} %"] = rows.agreement_percent.mean()
-        known["smollm2 tokens of both"] = rows.tokens.sum()
-    return known
-
-
-def _of_head_features() -> dict[str, float]:
-    """Of SmolLM2's head: "smollm2 learnt on w4a16-g128", the accepted length over that of the one that learnt on
-    FP16's features, and its interval; "none" did not learn on."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/head_features.csv")
-    known: dict[str, float] = {"smollm2 prompts of heads that learnt on": rows.prompts.max()}
-    for _, row in rows.iterrows():
-        known |= {f"smollm2 learnt on {row.features}{name[5:]}": row[name] for name in interval("ratio")}
-    return known
-
-
-def _of_lengths() -> dict[str, float]:
-    """Of SmolLM2's tasks, each method's largest tree: "smollm2 vanilla kept w4a16-g128, least", the accepted length
-    over that in FP16, greedily; "smollm2 eagle2 sampled over greedy, most", at temperature 1 over that, in FP16;
-    "smollm2 eagle2 over vanilla sampled, most"."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/acceptance.csv").sort_values("draft_size")
-    lengths = rows.groupby(["method", "task", "scheme", "temperature"]).accepted_length.last().unstack([2, 3])
-    sampled = lengths["fp16", 1.0]
-    known = ends("smollm2 eagle2 over vanilla sampled", sampled["eagle2"] / sampled["vanilla"])
-    for scheme, temperature in lengths.columns.drop(("fp16", 0.0)):
-        name = "sampled over greedy" if temperature else f"kept {scheme}"
-        ratios = (lengths[scheme, temperature] / lengths["fp16", 0.0]).dropna()
-        for method, of_method in ratios.groupby("method"):
-            known |= ends(f"smollm2 {method} {name}", of_method)
-    return known
+def _of_codes() -> dict[str, float]:
+    """ "trained codes, ms": a pass of one token of 70B in W4A16 whose weights hold the codes that a trained model's do;
+    "uniform codes, ms": where all codes are as frequent; "W" likewise."""
+    rows = read_results(f"{RECORDED}/h200/planted.csv").query("model == 'llama-3-70b' and row_invariant == 'no'")
+    medians = rows[rows.method == "autoregressive"].groupby("codes")[["verify_ms", "power_w"]].median()
+    return {f"{codes} codes, ms": row.verify_ms for codes, row in medians.iterrows()} | {
+        f"{codes} codes, W": row.power_w for codes, row in medians.iterrows()
+    }

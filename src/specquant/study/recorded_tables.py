@@ -16,6 +16,8 @@ from specquant.measure.replay import fitted_speedups
 from specquant.measure.settling import first_passes, steady
 from specquant.planning.acceptance import Shapes
 from specquant.quant import SCHEMES
+from specquant.study import own_copies
+from specquant.study.claims import HEADS
 from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, sample
 from specquant.tables.results import read_results, rows_there
 from specquant.tables.style import model_label
@@ -55,6 +57,7 @@ def told_tables(recorded: Path) -> dict[str, str]:
     of = {name: read_results(recorded / f"h200/{name}.csv") for name in names}
     at = {f"{_short(m)} behind {context:,} tokens": (m, context) for m in TARGETS for context in (2048, 8192)}
     shapes = Shapes.of(read_results(recorded / "cpu/trees.csv"))
+    copies = own_copies.replayed(recorded / "h200")
     tables: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
         "passes": (lambda: passes(of["verify_cost"], {_short(m): (m, 512) for m in TARGETS}), ("verify_cost",)),
         "contexts": (lambda: passes(of["verify_cost"], at), ("verify_cost",)),
@@ -64,6 +67,10 @@ def told_tables(recorded: Path) -> dict[str, str]:
         "replayed": (lambda: replayed(of["replayed"], shapes), ("replayed",)),
         "planted": (lambda: planted(of["planted"]), ("planted",)),
         "adaptive": (lambda: adaptive(of["adaptive"]), ("adaptive",)),
+        "copies": (
+            lambda: markdown("target", own_copies.cells(recorded / "h200"), *copies.values()),
+            tuple(f"{name}/replayed" for name in own_copies.REPLAYED.values()),
+        ),
     }
     return {name: _whole(name, make, recorded, of_names) for name, (make, of_names) in tables.items()}
 
@@ -165,10 +172,12 @@ def replayed(rows: pd.DataFrame, shapes: Shapes) -> str:
     """Speedups at the mean accepted length of the fitted chances."""
     bases = {"over one by one": "autoregressive", "over EAGLE-2 with 24 nodes": "eagle2"}
     cells: dict[str, dict[str, str]] = {}
-    for name, base in bases.items():
-        for plan, row in by_plan(fitted_speedups(rows, shapes, base).sort_index()).iterrows():
-            cells.setdefault(str(plan), {})[name] = _words(row)
-    return markdown("plan", cells, rows)
+    for scheme, of_heads in rows.groupby("head_scheme", sort=False):
+        heads = "" if scheme == HEADS else f"; heads in {scheme}"
+        for name, base in bases.items():
+            for plan, row in by_plan(fitted_speedups(of_heads, shapes, base).sort_index()).iterrows():
+                cells.setdefault(f"{plan}{heads}", {})[name] = _words(row)
+    return markdown("plan", dict(sorted(cells.items(), key=lambda cell: "heads" in cell[0])), rows)
 
 
 def planted(rows: pd.DataFrame) -> str:

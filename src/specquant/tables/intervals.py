@@ -112,8 +112,8 @@ def rule_of_three(trials: int) -> float:
 def sample(*frames: pd.DataFrame) -> str:
     """How many processes, prompts, tokens or repeats the numbers of tables are of; "" where they do not say.
 
-    Each model, scheme and method has a number of its own: the least and the most are told. The first table decides what
-    is counted, and those that count something else are left out.
+    Each model, scheme, method and context has a number of its own: the least and the most are told. The first table
+    decides what is counted, and those that count something else are left out.
     """
     name, counts = "", []
     for frame in frames:
@@ -129,10 +129,10 @@ def sample(*frames: pd.DataFrame) -> str:
 
 
 def _counts(frame: pd.DataFrame) -> tuple[str, list[float]]:
-    """What a table counts, and how many there are of each model, scheme and method; nothing where it does not count."""
+    """What a table counts, and how many there are of each model, scheme, method and context, if it does."""
     for column, (total, name) in SAMPLES.items():
         if column in frame.columns and frame[column].notna().any():
-            keys = [key for key in ("model", "scheme", "method") if key in frame.columns]
+            keys = [key for key in ("model", "scheme", "method", "context_length") if key in frame.columns]
             each = frame.groupby(keys)[column].agg(total) if keys else pd.Series([frame[column].agg(total)])
             return name, each.tolist()
     return "", []

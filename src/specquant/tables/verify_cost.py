@@ -18,3 +18,8 @@ def pass_growth(rows: pd.DataFrame, protocol: str = "blocks") -> pd.DataFrame:
     What has no pass of one token to compare with is left out.
     """
     return over_processes(ratios(in_each_process(rows[rows.protocol == protocol], KEYS), "draft_size", 1))
+
+
+def behind_first_context(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows that were measured behind several contexts those behind the shortest one."""
+    return rows[rows.context_length == rows.context_length.min()] if "context_length" in rows else rows

@@ -116,7 +116,7 @@ def test_the_inner_level_finds_its_own_rate(target):
 
 def test_models_and_heads_really_run(target, monkeypatch):
     decoder = Speculator(target, drafter("hierarchical", 0.2))
-    small, head = decoder.drafter.speculator.model, decoder.drafter.speculator.drafter.drafter.head
+    small, head = decoder.drafter.drafter.model, decoder.drafter.drafter.drafter.drafter.head
     passes = {"small": 0, "head": 0}
     for name, module in (("small", small), ("head", head)):
         module.register_forward_hook(lambda *_, name=name: passes.__setitem__(name, passes[name] + 1))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from specquant.decoding.acceptance import AcceptanceRule, Greedy, Verdict
-from specquant.decoding.drafter import Drafter
+from specquant.decoding.drafter import Around, Drafter
 from specquant.decoding.speculator import Speculator
 from specquant.decoding.step import Step
 from specquant.decoding.tree import DraftTree, on_device
@@ -150,36 +150,35 @@ class PlantedDrafts(Drafter):
             self.drafter.commit(length, tokens, features)
 
 
-class PlantedModel(Drafter):
+class PlantedModel(Around):
     """An intermediate model that says the text that it follows, with errors: its disagreement with the model above.
 
     It runs every pass, and judges what is drafted for it by the ordinary greedy rule. Only its logits are made to say
     the text, since a model with random weights would say anything else.
     """
 
+    drafter: Speculator
+
     def __init__(self, speculator: Speculator, errors: Errors):
         """speculator: the intermediate model; what drafts for it, if anything does, is a `PlantedDrafts`."""
-        self.speculator, self.errors = speculator, errors
-        self.vocab_size, self.context_length = speculator.vocab_size, speculator.context_length
+        super().__init__(speculator)
+        self.errors = errors
         self.said = torch.empty(0, dtype=torch.int64)
 
     def follow(self, text: Sequence[int]) -> None:
         """From now on say this text but for errors, which are drawn here, and have them drafted, too."""
         said = self.errors.plant(np.asarray(text, dtype=np.int64))
-        self.said = torch.from_numpy(said).to(self.speculator.model.device)
-        if isinstance(self.speculator.drafter, PlantedDrafts):
-            self.speculator.drafter.follow(said.tolist())
+        self.said = torch.from_numpy(said).to(self.drafter.model.device)
+        if isinstance(self.drafter.drafter, PlantedDrafts):
+            self.drafter.drafter.follow(said.tolist())
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
-        self.speculator.start(tokens, features, _Says(self))
+        super().start(tokens, features, _Says(self))
 
     def propose(self, limit: int) -> DraftTree:
-        draft = self.speculator.propose(limit)
-        self.rounds = self.speculator.rounds
+        draft = self.drafter.propose(limit)
+        self.rounds = self.drafter.rounds
         return draft
-
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
-        self.speculator.commit(length, tokens, features)
 
 
 class _Says(Greedy):
@@ -189,7 +188,7 @@ class _Says(Greedy):
         self.model = model
 
     def judge(self, tree: DraftTree, logits: torch.Tensor) -> Verdict:
-        following = len(self.model.speculator.tokens) + tree.depths
+        following = len(self.model.drafter.tokens) + tree.depths
         # Behind the end of the text any token is as good.
         said = self.model.said[following.clamp(max=len(self.model.said) - 1)]
         return super().judge(tree, logits.scatter_(1, said[:, None], torch.inf))

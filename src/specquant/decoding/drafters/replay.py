@@ -8,7 +8,7 @@ import torch
 
 from specquant.decoding.acceptance import AcceptanceRule
 from specquant.decoding.budget import Budget
-from specquant.decoding.drafter import Drafter
+from specquant.decoding.drafter import Around, Drafter
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.lookup import FirstDraft, Lookup
 from specquant.decoding.replay import ConfidenceTrace, ShapedTree
@@ -20,26 +20,23 @@ from specquant.errors import SpecquantError
 TEXT_TOKENS = 1000  # different ones in a text: prose of 2500 words and marks has about 900
 
 
-class ReplayedTrees(Drafter):
+class ReplayedTrees(Around):
     """A drafter whose trees take recorded shapes, in turn. It drafts as ever, tokens included."""
 
     def __init__(self, drafter: Drafter, shapes: Sequence[Sequence[int]] | Sequence[Trace], device: torch.device | str):
         """shapes: the parents of every tree's nodes, as many as `drafter` drafts, or steps with what they accepted."""
-        self.drafter = drafter
+        super().__init__(drafter)
         self.shapes = [
             ShapedTree.of(*((shape.parents, device, shape.path) if isinstance(shape, Trace) else (shape, device)))
             for shape in shapes
         ]
-        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
-        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
-        self.feature_layers = drafter.feature_layers
         if self.draft_size and {len(shape) for shape in self.shapes} != {self.draft_size}:
             raise SpecquantError(f"a drafter of {self.draft_size} nodes needs recorded trees of that size")
         self.turn = 0
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.turn = 0
-        self.drafter.start(tokens, features, rule)
+        super().start(tokens, features, rule)
 
     def propose(self, limit: int) -> DraftTree:
         """A tree in the next shape; just the root where the draft is smaller or `limit` too low."""
@@ -49,9 +46,6 @@ class ReplayedTrees(Drafter):
             return DraftTree.sequence(tree.tokens[:1])
         self.turn += 1
         return replace(shape, tokens=tree.tokens)
-
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
-        self.drafter.commit(length, tokens, features)
 
 
 class ReplayedLookup(ReplayedTrees):
@@ -101,24 +95,24 @@ class TracedBudget(Budget):
         super().learn(accepted, *recorded)
 
 
-class TracedTrees(Drafter):
+class TracedTrees(Around):
     """A drafter whose trees are recorded ones, one a step, in turn. It drafts as ever, tokens included.
 
     It has as many nodes and iterations as its budget, a `TracedBudget`, chooses; without one, as many as its own. A
     step without a draft takes its turn, too: the text goes on.
     """
 
+    drafter: EagleDrafter
+
     def __init__(self, drafter: EagleDrafter, traces: Sequence[ConfidenceTrace]):
-        self.drafter, self.traces = drafter, traces
-        self.vocab_size, self.context_length = drafter.vocab_size, drafter.context_length
-        self.draft_size, self.needs_features = drafter.draft_size, drafter.needs_features
-        self.feature_layers = drafter.feature_layers
+        super().__init__(drafter)
+        self.traces = traces
         self.shapes: dict[tuple[int, int, int], ShapedTree] = {}
         self.turn = 0
 
     def start(self, tokens: list[int], features: torch.Tensor | None, rule: AcceptanceRule) -> None:
         self.turn = 0
-        self.drafter.start(tokens, features, rule)
+        super().start(tokens, features, rule)
 
     def propose(self, limit: int) -> DraftTree:
         turn = self.turn % len(self.traces)
@@ -132,6 +126,3 @@ class TracedTrees(Drafter):
         if key not in self.shapes:
             self.shapes[key] = self.traces[turn].within(key[1]).shape(len(tree), tree.tokens.device)
         return replace(self.shapes[key], tokens=tree.tokens)
-
-    def commit(self, length: int, tokens: list[int], features: torch.Tensor | None) -> None:
-        self.drafter.commit(length, tokens, features)

@@ -1,0 +1,127 @@
+"""A target that its own copy in fewer bits drafts for: what that gains at true size, and what shorter drafts would.
+
+Acceptance is SmolLM2's with its own copy in W4A16 (`SMOLLM2`), replayed on models of true size with random weights.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from specquant.decoding.method import Plan
+from specquant.files import project_root
+from specquant.planning.traces import Traces, over_tasks
+from specquant.tables.intervals import PROCESS, in_words, interval, over_processes
+from specquant.tables.results import read_results
+from specquant.tables.speed import speed
+from specquant.tables.style import model_label
+
+RECORDED = "data/recorded/h200"
+SMOLLM2 = {"": "smollm2/self-w4a16-g128", ", shared cache": "smollm2/self-w4a16-g128-shared"}
+REPLAYED = {"": "traced-self", ", shared cache": "traced-self-shared"}  # with the acceptance of these
+TARGET = ["model", "scheme"]
+VANILLA = Plan("vanilla", min_draft_length=6)
+TREE = 60  # nodes of EAGLE-2's
+LENGTHS = range(1, VANILLA.min_draft_length + 1)
+ALL_ACCEPTED = "all accepted"
+COLUMNS = {
+    "vanilla": "vanilla",
+    "vanilla, shared cache": "vanilla, shared cache",
+    "hierarchical": "hierarchical",
+    "eagle2": f"EAGLE-2, {TREE} nodes, without a copy",
+}
+PREDICTED = "predicted: shared cache, the best length"
+
+
+def replayed(recorded: str | Path = RECORDED) -> dict[str, pd.DataFrame]:
+    """replayed.csv by what is shared: of models that their own copies draft for."""
+    folder = project_root() / recorded
+    return {shared: read_results(folder / name / "replayed.csv") for shared, name in REPLAYED.items()}
+
+
+def speedups(recorded: str | Path = RECORDED) -> pd.DataFrame:
+    """Speedups over decoding one by one, by (model, scheme, method): median, low and high over processes.
+
+    Methods are "vanilla", "vanilla, shared cache" and "hierarchical"; "eagle2" is the target's own head with a tree of
+    60 nodes, without a copy, on what SmolLM2 accepted of it.
+    """
+    others = read_results(project_root() / recorded / "traced/replayed.csv")
+    others = others[(others.method == "autoregressive") | ((others.method == "eagle2") & (others.draft_size == TREE))]
+    tables = replayed(recorded)
+    targets = tables[""].set_index(TARGET).index.unique()
+    parts = []
+    for shared, rows in [*tables.items(), ("", others)]:
+        speeds = rows.set_index([*TARGET, PROCESS, "method"]).tokens_per_s.unstack()
+        ratios = speeds.drop(columns="autoregressive").div(speeds.autoregressive, axis=0)
+        parts.append(ratios.rename(columns=lambda method, shared=shared: f"{method}{shared}").stack())
+    told = over_processes(pd.concat(parts).reorder_levels([*TARGET, "method", PROCESS]).rename("speedup"))
+    return told[told.index.droplevel("method").isin(targets)].sort_index()
+
+
+def shorter_drafts(recorded: str | Path = RECORDED) -> pd.DataFrame:
+    """The speedups **predicted** of drafts of 1 to 6 tokens, by (model, scheme, what is shared) and length.
+
+    Of each recorded draft of 6 tokens counts what was accepted of its first ones. A pass of the copy takes as long as
+    in the replay of whole drafts, and so does the target's. In the last column, `ALL_ACCEPTED`, 6 are always accepted.
+    """
+    told = {}
+    for shared, rows in replayed(recorded).items():
+        traced = read_results(project_root() / recorded / SMOLLM2[shared] / "traces.csv")
+        for (model, scheme), of_target in rows.groupby(TARGET):
+            medians = of_target.groupby("method").median(numeric_only=True)
+            whole, alone = medians.loc["vanilla"], medians.loc["autoregressive"].tokens_per_s
+            accepted = Traces(traced, str(scheme)).sequences(VANILLA)
+            lengths = [VANILLA.min_draft_length if kept is None else kept for kept in accepted]
+            for length in LENGTHS:
+                tokens = 1 + sum(min(kept, length) for kept in lengths) / len(lengths)
+                draft_ms = whole.draft_ms * length / VANILLA.min_draft_length
+                step_ms = draft_ms + whole.verify_ms + whole.other_ms
+                told[model, scheme, shared, length] = speed(tokens, step_ms) / alone
+            told[model, scheme, shared, ALL_ACCEPTED] = speed(1 + length, step_ms) / alone
+    return pd.Series(told).rename_axis([*TARGET, "shared", "length"]).unstack()
+
+
+def acceptance(recorded: str | Path = RECORDED) -> pd.DataFrame:
+    """SmolLM2's over all of Spec-Bench, by (scheme, method): accepted length and agreement, with intervals."""
+    parts = []
+    for shared, name in SMOLLM2.items():
+        rows = read_results(project_root() / recorded / name / "acceptance.csv")
+        together = over_tasks(rows[(rows.benchmark == "spec-bench") & (rows.temperature == 0)])
+        parts.append(together.assign(method=together.method + shared))
+    columns = [*interval("accepted_length"), *interval("acceptance_rate"), "questions"]
+    return pd.concat(parts).set_index(["scheme", "method"])[columns].sort_index()
+
+
+def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
+    """The speedups as texts: the columns' by their names, of each target; and the best length that is predicted."""
+    told: dict[str, dict[str, str]] = {}
+    for (model, scheme, method), row in speedups(recorded).iterrows():
+        words = in_words(row) if row["processes"] > 1 else f"{row['median']:.2f}"
+        told.setdefault(f"{_short(model)} {scheme}", {})[COLUMNS[method]] = words
+    for (model, scheme, shared), row in shorter_drafts(recorded)[list(LENGTHS)].iterrows():
+        if shared:
+            told[f"{_short(model)} {scheme}"][PREDICTED] = f"{row.max():.2f}, {row.idxmax()} tokens"
+    *others, tree = COLUMNS.values()
+    columns = [*others, PREDICTED, tree]
+    return {name: {column: row[column] for column in columns if column in row} for name, row in told.items()}
+
+
+def numbers() -> dict[str, float]:
+    """ "own copy 8b fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
+    "all accepted": if each draft of 6 tokens were. "own copy accepts fp16, vanilla": SmolLM2's accepted length;
+    "agrees %": how often its copy has its token."""
+    known: dict[str, float] = {}
+    for (model, scheme, method), row in speedups().iterrows():
+        name = f"own copy {_short(model)} {scheme}, {method}"
+        known |= {name: row["median"], f"{name}, low": row.low, f"{name}, high": row.high}
+    for (model, scheme, shared), row in shorter_drafts().iterrows():
+        name = f"own copy {_short(model)} {scheme}, vanilla{shared}"
+        known |= {f"{name}, best": row[list(LENGTHS)].max(), f"{name}, all accepted": row[ALL_ACCEPTED]}
+    for (scheme, method), row in acceptance().iterrows():
+        name = f"own copy accepts {scheme}, {method}"
+        known |= {name: row.accepted_length, f"{name}, low": row.accepted_length_low}
+        known |= {f"{name}, high": row.accepted_length_high, f"{name}, agrees %": 100 * row.acceptance_rate}
+    return known
+
+
+def _short(model: object) -> str:
+    return model_label(str(model)).removeprefix("Llama-3-")
