@@ -99,7 +99,8 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
         told.setdefault(f"{_short(model)} {scheme}", {})[COLUMNS[method]] = words
     for (model, scheme, shared), row in shorter_drafts(recorded)[list(LENGTHS)].iterrows():
         if shared:
-            told[f"{_short(model)} {scheme}"][PREDICTED] = f"{row.max():.2f}, {row.idxmax()} tokens"
+            best = row.idxmax()
+            told[f"{_short(model)} {scheme}"][PREDICTED] = f"{row.max():.2f}, {best} token{'s' if best > 1 else ''}"
     *others, tree = COLUMNS.values()
     columns = [*others, PREDICTED, tree]
     return {name: {column: row[column] for column in columns if column in row} for name, row in told.items()}
