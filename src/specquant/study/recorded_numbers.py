@@ -159,8 +159,8 @@ def _of_traces() -> dict[str, float]:
 
 def _of_codes() -> dict[str, float]:
     """ "trained codes, ms": a pass of one token of 70B in W4A16 whose weights hold the codes that a trained model's do;
-    "uniform codes, ms": where all codes are as frequent; "W" likewise. "trained codes, drafts, most more %": passes over
-    drafts, of `ENOUGH` steps and more."""
+    "uniform codes, ms": where all codes are as frequent; "W" likewise. "trained codes, drafts, most more %": of passes
+    over drafts, of `ENOUGH` steps and more."""
     rows = read_results(f"{RECORDED}/h200/planted.csv").query("model == 'llama-3-70b' and row_invariant == 'no'")
     medians = rows[rows.method == "autoregressive"].groupby("codes")[["verify_ms", "power_w"]].median()
     known = {f"{codes} codes, ms": row.verify_ms for codes, row in medians.iterrows()}
