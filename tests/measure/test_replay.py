@@ -1,6 +1,8 @@
 """Replayed decoding on small shapes: rows say what they rest on, and interrupted recording goes on."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -264,6 +266,8 @@ def test_a_copy_of_the_target_s_shapes_shares_its_cache_in_a_replay(small_shapes
     assert [Trace.of(step) for step in replay_all(models, plan, traces)] == [Trace.of(step) for step in alone]
     everything = dataclasses.replace(parameters, methods=())
     assert "hierarchical" not in {plan.method for plan, _ in everything.points("traced", "fp16")}
+    for same in (Path(target), f"{target}/", os.path.relpath(target)):  # the same directory, written otherwise
+        dataclasses.replace(parameters, intermediate=same).check()
     for changed, message in (
         ({"intermediate": other}, "needs an intermediate model of the target's shapes"),
         ({"intermediate": None}, "needs an intermediate model of the target's shapes"),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from os.path import realpath
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,7 +124,8 @@ class Parameters(Common):
         for name in (self.model, self.intermediate):
             if name is not None:
                 synthetic_config(name)
-        if self.share_cache and self.intermediate != self.model:
+        same = self.intermediate is not None and realpath(self.intermediate) == realpath(self.model)
+        if self.share_cache and not same:
             raise SpecquantError(
                 "a shared cache (--share-cache) needs an intermediate model of the target's shapes: give the same for "
                 "--intermediate as for --model, or leave the option out"
