@@ -305,6 +305,14 @@ def test_speedups_have_an_interval_over_processes():
     assert over.iloc[0].tolist() == pytest.approx([1, 1, 1, 3])
 
 
+@pytest.mark.parametrize("count", [0, 10**6])
+@pytest.mark.parametrize("intermediate", [None, "intermediate"])
+def test_a_head_knows_no_more_tokens_than_its_model(small_shapes, count, intermediate):
+    named = small_shapes / intermediate if intermediate else None
+    with pytest.raises(SpecquantError, match=f"has no {count} most frequent tokens: choose fewer"):
+        replay.Parameters(small_shapes / "target", named, head_vocabulary=count, device="cpu").check()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_refused():
     with pytest.raises(SpecquantError, match="there is no device 'cuda' here"):

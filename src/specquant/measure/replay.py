@@ -29,7 +29,7 @@ from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.eagle import DraftHead, describe_head, head_scheme
+from specquant.models.eagle import DraftHead, describe_head, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -123,7 +123,7 @@ class Parameters(Common):
                 raise SpecquantError(f"the {named} is {getattr(self, what)}; it must be a number of at least 1")
         for name in (self.model, self.intermediate):
             if name is not None:
-                synthetic_config(name)
+                require_count(self.head_vocabulary, synthetic_config(name).vocab_size)
         same = self.intermediate is not None and realpath(self.intermediate) == realpath(self.model)
         if self.share_cache and not same:
             raise SpecquantError(
