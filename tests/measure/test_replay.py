@@ -287,6 +287,7 @@ def test_rows_of_other_parameters_are_not_mixed(replayed):
 
 def test_speedups_have_an_interval_over_processes():
     about = {"model": "m", "scheme": "s", "head_scheme": "fp16", "head_vocabulary": 0, "chances": "fitted"}
+    about |= {"intermediate": "i", "intermediate_scheme": "s"}
     plain = about | {"method": "autoregressive", "draft_size": 0, "iterations": 0, "min_draft_length": 0}
     eagle = about | {"method": "eagle2", "draft_size": 24, "iterations": 3, "min_draft_length": 0}
     rows = [
@@ -330,6 +331,7 @@ def test_each_plan_is_compared_at_its_first_chances_with_the_same_head():
     ]
     table = pd.DataFrame(rows, columns=columns)
     table = table.assign(model="m", scheme="s", head_vocabulary=0, agreement=0.0, draft_ms=0.0, other_ms=0.0)
+    table = table.assign(intermediate="i", intermediate_scheme="s")
     chain = pd.DataFrame({"draft_size": [3], "iterations": [2], "parents": ["-1 0 1"], "accepted_length": [2.0]})
     fitted = at_fitted_chances(table, Shapes(TreeShapes(chain), TreeShapes(chain)))
     assert fitted.speedup.tolist() == pytest.approx([1.0, 2.0, 1.0, 1.2])
