@@ -358,3 +358,14 @@ def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
     assert factors.prod(axis=1).tolist() == pytest.approx((factors["their product"] ** 2).tolist())
     assert factors["accepted lengths (assumed)"].tolist() == pytest.approx([5.1 / 3, 4.5 / 3.5, 5.7 / 2.5])
     assert factors["step times (measured)"].nunique() == 1
+
+
+@pytest.mark.parametrize("which", ["model", "intermediate"])
+def test_a_model_without_a_name_is_refused_before_it_is_measured(small_shapes, tmp_path, in_process, monkeypatch, which):
+    """Its rows would make a table that cannot be read, nor gone on with."""
+    monkeypatch.chdir(small_shapes / "target")
+    named = {"model": str(small_shapes / "target"), "intermediate": None} | {which: "."}
+    parameters = replay.Parameters(**named, new_tokens=3, prompt_length=2, processes=1, device="cpu")
+    with pytest.raises(SpecquantError, match=f"the {which} has no name that a table could call it by"):
+        record(replay.MEASURE, parameters, tmp_path)
+    assert not list(tmp_path.iterdir())
