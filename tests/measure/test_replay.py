@@ -361,7 +361,7 @@ def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
 
 
 @pytest.mark.parametrize("which", ["model", "intermediate"])
-def test_a_model_without_a_name_is_refused_before_it_is_measured(small_shapes, tmp_path, in_process, monkeypatch, which):
+def test_a_model_without_a_name_is_refused_before_it_is_measured(small_shapes, tmp_path, monkeypatch, which):
     """Its rows would make a table that cannot be read, nor gone on with."""
     monkeypatch.chdir(small_shapes / "target")
     named = {"model": str(small_shapes / "target"), "intermediate": None} | {which: "."}

@@ -260,7 +260,8 @@ def fitted_speedups(rows: pd.DataFrame, shapes: Shapes, over: str = "autoregress
     )
     speeds = told.set_index([*ONE_RUN, *PLAN_FIELDS, "process"]).expected_speedup
     if over == "eagle2":
-        base = told[(told.method == "eagle2") & (told.draft_size == 24)].set_index([*ONE_RUN, "process"]).expected_speedup
+        of_tree = told[(told.method == "eagle2") & (told.draft_size == 24)]
+        base = of_tree.set_index([*ONE_RUN, "process"]).expected_speedup
         speeds = speeds / base.reindex(speeds.index.droplevel(list(PLAN_FIELDS))).to_numpy()
     return over_processes(speeds.dropna()).droplevel(["intermediate", "intermediate_scheme"])
 

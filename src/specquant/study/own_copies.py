@@ -39,13 +39,14 @@ def replayed(recorded: str | Path = RECORDED) -> dict[str, pd.DataFrame]:
     """replayed.csv by what is shared: of models that their own copies in W4A16 draft for."""
     folder, tables = project_root() / recorded, {}
     for shared, name in REPLAYED.items():
-        rows = _of_plans(read_results(folder / name / "replayed.csv")).query("chances == 'traced'")
-        tables[shared] = rows.query("intermediate == model and intermediate_scheme == @HEADS and head_scheme == @HEADS")
+        rows = _of_plans(read_results(folder / name / "replayed.csv")).query("intermediate == model")
+        tables[shared] = rows[(rows.intermediate_scheme == HEADS) & (rows.head_scheme == HEADS)]
     return tables
 
 
 def _of_plans(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plans that are told of."""
+    """The rows of the plans that are told of; of replays those by traces."""
+    rows = rows[rows.chances == "traced"] if "chances" in rows else rows
     return rows[pd.MultiIndex.from_frame(rows[list(PLAN_FIELDS)]).isin([astuple(plan) for plan in PLANS])]
 
 
@@ -56,7 +57,7 @@ def speedups(recorded: str | Path = RECORDED) -> pd.DataFrame:
     60 nodes, without a copy, on what SmolLM2 accepted of it.
     """
     others = _of_plans(read_results(project_root() / recorded / "traced/replayed.csv"))
-    others = others.query("method in ('autoregressive', 'eagle2') and chances == 'traced' and head_scheme == @HEADS")
+    others = others[others.method.isin(["autoregressive", "eagle2"]) & (others.head_scheme == HEADS)]
     tables = replayed(recorded)
     targets = tables[""].set_index(TARGET).index.unique()
     parts = []

@@ -55,7 +55,8 @@ def _of_rounding() -> dict[str, float]:
     """Of SmolLM2 in W4A16-g128: the means over domains, of GPTQ and of rounding."""
     known: dict[str, float] = {}
     for name, table in (("gptq", "quality"), ("rounded", "rounded/quality")):
-        rows = _read(f"cpu/smollm2/04_quality/{table}", IN_STUDY).query("scheme == 'w4a16-g128' and domain in @DOMAINS")
+        rows = _read(f"cpu/smollm2/04_quality/{table}", IN_STUDY).query("scheme == 'w4a16-g128'")
+        rows = rows[rows.domain.isin(DOMAINS)]
         known[f"smollm2 perplexity more {name} %"] = rows.increase_percent.mean()
         known[f"smollm2 agreement {name} %"] = rows.agreement_percent.mean()
         known["smollm2 tokens of both"] = rows.tokens.sum()
