@@ -315,3 +315,42 @@ def test_logits_that_are_no_numbers_are_no_text(target, tokenizer, position, tem
     speculator = Speculator(overflowing(target, position))
     with pytest.raises(SpecquantError, match="logits are no numbers: its activations overflow in float64, or its wei"):
         generate(speculator, tokenizer, "hello", max_new_tokens=20, rule=acceptance_rule(temperature))
+
+
+class OverflowsInOnePass:
+    """The target, but for one of its passes, whose logits are no numbers in some rows: its last layer overflows, which
+    leaves nothing in the cache."""
+
+    def __init__(self, target, where, rows=slice(None)):
+        self.target, self.where, self.rows, self.passes = target, where, rows, 0
+
+    def __getattr__(self, name):
+        return getattr(self.target, name)
+
+    def __call__(self, *inputs):
+        return self.target(*inputs)
+
+    def logits(self, features):
+        self.passes += 1
+        logits = self.target.logits(features).clone()
+        if self.passes == self.where:
+            logits[self.rows] = torch.nan
+        return logits
+
+
+@pytest.mark.parametrize("where", [1, 2, 5, 19])  # the prompt's pass, and steps
+def test_one_pass_whose_logits_are_no_numbers_is_no_text_though_later_ones_are(target, tokenizer, where):
+    shown = []
+    with pytest.raises(SpecquantError, match="logits are no numbers"):
+        generate(Speculator(OverflowsInOnePass(target, where)), tokenizer, "hello", 20, on_text=shown.append)
+    assert len("".join(shown)) < where  # nothing of that pass was shown
+
+
+def test_a_rejected_draft_that_overflows_is_no_reason_to_refuse_a_text(target, intermediate, tokenizer):
+    expected = generate(Speculator(target), tokenizer, "hello", max_new_tokens=20)
+    rejecting = Speculator(target, Speculator(intermediate, min_draft_length=4))
+    steps = generate(rejecting, tokenizer, "hello", max_new_tokens=20).steps
+    step = next(number for number, step in enumerate(steps) if len(step.path) < len(step.tree) - 1)
+    overflows = OverflowsInOnePass(target, 2 + step, slice(-1, None))
+    drafting = Speculator(overflows, Speculator(intermediate, min_draft_length=4))
+    assert generate(drafting, tokenizer, "hello", max_new_tokens=20).token_ids == expected.token_ids

@@ -247,6 +247,7 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
         ({"codes": "trained"}, "fp16 has no integer codes"),
         ({"head_scheme": "nonsense"}, "unknown scheme 'nonsense'"),
         ({"trees": "nowhere/trees.csv"}, "there are no results at"),
+        ({"head_vocabulary": 10**6}, "a vocabulary of [0-9]+ has no 1000000 most frequent tokens"),
     ],
 )
 def test_what_cannot_be_measured_is_a_sentence(settings, options, sentence):

@@ -1,6 +1,8 @@
 """Replayed decoding on small shapes: rows say what they rest on, and interrupted recording goes on."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -264,6 +266,8 @@ def test_a_copy_of_the_target_s_shapes_shares_its_cache_in_a_replay(small_shapes
     assert [Trace.of(step) for step in replay_all(models, plan, traces)] == [Trace.of(step) for step in alone]
     everything = dataclasses.replace(parameters, methods=())
     assert "hierarchical" not in {plan.method for plan, _ in everything.points("traced", "fp16")}
+    for same in (Path(target), f"{target}/", os.path.relpath(target)):  # the same directory, written otherwise
+        dataclasses.replace(parameters, intermediate=same).check()
     for changed, message in (
         ({"intermediate": other}, "needs an intermediate model of the target's shapes"),
         ({"intermediate": None}, "needs an intermediate model of the target's shapes"),
@@ -283,6 +287,7 @@ def test_rows_of_other_parameters_are_not_mixed(replayed):
 
 def test_speedups_have_an_interval_over_processes():
     about = {"model": "m", "scheme": "s", "head_scheme": "fp16", "head_vocabulary": 0, "chances": "fitted"}
+    about |= {"intermediate": "i", "intermediate_scheme": "s"}
     plain = about | {"method": "autoregressive", "draft_size": 0, "iterations": 0, "min_draft_length": 0}
     eagle = about | {"method": "eagle2", "draft_size": 24, "iterations": 3, "min_draft_length": 0}
     rows = [
@@ -299,6 +304,14 @@ def test_speedups_have_an_interval_over_processes():
     assert told.iloc[0].tolist() == pytest.approx([*expected, 3])
     over = replay.fitted_speedups(pd.DataFrame(rows), shapes, "eagle2").xs("eagle2", level="method")
     assert over.iloc[0].tolist() == pytest.approx([1, 1, 1, 3])
+
+
+@pytest.mark.parametrize("count", [0, 10**6])
+@pytest.mark.parametrize("intermediate", [None, "intermediate"])
+def test_a_head_knows_no_more_tokens_than_its_model(small_shapes, count, intermediate):
+    named = small_shapes / intermediate if intermediate else None
+    with pytest.raises(SpecquantError, match=f"has no {count} most frequent tokens: choose fewer"):
+        replay.Parameters(small_shapes / "target", named, head_vocabulary=count, device="cpu").check()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -318,6 +331,7 @@ def test_each_plan_is_compared_at_its_first_chances_with_the_same_head():
     ]
     table = pd.DataFrame(rows, columns=columns)
     table = table.assign(model="m", scheme="s", head_vocabulary=0, agreement=0.0, draft_ms=0.0, other_ms=0.0)
+    table = table.assign(intermediate="i", intermediate_scheme="s")
     chain = pd.DataFrame({"draft_size": [3], "iterations": [2], "parents": ["-1 0 1"], "accepted_length": [2.0]})
     fitted = at_fitted_chances(table, Shapes(TreeShapes(chain), TreeShapes(chain)))
     assert fitted.speedup.tolist() == pytest.approx([1.0, 2.0, 1.0, 1.2])
@@ -344,3 +358,14 @@ def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
     assert factors.prod(axis=1).tolist() == pytest.approx((factors["their product"] ** 2).tolist())
     assert factors["accepted lengths (assumed)"].tolist() == pytest.approx([5.1 / 3, 4.5 / 3.5, 5.7 / 2.5])
     assert factors["step times (measured)"].nunique() == 1
+
+
+@pytest.mark.parametrize("which", ["model", "intermediate"])
+def test_a_model_without_a_name_is_refused_before_it_is_measured(small_shapes, tmp_path, monkeypatch, which):
+    """Its rows would make a table that cannot be read, nor gone on with."""
+    monkeypatch.chdir(small_shapes / "target")
+    named = {"model": str(small_shapes / "target"), "intermediate": None} | {which: "."}
+    parameters = replay.Parameters(**named, new_tokens=3, prompt_length=2, processes=1, device="cpu")
+    with pytest.raises(SpecquantError, match=f"the {which} has no name that a table could call it by"):
+        record(replay.MEASURE, parameters, tmp_path)
+    assert not list(tmp_path.iterdir())

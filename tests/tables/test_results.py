@@ -39,6 +39,13 @@ def test_a_table_reads_back_exactly(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["verify_cost.csv", "verify_cost.json"]
 
 
+@pytest.mark.parametrize("name", ["NA", "nan", "None", "null", "N/A", "01"])
+def test_any_name_reads_back_as_it_is(tmp_path, name):
+    """pandas reads some names as if nothing stood there."""
+    path = write_results(verify_cost().assign(model=name), tmp_path / "verify_cost.csv", {})
+    assert read_results(path).model.tolist() == [name, name]
+
+
 def test_provenance_says_what_ran_on_what_and_how(tmp_path):
     path = write_results(
         verify_cost(), tmp_path / "verify_cost.csv", {"seed": 1}, repeats=20, clock="time.perf_counter, median"

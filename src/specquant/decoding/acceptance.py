@@ -61,8 +61,8 @@ class Greedy:
 
 
 def require_numbers(logits: torch.Tensor) -> None:
-    """Raises SpecquantError where some of a model's logits are no numbers. Tokens that it lacks may be at -inf."""
-    if not math.isfinite(float(logits.amax())):
+    """Raises SpecquantError where a row of a model's logits are no numbers. Tokens that it lacks may be at -inf."""
+    if not bool(logits.amax(dim=-1).isfinite().all()):
         dtype = str(logits.dtype).removeprefix("torch.")
         raise SpecquantError(
             f"the model's logits are no numbers: its activations overflow in {dtype}, or its weights are damaged; try "

@@ -76,9 +76,9 @@ def generate(
     steps, accepted_lengths = [], []
     while not output.stopped_by:
         step = next(decoded)
+        speculator.require_numbers()
         steps.append(step.without_distributions())
         accepted_lengths.append(output.take(step.tokens))
-    speculator.require_numbers()
     output.finish()
     if output.stopped_by == "maximum new tokens" and room < max_new_tokens:
         output.stopped_by = "context"

@@ -82,7 +82,7 @@ class Speculator(Drafter):
         began = perf_counter()
         features, handed = self._run_prompt(prompt, rule)
         root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
-        self._latest = self._logits(features[-1:])
+        self._latest, self._chose = self._logits(features[-1:]), [0]
         self.require_numbers()
         (token,) = rule.judge(root, self._latest).read().tokens
         verified = perf_counter()
@@ -92,9 +92,9 @@ class Speculator(Drafter):
         return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
 
     def require_numbers(self) -> None:
-        """Raises SpecquantError where a pass has overflowed: then the latest logits are no numbers, too, for each pass
-        reads the keys and values of those before."""
-        require_numbers(self._latest)
+        """Raises SpecquantError where the logits that chose the latest step's tokens are no numbers. Those of rejected
+        drafts may be none: nothing was read of them."""
+        require_numbers(self._latest[self._chose])
 
     def read_cache(self, cache: KVCache) -> None:
         if self.reads_cache:
@@ -142,6 +142,7 @@ class Speculator(Drafter):
         if self._reads_features:
             handed = handed[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
         accepted = verdict.read()
+        self._chose = [0, *accepted.path]
         if self.hand_up is not None:
             self._drafted_with += _probabilities(logits, accepted)
         verified = perf_counter()

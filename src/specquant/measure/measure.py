@@ -88,6 +88,9 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
         del same["device"]  # is that of the jobs
     parts = _parts(measure, parameters, paths, same, parameters.unnamed())
     units = parameters.units()
+    for name in ("model", "intermediate"):
+        if any(unit.get(name) == "" for unit in units):
+            raise SpecquantError(f"the {name} has no name that a table could call it by: give it one, or its full path")
     lacking = [each.missing(units) for each in parts]
     for each in parts:
         _tell_by_name_alone(parameters, each)

@@ -30,7 +30,7 @@ from specquant.measure.parameters import Common
 from specquant.measure.replay import SyntheticModels
 from specquant.measure.throughput import first_difference, measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.eagle import describe_head
+from specquant.models.eagle import describe_head, require_count
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
@@ -139,8 +139,9 @@ class Parameters(Common):
         vocab_size = synthetic_config(self.source).vocab_size
         for rate in (self.error_rate, self.inner_error_rate):
             Errors(rate, vocab_size)
+        require_count(self.head_vocabulary, vocab_size)
         if self.intermediate is not None:
-            synthetic_config(self.intermediate)
+            require_count(self.head_vocabulary, synthetic_config(self.intermediate).vocab_size)
         trees = read_results(self.trees)
         for plan in self.plans():
             if which := _trees_of(plan):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from os.path import realpath
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.throughput import measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.eagle import DraftHead, describe_head, head_scheme
+from specquant.models.eagle import DraftHead, describe_head, head_scheme, require_count
 from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
@@ -55,6 +56,7 @@ MORE_PLANS = (
 )
 CHANCES = (0.5, 0.6, 0.7, 0.9)  # that are swept beside the fitted ones
 AGREEMENTS = (0.5, 0.7, 0.8, 0.95)
+ONE_RUN = ["model", "scheme", "head_scheme", "head_vocabulary", "intermediate", "intermediate_scheme"]
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ class Parameters(Common):
                 raise SpecquantError(f"the {named} is {getattr(self, what)}; it must be a number of at least 1")
         for name in (self.model, self.intermediate):
             if name is not None:
-                synthetic_config(name)
-        if self.share_cache and self.intermediate != self.model:
+                require_count(self.head_vocabulary, synthetic_config(name).vocab_size)
+        same = self.intermediate is not None and realpath(self.intermediate) == realpath(self.model)
+        if self.share_cache and not same:
             raise SpecquantError(
                 "a shared cache (--share-cache) needs an intermediate model of the target's shapes: give the same for "
                 "--intermediate as for --model, or leave the option out"
@@ -255,12 +258,12 @@ def fitted_speedups(rows: pd.DataFrame, shapes: Shapes, over: str = "autoregress
         at_fitted_chances(of_process[of_process.chances == "fitted"], shapes).assign(process=process)
         for process, of_process in rows.groupby("process")
     )
-    kind = ["model", "scheme", "head_scheme", "head_vocabulary"]
-    speeds = told.set_index([*kind, *PLAN_FIELDS, "process"]).expected_speedup
+    speeds = told.set_index([*ONE_RUN, *PLAN_FIELDS, "process"]).expected_speedup
     if over == "eagle2":
-        base = told[(told.method == "eagle2") & (told.draft_size == 24)].set_index([*kind, "process"]).expected_speedup
+        of_tree = told[(told.method == "eagle2") & (told.draft_size == 24)]
+        base = of_tree.set_index([*ONE_RUN, "process"]).expected_speedup
         speeds = speeds / base.reindex(speeds.index.droplevel(list(PLAN_FIELDS))).to_numpy()
-    return over_processes(speeds.dropna())
+    return over_processes(speeds.dropna()).droplevel(["intermediate", "intermediate_scheme"])
 
 
 @dataclass
@@ -413,12 +416,11 @@ def decode(
 def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
     """The first row of each plan, where chances are not yet swept, with its speedup over decoding one by one.
 
-    replayed: replayed.csv. Compares within a target, a scheme and a kind of head, so within one run. expected_length,
-    expected_speedup: the same times of a step with the accepted length that the chances have in the mean; that of a
-    replay is of about a hundred steps.
+    replayed: replayed.csv. Compares within a target, a scheme, a kind of head and an intermediate model, so within one
+    run. expected_length, expected_speedup: the same times of a step with the accepted length that the chances have in
+    the mean; that of a replay is of about a hundred steps.
     """
-    same = ["model", "scheme", "head_scheme", "head_vocabulary"]
-    rows = replayed.groupby([*same, *PLAN_FIELDS], sort=False).head(1)
+    rows = replayed.groupby([*ONE_RUN, *PLAN_FIELDS], sort=False).head(1)
     rows = rows.assign(
         step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms,
         expected_length=[
@@ -426,7 +428,7 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
             for chance, agreement, *plan in rows[["head_chance", "agreement", *PLAN_FIELDS]].itertuples(index=False)
         ],
     )
-    by_method = rows.set_index([*same, "method"])
+    by_method = rows.set_index([*ONE_RUN, "method"])
     measured, expected = (
         speedups(speed(by_method[length], by_method.step_ms)).to_numpy()
         for length in ("accepted_length", "expected_length")

@@ -191,9 +191,9 @@ def most_frequent(tokens: Iterable[int], count: int, vocab_size: int) -> torch.T
     return torch.tensor(sorted(sorted(range(vocab_size), key=lambda token: -counts[token])[:count]))
 
 
-def require_count(count: int, vocab_size: int) -> None:
-    """Raises SpecquantError where a vocabulary has no `count` tokens."""
-    if not 1 <= count <= vocab_size:
+def require_count(count: int | None, vocab_size: int) -> None:
+    """Raises SpecquantError where a vocabulary has no `count` tokens; None are all that it has."""
+    if count is not None and not 1 <= count <= vocab_size:
         raise SpecquantError(f"a vocabulary of {vocab_size} has no {count} most frequent tokens: choose fewer")
 
 

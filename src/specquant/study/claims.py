@@ -38,6 +38,8 @@ README = "README.md"
 PAGE = "docs/findings.md"
 RECORDED = "data/recorded/h200"
 HEADS = "w4a16-g128"  # of replays, where nothing else is said
+REPLAYED = f"head_scheme == '{HEADS}' and chances == 'fitted'"
+REPLAYED += f" and intermediate == 'llama-3-8b' and intermediate_scheme == '{HEADS}'"  # which rows count
 TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer claims about times
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
@@ -85,11 +87,12 @@ class Evidence:
             card,
             passes[passes.context_length == passes.context_length.min()],
             read_results(recorded / "drafting.csv"),
-            read_results(recorded / "replayed.csv").query("head_scheme == @HEADS and chances == 'fitted'"),
+            read_results(recorded / "replayed.csv").query(REPLAYED),
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),
-            *(read_results(data_dir.parent / path) for path in (TINY, f"{SMOLLM2}/acceptance.csv")),
+            read_results(data_dir.parent / TINY),
+            read_results(data_dir.parent / f"{SMOLLM2}/acceptance.csv").query("model == 'smollm2'"),
         )
 
     @cached_property

@@ -7,7 +7,7 @@ import pandas as pd
 
 from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PLAN_FIELDS, Plan
-from specquant.measure.replay import at_fitted_chances
+from specquant.measure.replay import ONE_RUN, at_fitted_chances
 from specquant.planning.acceptance import Shapes
 from specquant.tables.intervals import PROCESS
 from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
@@ -76,7 +76,7 @@ def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
 
     frame: replayed.csv of every process. trees: trees.csv.
     """
-    shapes, keys = Shapes.of(trees), ["model", "scheme", "head_scheme", "head_vocabulary", *PLAN_FIELDS]
+    shapes, keys = Shapes.of(trees), [*ONE_RUN, *PLAN_FIELDS]
     each = pd.concat(at_fitted_chances(rows, shapes) for _, rows in frame.groupby(PROCESS))
     rows = each.groupby(keys, sort=False).median(numeric_only=True).reset_index()
     kinds = rows[["model", "scheme", "head_scheme"]].drop_duplicates()

@@ -239,7 +239,7 @@ def _of_assumptions(evidence: Evidence) -> dict[str, float]:
     """Those of assumptions.csv by their names, and the two factors of the hierarchy's gain over EAGLE-2."""
     known = evidence.assumptions.value.to_dict()
     known["lengths, hierarchy over eagle2"] = known["hierarchical_length"] / known["eagle2_length_70b"]
-    rows = evidence.replayed[evidence.replayed.model == "llama-3-70b"]
+    rows = evidence.replayed.query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
     steps = rows.assign(step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms).set_index(PROCESS)
     of_tree = steps[(steps.method == "eagle2") & (steps.draft_size == 24)].step_ms
     known["step times, eagle2 over hierarchy"] = (of_tree / steps[steps.method == "hierarchical"].step_ms).median()
@@ -299,7 +299,7 @@ def _of_planted(_: Evidence) -> dict[str, float]:
             known[f"planted largest margin, {what}"] = of.largest_margin.max()
         else:
             known[f"planted at most %, {what}"] = 100 * rule_of_three(of.compared_tokens.sum())
-    runs = table[(table.model == "llama-3-70b") & (table.intermediate != "none")]
+    runs = table.query("model == 'llama-3-70b' and scheme == 'w4a16-g128' and intermediate != 'none'")
     in_run = runs.set_index(["method", "draft_size", "process", "row_invariant"])[["verify_ms", "tokens_per_s"]]
     for (method, size), row in in_run.unstack().dropna().groupby(["method", "draft_size"]).mean().iterrows():
         plan = f"{method} {size}" if size else method

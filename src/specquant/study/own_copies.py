@@ -3,13 +3,15 @@
 Acceptance is SmolLM2's with its own copy in W4A16 (`SMOLLM2`), replayed on models of true size with random weights.
 """
 
+from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
 
-from specquant.decoding.method import Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
+from specquant.study.claims import HEADS, HIERARCHY
 from specquant.tables.intervals import PROCESS, in_words, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.speed import speed
@@ -21,6 +23,7 @@ REPLAYED = {"": "traced-self", ", shared cache": "traced-self-shared"}  # with t
 TARGET = ["model", "scheme"]
 VANILLA = Plan("vanilla", min_draft_length=6)
 TREE = 60  # nodes of EAGLE-2's
+PLANS = (Plan("autoregressive"), VANILLA, HIERARCHY, Plan("eagle2", TREE, 6))
 LENGTHS = range(1, VANILLA.min_draft_length + 1)
 ALL_ACCEPTED = "all accepted"
 COLUMNS = {
@@ -33,9 +36,18 @@ PREDICTED = "predicted: shared cache, the best length"
 
 
 def replayed(recorded: str | Path = RECORDED) -> dict[str, pd.DataFrame]:
-    """replayed.csv by what is shared: of models that their own copies draft for."""
-    folder = project_root() / recorded
-    return {shared: read_results(folder / name / "replayed.csv") for shared, name in REPLAYED.items()}
+    """replayed.csv by what is shared: of models that their own copies in W4A16 draft for."""
+    folder, tables = project_root() / recorded, {}
+    for shared, name in REPLAYED.items():
+        rows = _of_plans(read_results(folder / name / "replayed.csv")).query("intermediate == model")
+        tables[shared] = rows[(rows.intermediate_scheme == HEADS) & (rows.head_scheme == HEADS)]
+    return tables
+
+
+def _of_plans(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the plans that are told of; of replays those by traces."""
+    rows = rows[rows.chances == "traced"] if "chances" in rows else rows
+    return rows[pd.MultiIndex.from_frame(rows[list(PLAN_FIELDS)]).isin([astuple(plan) for plan in PLANS])]
 
 
 def speedups(recorded: str | Path = RECORDED) -> pd.DataFrame:
@@ -44,8 +56,8 @@ def speedups(recorded: str | Path = RECORDED) -> pd.DataFrame:
     Methods are "vanilla", "vanilla, shared cache" and "hierarchical"; "eagle2" is the target's own head with a tree of
     60 nodes, without a copy, on what SmolLM2 accepted of it.
     """
-    others = read_results(project_root() / recorded / "traced/replayed.csv")
-    others = others[(others.method == "autoregressive") | ((others.method == "eagle2") & (others.draft_size == TREE))]
+    others = _of_plans(read_results(project_root() / recorded / "traced/replayed.csv"))
+    others = others[others.method.isin(["autoregressive", "eagle2"]) & (others.head_scheme == HEADS)]
     tables = replayed(recorded)
     targets = tables[""].set_index(TARGET).index.unique()
     parts = []
@@ -96,8 +108,8 @@ def acceptance(recorded: str | Path = RECORDED) -> pd.DataFrame:
     """SmolLM2's over all of Spec-Bench, by (scheme, method): accepted length and agreement, with intervals."""
     parts = []
     for shared, name in SMOLLM2.items():
-        rows = read_results(project_root() / recorded / name / "acceptance.csv")
-        together = over_tasks(rows[(rows.benchmark == "spec-bench") & (rows.temperature == 0)])
+        rows = _of_plans(read_results(project_root() / recorded / name / "acceptance.csv"))
+        together = over_tasks(rows.query("model == 'smollm2' and benchmark == 'spec-bench' and temperature == 0"))
         parts.append(together.assign(method=together.method + shared))
     columns = [*interval("accepted_length"), *interval("acceptance_rate"), "questions"]
     return pd.concat(parts).set_index(["scheme", "method"])[columns].sort_index()

@@ -8,6 +8,7 @@ from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.roofline import decoder_layer
 from specquant.study import own_copies
+from specquant.study.claims import HEADS
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
 from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
 from specquant.tables.results import read_medians, read_results
@@ -148,6 +149,7 @@ def _of_traces() -> dict[str, float]:
     """ "tokens/s by traces, eagle2 24": of 70B in W4A16, by replay of what SmolLM2 accepted. Other methods have one
     plan and no size."""
     rows = read_results(f"{RECORDED}/h200/traced/replayed.csv")
+    rows = rows[(rows.head_scheme == HEADS) & (rows.chances == "traced")]
     rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128")]
     medians = rows.groupby(["method", "draft_size"]).tokens_per_s.median()
     known = {
@@ -161,7 +163,8 @@ def _of_codes() -> dict[str, float]:
     """ "trained codes, ms": a pass of one token of 70B in W4A16 whose weights hold the codes that a trained model's do;
     "uniform codes, ms": where all codes are as frequent; "W" likewise. "trained codes, drafts, most more %": of passes
     over drafts, of `ENOUGH` steps and more."""
-    rows = read_results(f"{RECORDED}/h200/planted.csv").query("model == 'llama-3-70b' and row_invariant == 'no'")
+    rows = read_results(f"{RECORDED}/h200/planted.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    rows = rows[rows.row_invariant == "no"]
     medians = rows[rows.method == "autoregressive"].groupby("codes")[["verify_ms", "power_w"]].median()
     known = {f"{codes} codes, ms": row.verify_ms for codes, row in medians.iterrows()}
     known |= {f"{codes} codes, W": row.power_w for codes, row in medians.iterrows()}

@@ -1,10 +1,13 @@
 """The numbers that sentences say of SmolLM2: its quality, its answers, and what is accepted of its drafters."""
 
-from specquant.measure.quality import ANSWERS, WIKITEXT2
+import pandas as pd
+
+from specquant.measure.quality import ANSWERS, DOMAINS, WIKITEXT2
 from specquant.study.recorded_numbers import RECORDED, ends
 from specquant.tables.intervals import interval
 from specquant.tables.results import read_results
 
+IN_STUDY = "SmolLM2-135M-Instruct (fp16 of Q4_1)"  # the model, as 04_quality calls it
 TABLES = (
     *(f"h200/smollm2/{name}" for name in ("humaneval", "gsm8k", "quality", "head_features", "acceptance")),
     *(f"cpu/smollm2/04_quality/{name}" for name in ("quality", "rounded/quality")),
@@ -16,11 +19,17 @@ def numbers() -> dict[str, float]:
     return _of_answers() | _of_quality() | _of_rounding() | _of_head_features() | _of_lengths()
 
 
+def _read(table: str, model: str = "smollm2") -> pd.DataFrame:
+    """The rows of a recorded table that are of SmolLM2."""
+    return read_results(f"{RECORDED}/{table}.csv").query("model == @model")
+
+
 def _of_answers() -> dict[str, float]:
-    """Of SmolLM2's answers to HumanEval and GSM8K, in fp16."""
+    """Of SmolLM2's answers to HumanEval and GSM8K, in fp16, one by one."""
     known: dict[str, float] = {}
-    for name in ("humaneval", "gsm8k"):
-        row = read_results(f"{RECORDED}/h200/smollm2/{name}.csv").iloc[0]
+    for name, task in (("humaneval", "HumanEval"), ("gsm8k", "GSM8K")):
+        rows = _read(f"h200/smollm2/{name}").set_index(["scheme", "method", "task"])
+        row = rows.loc["fp16", "autoregressive", task]
         known |= {f"{name} questions": row.questions, f"{name} correct %": row.correct_percent}
         known |= {f"{name} correct, {end} %": row[f"correct_percent_{end}"] for end in ("low", "high")}
     return known
@@ -29,7 +38,7 @@ def _of_answers() -> dict[str, float]:
 def _of_quality() -> dict[str, float]:
     """Of SmolLM2: "smollm2 perplexity more w8a8 %" on WikiText-2, above FP16's; "smollm2 other tokens w8a8 %": where
     the likeliest is another. "smollm2 other tokens on answers w8a8, least %": of eight tasks."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/quality.csv")
+    rows = _read("h200/smollm2/quality")
     rows = rows.assign(other=100 - rows.agreement_percent)
     text = rows[rows.domain == WIKITEXT2].set_index("scheme")
     in_4_bits = text[text.index.str.startswith("w4")]
@@ -44,9 +53,10 @@ def _of_quality() -> dict[str, float]:
 
 def _of_rounding() -> dict[str, float]:
     """Of SmolLM2 in W4A16-g128: the means over domains, of GPTQ and of rounding."""
-    folder, known = f"{RECORDED}/cpu/smollm2/04_quality", {}
+    known: dict[str, float] = {}
     for name, table in (("gptq", "quality"), ("rounded", "rounded/quality")):
-        rows = read_results(f"{folder}/{table}.csv").query("scheme == 'w4a16-g128'")
+        rows = _read(f"cpu/smollm2/04_quality/{table}", IN_STUDY).query("scheme == 'w4a16-g128'")
+        rows = rows[rows.domain.isin(DOMAINS)]
         known[f"smollm2 perplexity more {name} %"] = rows.increase_percent.mean()
         known[f"smollm2 agreement {name} %"] = rows.agreement_percent.mean()
         known["smollm2 tokens of both"] = rows.tokens.sum()
@@ -54,9 +64,9 @@ def _of_rounding() -> dict[str, float]:
 
 
 def _of_head_features() -> dict[str, float]:
-    """Of SmolLM2's head: "smollm2 learnt on w4a16-g128", the accepted length over that of the one that learnt on
-    FP16's features, and its interval; "none" did not learn on."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/head_features.csv")
+    """Of SmolLM2's head, with the target in W4A16: "smollm2 learnt on w4a16-g128", the accepted length over that of the
+    one that learnt on FP16's features, and its interval; "none" did not learn on."""
+    rows = _read("h200/smollm2/head_features").query("scheme == 'w4a16-g128'")
     known: dict[str, float] = {"smollm2 prompts of heads that learnt on": rows.prompts.max()}
     for _, row in rows.iterrows():
         known |= {f"smollm2 learnt on {row.features}{name[5:]}": row[name] for name in interval("ratio")}
@@ -67,13 +77,14 @@ def _of_lengths() -> dict[str, float]:
     """Of SmolLM2's tasks, each method's largest tree: "smollm2 vanilla kept w4a16-g128, least", the accepted length
     over that in FP16, greedily; "smollm2 eagle2 sampled over greedy, most", at temperature 1 over that, in FP16;
     "smollm2 eagle2 over vanilla sampled, most"."""
-    rows = read_results(f"{RECORDED}/h200/smollm2/acceptance.csv").sort_values("draft_size")
-    lengths = rows.groupby(["method", "task", "scheme", "temperature"]).accepted_length.last().unstack([2, 3])
-    sampled = lengths["fp16", 1.0]
+    rows = _read("h200/smollm2/acceptance")
+    largest = rows[rows.draft_size == rows.groupby("method").draft_size.transform("max")]
+    keys = ["method", "benchmark", "task", "scheme", "temperature"]
+    lengths = largest.set_index(keys).accepted_length.unstack(keys[3:])
+    sampled, greedy = lengths["fp16", 1.0], lengths["fp16", 0.0]
     known = ends("smollm2 eagle2 over vanilla sampled", sampled["eagle2"] / sampled["vanilla"])
-    for scheme, temperature in lengths.columns.drop(("fp16", 0.0)):
-        name = "sampled over greedy" if temperature else f"kept {scheme}"
-        ratios = (lengths[scheme, temperature] / lengths["fp16", 0.0]).dropna()
-        for method, of_method in ratios.groupby("method"):
+    kept = {f"kept {scheme}": lengths[scheme, 0.0] for scheme in lengths.columns.unique("scheme").drop("fp16")}
+    for name, others in (kept | {"sampled over greedy": sampled}).items():
+        for method, of_method in (others / greedy).dropna().groupby("method"):
             known |= ends(f"smollm2 {method} {name}", of_method)
     return known

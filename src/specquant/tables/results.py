@@ -70,7 +70,8 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
         raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
     _require_whole_rows(text, path, remedy)
     names = kind.schema.columns if kind else {}
-    frame = pd.read_csv(io.StringIO(text), dtype={name: str for name, column in names.items() if not column.title})
+    texts = {name: str for name, column in names.items() if not column.title}
+    frame = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])  # "NA" may be a name
     require_columns(frame, columns, path, remedy)
     if frame.empty:
         raise SpecquantError(f"{path} holds column names and no row: {remedy}")
