@@ -47,7 +47,7 @@ def generate(
         top_p: Sample from this nucleus; 1 is all.
         seed: Of sampling.
         stop: End before this text; may be repeated.
-        json: Print one object instead of streaming text.
+        json: Print one object, with accepted lengths and tokens per second, instead of streaming text.
     """
     from specquant.benchmarks.chat import chat_prompt
     from specquant.decoding import acceptance_rule, checked_prompt, generate
