@@ -169,7 +169,7 @@ def decoded(
 def without_captures(decoded: Callable[[], Generation], repeats: int) -> Generation:
     """Of so many runs in which no CUDA graph was made, the one whose time is the median, the lower of two.
 
-    Raises SpecquantError where each of many runs made some.
+    Raises SpecquantError where too many runs made some.
     """
     runs: list[Generation] = []
     for _ in range(MOST_RUNS + repeats):
@@ -178,7 +178,7 @@ def without_captures(decoded: Callable[[], Generation], repeats: int) -> Generat
         runs += [generation] if graphs.captures == before else []
         if len(runs) == repeats:
             return sorted(runs, key=lambda run: run.decode_ms)[(repeats - 1) // 2]
-    raise SpecquantError(f"{MOST_RUNS} runs and more made new CUDA graphs, so no time is that of steps alone")
+    raise SpecquantError(f"more than {MOST_RUNS} runs made new CUDA graphs, so no time is that of steps alone")
 
 
 MEASURE = Measure((TABLES["adaptive"],), Parameters, run, "CUDA events and host clock, sum")

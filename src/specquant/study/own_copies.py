@@ -80,6 +80,18 @@ def shorter_drafts(recorded: str | Path = RECORDED) -> pd.DataFrame:
     return pd.Series(told).rename_axis([*TARGET, "shared", "length"]).unstack()
 
 
+def share_of_target(recorded: str | Path = RECORDED) -> pd.Series:
+    """The time of a token of the copy's draft over that of the target's pass over one token: medians over processes, by
+    (model, scheme, what is shared)."""
+    told = {}
+    for shared, rows in replayed(recorded).items():
+        for (model, scheme), of_target in rows.groupby(TARGET):
+            medians = of_target.groupby("method").median(numeric_only=True)
+            token_ms = medians.draft_ms["vanilla"] / VANILLA.min_draft_length
+            told[model, scheme, shared] = token_ms / medians.verify_ms["autoregressive"]
+    return pd.Series(told)
+
+
 def acceptance(recorded: str | Path = RECORDED) -> pd.DataFrame:
     """SmolLM2's over all of Spec-Bench, by (scheme, method): accepted length and agreement, with intervals."""
     parts = []
@@ -109,8 +121,9 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
 def numbers() -> dict[str, float]:
     """ "own copy 8b fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
     "all accepted": if each draft of 6 tokens were. "own copy accepts fp16, vanilla": SmolLM2's accepted length;
-    "agrees %": how often its copy has its token."""
-    known: dict[str, float] = {}
+    "agrees %": how often its copy has its token. "own copy over its target, least %": `share_of_target`."""
+    shares = 100 * share_of_target()
+    known = {"own copy over its target, least %": shares.min(), "own copy over its target, most %": shares.max()}
     for (model, scheme, method), row in speedups().iterrows():
         name = f"own copy {_short(model)} {scheme}, {method}"
         known |= {name: row["median"], f"{name}, low": row.low, f"{name}, high": row.high}

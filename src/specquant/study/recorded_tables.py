@@ -177,7 +177,8 @@ def replayed(rows: pd.DataFrame, shapes: Shapes) -> str:
         for name, base in bases.items():
             for plan, row in by_plan(fitted_speedups(of_heads, shapes, base).sort_index()).iterrows():
                 cells.setdefault(f"{plan}{heads}", {})[name] = _words(row)
-    return markdown("plan", dict(sorted(cells.items(), key=lambda cell: "heads" in cell[0])), rows)
+    each = (of_heads for _, of_heads in rows.groupby("head_scheme"))  # which have processes of their own
+    return markdown("plan", dict(sorted(cells.items(), key=lambda cell: "heads" in cell[0])), *each)
 
 
 def planted(rows: pd.DataFrame) -> str:
