@@ -99,7 +99,10 @@ def test_the_undamaged_family_works(family, capfd):
         (["--method", "auto", "--prompt", ""], "the prompt is empty"),
         (["--method", "auto", "--intermediate", "nowhere"], "nowhere is not a model directory"),
         (["--method", "auto", "--calibration", "none.csv"], "there is no calibration at"),
-        (["--model", "nowhere"], "nowhere is not a model directory: it has no config.json"),
+        (
+            ["--model", "nowhere"],
+            "nowhere is not a model directory: it has no config.json; name a directory that has one",
+        ),
         *((["--method", method, f"--{name}", "nowhere"], "nowhere is not a mo") for name, method in NEEDS.items()),
         (["--prompt", ""], "the prompt is empty: give at least one character"),
         (["--prompt", "<|begin|>"], "the prompt is empty"),

@@ -335,6 +335,7 @@ def report(tmp_path_factory):
         (folder / f"notebooks/{stem}.html").write_text(notebook_page(notebook, stem))
         shutil.copy(ROOT / "notebooks" / name, folder / "notebooks")
         record = {"error": "ValueError: it fails" if place == 1 else None, "seconds": 3, "title": stem}
+        record |= {"date": "2026-01-01T00:00:00+00:00", "commit": "0123456789" * 4, "uncommitted_changes": place == 2}
         record |= {"files": ["verify_cost.csv", *figures[:2]], "findings": {"it is so": True, "or so": False}}
         (folder / f"notebooks/{stem}.json").write_text(json.dumps(record))
     write_report(folder, "tiny", [Path(name).stem for name in NOTEBOOKS])

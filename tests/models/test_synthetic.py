@@ -14,6 +14,7 @@ from specquant.models.synthetic import (
     code_shares,
     memory_needed,
     require_integer_codes,
+    require_memory,
     synthetic_config,
     synthetic_head,
     synthetic_model,
@@ -109,6 +110,14 @@ def test_what_does_not_fit_is_refused_before_any_memory_is_taken(monkeypatch):
     ) as error:
         synthetic_model(synthetic_config("llama-3-70b"), "fp16", 512)
     assert "\n" not in str(error.value)
+
+
+def test_a_cpu_is_not_told_that_fewer_bits_would_help(monkeypatch):
+    monkeypatch.setattr(synthetic, "free_bytes", lambda device: 10**9)
+    with pytest.raises(NotEnoughMemory, match=r"weights, unpacked for a CPU, .* on cpu: choose a GPU, a smaller model"):
+        require_memory(synthetic_config("llama-3-8b"), "w4a16-g128", 512, torch.float32, "cpu")
+    with pytest.raises(NotEnoughMemory, match=r"weights, \d.* on cpu: choose fewer bits"):
+        require_memory(synthetic_config("llama-3-8b"), "fp16", 512, torch.float32, "cpu")
 
 
 def _only_on_meta(init):

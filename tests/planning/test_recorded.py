@@ -69,12 +69,19 @@ def test_without_an_intermediate_model(capsys):
     assert main(["plan", "--target", "llama-3-8b", "--scheme", "w8a8", "--rows", "3"]) == 0
     told = capsys.readouterr()
     lines = told.out.splitlines()
-    assert len(lines) == 4
-    assert "eagle2" in lines[1]
+    assert [line.split()[0] for line in lines] == ["method", *["eagle2"] * 3, "autoregressive"]
     assert (
         "llama-3-8b in w8a8, heads in fp16, by the costs in data/recorded/h200: predicted; acceptance is assumed"
         in told.err
     )
+
+
+def test_the_fastest_plan_of_every_method_is_told(capsys):
+    assert main(["plan", "--intermediate", "llama-3-8b", "--rows", "2"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    methods, speeds = [line.split()[0] for line in lines], [float(line.split()[-2]) for line in lines]
+    assert methods == ["hierarchical", "hierarchical", "eagle2", "vanilla", "autoregressive"]
+    assert speeds == sorted(speeds, reverse=True)
 
 
 def test_chances_of_an_intermediate_model_are_refused_where_there_is_none(capsys):

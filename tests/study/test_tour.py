@@ -107,7 +107,7 @@ def test_the_answer_says_how_many_passes_each_method_took():
     shorter = generation([1, 2, 3], [step(60, [2, 3, 4])], [2])
     told = passes_in_words({"autoregressive": one_by_one, "eagle2": shorter})
     assert told == (
-        "All methods write the same 3 tokens. After the prompt's, the target's passes are 2 (autoregressive, 1.00 "
+        "All methods write the same 3 tokens. Passes of the target after that over the prompt: 2 (autoregressive, 1.00 "
         "tokens each) and 1 (EAGLE-2, 2.00 tokens each)."
     )
     other = passes_in_words({"autoregressive": one_by_one, "eagle2": generation([1, 2, 4], shorter.steps, [2])})

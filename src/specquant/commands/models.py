@@ -47,7 +47,7 @@ def generate(
         top_p: Sample from this nucleus; 1 is all.
         seed: Of sampling.
         stop: End before this text; may be repeated.
-        json: Print one object instead of streaming text.
+        json: Print one object, with accepted lengths and tokens per second, instead of streaming text.
     """
     from specquant.benchmarks.chat import chat_prompt
     from specquant.decoding import acceptance_rule, checked_prompt, generate
@@ -142,12 +142,13 @@ def calibrate(
 
     Args:
         prompts_per_task: How many prompts of each of seven tasks.
-        rows: Plans to show.
+        rows: Plans to show, the fastest; the fastest of each other method is shown, too.
         out: The file for `generate --method auto --calibration FILE`.
     """
     from specquant.decoding.models import Models
     from specquant.models.loading import load_tokenizer
     from specquant.planning.calibration import plans_of, write_calibration
+    from specquant.planning.planner import fastest
     from specquant.tables.results import read_results
 
     loaded = Models.of(models)
@@ -155,7 +156,8 @@ def calibrate(
     tokenizer = load_tokenizer(models.model)
     _offer_tuning(loaded.target, models.model)
     path = write_calibration(loaded, tokenizer, out, prompts_per_task)
-    print(plans_of(loaded, read_results(path, table="calibration")).head(rows).round(2).to_string(index=False))
+    plans = plans_of(loaded, read_results(path, table="calibration"))
+    print(fastest(plans, rows).round(2).to_string(index=False))
     print(path)
 
 

@@ -76,7 +76,7 @@ def plan(
         head: Probability that a token of the target's EAGLE head is accepted, in a tree of 24 nodes (default: fitted).
         inner_head: Probability of the same on the intermediate model, in a tree of 30 nodes (default: fitted).
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
-        rows: Plans to show.
+        rows: Plans to show, the fastest; the fastest of each other method is shown, too.
     """
     from specquant.planning.costs import recorded_tables
 
@@ -95,13 +95,14 @@ def plan(
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
     recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # refuses without torch
+    from specquant.planning.planner import fastest
     from specquant.planning.recorded import plan_table
 
     table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
     models = f"{target} and {intermediate}" if intermediate else target
     source = f"of {traces}" if traces else "assumed"
     tell(f"{models} in {scheme}, heads in {head_scheme}, by the costs in {recorded}: predicted; acceptance is {source}")
-    print(table.head(rows).round(2).to_string(index=False))
+    print(fastest(table, rows).round(2).to_string(index=False))
 
 
 def fetch(*names: str, data_dir: Path | None = None) -> None:

@@ -62,7 +62,7 @@ def _is_there(path: str | Path) -> bool:
 
 def no_model(path: str | Path) -> SpecquantError:
     """For what is no directory of a model."""
-    return SpecquantError(f"{path} is not a model directory: it has no config.json")
+    return SpecquantError(f"{path} is not a model directory: it has no config.json; name a directory that has one")
 
 
 def no_gguf(file: str | Path, reason: object) -> SpecquantError:

@@ -264,11 +264,13 @@ def require_memory(
     needed, free = memory_needed(config, scheme, context_length, dtype, device), free_bytes(device)
     if sum(needed) > free:
         weights, cache, working = (f"{part / 1e9:.1f}" for part in needed)
-        name = scheme if isinstance(scheme, str) else scheme.name
+        scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
+        unpacked = torch.device(device).type == "cpu" and scheme.weight_bits < 16  # so fewer bits would not help
         raise NotEnoughMemory(
-            f"{config.num_hidden_layers} layers of {config.hidden_size} in {name} with a context of {context_length} "
-            f"need {sum(needed) / 1e9:.1f} GB ({weights} weights, {cache} cache, {working} working memory), and "
-            f"{free / 1e9:.1f} GB are free on {device}: choose fewer bits, a shorter context or a larger device"
+            f"{config.num_hidden_layers} layers of {config.hidden_size} in {scheme.name} with a context of "
+            f"{context_length} need {sum(needed) / 1e9:.1f} GB ({weights} weights{', unpacked for a CPU' * unpacked}, "
+            f"{cache} cache, {working} working memory), and {free / 1e9:.1f} GB are free on {device}: choose "
+            f"{'a GPU, a smaller model' if unpacked else 'fewer bits'}, a shorter context or a larger device"
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 
 from specquant.decoding.drafters import METHODS, get_method
@@ -61,3 +62,8 @@ class Planner:
             "other_ms": self.target.other_ms,
             "tokens_per_s": speed(predicted.accepted_length, step_ms),
         }
+
+
+def fastest(table: pd.DataFrame, rows: int) -> pd.DataFrame:
+    """Of `Planner.table`: the first rows, and the fastest plan of each method that is not among them."""
+    return table[(np.arange(len(table)) < rows) | ~table["method"].duplicated()]

@@ -167,7 +167,7 @@ def passes_in_words(generations: Mapping[str, Generation]) -> str:
         length = measurements(generation)["accepted_length"]
         passes.append(f"{len(generation.steps)} ({mark(method, MARKS).label}, {length:.2f} tokens each)")
     listed = " and ".join([", ".join(passes[:-1]), passes[-1]] if len(passes) > 1 else passes)
-    return f"All methods write {count} tokens. After the prompt's, the target's passes are {listed}."
+    return f"All methods write {count} tokens. Passes of the target after that over the prompt: {listed}."
 
 
 def steps_table(generations: Mapping[str, Generation]) -> pd.DataFrame:
