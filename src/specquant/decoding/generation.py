@@ -76,9 +76,11 @@ def generate(
     steps, accepted_lengths = [], []
     while not output.stopped_by:
         step = next(decoded)
-        speculator.require_numbers()
+        if speculator.model.device.type == "cpu":  # a GPU would be waited for: there the last pass says it
+            speculator.require_numbers()
         steps.append(step.without_distributions())
         accepted_lengths.append(output.take(step.tokens))
+    speculator.require_numbers()
     output.finish()
     if output.stopped_by == "maximum new tokens" and room < max_new_tokens:
         output.stopped_by = "context"
