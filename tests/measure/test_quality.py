@@ -225,6 +225,25 @@ def test_documents_longer_than_the_context_are_refused(small_models, model, tmp_
         quality(model, "small", "random", {"prose": [[1] * (model.context_length + 1)]})
 
 
+def test_a_scheme_whose_logits_are_no_numbers_is_left_out(small_models, tmp_path, in_process, monkeypatch, capsys):
+    """In half precision some activations overflow. NaN is nobody's likeliest token."""
+    loaded = Parameters.loaded
+
+    def overflowing(self: Parameters, scheme: str) -> object:
+        model = loaded(self, scheme)
+        if scheme == "w8a8":
+            model.rotary.cosines[4:] = torch.nan
+        return model
+
+    monkeypatch.setattr(Parameters, "loaded", overflowing)
+    options = {"model": small_models / "target", "name": "small", "tokens_per_domain": 20, "longest": 10}
+    parameters = Parameters(**options, keep_targets_in=tmp_path / "targets", schemes=("fp16", "w8a8"))
+    assert set(read_results(record(MEASURE, parameters, tmp_path)).scheme) == {"fp16"}
+    assert "small in w8a8 is left out: the model's logits are no numbers" in capsys.readouterr().err
+    with pytest.raises(SpecquantError, match="logits are no numbers"):
+        predict(overflowing(parameters, "w8a8"), [list(range(10))])
+
+
 def test_a_table_is_gone_on_with_by_the_same_texts_alone(small_models, tmp_path, in_process):
     """A scheme without the rows of a text would else stand beside one with them."""
     (tmp_path / "sums.txt").write_text("17 plus 5 makes 22, and 17 times 5 makes 85.\n")

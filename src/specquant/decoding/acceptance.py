@@ -60,11 +60,15 @@ class Greedy:
         return Verdict(accepted[0], read)
 
 
+class NoNumbers(SpecquantError):
+    """A model's logits are infinite or NaN."""
+
+
 def require_numbers(logits: torch.Tensor) -> None:
-    """Raises SpecquantError where a row of a model's logits are no numbers. Tokens that it lacks may be at -inf."""
+    """Raises NoNumbers where a row of a model's logits are no numbers. Tokens that it lacks may be at -inf."""
     if not bool(logits.amax(dim=-1).isfinite().all()):
         dtype = str(logits.dtype).removeprefix("torch.")
-        raise SpecquantError(
+        raise NoNumbers(
             f"the model's logits are no numbers: its activations overflow in {dtype}, or its weights are damaged; try "
             "another --dtype (bfloat16, float32)"
         )

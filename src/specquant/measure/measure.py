@@ -26,7 +26,6 @@ from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
 from specquant.measure.states import States
 from specquant.models.digest import by_name_alone
-from specquant.models.memory import NotEnoughMemory
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.provenance import COMMAND, command_line, device_name
@@ -296,7 +295,7 @@ def free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def left_out(unit: Mapping[str, Any], error: NotEnoughMemory) -> SpecquantError:
-    """Why a unit has no rows: its model does not fit."""
+def left_out(unit: Mapping[str, Any], error: SpecquantError) -> SpecquantError:
+    """Why a unit has no rows, such as a model that does not fit."""
     scheme = f" in {unit['scheme']}" if "scheme" in unit else ""
     return SpecquantError(f"{unit['model']}{scheme} is left out: {error}")

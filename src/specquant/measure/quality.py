@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from specquant.benchmarks.benchmark import prompt_tokens, read_questions
 from specquant.benchmarks.registry import BENCHMARK_FILES, files_of, get_benchmark
 from specquant.decoding import Speculator, generate
+from specquant.decoding.acceptance import NoNumbers, require_numbers
 from specquant.errors import SpecquantError
 from specquant.files import resolve
 from specquant.measure.asking import longest_prompt
 from specquant.measure.checks import require_at_least
-from specquant.measure.measure import Measure, Measured, free
+from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.models.device import named_dtype
 from specquant.models.graphs import graphed
@@ -191,6 +192,7 @@ def predict(model: Llama, documents: Documents) -> Prediction:
     for tokens in documents:
         ids = torch.tensor(tokens, device=model.device)
         logits = model.logits(model.prefill(ids, model.new_cache(len(tokens))))
+        require_numbers(logits)
         loss += float(F.cross_entropy(logits[:-1].double(), ids[1:], reduction="sum"))
         count += len(tokens) - 1
         greedy.append(logits.argmax(dim=-1))
@@ -264,10 +266,10 @@ def compare(model: Llama, reference: Llama, read: Sequence[Read]) -> Iterator[di
     """
     for tokens, given in read:
         ids = torch.tensor(tokens, device=model.device)
-        ours, theirs = (
-            each.logits(each.prefill(ids, each.new_cache(len(tokens)))[given - 1 :]).double().log_softmax(-1)
-            for each in (model, reference)
-        )
+        both = [each.logits(each.prefill(ids, each.new_cache(len(tokens)))[given - 1 :]) for each in (model, reference)]
+        for logits in both:
+            require_numbers(logits)
+        ours, theirs = (logits.double().log_softmax(-1) for logits in both)
         chosen = ids[given:, None]
         yield {
             "tokens": len(ours),
@@ -303,11 +305,14 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     read |= answers(parameters, reference, tokenizer)
     for unit in units:
         model = reference if unit["scheme"] == "fp16" else parameters.loaded(unit["scheme"])
-        rows = [
-            {"domain": domain} | compared(pd.DataFrame(compare(model, reference, documents)))
-            for domain, documents in tqdm(read.items(), desc=unit["scheme"], unit="domain", leave=False)
-        ]
-        yield unit, pd.DataFrame(rows)
+        try:
+            rows = [
+                {"domain": domain} | compared(pd.DataFrame(compare(model, reference, documents)))
+                for domain, documents in tqdm(read.items(), desc=unit["scheme"], unit="domain", leave=False)
+            ]
+            yield unit, pd.DataFrame(rows)
+        except NoNumbers as error:
+            yield unit, left_out(unit, error)
         del model
         free(parameters.device)
 
