@@ -40,6 +40,13 @@ def test_every_choice_has_its_row(measured):
     assert (rows.predicted_tokens_per_s > 0).all()
 
 
+def test_rows_of_other_repeats_are_not_mixed(measured, tmp_path):
+    """The one run that counted before and the median of three are two kinds of times."""
+    _, parameters = measured
+    with pytest.raises(SpecquantError, match=r"adaptive\.csv holds rows measured with repeats 1, not 3"):
+        record(adaptive.MEASURE, replace(parameters, repeats=3, processes=2), tmp_path / "out")
+
+
 def test_the_run_that_is_timed_knows_no_more_of_its_texts_than_a_first_one(
     small_models, tmp_path, in_process, monkeypatch
 ):

@@ -40,6 +40,10 @@ OTHERS = [
     (smollm2, smollm2.numbers, "smollm2/humaneval", {"scheme": "w8a8"}),
     (smollm2, smollm2.numbers, "smollm2/head_features", {"scheme": "w8a8"}),
     (smollm2, smollm2.numbers, "smollm2/acceptance", {"temperature": 0.5}),
+    *(
+        (numbers, lambda: numbers._of_tiny(None), f"cpu/{table}", {"model": "another"})
+        for table in ("head_features", "throughput", "quality")
+    ),
     (recorded_numbers, recorded_numbers._of_traces, "traced/replayed", {"head_scheme": "fp16"}),
     (recorded_numbers, recorded_numbers._of_codes, "planted", {"scheme": "w8a8"}),
 ]

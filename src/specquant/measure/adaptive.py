@@ -64,7 +64,7 @@ class Parameters(Common):
     processes: int = 3
     seed: int = 0
 
-    shared = ("confidences", "prompt_length", "seed")
+    shared = ("confidences", "repeats", "prompt_length", "seed")
 
     def check(self) -> None:
         """Raises SpecquantError for an unknown scheme or model, numbers out of range, and traces that are none."""
@@ -86,6 +86,9 @@ class Parameters(Common):
     def most_tokens(self, texts: Sequence[Sequence[ConfidenceTrace]]) -> int:
         """That all drafts can bring, with the prompt's own."""
         return 1 + sum(map(len, texts)) * (MOST_ITERATIONS + 1)
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"repeats": 1}
 
     def units(self) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"model": Path(self.model).name, "weights": "synthetic"}

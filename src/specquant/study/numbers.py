@@ -351,12 +351,13 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
     known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
     known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
-    learnt = read_results("data/recorded/cpu/head_features.csv").set_index("features")
+    learnt = read_results("data/recorded/cpu/head_features.csv").query("model == 'tiny' and scheme == 'w4a16-g128'")
+    learnt = learnt.set_index("features")
     known |= {f"learnt on w4a16{end[5:]}": learnt.loc["w4a16-g128", end] for end in interval("ratio")}
     known |= {f"did not learn on{end[5:]}": learnt.loc["none", end] for end in interval("ratio")}
     known["prompts of heads that learnt on"] = learnt.prompts.max()
     known |= _of_quality()
-    throughput = read_results("data/recorded/cpu/throughput.csv")
+    throughput = read_results("data/recorded/cpu/throughput.csv").query("model == 'tiny'")
     eagle2 = throughput[throughput.method == "eagle2"]
     kept = kept_lengths(eagle2, ["fp16", *sorted({*eagle2.scheme} - {"fp16"})])
     known["eagle2 length tiny fp16"] = kept.accepted_length["fp16"]
@@ -376,7 +377,7 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
 
 def _of_quality() -> dict[str, float]:
     """Of quality.csv: by how many percent perplexity is above FP16's, and how often the likeliest token is FP16's."""
-    quality = read_results("data/recorded/cpu/quality.csv").set_index(["scheme", "domain"])
+    quality = read_results("data/recorded/cpu/quality.csv").query("model == 'tiny'").set_index(["scheme", "domain"])
     more, agreement = (quality[f"{name}_percent"].unstack("domain") for name in ("increase", "agreement"))
     in_4_bits = [scheme for scheme in more.index if scheme.startswith("w4")]
     known = {"perplexity fp16 code": quality.perplexity["fp16", "code"]}
