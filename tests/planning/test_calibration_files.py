@@ -47,7 +47,7 @@ def test_a_calibration_is_for_the_models_and_the_machine_that_it_was_made_on(sma
         ("iterations", "inf", '"inf" in column iterations where a whole number belongs'),
         ("verify_ms", "0", "in column verify_ms where a number above 0 belongs"),
         ("rows", "0", "in column rows where a whole number above 0 belongs"),
-        ("draft_ms", "NaN", "nothing in column draft_ms where a number belongs"),
+        ("draft_ms", "NaN", '"NaN" in column draft_ms where a number belongs'),
         ("accepted", "99", "holds more accepted tokens than drafts in line 2"),
         ("method", "medusa", "holds an unknown method or level in line 2"),
         ("level", "outer", "holds an unknown method or level in line 2"),
