@@ -31,7 +31,7 @@ from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results, rows_there
 from specquant.tables.style import SCHEMES, mark
-from specquant.tables.verify_cost import KEYS
+from specquant.tables.verify_cost import KEYS, behind_first_context
 
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
@@ -85,7 +85,7 @@ class Evidence:
         theirs = [read_results(data_dir / f"published/specmquant_{name}.csv") for name in ("verify_cost", "steps")]
         return cls(
             card,
-            passes[passes.context_length == passes.context_length.min()],
+            behind_first_context(passes),
             read_results(recorded / "drafting.csv"),
             read_results(recorded / "replayed.csv").query(REPLAYED),
             read_results(data_dir / "recorded/cpu/trees.csv"),

@@ -30,14 +30,20 @@ class RecordedTable:
     decimals: int = 2
     other_tables: tuple[str, ...] = ()
     every_process: bool = False
-    only: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     first_context: bool = False
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Those of the first table that it takes; without any there is no such table."""
-        for column, value in self.only.items():
-            frame = frame[frame[column] == value]
-        return behind_first_context(frame) if self.first_context else frame
+        return rows_with(frame, self.only, self.first_context)
+
+
+def rows_with(frame: pd.DataFrame, only: Mapping[str, tuple[str, ...]], first_context: bool) -> pd.DataFrame:
+    """The rows with these values of these columns, where the table has them; first_context: and of these the ones
+    behind the shortest context."""
+    for column in only.keys() & set(frame.columns):
+        frame = frame[frame[column].isin(only[column])]
+    return behind_first_context(frame) if first_context else frame
 
 
 def accepted_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +125,7 @@ RECORDED_TABLES = (
         "times in milliseconds; speedup over decoding one by one, at the mean accepted length. Heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
-        only={"head_scheme": "w4a16-g128"},
+        only={"head_scheme": ("w4a16-g128",)},
     ),
 )
 

@@ -42,6 +42,7 @@ from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
 from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results, rows_there
+from specquant.tables.verify_cost import behind_first_context
 
 PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb", "data/recorded/h200/README.md")
 GIVEN = "given"
@@ -255,8 +256,7 @@ def _of_drafts(evidence: Evidence) -> dict[str, float]:
     """ "eagle2 48 nodes 70b w4a16-g128": the predicted speedup of the best number of iterations for each tree."""
     passes, drafting = (read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting"))
     trees = evidence.trees[evidence.trees.model == "tiny target"]
-    passes = passes[passes.context_length == passes.context_length.min()]
-    told = eagle2_speedups(passes, drafting, trees, evidence.eagle2_lengths)
+    told = eagle2_speedups(behind_first_context(passes), drafting, trees, evidence.eagle2_lengths)
     best = told.groupby(["draft_size", "model", "scheme"]).speedup.max()
     return {f"eagle2 {size} nodes {_short(model)} {scheme}": value for (size, model, scheme), value in best.items()}
 

@@ -3,6 +3,7 @@
 Acceptance is SmolLM2's with its own copy in W4A16 (`SMOLLM2`), replayed on models of true size with random weights.
 """
 
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
 from specquant.study.claims import HEADS, HIERARCHY
-from specquant.tables.intervals import PROCESS, in_words, interval, over_processes
+from specquant.tables.intervals import PROCESS, in_few_words, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.speed import speed
-from specquant.tables.style import model_label
+from specquant.tables.style import size_label
 
 RECORDED = "data/recorded/h200"
 SMOLLM2 = {"": "smollm2/self-w4a16-g128", ", shared cache": "smollm2/self-w4a16-g128-shared"}
@@ -76,32 +77,37 @@ def shorter_drafts(recorded: str | Path = RECORDED) -> pd.DataFrame:
     in the replay of whole drafts, and so does the target's. In the last column, `ALL_ACCEPTED`, 6 are always accepted.
     """
     told = {}
-    for shared, rows in replayed(recorded).items():
-        traced = read_results(project_root() / recorded / SMOLLM2[shared] / "traces.csv")
-        for (model, scheme), of_target in rows.groupby(TARGET):
-            medians = of_target.groupby("method").median(numeric_only=True)
-            whole, alone = medians.loc["vanilla"], medians.loc["autoregressive"].tokens_per_s
-            accepted = Traces(traced, str(scheme)).sequences(VANILLA)
-            lengths = [VANILLA.min_draft_length if kept is None else kept for kept in accepted]
-            for length in LENGTHS:
-                tokens = 1 + sum(min(kept, length) for kept in lengths) / len(lengths)
-                draft_ms = whole.draft_ms * length / VANILLA.min_draft_length
-                step_ms = draft_ms + whole.verify_ms + whole.other_ms
-                told[model, scheme, shared, length] = speed(tokens, step_ms) / alone
-            told[model, scheme, shared, ALL_ACCEPTED] = speed(1 + length, step_ms) / alone
+    traced = {shared: read_results(project_root() / recorded / name / "traces.csv") for shared, name in SMOLLM2.items()}
+    for (model, scheme, shared), whole, alone in _medians(recorded):
+        accepted = Traces(traced[shared], scheme).sequences(VANILLA)
+        lengths = [VANILLA.min_draft_length if kept is None else kept for kept in accepted]
+        for length in LENGTHS:
+            tokens = 1 + sum(min(kept, length) for kept in lengths) / len(lengths)
+            draft_ms = whole.draft_ms * length / VANILLA.min_draft_length
+            step_ms = draft_ms + whole.verify_ms + whole.other_ms
+            told[model, scheme, shared, length] = speed(tokens, step_ms) / alone.tokens_per_s
+        told[model, scheme, shared, ALL_ACCEPTED] = speed(1 + length, step_ms) / alone.tokens_per_s
     return pd.Series(told).rename_axis([*TARGET, "shared", "length"]).unstack()
 
 
 def share_of_target(recorded: str | Path = RECORDED) -> pd.Series:
     """The time of a token of the copy's draft over that of the target's pass over one token: medians over processes, by
     (model, scheme, what is shared)."""
-    told = {}
+    return pd.Series(
+        {
+            place: whole.draft_ms / VANILLA.min_draft_length / alone.verify_ms
+            for place, whole, alone in _medians(recorded)
+        }
+    )
+
+
+def _medians(recorded: str | Path) -> Iterator[tuple[tuple[str, str, str], pd.Series, pd.Series]]:
+    """For each (model, scheme, what is shared) the medians over processes of drafting by the copy alone, and of
+    decoding one by one."""
     for shared, rows in replayed(recorded).items():
         for (model, scheme), of_target in rows.groupby(TARGET):
             medians = of_target.groupby("method").median(numeric_only=True)
-            token_ms = medians.draft_ms["vanilla"] / VANILLA.min_draft_length
-            told[model, scheme, shared] = token_ms / medians.verify_ms["autoregressive"]
-    return pd.Series(told)
+            yield (str(model), str(scheme), shared), medians.loc["vanilla"], medians.loc["autoregressive"]
 
 
 def acceptance(recorded: str | Path = RECORDED) -> pd.DataFrame:
@@ -119,12 +125,11 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
     """The speedups as texts: the columns' by their names, of each target; and the best length that is predicted."""
     told: dict[str, dict[str, str]] = {}
     for (model, scheme, method), row in speedups(recorded).iterrows():
-        words = in_words(row) if row["processes"] > 1 else f"{row['median']:.2f}"
-        told.setdefault(f"{_short(model)} {scheme}", {})[COLUMNS[method]] = words
+        told.setdefault(f"{size_label(model)} {scheme}", {})[COLUMNS[method]] = in_few_words(row)
     for (model, scheme, shared), row in shorter_drafts(recorded)[list(LENGTHS)].iterrows():
         if shared:
             best = row.idxmax()
-            told[f"{_short(model)} {scheme}"][PREDICTED] = f"{row.max():.2f}, {best} token{'s' if best > 1 else ''}"
+            told[f"{size_label(model)} {scheme}"][PREDICTED] = f"{row.max():.2f}, {best} token{'s' if best > 1 else ''}"
     *others, tree = COLUMNS.values()
     columns = [*others, PREDICTED, tree]
     return {name: {column: row[column] for column in columns if column in row} for name, row in told.items()}
@@ -137,17 +142,13 @@ def numbers() -> dict[str, float]:
     shares = 100 * share_of_target()
     known = {"own copy over its target, least %": shares.min(), "own copy over its target, most %": shares.max()}
     for (model, scheme, method), row in speedups().iterrows():
-        name = f"own copy {_short(model)} {scheme}, {method}"
+        name = f"own copy {size_label(model)} {scheme}, {method}"
         known |= {name: row["median"], f"{name}, low": row.low, f"{name}, high": row.high}
     for (model, scheme, shared), row in shorter_drafts().iterrows():
-        name = f"own copy {_short(model)} {scheme}, vanilla{shared}"
+        name = f"own copy {size_label(model)} {scheme}, vanilla{shared}"
         known |= {f"{name}, best": row[list(LENGTHS)].max(), f"{name}, all accepted": row[ALL_ACCEPTED]}
     for (scheme, method), row in acceptance().iterrows():
         name = f"own copy accepts {scheme}, {method}"
         known |= {name: row.accepted_length, f"{name}, low": row.accepted_length_low}
         known |= {f"{name}, high": row.accepted_length_high, f"{name}, agrees %": 100 * row.acceptance_rate}
     return known
-
-
-def _short(model: object) -> str:
-    return model_label(str(model)).removeprefix("Llama-3-")

@@ -34,12 +34,12 @@ from specquant.planning.trees import trees_of
 from specquant.progress import tell
 from specquant.study import figures
 from specquant.study.kernels_used import states_of
-from specquant.study.latex import RECORDED_TABLES, latex
+from specquant.study.latex import RECORDED_TABLES, latex, rows_with
 from specquant.tables.intervals import SAMPLES
 from specquant.tables.results import read_medians, read_provenance, read_results
 from specquant.tables.sources import needs_kernels
 from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figure
-from specquant.tables.verify_cost import behind_first_context, pass_growth
+from specquant.tables.verify_cost import pass_growth
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
 PAPER_SCHEME = "w4a16-g128"  # of the paper's hierarchy
@@ -80,9 +80,7 @@ class RecordedFigure:
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Of a table the rows that the figure takes, by the columns that the table has."""
-        for column in self.only.keys() & set(frame.columns):
-            frame = frame[frame[column].isin(self.only[column])]
-        return behind_first_context(frame) if self.first_context else frame
+        return rows_with(frame, self.only, self.first_context)
 
     def caption(self, text: str, rows: pd.DataFrame, beside: Sequence[pd.DataFrame], device: str | None) -> str:
         """The text, and what the numbers rest on; n counts the rows that the figure takes of the other tables, too."""

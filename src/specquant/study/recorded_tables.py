@@ -18,9 +18,9 @@ from specquant.planning.acceptance import Shapes
 from specquant.quant import SCHEMES
 from specquant.study import own_copies
 from specquant.study.claims import HEADS
-from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, sample
+from specquant.tables.intervals import PROCESS, in_each_process, in_few_words, over_processes, sample
 from specquant.tables.results import read_results, rows_there
-from specquant.tables.style import model_label
+from specquant.tables.style import size_label
 from specquant.tables.table import REMEDY
 from specquant.tables.verify_cost import KEYS, pass_growth, pass_times
 
@@ -55,11 +55,11 @@ def told_tables(recorded: Path) -> dict[str, str]:
     """
     names = ("verify_cost", "attention", "drafting", "rounds", "replayed", "planted", "settling", "adaptive")
     of = {name: read_results(recorded / f"h200/{name}.csv") for name in names}
-    at = {f"{_short(m)} behind {context:,} tokens": (m, context) for m in TARGETS for context in (2048, 8192)}
+    at = {f"{size_label(m)} behind {context:,} tokens": (m, context) for m in TARGETS for context in (2048, 8192)}
     shapes = Shapes.of(read_results(recorded / "cpu/trees.csv"))
     copies = own_copies.replayed(recorded / "h200")
     tables: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
-        "passes": (lambda: passes(of["verify_cost"], {_short(m): (m, 512) for m in TARGETS}), ("verify_cost",)),
+        "passes": (lambda: passes(of["verify_cost"], {size_label(m): (m, 512) for m in TARGETS}), ("verify_cost",)),
         "contexts": (lambda: passes(of["verify_cost"], at), ("verify_cost",)),
         "settling": (lambda: settling(of["settling"]), ("settling",)),
         "attention": (lambda: attention(of["attention"]), ("attention",)),
@@ -109,7 +109,7 @@ def passes(rows: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
             times, growth, share = parts
             if one in times.index:
                 both = f"{times['median'][one]:.2f} / {times['median'][wide]:.2f}"
-                row[name] = f"{both}, {_words(growth.loc[wide])}, {share['median'][one]:.0%}"
+                row[name] = f"{both}, {in_few_words(growth.loc[wide])}, {share['median'][one]:.0%}"
     return markdown("scheme", cells, rows)
 
 
@@ -118,7 +118,7 @@ def settling(rows: pd.DataFrame) -> str:
     first, cells = first_passes(rows)["median"], {}
     for (model, scheme), draft in settled_drafts(rows).iterrows():
         behind = {f"first pass, {idle:g} ms later": first[model, scheme, 64, idle, 0] for idle in (0.0, 50.0)}
-        cells[f"{_short(model)} {scheme}"] = {
+        cells[f"{size_label(model)} {scheme}"] = {
             name: f"{value:.{1 if name == LOST else 2}f}" for name, value in {**behind, **draft}.items()
         }
     return markdown("target", cells, rows)
@@ -161,10 +161,12 @@ def drafting(rows: pd.DataFrame, rounds: pd.DataFrame) -> str:
     cells: dict[str, dict[str, str]] = {}
     for scheme, vocabulary in sorted(of_rounds.index, key=lambda key: (key[0], -key[1])):
         cells[f"{scheme}, {vocabulary:,} tokens"] = {
-            f"{_short(model)}, {iterations} iterations": _words(drafts.loc[scheme, vocabulary, model, iterations])
+            f"{size_label(model)}, {iterations} iterations": in_few_words(
+                drafts.loc[scheme, vocabulary, model, iterations]
+            )
             for model in reversed(TARGETS)
             for iterations in (3, 6)
-        } | {"a round of 8B": _words(of_rounds.loc[(scheme, vocabulary)])}
+        } | {"a round of 8B": in_few_words(of_rounds.loc[(scheme, vocabulary)])}
     return markdown("head", cells, rows, rounds)
 
 
@@ -177,7 +179,7 @@ def replayed(rows: pd.DataFrame, shapes: Shapes) -> str:
         heads = "" if scheme == HEADS else f"; heads in {scheme}"
         for name, base in bases.items():
             for plan, row in by_plan(fitted_speedups(of_heads, shapes, base).sort_index()).iterrows():
-                cells.setdefault(f"{plan}{heads}", {})[name] = _words(row)
+                cells.setdefault(f"{plan}{heads}", {})[name] = in_few_words(row)
     each = (of_heads for _, of_heads in rows.groupby("head_scheme"))  # which have processes of their own
     return markdown("plan", dict(sorted(cells.items(), key=lambda cell: "heads" in cell[0])), *each)
 
@@ -191,7 +193,7 @@ def planted(rows: pd.DataFrame) -> str:
     texts, cells = losslessness(rows).set_index(keys), {}
     for model, scheme, *plan in sorted({key[:-1] for key in texts.index}, key=lambda key: (TARGETS.index(key[0]), key)):
         both = [place for which in ("no", "yes") if (place := (model, scheme, *plan, which)) in texts.index]
-        cells[f"{_short(model)} {scheme}, {plan_label(Plan(*plan))}"] = {
+        cells[f"{size_label(model)} {scheme}, {plan_label(Plan(*plan))}"] = {
             name: " / ".join(tell(place) for place in both)
             for name, tell in {
                 "accepted length": lambda place: f"{lengths[place]:.2f}",
@@ -225,14 +227,5 @@ def adaptive(rows: pd.DataFrame) -> str:
     cells: dict[str, dict[str, str]] = {}
     for name, decimals in {OF_SIX: 2, OF_60: 2, OF_ALL: 2, "mean_draft_size": 1}.items():
         for (model, scheme), row in over_processes(runs[name]).iterrows():
-            cells.setdefault(f"{_short(model)} {scheme}", {})[name.replace("_", " ")] = _words(row, decimals)
+            cells.setdefault(f"{size_label(model)} {scheme}", {})[name.replace("_", " ")] = in_few_words(row, decimals)
     return markdown("target", cells, rows)
-
-
-def _words(row: pd.Series, decimals: int = 2) -> str:
-    """A median, with its interval where there are several processes."""
-    return in_words(row, decimals) if row["processes"] > 1 else f"{row['median']:.{decimals}f}"
-
-
-def _short(model: object) -> str:
-    return model_label(str(model)).removeprefix("Llama-3-")

@@ -59,6 +59,11 @@ def in_words(row: pd.Series, decimals: int = 2) -> str:
     return f"{row['median']:.{decimals}f} ({row['low']:.{decimals}f} to {row['high']:.{decimals}f})"
 
 
+def in_few_words(row: pd.Series, decimals: int = 2) -> str:
+    """A median, with its interval where there are several processes. row: of `over_processes`."""
+    return in_words(row, decimals) if row["processes"] > 1 else f"{row['median']:.{decimals}f}"
+
+
 def interval(name: str) -> tuple[str, str, str]:
     """The columns of a number and of its interval."""
     return name, f"{name}_low", f"{name}_high"

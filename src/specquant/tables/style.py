@@ -95,6 +95,11 @@ def model_label(name: str) -> str:
     return f"Llama-3-{name.removeprefix('llama-3-').upper()}" if name.startswith("llama-3-") else name
 
 
+def size_label(model: object) -> str:
+    """A Llama-3 by its size alone: "70B"; other names as they are."""
+    return model_label(str(model)).removeprefix("Llama-3-")
+
+
 def device_label(name: str) -> str:
     """A device for people to read: "Intel Xeon Processor, 1 thread"."""
     return re.sub(r", 1 threads$", ", 1 thread", name.replace("(R)", ""))
