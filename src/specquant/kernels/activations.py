@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from specquant.kernels.launch import jit, tl, triton
+from specquant.kernels.launch import jit, overlapping, tl, triton, wait_for_previous
 from specquant.kernels.rounding import row_codes, row_scale
 
 SMALLEST = 1e-30  # a row whose largest magnitude is below this quantizes to zeros, without a division by zero
@@ -30,24 +30,24 @@ def quantize_per_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def quantize_per_token_triton(
-    x: torch.Tensor, code_dtype: torch.dtype = torch.int8
+    x: torch.Tensor, code_dtype: torch.dtype = torch.int8, next_early: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize_per_token` by one launch, a block for each row: the same bits, the codes as int8; or, with
-    torch.float8_e4m3fn as `code_dtype`, `fp8.quantize_per_token_e4m3`."""
+    torch.float8_e4m3fn as `code_dtype`, `fp8.quantize_per_token_e4m3`. next_early: as of `overlapping`."""
     x = x.contiguous()
     rows, features = x.shape
     codes = torch.empty_like(x, dtype=code_dtype)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     if rows:
         block = triton.next_power_of_2(features)
-        _kernel[(rows,)](
-            x, codes, scales, features, SMALLEST=SMALLEST, BLOCK=block, num_warps=min(max(block // 1024, 1), 16)
-        )
+        options = {"num_warps": min(max(block // 1024, 1), 16)} | overlapping(x.device, next_early)
+        _kernel[(rows,)](x, codes, scales, features, SMALLEST=SMALLEST, BLOCK=block, **options)
     return codes, scales
 
 
 @jit
-def _kernel(x, codes, scales, features, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
+def _kernel(x, codes, scales, features, SMALLEST: tl.constexpr, BLOCK: tl.constexpr, OVERLAPPING: tl.constexpr):
+    wait_for_previous(OVERLAPPING)
     row = tl.program_id(0)
     feature = tl.arange(0, BLOCK)
     values = tl.load(x + row * features + feature, mask=feature < features, other=0).to(tl.float32)

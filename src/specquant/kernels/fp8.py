@@ -14,6 +14,7 @@ from specquant.errors import SpecquantError
 from specquant.kernels.activations import SMALLEST, compute_dtype
 from specquant.kernels.products import GROUP, Configuration, launch_product
 from specquant.kernels.w8a8 import eight_bit_kernel
+from specquant.kernels.warp_groups import WarpGroups, multiply_by_groups, recorded
 
 LARGEST = 448.0
 
@@ -50,7 +51,7 @@ def fp8_triton(
     *,
     out_dtype: torch.dtype,
     row_invariant: bool = False,
-    chosen: Configuration | None = None,
+    chosen: Configuration | WarpGroups | None = None,
 ) -> torch.Tensor:
     """The launcher for x already quantized: e4m3 [rows, in], and its scales, float32 [rows, 1].
 
@@ -58,6 +59,10 @@ def fp8_triton(
     has no e4m3 products.
     """
     require_e4m3(x)
+    if chosen is None and not row_invariant:
+        chosen = recorded("fp8", x, len(codes))
+    if isinstance(chosen, WarpGroups):
+        return multiply_by_groups("fp8", x, codes, chosen, out_dtype, token_scales=token_scales, scales=scales)
     return launch_product(
         eight_bit_kernel,
         "fp8",

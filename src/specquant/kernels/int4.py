@@ -33,6 +33,80 @@ WORD_TO_FP16 = """
     fma.rn.f16x2 $3, $3, sixteenth, bias;
 """
 
+# Inline assembly (PTX) that widens four bytes of codes, $2, to the 8-bit weights of their low halves, $0, and of their
+# high halves, $1. Numbers of each byte's group or channel follow, four for the low halves, then four for the high ones.
+# 16 (code - 8): the code in a byte's high half, its highest bit turned.
+LESS_EIGHT_TIMES_SIXTEEN = """{
+    shl.b32 $0, $2, 4;
+    lop3.b32 $0, $0, 0xf0f0f0f0, 0x80808080, 0x6a;
+    lop3.b32 $1, $2, 0xf0f0f0f0, 0x80808080, 0x6a;
+}"""
+# code - zero: 128 is added before and turned off after, so that no byte borrows from the next. $3, $4: bytes of zeros.
+LESS_ZERO = """{
+    shr.u32 $1, $2, 4;
+    lop3.b32 $0, $2, 0x0f0f0f0f, 0x80808080, 0xea;
+    lop3.b32 $1, $1, 0x0f0f0f0f, 0x80808080, 0xea;
+    sub.u32 $0, $0, $3;
+    sub.u32 $1, $1, $4;
+    xor.b32 $0, $0, 0x80808080;
+    xor.b32 $1, $1, 0x80808080;
+}"""
+# (code - zero) * scale, two at a time in 16 bits: the low byte of code * scale + (256 - zero * scale). $3 to $10:
+# scales, twice each in a word; $11 to $18: what is added.
+LESS_ZERO_SCALED = """{
+    .reg .b32 even, odd;
+    and.b32 even, $2, 0x000f000f;
+    shr.u32 odd, $2, 8; and.b32 odd, odd, 0x000f000f;
+    mad.lo.u32 even, even, $3, $11;
+    mad.lo.u32 odd, odd, $3, $11;
+    prmt.b32 $0, even, odd, 0x6240;
+    shr.u32 even, $2, 4; and.b32 even, even, 0x000f000f;
+    shr.u32 odd, $2, 12; and.b32 odd, odd, 0x000f000f;
+    mad.lo.u32 even, even, $7, $15;
+    mad.lo.u32 odd, odd, $7, $15;
+    prmt.b32 $1, even, odd, 0x6240;
+}"""
+# (code - 8) * scale, rounded half to even: fp16 rounds 1280 plus a number within +-127 to an integer whose lowest byte
+# is that number's; clamped, to 1152 at least and 1407 at most. $3, $4: scales of the low halves; $5, $6: of the high.
+_CLAMP = "max.f16x2 even, even, least; max.f16x2 odd, odd, least; min.f16x2 even, even, most; min.f16x2 odd, odd, most;"
+_SCALED = """{{
+    .reg .b32 even, odd, next, eight, sixteenth, bias, base, least, most;
+    mov.b32 eight, 0x64086408; mov.b32 sixteenth, 0x2c002c00;
+    mov.b32 bias, 0xd480d480; mov.b32 base, 0x65006500;
+    mov.b32 least, 0x64806480; mov.b32 most, 0x657f657f;
+    shr.u32 next, $2, 8;
+    lop3.b32 even, $2, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 odd, next, 0x000f000f, 0x64006400, 0xea;
+    sub.rn.f16x2 even, even, eight;
+    sub.rn.f16x2 odd, odd, eight;
+    fma.rn.f16x2 even, even, $3, base;
+    fma.rn.f16x2 odd, odd, $3, base;
+    {clamp}
+    prmt.b32 $0, even, odd, 0x6240;
+    lop3.b32 even, $2, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 odd, next, 0x00f000f0, 0x64006400, 0xea;
+    fma.rn.f16x2 even, even, sixteenth, bias;
+    fma.rn.f16x2 odd, odd, sixteenth, bias;
+    fma.rn.f16x2 even, even, $5, base;
+    fma.rn.f16x2 odd, odd, $5, base;
+    {clamp}
+    prmt.b32 $1, even, odd, 0x6240;
+}}"""
+SCALED, SCALED_AND_CLAMPED = _SCALED.format(clamp=""), _SCALED.format(clamp=_CLAMP)
+# (code - 8) / 512 as e4m3, of codes stored as `w4a8_fp8` says: the byte t up to 7, t + 121 from 8 on.
+TO_E4M3 = """{
+    .reg .b32 t, s;
+    and.b32 t, $2, 0x0f0f0f0f;
+    shr.u32 s, $2, 3;
+    and.b32 s, s, 0x01010101;
+    mad.lo.u32 $0, s, 121, t;
+    shr.u32 t, $2, 4;
+    and.b32 t, t, 0x0f0f0f0f;
+    shr.u32 s, $2, 7;
+    and.b32 s, s, 0x01010101;
+    mad.lo.u32 $1, s, 121, t;
+}"""
+
 
 def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
     """The shape of a packed matrix [out, in]: [in / 128, rounded up, out / 16, 32 lanes, 32 bytes].

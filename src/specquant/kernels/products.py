@@ -38,7 +38,7 @@ from specquant.tables.provenance import note_configuration
 ROW_TILES = (16, 32, 64, 128)  # one pass has up to 64 rows; a prompt's chunk takes tiles of 128
 GROUP = 128  # inputs in one step of every product
 CONFIGURATIONS = Path(__file__).with_name("configurations.json")
-TABLE = "{}-warp-groups"  # of a form's configurations for `w4a16_hopper`: slabs of each group, then splits and stages
+TABLE = "{}-warp-groups"  # of a form's configurations for `warp_groups`: slabs of each group, then splits and stages
 MULTIPROCESSORS = {"sm90": 132}  # of the cards that the recorded winners are of
 MOST_SPLITS = 16
 MOST_WASTE = 1.4  # times the multiprocessors that a product would need if none idled in its last wave

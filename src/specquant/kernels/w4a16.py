@@ -5,7 +5,7 @@ Sources: GPTQ, arXiv 2210.17323; Marlin, arXiv 2408.11743.
 Stored: codes in the order of `int4`, for 16-bit operands; fp16 scales [in / 128, out / 16, 8, 2], in its order too. A
 weight is (code - 8) * scale.
 
-The kernel multiplies the integers, which are exact in fp16 and bf16, and scales a group's sum. On Hopper `w4a16_hopper`
+The kernel multiplies the integers, which are exact in fp16 and bf16, and scales a group's sum. On Hopper `warp_groups`
 takes over where it is faster.
 """
 
@@ -18,7 +18,7 @@ from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import WORD_TO_FP16, in_whole_tiles, unpack_int4, unpair_outputs
 from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
-from specquant.kernels.w4a16_hopper import WarpGroups, recorded, w4a16_hopper
+from specquant.kernels.warp_groups import WarpGroups, multiply_by_groups, recorded
 
 WIDEN = constexpr(f"{{{WORD_TO_FP16}}}")
 
@@ -55,9 +55,9 @@ def w4a16_triton(
     """
     x = in_whole_tiles(x)
     if chosen is None and not row_invariant:
-        chosen = recorded(x, codes.shape[1] * 16)
+        chosen = recorded("w4a16", x, codes.shape[1] * 16)
     if isinstance(chosen, WarpGroups):
-        return w4a16_hopper(x, codes, scales, chosen)
+        return multiply_by_groups("w4a16", x, codes, chosen, x.dtype, grid=scales)
     return launch_product(
         _kernel,
         "w4a16",

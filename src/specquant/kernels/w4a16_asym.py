@@ -15,7 +15,7 @@ from specquant.kernels.activations import compute_dtype
 from specquant.kernels.int4 import in_whole_tiles, unpack_int4, unpair_outputs
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton
-from specquant.kernels.w4a16_hopper import WarpGroups
+from specquant.kernels.warp_groups import WarpGroups
 
 
 def w4a16_asym(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:

@@ -26,39 +26,24 @@ from __future__ import annotations
 import torch
 
 from specquant.kernels.activations import compute_dtype
-from specquant.kernels.int4 import in_whole_tiles, unpack_int4, unpair_outputs
+from specquant.kernels.int4 import (
+    LESS_EIGHT_TIMES_SIXTEEN,
+    LESS_ZERO,
+    LESS_ZERO_SCALED,
+    SCALED,
+    SCALED_AND_CLAMPED,
+    in_whole_tiles,
+    unpack_int4,
+    unpair_outputs,
+)
 from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
 from specquant.kernels.rounding import round_half_even
 from specquant.kernels.w8a8 import store_scaled, w8a8_product
+from specquant.kernels.warp_groups import WarpGroups, multiply_by_groups, recorded
 
-# Inline assembly (PTX) of QQQ per group: four bytes of codes, $2, times the scales of their low halves, $3, and of
-# their high ones, $5; and what brings numbers that left int8 back.
-_CLAMP = "max.f16x2 even, even, least; max.f16x2 odd, odd, least; min.f16x2 even, even, most; min.f16x2 odd, odd, most;"
-_SCALED = """{{
-    .reg .b32 even, odd, next, eight, sixteenth, bias, base, least, most;
-    mov.b32 eight, 0x64086408; mov.b32 sixteenth, 0x2c002c00;
-    mov.b32 bias, 0xd480d480; mov.b32 base, 0x65006500;
-    mov.b32 least, 0x64806480; mov.b32 most, 0x657f657f;
-    shr.u32 next, $2, 8;
-    lop3.b32 even, $2, 0x000f000f, 0x64006400, 0xea;
-    lop3.b32 odd, next, 0x000f000f, 0x64006400, 0xea;
-    sub.rn.f16x2 even, even, eight;
-    sub.rn.f16x2 odd, odd, eight;
-    fma.rn.f16x2 even, even, $3, base;
-    fma.rn.f16x2 odd, odd, $3, base;
-    {clamp}
-    prmt.b32 $0, even, odd, 0x6240;
-    lop3.b32 even, $2, 0x00f000f0, 0x64006400, 0xea;
-    lop3.b32 odd, next, 0x00f000f0, 0x64006400, 0xea;
-    fma.rn.f16x2 even, even, sixteenth, bias;
-    fma.rn.f16x2 odd, odd, sixteenth, bias;
-    fma.rn.f16x2 even, even, $5, base;
-    fma.rn.f16x2 odd, odd, $5, base;
-    {clamp}
-    prmt.b32 $1, even, odd, 0x6240;
-}}"""
-SCALED, SCALED_AND_CLAMPED = constexpr(_SCALED.format(clamp="")), constexpr(_SCALED.format(clamp=_CLAMP))
+EIGHT, ZERO, ZERO_SCALED = constexpr(LESS_EIGHT_TIMES_SIXTEEN), constexpr(LESS_ZERO), constexpr(LESS_ZERO_SCALED)
+EIGHT_SCALED, EIGHT_SCALED_CLAMPED = constexpr(SCALED), constexpr(SCALED_AND_CLAMPED)
 
 
 def qqq(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -122,7 +107,7 @@ def w4a8_triton(
     grid: torch.Tensor | None = None,
     *,
     out_dtype: torch.dtype,
-    chosen: Configuration | None = None,
+    chosen: Configuration | WarpGroups | None = None,
     assembly: bool | None = None,
     clamped: bool = False,
 ) -> torch.Tensor:
@@ -133,6 +118,10 @@ def w4a8_triton(
     so that a row never depends on the others.
     """
     x = in_whole_tiles(x)
+    chosen = chosen or recorded(f"w4a8-{form}", x, len(scales))
+    if isinstance(chosen, WarpGroups):
+        how = {"token_scales": token_scales, "scales": scales, "grid": grid, "clamped": clamped}
+        return multiply_by_groups(f"w4a8-{form}", x, codes, chosen, out_dtype, **how)
     if form.endswith("g128"):
         grid = grid.view(torch.int32)
     return launch_product(
@@ -223,11 +212,7 @@ def _less_eight_times_sixteen(pairs, ASSEMBLY: tl.constexpr):
     """16 (code - 8): the code in a byte's high half, its highest bit turned."""
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
-            """{
-            shl.b32 $0, $2, 4;
-            lop3.b32 $0, $0, 0xf0f0f0f0, 0x80808080, 0x6a;
-            lop3.b32 $1, $2, 0xf0f0f0f0, 0x80808080, 0x6a;
-            }""",
+            EIGHT,
             "=&r,=&r,r", [pairs], dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
     else:
@@ -242,15 +227,7 @@ def _less_zero(pairs, low_zero, high_zero, ASSEMBLY: tl.constexpr):
     low_zero, high_zero = tl.broadcast_to(low_zero, pairs.shape), tl.broadcast_to(high_zero, pairs.shape)
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
-            """{
-            shr.u32 $1, $2, 4;
-            lop3.b32 $0, $2, 0x0f0f0f0f, 0x80808080, 0xea;
-            lop3.b32 $1, $1, 0x0f0f0f0f, 0x80808080, 0xea;
-            sub.u32 $0, $0, $3;
-            sub.u32 $1, $1, $4;
-            xor.b32 $0, $0, 0x80808080;
-            xor.b32 $1, $1, 0x80808080;
-            }""",
+            ZERO,
             "=&r,=&r,r,r,r", [pairs, low_zero, high_zero], dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
     else:
@@ -268,7 +245,7 @@ def _less_eight_scaled(pairs, word, ASSEMBLY: tl.constexpr, CLAMPED: tl.constexp
     low_scale, high_scale = tl.broadcast_to(low_scale, pairs.shape), tl.broadcast_to(high_scale, pairs.shape)
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
-            SCALED_AND_CLAMPED if CLAMPED else SCALED,
+            EIGHT_SCALED_CLAMPED if CLAMPED else EIGHT_SCALED,
             "=&r,=&r,r,r,r,r,r", [pairs, low_scale, high_scale], dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
     else:
@@ -293,19 +270,7 @@ def _less_zero_scaled(pairs, word, ASSEMBLY: tl.constexpr):
     low_bias, high_bias = tl.broadcast_to(low_bias, pairs.shape), tl.broadcast_to(high_bias, pairs.shape)
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 even, odd;
-            and.b32 even, $2, 0x000f000f;
-            shr.u32 odd, $2, 8; and.b32 odd, odd, 0x000f000f;
-            mad.lo.u32 even, even, $3, $11;
-            mad.lo.u32 odd, odd, $3, $11;
-            prmt.b32 $0, even, odd, 0x6240;
-            shr.u32 even, $2, 4; and.b32 even, even, 0x000f000f;
-            shr.u32 odd, $2, 12; and.b32 odd, odd, 0x000f000f;
-            mad.lo.u32 even, even, $7, $15;
-            mad.lo.u32 odd, odd, $7, $15;
-            prmt.b32 $1, even, odd, 0x6240;
-            }""",
+            ZERO_SCALED,
             "=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r", [pairs, low_scale, high_scale, low_bias, high_bias],
             dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 
 from specquant.kernels.activations import compute_dtype
 from specquant.kernels.fp8 import quantize_per_token_e4m3, require_e4m3
-from specquant.kernels.int4 import in_whole_tiles, pack_int4, unpack_int4, unpair_outputs
-from specquant.kernels.launch import jit, tl
+from specquant.kernels.int4 import TO_E4M3, in_whole_tiles, pack_int4, unpack_int4, unpair_outputs
+from specquant.kernels.launch import constexpr, jit, tl
 from specquant.kernels.products import Configuration, add_splits, is_last, launch_product, steps, wait_for_inputs
+from specquant.kernels.warp_groups import WarpGroups, multiply_by_groups, recorded
+
+WIDEN = constexpr(TO_E4M3)
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
@@ -53,7 +56,7 @@ def w4a8_fp8_triton(
     *,
     out_dtype: torch.dtype,
     row_invariant: bool = False,
-    chosen: Configuration | None = None,
+    chosen: Configuration | WarpGroups | None = None,
     assembly: bool | None = None,
 ) -> torch.Tensor:
     """The launcher for x already quantized: e4m3 [rows, in], and its scales, float32 [rows, 1].
@@ -63,6 +66,11 @@ def w4a8_fp8_triton(
     """
     x = in_whole_tiles(x)
     require_e4m3(x)
+    if chosen is None and not row_invariant:
+        chosen = recorded("w4a8-fp8-g128", x, codes.shape[1] * 16)
+    if isinstance(chosen, WarpGroups):
+        how = {"token_scales": token_scales, "grid": scales}
+        return multiply_by_groups("w4a8-fp8-g128", x, codes, chosen, out_dtype, **how)
     return launch_product(
         _kernel,
         "w4a8-fp8-g128",
@@ -132,18 +140,7 @@ def _widen(pairs, ASSEMBLY: tl.constexpr):
     """
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 t, s;
-            and.b32 t, $2, 0x0f0f0f0f;
-            shr.u32 s, $2, 3;
-            and.b32 s, s, 0x01010101;
-            mad.lo.u32 $0, s, 121, t;
-            shr.u32 t, $2, 4;
-            and.b32 t, t, 0x0f0f0f0f;
-            shr.u32 s, $2, 7;
-            and.b32 s, s, 0x01010101;
-            mad.lo.u32 $1, s, 121, t;
-            }""",
+            WIDEN,
             "=&r,=&r,r", [pairs], dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
         )  # fmt: skip
         low, high = low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from specquant.kernels.activations import compute_dtype, quantize_per_token
 from specquant.kernels.launch import jit, tl, wait_for_previous
 from specquant.kernels.products import GROUP, Configuration, add_splits, is_last, launch_product, steps
+from specquant.kernels.warp_groups import WarpGroups, multiply_by_groups, recorded
 
 EXACT_CHUNK = 1024  # 1024 * 127 * 127 < 2**24: up to here float32 sums of int8 products are exact in any order
 
@@ -51,12 +52,15 @@ def w8a8_triton(
     scales: torch.Tensor,
     *,
     out_dtype: torch.dtype,
-    chosen: Configuration | None = None,
+    chosen: Configuration | WarpGroups | None = None,
 ) -> torch.Tensor:
     """The kernel's launcher for x already quantized: int8 [rows, in], and its scales, float32 [rows, 1].
 
     Integer sums are exact, so that a row never depends on the others.
     """
+    chosen = chosen or recorded("w8a8", x, len(codes))
+    if isinstance(chosen, WarpGroups):
+        return multiply_by_groups("w8a8", x, codes, chosen, out_dtype, token_scales=token_scales, scales=scales)
     return launch_product(
         eight_bit_kernel,
         "w8a8",

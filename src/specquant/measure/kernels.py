@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from specquant.errors import SpecquantError, unknown
 from specquant.kernels.fp8 import multiplies_e4m3
 from specquant.kernels.products import Configuration
-from specquant.kernels.w4a16_hopper import WarpGroups
+from specquant.kernels.warp_groups import WarpGroups
 from specquant.measure import ceilings, executors
 from specquant.measure.blocks import LaunchesInBlocks, launches_in_blocks
 from specquant.measure.checks import require_at_least, require_draft_sizes

@@ -34,7 +34,7 @@ from specquant.kernels.products import (
     tuned_path,
     winners,
 )
-from specquant.kernels.w4a16_hopper import REGISTERS, SLAB, WarpGroups
+from specquant.kernels.warp_groups import FORMS, REGISTERS, SLAB, UNPACKED, WarpGroups
 from specquant.measure.blocks import replay_times_us
 from specquant.measure.kernels import ROTATED_BYTES, kernel_name, layers, product, synthetic_matrices
 from specquant.measure.parameters import require_gpu
@@ -66,9 +66,10 @@ CANDIDATES = {
         *((256, stages, 8, 0) for stages in (2, 3)),
     ),
 }
-# Splits and most stages of the kernel for Hopper, by rows of a tile; and slabs of each of its warp groups.
-WARP_GROUP_TILES = {16: ((1, 2, 3, 4), 4), 32: ((1, 2, 4, 8), 6), 64: ((1, 2, 4, 8), 6)}
-WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2, 1))
+# Most stages of the kernel for Hopper, by rows of a tile; and slabs of each of its warp groups.
+WARP_GROUP_STAGES = {16: (4, 8), 32: (6,), 64: (6,)}
+WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 2), (2, 1, 1), (2, 2, 1), (2, 2, 2, 1))
+MOST_GROUP_SPLITS = 8
 SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
 SHORTLIST = 6  # candidates that are tried in a layer
 LAYER_NOISE = 1.005  # a layer's time often differs by so much from one capture to the next
@@ -263,8 +264,8 @@ def _tried(
     shape, tile = cell
     tried = list(dict.fromkeys([now, *candidates(*shape, tile, gpu)]))
     groups = list[WarpGroups]()
-    if kernel == "w4a16" and gpu_kind(gpu).startswith("sm90") and tile in WARP_GROUP_TILES and shape[0] % SLAB == 0:
-        groups += warp_group_candidates(*shape, tile, gpu)
+    if kernel in FORMS and gpu_kind(gpu).startswith("sm90") and shape[0] % SLAB == 0 and shape[1] % 16 == 0:
+        groups += warp_group_candidates(kernel, *shape, tile, gpu)
     if likeliest is None:
         return [*tried, *groups]
     tried.sort(key=lambda each: _unlike(each, now))
@@ -344,11 +345,17 @@ def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> It
                 yield Configuration(block, splits, stages, warps, registers)
 
 
-def warp_group_candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[WarpGroups]:
-    """Ways to cut up a product of W4A16 for Hopper: one program on each of most of the multiprocessors."""
-    available, (all_splits, most_stages) = multiprocessors(device), WARP_GROUP_TILES[tile]
-    for slabs, splits in itertools.product(WARP_GROUPS, all_splits):
+def warp_group_candidates(
+    form: str, outputs: int, inputs: int, tile: int, device: torch.device
+) -> Iterator[WarpGroups]:
+    """Ways to cut up a product for Hopper: one program on each of most of the multiprocessors."""
+    available, steps = multiprocessors(device), -(-inputs // GROUP)
+    codes_bytes, x_bytes = SLAB * GROUP // (1 if form in UNPACKED else 2), tile * GROUP * (2 if form == "w4a16" else 1)
+    found = dict[WarpGroups, None]()
+    for slabs, splits in itertools.product(WARP_GROUPS, range(1, MOST_GROUP_SPLITS + 1)):
         programs = math.ceil(outputs / (SLAB * sum(slabs))) * splits
-        stages = min(most_stages, SHARED_BYTES // (sum(slabs) * 4096 + tile * 256))
-        if 0.75 * available <= programs <= available and splits <= inputs // GROUP // stages:
-            yield WarpGroups(slabs, splits, stages)
+        for most in WARP_GROUP_STAGES[tile]:
+            stages = min(most, SHARED_BYTES // (sum(slabs) * codes_bytes + x_bytes))
+            if 0.7 * available <= programs <= available and splits <= steps // min(stages, 4):
+                found[WarpGroups(slabs, splits, min(stages, steps // splits))] = None
+    yield from found

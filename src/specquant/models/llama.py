@@ -126,7 +126,7 @@ class LlamaLayer(nn.Module):
         first_slot = cache.length + (slots - rows) if slots > rows else cache.length
         keys, values = cache.keys[self.index], cache.values[self.index]
         qkv = self._normalize_heads(multiply(x, self.qkv_proj, keys.dtype))
-        early = for_reader(self.o_proj, qkv).get("next_early", False)  # not before it is quantized
+        early = for_reader(self.o_proj, qkv).get("next_early", False)
         query = rotate_and_cache(qkv, rotary.cosines, rotary.sines, positions, keys, values, first_slot, early)
         return tree_attention(query, keys, values, cache.length, mask, self.row_invariant, early).reshape(rows, -1)
 

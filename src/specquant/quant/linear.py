@@ -6,12 +6,10 @@ from specquant.kernels.activations import SMALLEST
 from specquant.kernels.fp8 import LARGEST, fp8_product, fp8_triton
 from specquant.kernels.fp16 import fp16_product, fp16_triton
 from specquant.kernels.int4 import packed_shape, pair_outputs, unpair_outputs
-from specquant.kernels.products import ROW_TILES
 from specquant.kernels.w4a8 import qoq_group_weight, qoq_weight, qqq_group_weight, qqq_weight, w4a8_triton
 from specquant.kernels.w4a8_fp8 import pack_codes, unpack_codes, w4a8_fp8_product, w4a8_fp8_triton, w4a8_fp8_weight
 from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.w4a16_asym import w4a16_asym_triton, w4a16_asym_weight
-from specquant.kernels.w4a16_hopper import recorded
 from specquant.kernels.w8a8 import w8a8_product, w8a8_triton
 from specquant.quant.grid import Grid, in_groups
 from specquant.quant.packed import PackedLinear
@@ -51,6 +49,8 @@ class Float16Linear(PackedLinear):
 class Int8Linear(PackedLinear):
     """int8 weights with an fp16 scale per output channel; int8 activations (`kernels.w8a8`)."""
 
+    form = "w8a8"
+
     def layout(self):
         return {
             "codes": (torch.int8, (self.out_features, self.in_features)),
@@ -86,6 +86,7 @@ class Int8Linear(PackedLinear):
 class Int4GroupLinear(PackedLinear):
     """4-bit codes with an fp16 scale per 128 inputs; fp16 activations (`kernels.w4a16`)."""
 
+    form = "w4a16"
     group_size = 128
     operand_bits = 16
     code_dtype: torch.dtype | None = None
@@ -112,11 +113,6 @@ class Int4GroupLinear(PackedLinear):
         (x,) = inputs
         return w4a16_triton(x, self.codes, self.scales, self.row_invariant, chosen)
 
-    def starts_early(self, x):
-        """By warp groups, and with few rows: else what is in front of it has many blocks."""
-        few = len(x) <= ROW_TILES[0] and not self.row_invariant
-        return few and recorded(x, self.out_features, self.in_features) is not None
-
     def multiply(self, x, operand):
         return w4a16_product(x, operand)
 
@@ -124,7 +120,8 @@ class Int4GroupLinear(PackedLinear):
 class AsymmetricInt4GroupLinear(Int4GroupLinear):
     """The same with a zero point, 0 to 15, per 128 inputs, as AWQ stores weights (`kernels.w4a16_asym`)."""
 
-    starts_early = PackedLinear.starts_early  # torch's sums of x come first
+    def starts_early(self, x):
+        return False  # torch's sums of x come first
 
     def layout(self):
         return super().layout() | {"zeros": (torch.uint8, self.pairs_shape(2))}
@@ -151,6 +148,7 @@ class AsymmetricInt4GroupLinear(Int4GroupLinear):
 class Float8Linear(PackedLinear):
     """e4m3 weights with a float32 scale per output channel; e4m3 activations (`kernels.fp8`)."""
 
+    form = "fp8"
     code_dtype = torch.float8_e4m3fn
 
     def layout(self):
@@ -189,9 +187,9 @@ class Float8Linear(PackedLinear):
 class Int4Float8Linear(Int4GroupLinear):
     """4-bit codes with an fp16 scale per 128 inputs, widened to e4m3; e4m3 activations (`kernels.w4a8_fp8`)."""
 
+    form = "w4a8-fp8-g128"
     operand_bits = 8
     code_dtype = torch.float8_e4m3fn
-    starts_early = PackedLinear.starts_early
 
     def layout(self):
         # Not "codes", which earlier versions stored otherwise: a model of theirs is refused.
@@ -220,6 +218,8 @@ class Int4Float8Linear(Int4GroupLinear):
 
 class QQQLinear(PackedLinear):
     """4-bit codes with an fp16 scale per output channel; int8 activations (`kernels.w4a8`)."""
+
+    form = "w4a8-qqq"
 
     def layout(self):
         return {
@@ -252,6 +252,7 @@ class QQQGroupLinear(PackedLinear):
     activations (`kernels.w4a8`). The channel's scale is such that no code can leave int8; in a checkpoint of others one
     may, and is `clamped`."""
 
+    form = "w4a8-qqq-g128"
     group_size = 128
     zero_steps = True
     clamped = False
@@ -296,6 +297,8 @@ class QoQLinear(PackedLinear):
     """Unsigned 4-bit codes with an fp16 scale and a zero point per output channel; int8 activations
     (`kernels.w4a8`)."""
 
+    form = "w4a8-qoq"
+
     def layout(self):
         return {
             "codes": (torch.uint8, packed_shape(self.out_features, self.in_features)),
@@ -330,6 +333,7 @@ class QoQGroupLinear(PackedLinear):
     """Progressive: int8 per output channel within +-119, then unsigned 4-bit codes with an 8-bit scale and zero point
     per 128 inputs; int8 activations (`kernels.w4a8`). Codes that would leave +-127 at the first level are not used."""
 
+    form = "w4a8-qoq-g128"
     group_size = 128
     protective_range = 119  # QServe, section 4.1: then the second level's rounding stays in int8
 

@@ -6,8 +6,8 @@ from torch import nn
 from specquant.kernels.activations import compute_dtype, quantize_per_token_triton
 from specquant.kernels.int4 import pack_int4, unpack_int4
 from specquant.kernels.launch import on_gpu
-from specquant.kernels.products import Configuration
-from specquant.kernels.w4a16_hopper import WarpGroups
+from specquant.kernels.products import ROW_TILES, Configuration
+from specquant.kernels.warp_groups import WarpGroups, recorded
 from specquant.quant.grid import Grid, in_groups, out_of_groups
 
 
@@ -21,6 +21,7 @@ class PackedLinear(nn.Module):
     4-bit arithmetic; it is not part of the state.
     """
 
+    form = ""  # of its kernel, in the table of configurations; empty: it has no kernel of ours
     group_size = 0  # inputs that share a scale; 0: all
     operand_bits = 8  # that codes are widened to
     # That the kernel takes and gives; other inputs take the reference.
@@ -94,7 +95,9 @@ class PackedLinear(nn.Module):
 
     def kernel_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the kernel takes for x [rows, in]: x itself, or its codes and their scales."""
-        return (x,) if self.code_dtype is None else quantize_per_token_triton(x, self.code_dtype)
+        if self.code_dtype is None:
+            return (x,)
+        return quantize_per_token_triton(x, self.code_dtype, self.starts_early(x))
 
     def run_kernel(
         self, inputs: tuple[torch.Tensor, ...], out_dtype: torch.dtype, chosen: Configuration | WarpGroups | None = None
@@ -115,8 +118,10 @@ class PackedLinear(nn.Module):
 
     def starts_early(self, x: torch.Tensor) -> bool:
         """Whether the product with as many rows as x has, of its dtype, begins with weights before its input is there:
-        it is then best launched before the operations in front of it have theirs."""
-        return False
+        it is then best launched before the operations in front of it have theirs. So it is by warp groups, and with few
+        rows: else what is in front of it has many blocks."""
+        few = len(x) <= ROW_TILES[0] and not self.row_invariant and x.dtype in self.kernel_dtypes
+        return few and recorded(self.form, x, self.out_features, self.in_features) is not None
 
     def forward(
         self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype | None = None
