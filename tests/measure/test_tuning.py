@@ -10,7 +10,7 @@ from specquant.commands.models import _offer_tuning
 from specquant.errors import SpecquantError
 from specquant.kernels import products
 from specquant.kernels.products import CONFIGURATIONS, Configuration, is_sound, winners
-from specquant.kernels.w4a16_hopper import WarpGroups
+from specquant.kernels.warp_groups import FORMS, TILES, UNPACKED, WarpGroups
 from specquant.measure import kernels, tuning
 from specquant.models.llama import Llama
 from specquant.models.synthetic import synthetic_config, synthetic_model
@@ -29,16 +29,19 @@ def test_candidates_leave_every_program_some_steps(tile):
         assert all(1 <= each.splits <= inputs // 128 // 4 for each in candidates)
 
 
-@pytest.mark.parametrize("tile", tuning.WARP_GROUP_TILES)
-def test_warp_groups_fill_most_of_a_hopper(tile, monkeypatch):
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tile", TILES)
+def test_warp_groups_fill_most_of_a_hopper(tile, form, monkeypatch):
     monkeypatch.setattr(tuning, "multiprocessors", lambda device: 132)
+    code_bytes, x_bytes = 8192 if form in UNPACKED else 4096, tile * (256 if form == "w4a16" else 128)
     for _, _, (outputs, inputs) in kernels.layers(kernels.LAYERS):
-        candidates = list(tuning.warp_group_candidates(outputs, inputs, tile, torch.device("cpu")))
+        candidates = list(tuning.warp_group_candidates(form, outputs, inputs, tile, torch.device("cpu")))
         assert candidates
+        assert len(set(candidates)) == len(candidates)
         for slabs, splits, stages in candidates:
-            assert 99 <= -(-outputs // (64 * sum(slabs))) * splits <= 132
+            assert 92 <= -(-outputs // (64 * sum(slabs))) * splits <= 132
             assert stages * splits <= inputs // 128  # every program has as many steps
-            assert stages * (sum(slabs) * 4096 + tile * 256) <= tuning.SHARED_BYTES
+            assert stages * (sum(slabs) * code_bytes + x_bytes) <= tuning.SHARED_BYTES
 
 
 def test_a_product_runs_as_it_was_chosen_last():
@@ -48,6 +51,10 @@ def test_a_product_runs_as_it_was_chosen_last():
     assert tables["w4a16"] == {"128x256": {"64": [64, 1, 3, 4, 0]}}  # for bf16 and row invariance
     assert tables[TABLE] == {"128x256": {"64": [2, 2, 1, 1, 4]}}
     tuning._choose(tables, "w4a16", "128x256", 64, Configuration(128, 1, 3, 4))
+    assert tables == {"w4a16": {"128x256": {"64": [128, 1, 3, 4, 0]}}, TABLE: {"128x256": {}}}
+    tuning._choose(tables, "w4a16", "128x256", 8, groups)
+    assert tables[TABLE] == {"128x256": {"8": [2, 2, 1, 1, 4]}}
+    tuning._choose(tables, "w4a16", "128x256", 8, Configuration(64, 1, 3, 4))  # which has no tile of 8 rows
     assert tables == {"w4a16": {"128x256": {"64": [128, 1, 3, 4, 0]}}, TABLE: {"128x256": {}}}
     tuning._choose(tables, "w8a8", "128x256", 16, Configuration(64, 2, 3, 4))
     assert tables["w8a8"] == {"128x256": {"16": [64, 2, 3, 4, 0]}}
@@ -66,8 +73,10 @@ def test_tuning_keeps_the_fastest_in_a_layer_and_the_fastest_ordinary_one(monkey
         def time_us(self, tile):
             here = table["sm90"]
             groups = here.get(TABLE, {}).get(f"{outputs}x{inputs}", {}).get(str(tile))
-            together, splits, *_ = here["w4a16"][f"{outputs}x{inputs}"][str(tile)]
-            return 80.0 if groups else 100.0 + splits + together / 1000
+            if groups:
+                return 80.0
+            together, splits, *_ = here["w4a16"][f"{outputs}x{inputs}"][str(tile)] if tile > 8 else (64, 4)
+            return 100.0 + splits + together / 1000
 
     def alone_us(matrices, rows, repeats, chosen=None):
         return torch.tensor([1000.0 - tuning._columns(chosen)["outputs"] if chosen else 1.0])
@@ -91,23 +100,26 @@ def test_tuning_keeps_the_fastest_in_a_layer_and_the_fastest_ordinary_one(monkey
     assert {tile: numbers[1] for tile, numbers in ordinary.items()} == {"16": 1, "32": 1, "64": 1}
     # Of those that split least, whose layers take as long, the fastest alone, which has most outputs.
     assert {tile: numbers[0] for tile, numbers in ordinary.items()} == {"16": 128, "32": 256, "64": 256}
-    assert groups == {"16": [2, 2, 2, 1, 1, 4], "32": [2, 2, 2, 1, 1, 5], "64": [2, 2, 2, 1, 1, 4]}
-    assert set(tried.rows) == {16, 32, 64}
+    few = [2, 2, 2, 1, 1, 4]
+    assert groups == {"8": [2, 2, 2, 1, 1, 7], "16": few, "32": [2, 2, 2, 1, 1, 5], "64": few}
+    assert set(tried.rows) == {8, 16, 32, 64}
     in_layer = tried.dropna(subset="layer_us")
     assert set(in_layer[in_layer.slabs.notna()].rows.astype(str)) == set(groups)
 
 
 def test_every_recorded_winner_is_a_configuration_of_a_shape_that_is_measured():
     shapes = {f"{outputs}x{inputs}" for _, _, (outputs, inputs) in kernels.layers(kernels.LAYERS)}
-    products = {kernels.kernel_name(scheme) for scheme in kernels.BENCH_SCHEMES if scheme != "fp16"}
-    products |= set(kernels.FP8_SCHEMES)
+    forms = {kernels.kernel_name(scheme) for scheme in kernels.BENCH_SCHEMES if scheme != "fp16"}
+    forms |= set(kernels.FP8_SCHEMES)
+    by_groups = {products.TABLE.format(form) for form in FORMS}
     for kind in winners().values():
-        assert {"w4a16", "w8a8"} <= set(kind) <= products | {TABLE}
-        for by_tile in kind.get(TABLE, {}).values():
-            assert set(by_tile) <= {"16", "32", "64"}
-            assert all(tuple(slabs) in tuning.WARP_GROUPS for *slabs, _, _ in by_tile.values())
-        assert set(kind.get(TABLE, {})) <= shapes
-        for by_shape in (by_shape for product, by_shape in kind.items() if product != TABLE):
+        assert {"w4a16", "w8a8"} <= set(kind) <= forms | by_groups
+        for by_shape in (kind.get(name, {}) for name in by_groups):
+            assert set(by_shape) <= shapes
+            for by_tile in by_shape.values():
+                assert set(by_tile) <= {"8", "16", "32", "64"}
+                assert all(tuple(slabs) in tuning.WARP_GROUPS for *slabs, _, _ in by_tile.values())
+        for by_shape in (kind[name] for name in set(kind) - by_groups):
             assert set(by_shape) == shapes
             for by_tile in by_shape.values():
                 assert set(by_tile) == {"16", "32", "64"}

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specquant.errors import SpecquantError
-from specquant.kernels import w4a16_hopper
+from specquant.kernels import warp_groups
 from specquant.kernels.activations import quantize_per_token
 from specquant.kernels.fp8 import quantize_per_token_e4m3
 from specquant.kernels.int4 import unpair_outputs
@@ -213,16 +213,17 @@ def test_a_kernel_gets_the_codes_that_its_storage_names(scheme, weight, device):
 @every_scheme
 def test_a_product_starts_early_where_warp_groups_multiply_few_rows(scheme, monkeypatch):
     """They bring weights before their input is there. It is asked of a tensor that the input is made of."""
-    if w4a16_hopper.gl is None:
+    if warp_groups.gl is None:
         pytest.skip("needs Triton")
     with torch.device("meta"):
         recorded, unknown = empty_linear(scheme, 8192, 28672), empty_linear(scheme, 4096, 28672)
     x = torch.zeros(17, 64).half()
     assert not recorded.starts_early(x[:1])  # on a CPU
-    monkeypatch.setattr(w4a16_hopper, "gpu_kind", lambda device: "sm90")
-    symmetric = scheme.name in ("w4a16-g128", "w4a16-g128-rot")
-    assert [recorded.starts_early(rows) for rows in (x[:1], x[:16])] == [symmetric] * 2
+    monkeypatch.setattr(warp_groups, "gpu_kind", lambda device: "sm90")
+    # By the recorded table; AWQ's sums of x, which torch makes, come first, and cuBLAS starts when it likes.
+    early = scheme.name not in ("w4a16-g128-asym", "fp16")
+    assert recorded.starts_early(x[:1]) == early
     assert not any(each.starts_early(rows) for each, rows in ((recorded, x), (unknown, x[:1])))
-    assert not recorded.starts_early(x[:1].bfloat16())
+    assert recorded.starts_early(x[:1].bfloat16()) == (early and recorded.form != "w4a16")
     recorded.row_invariant = True  # then the ordinary kernel multiplies
     assert not recorded.starts_early(x[:1])

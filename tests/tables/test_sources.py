@@ -54,7 +54,7 @@ def test_it_is_the_one_that_every_version_of_python_finds():
 def test_the_kernels_are_those_of_the_package():
     folder = project_root() / "src/specquant/kernels"
     names = {path.name for path in folder.iterdir()}
-    assert {"w4a16.py", "w4a16_hopper.py", "attention.py", "configurations.json"} <= names
+    assert {"w4a16.py", "warp_groups.py", "attention.py", "configurations.json"} <= names
     files = {name: (folder / name).read_bytes() for name in names if name.endswith((".py", ".json"))}
     assert kernels_sha256() == digest_of_sources(files)
 

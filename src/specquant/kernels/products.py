@@ -103,14 +103,15 @@ def read_tuned(path: Path) -> dict:
 def is_sound(name: str, shape: str, tile: str, numbers: list[int]) -> bool:
     """Whether numbers are a configuration that the kernels take for this shape. Raises ValueError if it is no shape."""
     outputs, inputs = map(int, shape.split("x"))
-    if int(tile) not in ROW_TILES or any(type(number) is not int or number < 0 for number in numbers):
+    if any(type(number) is not int or number < 0 for number in numbers):
         return False
     if name.endswith(TABLE.format("")):
         *slabs, splits, stages = numbers
-        fits = len(slabs) in (2, 3, 4) and min(slabs) > 0 and stages > 0 and outputs % 64 == 0 and int(tile) <= 64
+        fits = len(slabs) in (2, 3, 4) and min(slabs) > 0 and stages > 0 and outputs % 64 == 0
+        fits = fits and int(tile) in (8, *ROW_TILES[:-1])
     else:
         block, splits, stages, warps, _ = numbers
-        fits = block in (64, 128, 256) and stages > 0 and warps in (4, 8)
+        fits = block in (64, 128, 256) and stages > 0 and warps in (4, 8) and int(tile) in ROW_TILES
     return fits and 1 <= splits <= max(1, inputs // GROUP)
 
 
@@ -140,7 +141,8 @@ def known(
     A winner of this user is noted, so that the JSON beside a table names it.
     """
     shape, rows, own = shape_name(out_features, in_features), str(tile), tuned(device)
-    name, is_own = TABLE.format(form) if groups else form, rows in own.get(form, {}).get(shape, {})
+    name = TABLE.format(form) if groups else form
+    is_own = str(max(tile, ROW_TILES[0])) in own.get(form, {}).get(shape, {})
     numbers = (own if is_own else winners().get(kind, {})).get(name, {}).get(shape, {}).get(rows)
     if is_own and numbers:
         note_configuration(f"{name} {shape}, up to {rows} rows", numbers)

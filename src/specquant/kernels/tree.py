@@ -52,6 +52,7 @@ def expand(proposals: Proposals, first: int, frontier: Frontier, log_p: torch.Te
     """Propose k children of each of the frontier's n nodes, from `first` on, and make the k best the next frontier.
 
     log_p, tokens: [n, k], the children's log-probabilities and tokens. Of equal scores, the kernel takes the earlier.
+    A score that is no number, of a head that overflowed, becomes -inf, for no NaN has a rank.
     """
     return (expand_triton if on_gpu(log_p) else expand_reference)(proposals, first, frontier, log_p, tokens)
 
@@ -64,7 +65,8 @@ def expand_reference(
     new = slice(first, first + log_p.numel())
     proposals.tokens[new] = tokens.flatten()
     proposals.parents[new] = frontier.nodes.repeat_interleave(k)
-    proposals.scores[new] = (frontier.scores[:, None] + log_p).flatten()
+    scores = (frontier.scores[:, None] + log_p).flatten()
+    proposals.scores[new] = torch.where(scores.isnan(), -torch.inf, scores)
     scores, chosen = proposals.scores[new].topk(k)
     parents = chosen // k
     mask = torch.cat((frontier.mask[parents], torch.eye(k, dtype=torch.bool, device=tokens.device)), dim=1)
@@ -129,6 +131,7 @@ def _expand_kernel(
     real = child < N * K
     token = tl.load(tokens + child, mask=real, other=0)
     score = tl.load(scores + child // K, mask=real, other=0.0) + tl.load(log_p + child, mask=real, other=0.0)
+    score = tl.where(score == score, score, float("-inf"))  # only NaN is not itself
     tl.store(all_tokens + first + child, token, mask=real)
     tl.store(all_parents + first + child, tl.load(nodes + child // K, mask=real, other=0), mask=real)
     tl.store(all_scores + first + child, score, mask=real)
@@ -240,6 +243,7 @@ def _rerank_kernel(
         rank += tl.sum(((other_score > score[:, None]) | earlier).to(tl.int32), 1)
     kept = (node < n) & (rank < size)
     place = tl.cumsum(kept.to(tl.int32), 0) - 1  # in the tree
+    kept &= place < size  # NaN, which `expand` does not make, would have no rank, and be written beyond the tree
     tl.store(places + node, place, mask=node < n)
     tl.debug_barrier()
     parent = tl.load(all_parents + node, mask=kept, other=-1)

@@ -11,6 +11,9 @@ read again.
 The forms are those of `products`. Their results are as exact as the ordinary kernels', and integers the very same. In
 `w4a16` a weight is rounded to fp16 once, (code - 8) * scale, as dequantized checkpoints are: sums need not be scaled.
 Where rows are at most 16, a group's sums are fewer than its weights, and are scaled instead, as `w4a16` does.
+
+Up to 8 rows, a warp multiplies by `mma` instead of `wgmma`: that has no waits of its own, and neighbouring slabs
+overlap. Not e4m3, which Triton's `mma` widens to fp16, nor weights that the tensor cores read from shared memory.
 """
 
 from __future__ import annotations
@@ -20,21 +23,28 @@ from typing import NamedTuple
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.kernels.int4 import (
-    LESS_EIGHT_TIMES_SIXTEEN,
-    LESS_ZERO,
-    LESS_ZERO_SCALED,
-    SCALED,
-    SCALED_AND_CLAMPED,
-    TO_E4M3,
-    WORD_TO_FP16,
-)
 from specquant.kernels.launch import MOST_COUNTERS, arrival_counters, constexpr, wait_for_previous
-from specquant.kernels.products import gpu_kind, known, row_tile
+from specquant.kernels.products import gpu_kind, known
+from specquant.kernels.widening import (
+    FORMS,
+    FP8,
+    FP8_GROUP,
+    QOQ,
+    QQQ,
+    QQQ_GROUP,
+    W4A16,
+    factors_of,
+    halves_of_inputs,
+    per_output,
+    to_bytes,
+    to_fp16,
+    zero_points,
+)
 
 try:
     import triton.experimental.gluon.language as gl
     from triton.experimental import gluon
+    from triton.experimental.gluon.language.nvidia.ampere import mma_v2
     from triton.experimental.gluon.language.nvidia.hopper import (
         mbarrier,
         tma,
@@ -52,26 +62,18 @@ except ImportError:  # no Triton, or one without Gluon: `recorded` then never of
         return function or jit
 
 
+TILES = 8, 16, 32, 64  # rows of a program's tile
 SLAB = 64  # outputs of one product of the tensor cores
 REGISTERS = {2: 240, 3: 160, 4: 112}  # of a thread that multiplies, by the number of warp groups
-EARLY = {16: 4, 32: 2, 64: 2}  # steps of weights that are asked for before the previous kernel has ended, by the rows
+EARLY = {
+    8: 8,
+    16: 4,
+    32: 2,
+    64: 2,
+}  # steps of weights that are asked for before the previous kernel has ended, by the rows
 AHEAD = 8  # steps by which the numbers of groups are brought into the L2 cache before they are loaded
-# Forms, by number: first those whose weights the tensor cores read from shared memory, last those with groups.
-FORMS = "w8a8", "fp8", "w4a8-qqq", "w4a8-qoq", "w4a8-qqq-g128", "w4a8-qoq-g128", "w4a8-fp8-g128", "w4a16"
-W8A8, FP8, QQQ, QOQ, QQQ_GROUP, QOQ_GROUP, FP8_GROUP, W4A16 = (constexpr(number) for number in range(len(FORMS)))
 UNPACKED = "w8a8", "fp8"
 FLOATING = "fp8", "w4a8-fp8-g128", "w4a16"  # their sums are float32
-WIDEN = constexpr(f"{{{WORD_TO_FP16}}}")
-# The codes of a word, times the scales of its outputs g ($5, twice) and g + 8 ($6).
-WIDEN_SCALED = constexpr(f"""{{{WORD_TO_FP16}
-    mul.rn.f16x2 $0, $0, $5;
-    mul.rn.f16x2 $1, $1, $6;
-    mul.rn.f16x2 $2, $2, $5;
-    mul.rn.f16x2 $3, $3, $6;
-}}""")
-EIGHT, ZERO, ZERO_SCALED = constexpr(LESS_EIGHT_TIMES_SIXTEEN), constexpr(LESS_ZERO), constexpr(LESS_ZERO_SCALED)
-EIGHT_SCALED, EIGHT_SCALED_CLAMPED = constexpr(SCALED), constexpr(SCALED_AND_CLAMPED)
-E4M3 = constexpr(TO_E4M3)
 
 
 class WarpGroups(NamedTuple):
@@ -87,10 +89,15 @@ def recorded(form: str, x: torch.Tensor, out_features: int, in_features: int | N
     cannot run. in_features: of the product, where x is what its input is still to be made of."""
     in_features = in_features or x.shape[1]
     takes = x.dtype == torch.float16 if form == "w4a16" else in_features % 16 == 0
-    if gl is None or not takes or x.data_ptr() % 16:
+    if gl is None or not takes or len(x) > TILES[-1] or x.data_ptr() % 16:
         return None
-    numbers = known(form, out_features, in_features, row_tile(len(x)), gpu_kind(x.device), x.device, groups=True)
+    numbers = known(form, out_features, in_features, group_tile(len(x)), gpu_kind(x.device), x.device, groups=True)
     return WarpGroups(tuple(numbers[:-2]), *numbers[-2:]) if numbers else None
+
+
+def group_tile(rows: int) -> int:
+    """The rows of a program's tile."""
+    return next((tile for tile in TILES if rows <= tile), TILES[-1])
 
 
 def multiply_by_groups(
@@ -121,9 +128,9 @@ def multiply_by_groups(
     Raises:
         SpecquantError: The outputs are no multiple of 64, or the rows or splits are too many.
     """
-    (rows, in_features), tile = x.shape, row_tile(len(x))
+    (rows, in_features), tile = x.shape, group_tile(len(x))
     out_features = len(codes) if form in UNPACKED else codes.shape[1] * 16
-    if tile > 64 or out_features % SLAB:
+    if rows > TILES[-1] or out_features % SLAB:
         raise SpecquantError(
             f"warp groups multiply up to 64 rows by a multiple of 64 outputs, not {rows} by {out_features}"
         )
@@ -282,7 +289,10 @@ def _multiply(
     SLABS: constexpr = END - BEGIN
     FLOATS: constexpr = FORM == FP8 or FORM >= FP8_GROUP
     GROUPED: constexpr = FORM >= QQQ_GROUP
-    SUMS: constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16 if FORM == W4A16 else 32])
+    BY_MMA: constexpr = ROWS == 8 and FORM > FP8 and FORM != FP8_GROUP
+    SUMS: constexpr = gl.NVMMADistributedLayout(
+        [2, 0] if BY_MMA else [3, 0], [4, 1], [16, 8] if BY_MMA else [16, ROWS, 16 if FORM == W4A16 else 32]
+    )
     # A warp has a tile of 16 outputs, a lane its 32 bytes (see `int4`), by words or by bytes.
     if FORM == W4A16:
         CODES: constexpr = gl.DistributedLinearLayout(
@@ -305,7 +315,7 @@ def _multiply(
             at = grid + first * pairs + pair + slab * 32
             numbers = numbers + (gl.load(at, mask=pair + slab * 32 < pairs, other=0),)  # noqa: RUF005
         elif FORM == QOQ:
-            numbers = numbers + (_zeros(grid, pair + slab * 32, out_features),)  # noqa: RUF005
+            numbers = numbers + (zero_points(grid, pair + slab * 32, out_features),)  # noqa: RUF005
         else:
             numbers = numbers + (0,)  # noqa: RUF005
     for i in range(0, end - first):
@@ -350,23 +360,27 @@ def _add_halves(
     """The sums [64, ROWS] of each slab with a step of w4a16 more. scales: pairs of each slab."""
     SLABS: constexpr = len(sums)
     SCALED_SUMS: constexpr = ROWS <= 16
+    x0, x1 = x_tiles.index(stage * 2).permute((1, 0)), x_tiles.index(stage * 2 + 1).permute((1, 0))
+    if ROWS == 8:
+        x0, x1 = x0.load(gl.DotOperandLayout(1, SUMS, 2)), x1.load(gl.DotOperandLayout(1, SUMS, 2))
     new_sums = ()
     for slab in gl.static_range(SLABS):
         codes = weight_tiles.index(stage * TOTAL + BEGIN + slab).load(CODES)
-        codes0, codes1 = _halves_of_inputs(codes)
-        factors = () if SCALED_SUMS else _factors(scales[slab], codes)
+        codes0, codes1 = halves_of_inputs(codes)
+        factors = () if SCALED_SUMS else factors_of(scales[slab], codes)
         before = gl.full((64, ROWS), 0, gl.float32, SUMS) if SCALED_SUMS else sums[slab]
-        x0 = x_tiles.index(stage * 2).permute((1, 0))
-        # The second half is widened while the tensor cores multiply the first, if there are registers for both.
-        weights = _widen(codes0, factors, SUMS)
-        products = warpgroup_mma(weights, x0, before, use_acc=not SCALED_SUMS, is_async=True)
-        if SLABS * ROWS > REGISTERS:
+        weights = to_fp16(codes0, factors, SUMS)
+        if ROWS == 8:
+            products = mma_v2(to_fp16(codes1, factors, SUMS), x1, mma_v2(weights, x0, before))
+        else:
+            products = warpgroup_mma(weights, x0, before, use_acc=not SCALED_SUMS, is_async=True)
+            # The second half is widened while the tensor cores multiply the first, if there are registers for both.
+            if SLABS * ROWS > REGISTERS:
+                products = warpgroup_mma_wait(0, deps=[products])
+            products = warpgroup_mma(to_fp16(codes1, factors, SUMS), x1, products, is_async=True)
             products = warpgroup_mma_wait(0, deps=[products])
-        weights = _widen(codes1, factors, SUMS)
-        products = warpgroup_mma(weights, x_tiles.index(stage * 2 + 1).permute((1, 0)), products, is_async=True)
-        products = warpgroup_mma_wait(0, deps=[products])
         if SCALED_SUMS:
-            products = sums[slab] + products * _per_output(scales[slab], SUMS)
+            products = sums[slab] + products * per_output(scales[slab], SUMS)
         new_sums = new_sums + (products,)  # noqa: RUF005
     return new_sums
 
@@ -380,21 +394,28 @@ def _add_bytes(
     """The sums [64, ROWS] of each slab with a step of 8-bit products more. Tensor cores add e4m3 with fewer bits than
     float32 has, so the sum of a step begins anew. numbers: of each slab's groups or channels."""
     SLABS: constexpr = len(sums)
+    BY_MMA: constexpr = ROWS == 8 and FORM > FP8 and FORM != FP8_GROUP
     INTEGERS: constexpr = FORM != FP8 and FORM != FP8_GROUP
     x = x_tiles.index(stage).permute((1, 0))
+    if BY_MMA:
+        x = x.load(gl.DotOperandLayout(1, SUMS, 4))
     products, new_sums = (), ()
     for slab in gl.static_range(SLABS):
         tile = weight_tiles.index(stage * TOTAL + BEGIN + slab)
-        weights = tile if FORM <= FP8 else _to_bytes(tile.load(CODES), numbers[slab], FORM, CLAMPED, SUMS)
+        weights = tile if FORM <= FP8 else to_bytes(tile.load(CODES), numbers[slab], FORM, CLAMPED, SUMS)
         before = sums[slab] if INTEGERS else gl.full((64, ROWS), 0, gl.float32, SUMS)
-        products = products + (warpgroup_mma(weights, x, before, use_acc=INTEGERS, is_async=True),)  # noqa: RUF005
-    for slab in gl.static_range(SLABS):
-        total = warpgroup_mma_wait(SLABS - 1 - slab, deps=[products[slab]])
-        if FORM == FP8:
-            total = sums[slab] + total
-        elif FORM == FP8_GROUP:
-            total = sums[slab] + total * (_per_output(numbers[slab], SUMS) * 512)
-        new_sums = new_sums + (total,)  # noqa: RUF005
+        if BY_MMA:
+            new_sums = new_sums + (mma_v2(weights, x, before),)  # noqa: RUF005
+        else:
+            products = products + (warpgroup_mma(weights, x, before, use_acc=INTEGERS, is_async=True),)  # noqa: RUF005
+    if not BY_MMA:
+        for slab in gl.static_range(SLABS):
+            total = warpgroup_mma_wait(SLABS - 1 - slab, deps=[products[slab]])
+            if FORM == FP8:
+                total = sums[slab] + total
+            elif FORM == FP8_GROUP:
+                total = sums[slab] + total * (per_output(numbers[slab], SUMS) * 512)
+            new_sums = new_sums + (total,)  # noqa: RUF005
     return new_sums
 
 
@@ -435,116 +456,6 @@ def _finish(
             result = result * scale[:, None]
         mask = (row[None, :] < rows) & (output[:, None] < out_features)
         gl.store(out + row[None, :] * out_features + output[:, None], result.to(out.dtype.element_ty), mask=mask)
-
-
-@jit
-def _halves_of_inputs(codes):
-    """[32, 32] of a slab -> twice [32, 4, 4]: the words of inputs 0 to 63, and of 64 to 127."""
-    return gl.split(gl.permute(gl.reshape(codes, (32, 4, 2, 4)), (0, 1, 3, 2)))
-
-
-@jit
-def _factors(pairs, codes):
-    """Pairs of scales [32] -> for half of a slab's words [32, 4, 4] those of outputs g and of g + 8, each twice."""
-    low, high = _both_halves(pairs)
-    low, _ = gl.broadcast(gl.expand_dims(low, 1), codes)
-    high, _ = gl.broadcast(gl.expand_dims(high, 1), codes)
-    low, _ = _halves_of_inputs(low)
-    high, _ = _halves_of_inputs(high)
-    return low, high
-
-
-@jit
-def _per_output(pairs, SUMS: constexpr):
-    """Pairs of scales [32] -> float32 [64, 1], one for each output of a slab."""
-    scale = gl.permute(gl.reshape(_halves(pairs), (4, 8, 2)), (0, 2, 1))
-    scale = gl.convert_layout(gl.reshape(scale, (64,)), gl.SliceLayout(1, SUMS), assert_trivial=True)
-    return gl.expand_dims(scale.to(gl.float32), 1)
-
-
-@jit
-def _widen(codes, factors, SUMS: constexpr):
-    """Words [32, 4, 4] -> weights [64, 64], already where the tensor cores want them, times `_factors`, if any."""
-    pairs = gl.inline_asm_elementwise(
-        WIDEN if len(factors) == 0 else WIDEN_SCALED,
-        "=&r,=&r,=&r,=&r,r" if len(factors) == 0 else "=&r,=&r,=&r,=&r,r,r,r", (codes,) + factors,  # noqa: RUF005
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32), is_pure=True, pack=1,
-    )  # fmt: skip
-    weights = gl.join(gl.join(_halves(pairs[0]), _halves(pairs[1])), gl.join(_halves(pairs[2]), _halves(pairs[3])))
-    # tile, lane / 4, lane % 4, word | input + 1, output + 8, input + 8
-    weights = gl.permute(gl.reshape(weights, (4, 8, 4, 4, 2, 2, 2)), (0, 5, 1, 3, 6, 2, 4))
-    return gl.convert_layout(gl.reshape(weights, (64, 64)), gl.DotOperandLayout(0, SUMS, 2), assert_trivial=True)
-
-
-@jit
-def _zeros(zeros, pair, out_features):
-    """The zero points of outputs g and g + 8 of a tile, in two bytes of a word."""
-    output = pair // 8 * 16 + pair % 8
-    low = gl.load(zeros + output, mask=output < out_features, other=0).to(gl.int32)
-    return low | gl.load(zeros + output + 8, mask=output < out_features, other=0).to(gl.int32) << 8
-
-
-@jit
-def _to_bytes(codes, word, FORM: constexpr, CLAMPED: constexpr, SUMS: constexpr):
-    """Codes in pairs, int8 [32, 128] -> weights [64, 128], already where the tensor cores want them.
-
-    word: [32], what the outputs g and g + 8 have of their groups or channels.
-    """
-    if FORM == QQQ:
-        low, high = gl.inline_asm_elementwise(
-            EIGHT, "=&r,=&r,r", [codes], dtype=(gl.int8, gl.int8), is_pure=True, pack=4
-        )
-    elif FORM == QOQ:
-        low_zero, high_zero = _like(word.to(gl.int8), codes), _like((word >> 8).to(gl.int8), codes)
-        low, high = gl.inline_asm_elementwise(
-            ZERO, "=&r,=&r,r,r,r", [codes, low_zero, high_zero], dtype=(gl.int8, gl.int8), is_pure=True, pack=4
-        )
-    elif FORM == QQQ_GROUP:
-        low_scale = _like((word & 0xFFFF).to(gl.int16).to(gl.float16, bitcast=True), codes)
-        high_scale = _like((word >> 16).to(gl.int16).to(gl.float16, bitcast=True), codes)
-        low, high = gl.inline_asm_elementwise(
-            EIGHT_SCALED_CLAMPED if CLAMPED else EIGHT_SCALED,
-            "=&r,=&r,r,r,r,r,r", [codes, low_scale, high_scale], dtype=(gl.int8, gl.int8), is_pure=True, pack=4,
-        )  # fmt: skip
-    elif FORM == QOQ_GROUP:
-        low_scale, high_scale = word & 255, (word >> 8) & 255
-        low_bias = (256 - ((word >> 16) & 255) * low_scale) * 0x10001
-        high_bias = (256 - ((word >> 24) & 255) * high_scale) * 0x10001
-        low, high = gl.inline_asm_elementwise(
-            ZERO_SCALED, "=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
-            [codes, _like(low_scale, codes), _like(high_scale, codes), _like(low_bias, codes), _like(high_bias, codes)],
-            dtype=(gl.int8, gl.int8), is_pure=True, pack=4,
-        )  # fmt: skip
-    else:
-        low, high = gl.inline_asm_elementwise(
-            E4M3, "=&r,=&r,r", [codes], dtype=(gl.int8, gl.int8), is_pure=True, pack=4
-        )
-        low, high = low.to(gl.float8e4nv, bitcast=True), high.to(gl.float8e4nv, bitcast=True)
-    # output: tile, lane / 4; input: lane % 4, slab, + 16, byte; output: + 8
-    weights = gl.permute(gl.reshape(gl.join(low, high), (4, 8, 4, 4, 2, 4, 2)), (0, 6, 1, 3, 4, 2, 5))
-    return gl.convert_layout(gl.reshape(weights, (64, 128)), gl.DotOperandLayout(0, SUMS, 4), assert_trivial=True)
-
-
-@jit
-def _like(numbers, codes):
-    """Numbers [32] -> for each byte of codes [32, 128]."""
-    numbers, _ = gl.broadcast(gl.expand_dims(numbers, 1), codes)
-    return numbers
-
-
-@jit
-def _halves(pair):
-    low, high = (pair & 0xFFFF).to(gl.int16), (pair >> 16).to(gl.int16)
-    return gl.join(low.to(gl.float16, bitcast=True), high.to(gl.float16, bitcast=True))
-
-
-@jit
-def _both_halves(pair):
-    """A pair of 16-bit numbers -> the low one twice, the high one twice."""
-    return gl.inline_asm_elementwise(
-        "prmt.b32 $0, $2, $2, 0x1010; prmt.b32 $1, $2, $2, 0x3232;",
-        "=&r,=&r,r", [pair], dtype=(gl.int32, gl.int32), is_pure=True, pack=1,
-    )  # fmt: skip
 
 
 @jit

@@ -23,6 +23,7 @@ from specquant.kernels.products import (
     CONFIGURATIONS,
     GROUP,
     MOST_SPLITS,
+    ROW_TILES,
     TABLE,
     Configuration,
     configuration,
@@ -34,7 +35,7 @@ from specquant.kernels.products import (
     tuned_path,
     winners,
 )
-from specquant.kernels.warp_groups import FORMS, REGISTERS, SLAB, UNPACKED, WarpGroups
+from specquant.kernels.warp_groups import FORMS, REGISTERS, SLAB, TILES, UNPACKED, WarpGroups
 from specquant.measure.blocks import replay_times_us
 from specquant.measure.kernels import ROTATED_BYTES, kernel_name, layers, product, synthetic_matrices
 from specquant.measure.parameters import require_gpu
@@ -67,7 +68,7 @@ CANDIDATES = {
     ),
 }
 # Most stages of the kernel for Hopper, by rows of a tile; and slabs of each of its warp groups.
-WARP_GROUP_STAGES = {16: (4, 8), 32: (6,), 64: (6,)}
+WARP_GROUP_STAGES = {8: (4, 8), 16: (4, 8), 32: (6,), 64: (6,)}
 WARP_GROUPS = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 2), (2, 1, 1), (2, 2, 1), (2, 2, 2, 1))
 MOST_GROUP_SPLITS = 8
 SHARED_BYTES = 220_000  # of a multiprocessor, for the stages of a program
@@ -111,7 +112,7 @@ def tune(
     for model, scheme in itertools.product(models, schemes):
         if scheme == "fp16":
             continue  # cuBLAS chooses by itself
-        for cell in _cells(shape for _, _, shape in layers([model])):
+        for cell in _cells((shape for _, _, shape in layers([model])), gpu):
             found = _fastest_of(LayersAlone(model, scheme, gpu), scheme, cell, tables, gpu, end)
             if found is None:
                 return pd.DataFrame(rows)
@@ -145,8 +146,8 @@ def tune_here(model: str | Path, scheme: str, seconds: float, anew: bool = False
     model = str(model) if str(model) in SHAPES else locate(resolve_model(model), SMALL_FILES)
     path, tables, kernel = tuned_path(gpu), tuned(gpu), kernel_name(scheme)
     require_writable(path, whole=True)
-    cells = _cells(layer_shapes(synthetic_config(model), scheme))
-    done = [str(tile) in tables.get(kernel, {}).get(shape_name(*shape), {}) for shape, tile in cells]
+    cells = _cells(layer_shapes(synthetic_config(model), scheme), gpu)
+    done = [str(max(tile, ROW_TILES[0])) in tables.get(kernel, {}).get(shape_name(*shape), {}) for shape, tile in cells]
     left = [cell for cell, is_done in zip(cells, done, strict=True) if anew or not is_done]
     if not left:
         return Tuned(path, pd.DataFrame(), 0)
@@ -199,10 +200,11 @@ def _indexed(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
-def _cells(shapes: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int]]:
-    """Each shape with each tile of rows, the largest matrices first."""
+def _cells(shapes: Iterable[tuple[int, int]], gpu: torch.device) -> list[tuple[tuple[int, int], int]]:
+    """Each shape with each tile of rows, the largest matrices first; warp groups have more tiles than others."""
+    tiles = TILES if gpu_kind(gpu).startswith("sm90") else CANDIDATES
     largest_first = sorted(dict.fromkeys(shapes), key=math.prod, reverse=True)
-    return list(itertools.product(largest_first, CANDIDATES))
+    return list(itertools.product(largest_first, tiles))
 
 
 def _text(table: dict) -> str:
@@ -299,7 +301,8 @@ def _choose(tables: dict, kernel: str, shape: str, tile: int, chosen: Configurat
         groups[str(tile)] = [*chosen.slabs, chosen.splits, chosen.stages]
     else:
         tables.get(TABLE.format(kernel), {}).get(shape, {}).pop(str(tile), None)
-        tables.setdefault(kernel, {}).setdefault(shape, {})[str(tile)] = list(chosen)
+        if tile in ROW_TILES:  # else the ordinary kernel takes more rows, with their configuration
+            tables.setdefault(kernel, {}).setdefault(shape, {})[str(tile)] = list(chosen)
 
 
 def _columns(candidate: Configuration | WarpGroups) -> dict:
@@ -336,7 +339,7 @@ class LayersAlone:
 
 def candidates(outputs: int, inputs: int, tile: int, device: torch.device) -> Iterator[Configuration]:
     """Configurations worth measuring for a shape [out, in] and a tile of rows."""
-    for block, stages, warps, registers in CANDIDATES[tile]:
+    for block, stages, warps, registers in CANDIDATES.get(tile, ()):
         # From one and a half to five programs of four warps for each multiprocessor.
         programs = math.ceil(outputs / block) * warps / 4 / multiprocessors(device)
         wanted = {max(1, round(share / programs)) for share in (1.5, 2, 3, 4, 5)}

@@ -172,7 +172,6 @@ class EagleDrafter(Drafter):
                 outputs = self.head(tokens, features, positions + level, cache, frontier.mask)
             log_p, children = self.head.likeliest(outputs, self.top_k, self.known_tokens)
             frontier = expand(proposals, self._nodes(level), frontier, log_p, children)
-        proposals.scores.nan_to_num_(nan=-torch.inf)  # of a head that overflows: no NaN has a rank
         return rerank(proposals, size), proposals.scores
 
     def _nodes(self, iterations: int) -> int:
