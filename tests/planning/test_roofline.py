@@ -72,3 +72,10 @@ def test_without_the_time_of_one_token_there_is_nothing_to_compare_with():
     frame = pd.concat([kernels(2, 100), kernels(2, 100, scheme="fp16").query("draft_size > 1")])
     with pytest.raises(SpecquantError, match="the products of m in fp16 were not measured with 1 token"):
         decoder_layer(frame, "m")
+
+
+def test_a_table_that_lacks_a_layer_of_a_scheme_is_refused():
+    """A recording that was cut short: three products in place of four would look fast."""
+    frame = pd.concat([kernels(2, 100), kernels(2, 100, scheme="fp16").query("layer == 'a' or draft_size != 8")])
+    with pytest.raises(SpecquantError, match="not all products of m in fp16 with 8 tokens were measured"):
+        decoder_layer(frame, "m")

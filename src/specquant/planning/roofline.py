@@ -33,13 +33,20 @@ def decoder_layer(kernels: pd.DataFrame, model: str) -> pd.DataFrame:
     """The four products of one decoder layer together: a row per scheme and draft size, from rows of kernels.csv.
 
     Adds relative_time (over that of one token), bandwidth_tb_s, rate_top_s and intensity (operations per byte). Raises
-    SpecquantError where the table has no such model, or a scheme without the time of one token.
+    SpecquantError where the table has no such model, a scheme without the time of one token, or a draft size that not
+    all layers were measured with: the others alone would make too short a time.
     """
     of_model = kernels[kernels["model"] == model]
     if of_model.empty:
         raise SpecquantError(f"no kernels of {model!r} were measured: there are {', '.join(kernels['model'].unique())}")
     keys = ["scheme", "implementation", "draft_size", "weights"]
     rows = of_model.groupby(keys, sort=False)[["time_us", "bytes", "operations"]].sum().reset_index()
+    layers = of_model.groupby(keys, sort=False)["layer"].nunique()
+    if (lacking := layers[layers < of_model["layer"].nunique()]).size:
+        scheme, _, size, _ = lacking.index[0]
+        raise SpecquantError(
+            f"not all products of {model} in {scheme} with {size} tokens were measured: measure the others"
+        )
     one_token = rows[rows["draft_size"] == 1].set_index("scheme")["time_us"]
     if alone := sorted(set(rows["scheme"]) - set(one_token.index)):
         raise SpecquantError(
