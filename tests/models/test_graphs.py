@@ -4,6 +4,7 @@ Without a GPU the kernels run in Triton's interpreter, and graphs are a stand-in
 """
 
 from collections import Counter
+from copy import copy
 from functools import partial
 from inspect import signature
 
@@ -14,10 +15,10 @@ from specquant.errors import SpecquantError
 from specquant.kernels import attention, norm, rotary, swiglu
 from specquant.measure.passes import prepare_passes
 from specquant.models import graphs, llama
-from specquant.models.graphs import GraphedLlama, graphed
+from specquant.models.graphs import CapturedCache, GraphedLlama, graphed
 from specquant.models.llama import causal_mask
-from specquant.models.synthetic import synthetic_model
-from specquant.quant import SCHEMES, packed
+from specquant.models.synthetic import synthetic_config, synthetic_model
+from specquant.quant import SCHEMES, PackedLinear, packed
 from tests.family import small_llama
 
 CONTEXT = 40
@@ -249,3 +250,34 @@ def test_a_model_of_the_methods_is_timed_as_it_is(small_config, captured, monkey
     passes = prepare_passes(model, [1, 4], context_length=8)
     assert [len(run()) for run in passes.values()] == [1, 4]
     assert len(captured) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 8, 16])
+@every_scheme
+def test_products_that_start_early_read_what_the_kernels_in_front_of_them_wrote(scheme, rows, monkeypatch):
+    """Two layers of Llama-3-8B, whose shapes are recorded for warp groups: in a graph, where kernels overlap, a pass has
+    the bits that it has where no product starts early. What does not wait reads too early only now and then."""
+    config = copy(synthetic_config("llama-3-8b"))
+    config.num_hidden_layers, config.vocab_size = 2, 1024
+    model = synthetic_model(config, scheme, 256, device="cuda")
+    tokens = torch.arange(rows, device="cuda")
+    cache = model.new_cache(256)
+    cache.confirm(128)
+    cache = CapturedCache(cache, torch.zeros(1, dtype=torch.int64, device="cuda"))
+
+    def run():
+        return model(tokens, 128 + tokens, cache, causal_mask(rows, "cuda"))
+
+    with torch.inference_mode():
+        with monkeypatch.context() as without:
+            without.setattr(PackedLinear, "starts_early", lambda self, x: False)
+            expected = run().clone()
+        assert expected.isfinite().all()
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            features = run()
+        for _ in range(50):
+            graph.replay()
+            assert torch.equal(features, expected)
