@@ -256,8 +256,8 @@ def test_a_model_of_the_methods_is_timed_as_it_is(small_config, captured, monkey
 @pytest.mark.parametrize("rows", [1, 8, 16])
 @every_scheme
 def test_products_that_start_early_read_what_the_kernels_in_front_of_them_wrote(scheme, rows, monkeypatch):
-    """Two layers of Llama-3-8B, whose shapes are recorded for warp groups: in a graph, where kernels overlap, a pass has
-    the bits that it has where no product starts early. What does not wait reads too early only now and then."""
+    """Two layers of Llama-3-8B, whose shapes are recorded for warp groups. In a graph, where kernels overlap, a pass
+    has the bits that it has where no product starts early. What does not wait reads too early only now and then."""
     config = copy(synthetic_config("llama-3-8b"))
     config.num_hidden_layers, config.vocab_size = 2, 1024
     model = synthetic_model(config, scheme, 256, device="cuda")
