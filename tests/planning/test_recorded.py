@@ -80,7 +80,8 @@ def test_the_fastest_plan_of_every_method_is_told(capsys):
     assert main(["plan", "--intermediate", "llama-3-8b", "--rows", "2"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
     methods, speeds = [line.split()[0] for line in lines], [float(line.split()[-2]) for line in lines]
-    assert methods == ["hierarchical", "hierarchical", "eagle2", "vanilla", "autoregressive"]
+    assert methods[:2] == ["hierarchical", "hierarchical"]  # as many as are asked for
+    assert sorted(methods[2:]) == ["autoregressive", "eagle2", "vanilla"]
     assert speeds == sorted(speeds, reverse=True)
 
 
