@@ -79,7 +79,7 @@ def _of_settling() -> dict[str, float]:
     low = passes[passes.clock_mhz < RETURNED_MHZ].groupby(["idle_ms", PROCESS]).time_ms
     first = first_passes(rows)["median"]
     known = ends("first pass of 8b after idling", first.loc["llama-3-8b"].xs((50.0, 0), level=("idle_ms", "position")))
-    at_once = first.loc["llama-3-70b", "w4a16-g128"].xs(0.0, level="idle_ms")
+    at_once = first.sort_index().loc["llama-3-70b", "w4a16-g128"].xs(0.0, level="idle_ms")
     known["first pass of 70b behind 64"] = at_once[64, 0]
     known |= {f"slowest pass of 70b behind {size}": at_once[size].max() for size in (1, 16)}
     for idle_ms in (0.0, 50.0):
