@@ -52,7 +52,6 @@ def test_no_answer_depends_on_the_order_of_rows(evidence):
 
 
 def test_replays_with_other_heads_answer_no_claim(evidence):
-    """Of a table that has others (`test_foreign_rows`)."""
     assert set(evidence.replayed.head_scheme) == {claims.HEADS}
     assert set(evidence.replayed.chances) == {"fitted"}
 

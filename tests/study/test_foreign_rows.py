@@ -68,7 +68,13 @@ def test_rows_of_something_else_change_no_number(module, told, table, values, mo
 
 @pytest.mark.parametrize(
     "values",
-    [{"scheme": "w8a8"}, {"intermediate": "another"}, {"intermediate_scheme": "w8a8"}, {"chances": "swept"}],
+    [
+        {"scheme": "w8a8"},
+        {"intermediate": "another"},
+        {"intermediate_scheme": "w8a8"},
+        {"head_scheme": "fp16"},
+        {"chances": "swept"},
+    ],
 )
 def test_replays_of_something_else_change_no_factor_of_the_hierarchy_s_gain(values, monkeypatch):
     expected = numbers._of_assumptions(Evidence.read())

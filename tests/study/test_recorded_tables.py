@@ -123,10 +123,11 @@ def test_a_size_that_the_prices_named_is_none_of_the_six():
 
 
 def test_plans_with_other_heads_have_rows_of_their_own():
-    rows = read_results(RECORDED / "h200/replayed.csv").query("head_scheme == @HEADS")
+    rows = read_results(RECORDED / "h200/replayed.csv")
     shapes = Shapes.of(read_results(RECORDED / "cpu/trees.csv"))
-    others = rows[rows.process == 0].assign(head_scheme="fp16")
-    both, alone = (replayed(of, shapes).splitlines() for of in (pd.concat([rows, others]), rows))
+    rows = rows[rows.head_scheme == HEADS]
+    with_others = pd.concat([rows, rows.assign(head_scheme="fp16")])
+    both, alone = (replayed(of, shapes).splitlines() for of in (with_others, rows))
     assert both[: len(alone) - 2] == alone[:-2]
     others = both[len(alone) - 2 : -2]
     assert len(others) == len(alone) - 4

@@ -70,12 +70,18 @@ def _of_contexts() -> dict[str, float]:
 
 
 def _of_settling() -> dict[str, float]:
-    """Of 70B behind passes of 64 tokens: how long the clock stays low. Of 8B: its first pass after idling."""
+    """Of 70B behind passes of 64 tokens: how long the clock stays low. Of 8B: its first pass after idling.
+
+    "first pass of 70b behind 64", "slowest pass of 70b behind 1": over a settled one, without idling.
+    """
     rows = read_results(f"{RECORDED}/h200/settling.csv")
     passes = rows[(rows.what == "pass") & (rows.behind == 64) & (rows.model == "llama-3-70b")]
     low = passes[passes.clock_mhz < RETURNED_MHZ].groupby(["idle_ms", PROCESS]).time_ms
     first = first_passes(rows)["median"]
     known = ends("first pass of 8b after idling", first.loc["llama-3-8b"].xs((50.0, 0), level=("idle_ms", "position")))
+    at_once = first.sort_index().loc["llama-3-70b", "w4a16-g128"].xs(0.0, level="idle_ms")
+    known["first pass of 70b behind 64"] = at_once[64, 0]
+    known |= {f"slowest pass of 70b behind {size}": at_once[size].max() for size in (1, 16)}
     for idle_ms in (0.0, 50.0):
         known[f"ms of a low clock, idle {idle_ms:g}"] = low.sum()[idle_ms].median()
         known[f"passes of a low clock, idle {idle_ms:g}"] = low.size()[idle_ms].median()
