@@ -219,6 +219,48 @@ def test_what_is_in_use_is_what_it_was_before(card, monkeypatch):
     assert set(before.slabs) == {"2+2+1"}
 
 
+@pytest.fixture
+def hopper(card, monkeypatch):
+    """The same card as a Hopper, whose layers take as long as what `known` finds for them: the fewer steps are held,
+    the longer, and longest by the ordinary kernel."""
+    table = tuning.tuned(None)
+
+    class Layers:
+        def __init__(self, *arguments):
+            pass
+
+        def time_us(self, tile):
+            groups = products.known("w4a8-qqq", 6144, 8192 - 64, tile, "sm90", torch.device("cpu"), groups=True)
+            return 100.0 - groups[-1] if groups else 110.0
+
+    monkeypatch.setattr(products, "tuned", lambda device: table)
+    monkeypatch.setattr(tuning, "gpu_kind", lambda device: "sm90")
+    monkeypatch.setattr(tuning, "LayersAlone", Layers)
+    return card
+
+
+def test_up_to_8_rows_what_is_tried_in_a_layer_runs_there(hopper):
+    found = tuning.tune_here("llama-3-8b", "w4a8-qqq", 60, device="cpu")
+    kept = products.read_tuned(hopper)
+    assert set(kept["w4a8-qqq"][SHAPE]) == {"16", "32", "64"}
+    for tile in TILES:
+        tried = found.rows[(found.rows.rows == tile) & found.rows.layer_us.notna()]
+        by_groups = tried[tried.slabs.notna()]
+        assert (by_groups.layer_us == 100 - by_groups.stages).all()
+        assert (tried[tried.slabs.isna()].layer_us == 110).all()
+        assert kept[products.TABLE.format("w4a8-qqq")][SHAPE][str(tile)][-1] == by_groups.stages.max()
+
+
+def test_up_to_8_rows_what_was_tuned_is_not_tuned_again(hopper, monkeypatch):
+    clock = iter([0.0, *[1.0] * 4, *[99.0] * 9])  # over behind the candidates of 8 rows
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: next(clock))
+    assert tuning.tune_here("llama-3-8b", "w4a8-qqq", 50, device="cpu").left == 3
+    assert set(products.read_tuned(hopper)) == {products.TABLE.format("w4a8-qqq")}
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: 0.0)
+    found = tuning.tune_here("llama-3-8b", "w4a8-qqq", 50, device="cpu")
+    assert [*found.rows.rows.unique()] == [16, 32, 64]
+
+
 @pytest.mark.parametrize(
     ("model", "scheme", "seconds", "says"),
     [
@@ -284,7 +326,8 @@ def test_a_model_lacks_configurations_until_it_is_tuned(tmp_path, monkeypatch):
     found = tuning.tune_here(tmp_path / "model", "w4a8-qqq", 300)
     assert found.path.is_relative_to(tmp_path)
     assert found.left == 0
-    assert len(tuning.told(found)) == 3 * len({*tuning.layer_shapes(config, "w4a8-qqq")}) + 1
+    cells = tuning._cells(tuning.layer_shapes(config, "w4a8-qqq"), model.device)
+    assert len(tuning.told(found)) == len(cells) + 1
     assert not tuning.lacks_configurations(model)
     products.tuned.cache_clear()
 

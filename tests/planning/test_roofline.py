@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 
 from specquant.errors import SpecquantError
+from specquant.models.transforms import LINEARS
 from specquant.planning.roofline import Roofline, decoder_layer, fit_roofline, rooflines
 
 SIZES = [1, 2, 4, 8, 16, 32, 64]
 WEIGHT_BYTES, INPUTS, OUTPUTS = 2e6, 2000, 1000
 
 
-def kernels(bandwidth_tb_s, rate_top_s, scheme="w8a8", layers=("a", "b")):
+def kernels(bandwidth_tb_s, rate_top_s, scheme="w8a8", layers=LINEARS):
     """A table of kernels.csv's form whose times lie exactly on a roofline."""
     roofline = Roofline(bandwidth_tb_s, rate_top_s)
     frame = pd.DataFrame([{"draft_size": size, "layer": layer} for layer in layers for size in SIZES])
@@ -31,7 +32,7 @@ def test_a_time_is_that_of_reading_or_of_computing():
 def test_layers_are_added_up_and_compared_with_one_token():
     rows = decoder_layer(kernels(2, 100), "m")
     assert list(rows.draft_size) == SIZES
-    assert rows.bytes[0] == 2 * (WEIGHT_BYTES + 10)
+    assert rows.bytes[0] == 4 * (WEIGHT_BYTES + 10)
     assert rows.relative_time[0] == 1
     assert rows.relative_time.iloc[-1] == pytest.approx(2.56, rel=1e-4)
     assert rows.intensity[0] == pytest.approx(4e6 / (2e6 + 10))
@@ -76,6 +77,13 @@ def test_without_the_time_of_one_token_there_is_nothing_to_compare_with():
 
 def test_a_table_that_lacks_a_layer_of_a_scheme_is_refused():
     """A recording that was cut short: three products in place of four would look fast."""
-    frame = pd.concat([kernels(2, 100), kernels(2, 100, scheme="fp16").query("layer == 'a' or draft_size != 8")])
-    with pytest.raises(SpecquantError, match="not all products of m in fp16 with 8 tokens were measured"):
+    frame = pd.concat([kernels(2, 100), kernels(2, 100, scheme="fp16").query("layer == 'o_proj' or draft_size != 8")])
+    with pytest.raises(SpecquantError, match="of m in fp16, not all four products were measured at draft size 8"):
+        decoder_layer(frame, "m")
+
+
+def test_a_table_that_lacks_a_layer_in_all_schemes_is_refused():
+    """As one is that was cut short before the last layer: layers are measured in turn, in every scheme."""
+    frame = kernels(2, 100, layers=LINEARS[:3])
+    with pytest.raises(SpecquantError, match="of m in w8a8, not all four products were measured at draft size 1"):
         decoder_layer(frame, "m")

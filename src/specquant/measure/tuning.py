@@ -147,8 +147,7 @@ def tune_here(model: str | Path, scheme: str, seconds: float, anew: bool = False
     path, tables, kernel = tuned_path(gpu), tuned(gpu), kernel_name(scheme)
     require_writable(path, whole=True)
     cells = _cells(layer_shapes(synthetic_config(model), scheme), gpu)
-    done = [str(max(tile, ROW_TILES[0])) in tables.get(kernel, {}).get(shape_name(*shape), {}) for shape, tile in cells]
-    left = [cell for cell, is_done in zip(cells, done, strict=True) if anew or not is_done]
+    left = [cell for cell in cells if anew or not _is_tuned(tables, kernel, *cell)]
     if not left:
         return Tuned(path, pd.DataFrame(), 0)
     passes = LayersAlone(model, scheme, gpu)
@@ -207,6 +206,13 @@ def _cells(shapes: Iterable[tuple[int, int]], gpu: torch.device) -> list[tuple[t
     return list(itertools.product(largest_first, tiles))
 
 
+def _is_tuned(tables: dict, kernel: str, shape: tuple[int, int], tile: int) -> bool:
+    """Whether a user's tables have a winner for this; where that of 8 rows is the ordinary kernel, it is that of 16."""
+    of_kernels = (tables.get(name, {}).get(shape_name(*shape), {}) for name in (kernel, TABLE.format(kernel)))
+    ordinary, groups = (set(tiles) for tiles in of_kernels)
+    return str(max(tile, ROW_TILES[0])) in ordinary or str(tile) in groups
+
+
 def _text(table: dict) -> str:
     """A table as its file has it: the numbers of a configuration in a line."""
     return re.sub(r"\[[^]]*\]", lambda numbers: " ".join(numbers[0].split()), json.dumps(table, indent=1)) + "\n"
@@ -236,10 +242,16 @@ def _fastest_of(
         with suppress(triton.OutOfResources):
             alone[candidate] = product_times_us(matrices, tile, 5, candidate).median().item()
     del matrices
+    # `known` takes what a user tuned for 8 rows only where the ordinary kernel's winner for 16 is this user's, too.
+    ordinary_ones, rows = tables.setdefault(kernel, {}).setdefault(shape, {}), str(max(tile, ROW_TILES[0]))
+    lacked = rows not in ordinary_ones
+    ordinary_ones.setdefault(rows, list(now))
     in_layer = dict[Configuration | WarpGroups, float]()
     for candidate in dict.fromkeys([now, used, *sorted(alone, key=alone.__getitem__)[:SHORTLIST]]):
         _choose(tables, kernel, shape, tile, candidate)
         in_layer[candidate] = passes.time_us(tile)
+    if lacked and tile not in ROW_TILES:
+        del ordinary_ones[rows]  # it was not tuned
     # Both kernels of W4A16 have their winner: row invariance and bf16 need the ordinary one.
     ordinary = {each: time_us for each, time_us in in_layer.items() if isinstance(each, Configuration)}
     winners_here = [_fastest(choice, alone) for choice in (ordinary, in_layer)]

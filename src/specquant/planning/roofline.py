@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from specquant.errors import SpecquantError
+from specquant.models.transforms import LINEARS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def decoder_layer(kernels: pd.DataFrame, model: str) -> pd.DataFrame:
 
     Adds relative_time (over that of one token), bandwidth_tb_s, rate_top_s and intensity (operations per byte). Raises
     SpecquantError where the table has no such model, a scheme without the time of one token, or a draft size that not
-    all layers were measured with: the others alone would make too short a time.
+    all four were measured with: the others alone would make too short a time.
     """
     of_model = kernels[kernels["model"] == model]
     if of_model.empty:
@@ -42,10 +43,10 @@ def decoder_layer(kernels: pd.DataFrame, model: str) -> pd.DataFrame:
     keys = ["scheme", "implementation", "draft_size", "weights"]
     rows = of_model.groupby(keys, sort=False)[["time_us", "bytes", "operations"]].sum().reset_index()
     layers = of_model.groupby(keys, sort=False)["layer"].nunique()
-    if (lacking := layers[layers < of_model["layer"].nunique()]).size:
+    if (lacking := layers[layers < len(LINEARS)]).size:
         scheme, _, size, _ = lacking.index[0]
         raise SpecquantError(
-            f"not all products of {model} in {scheme} with {size} tokens were measured: measure the others"
+            f"of {model} in {scheme}, not all four products were measured at draft size {size}: measure the others"
         )
     one_token = rows[rows["draft_size"] == 1].set_index("scheme")["time_us"]
     if alone := sorted(set(rows["scheme"]) - set(one_token.index)):
