@@ -354,6 +354,10 @@ def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
     assert axis.texts[0].get_text().endswith(f"$ ({fitted.low:.2f}\u2013{fitted.high:.2f})")
     ends = [sum(patch.get_width() for patch in list(axis.patches)[place :: len(names)]) for place in range(len(names))]
     assert [ends[-1] / end for end in ends] == pytest.approx(gains, rel=0.03)
+    told = [text.get_text().partition("(")[2].rstrip(")").split("\u2013") for text in axis.texts]
+    assert all(interval == [""] or interval[0] != interval[1] for interval in told)
+    figure.draw_without_rendering()
+    assert all(text.get_window_extent().x1 < axis.get_window_extent().x1 for text in axis.texts)  # within the frame
     factors = replay.step_factors(rows, read_results("data/published/assumptions.csv"))
     assert factors.prod(axis=1).tolist() == pytest.approx((factors["their product"] ** 2).tolist())
     assert factors["accepted lengths (assumed)"].tolist() == pytest.approx([5.1 / 3, 4.5 / 3.5, 5.7 / 2.5])

@@ -53,7 +53,7 @@ def test_a_roof_that_no_draft_reaches_is_the_highest_rate_seen():
     assert table.loc["w8a8", "rate_top_s"] == pytest.approx(rows.rate_top_s.max())
     assert table.loc["w8a8", "largest_free_draft"] == pytest.approx(max(SIZES), rel=0.001)  # that much is known
     assert table.loc["w8a8", "share_of_read_bandwidth"] == pytest.approx(0.5)
-    assert np.allclose(predicted.predicted_us, predicted.time_us)
+    assert np.allclose(np.maximum(predicted.reading_us, predicted.computing_us), predicted.time_us)
 
 
 def test_the_largest_error_is_that_of_the_worst_prediction():

@@ -480,9 +480,10 @@ def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
         axis.barh(range(len(per_token)), per_token[part], left=left, color=color, label=label, height=0.65)
         left += per_token[part]
     for place, (end, gain) in enumerate(zip(left, per_token.itertuples(), strict=True)):
-        interval = f" ({gain.min:.2f}\u2013{gain.max:.2f})" if gain.min < gain.max else ""
+        low, high = f"{gain.min:.2f}", f"{gain.max:.2f}"
+        interval = f" ({low}\u2013{high})" if low != high else ""
         axis.text(end, place, rf" {gain.median:.2f}$\times${interval}", va="center", fontsize=6.5)
-    axis.set_xlim(0, 1.6 * left.max())  # with room for what stands behind the longest
+    axis.set_xlim(0, 1.8 * left.max())  # with room for what stands behind the longest
     axis.grid(visible=False, axis="y")
     row_for_each(figure, axis, list(per_token.index), "time per token (ms)", columns=3)
     return figure

@@ -78,13 +78,15 @@ def rooflines(rows: pd.DataFrame, read_bandwidth_tb_s: float) -> tuple[pd.DataFr
     """A roofline for each scheme of `decoder_layer`, and its predictions.
 
     Returns a table by scheme: bandwidth and rate, the bandwidth as a share of what the card reads at best, the largest
-    free draft, and the largest relative error of the predictions; and the rows with a column `predicted_us`.
+    free draft, and the largest relative error of the predictions; and the rows with the columns `reading_us` and
+    `computing_us`, of which the longer is the prediction.
     """
     table, predicted = {}, []
     for scheme, line in rows.groupby("scheme", sort=False):
         roofline = fit_roofline(line)
         times = roofline.time_us(line["bytes"], line["operations"])
-        predicted.append(line.assign(predicted_us=times))
+        reading, computing = roofline.time_us(line["bytes"], 0), roofline.time_us(0, line["operations"])
+        predicted.append(line.assign(reading_us=reading, computing_us=computing))
         least = line.loc[line["draft_size"].idxmin()]
         table[scheme] = {
             "bandwidth_tb_s": roofline.bandwidth_tb_s,

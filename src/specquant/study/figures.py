@@ -82,7 +82,9 @@ def predicted_times(rows: pd.DataFrame) -> Figure:
         look = mark(scheme, SCHEMES)
         one = line["time_us"].iloc[0]
         axis.plot(line["draft_size"], line["time_us"] / one, look.marker, color=look.color, label=look.label)
-        axis.plot(line["draft_size"], line["predicted_us"] / one, "--", color=look.color, linewidth=0.8)
+        sizes = np.linspace(line["draft_size"].min(), line["draft_size"].max(), 500)
+        parts = [np.interp(sizes, line["draft_size"], line[part]) for part in ("reading_us", "computing_us")]
+        axis.plot(sizes, np.maximum(*parts) / one, "--", color=look.color, linewidth=0.8)
     axis.set(xlabel="draft size (tokens in one pass)", ylabel="time over that of one token")
     axis.set_ylim(bottom=0.9)
     legend_above(figure, axis, columns=3)
