@@ -227,3 +227,14 @@ def test_a_product_starts_early_where_warp_groups_multiply_few_rows(scheme, monk
     assert recorded.starts_early(x[:1].bfloat16()) == (early and recorded.form != "w4a16")
     recorded.row_invariant = True  # then the ordinary kernel multiplies
     assert not recorded.starts_early(x[:1])
+
+
+@every_scheme
+def test_no_rows_make_no_output_and_run_no_kernel(scheme, monkeypatch):
+    linear = empty_linear(scheme, OUTPUTS, INPUTS)
+    monkeypatch.setattr(type(linear), "runs_kernel", lambda self, x: True)
+    y = linear(torch.empty(0, INPUTS, dtype=torch.float16))
+    assert (y.shape, y.dtype) == ((0, OUTPUTS), torch.float16)
+    if linear.code_dtype is not None:
+        codes = torch.empty(0, INPUTS, dtype=linear.code_dtype), torch.empty(0, 1)
+        assert linear(codes, torch.bfloat16).dtype == torch.bfloat16
