@@ -20,6 +20,7 @@ from specquant.kernels.w4a16 import w4a16_product, w4a16_triton, w4a16_weight
 from specquant.kernels.warp_groups import FLOATING, FORMS, TILES, WarpGroups, group_tile, multiply_by_groups, recorded
 from specquant.quant import get_scheme, quantize_linear
 from tests.kernels.test_product_kernels import poisoned, relative_error, to, w4a16_matrix
+from tests.replays import assert_replays_give
 
 __all__ = ["poisoned"]  # a fixture
 pytest.importorskip("triton")
@@ -252,16 +253,6 @@ def test_weights_are_rounded_once(rows, hopper):
         x = torch.eye(256, dtype=torch.float16, device="cuda")[first : first + rows].contiguous()
         shown = w4a16_by_groups(x, *matrix, WarpGroups((1, 1), 2, 4))
         assert torch.equal(shown.t().cpu(), weight[:, first : first + rows])
-
-
-def assert_replays_give(expected, run):
-    """Each time, for what does not wait reads too early only now and then."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = run()
-    for _ in range(50):
-        graph.replay()
-        assert torch.equal(y, expected)
 
 
 @pytest.mark.gpu

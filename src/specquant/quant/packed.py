@@ -136,7 +136,7 @@ class PackedLinear(nn.Module):
     ) -> torch.Tensor:
         """What `forward` gives, without the bias."""
         rows = x[0] if isinstance(x, tuple) else x
-        if not len(rows):  # the copy engine of some GPUs takes no tile of nothing
+        if not len(rows):  # nothing to multiply, and not every kernel takes so few
             return rows.new_empty(0, self.out_features, dtype=dtype or rows.dtype)
         if isinstance(x, tuple):
             assert dtype is not None, "codes do not say in which dtype their product is"
