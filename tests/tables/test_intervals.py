@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specquant.tables.intervals import over_questions_with, told_with_interval
+from specquant.tables.intervals import apart_percent, over_processes, over_questions_with, told_with_interval
 
 
 def test_a_ratio_of_sums_has_the_interval_of_its_mean():
@@ -30,3 +30,9 @@ def test_a_number_is_told_with_its_interval():
     row = pd.Series({"rate": 0.655, "rate_low": 0.6444, "rate_high": 0.6656})
     assert told_with_interval(row, "rate") == "0.66 (0.64 to 0.67)"
     assert told_with_interval(row, "rate", 1, 100, "%") == "65.5% (64.4 to 66.6)"
+
+
+def test_processes_are_apart_by_the_highest_over_the_lowest_and_one_alone_is_not():
+    index = pd.MultiIndex.from_tuples([("a", 0), ("a", 1), ("a", 2), ("b", 0)], names=["what", "process"])
+    told = apart_percent(over_processes(pd.Series([2.0, 2.5, 2.2, 7.0], index)))
+    assert told.to_dict() == pytest.approx({"a": 25})

@@ -12,9 +12,9 @@ from specquant.planning.roofline import decoder_layer
 from specquant.study import low_clocks, own_copies
 from specquant.study.claims import HEADS, replays_with
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.intervals import PROCESS, apart_percent, in_each_process, over_processes, ratios
 from specquant.tables.results import read_medians, read_results
-from specquant.tables.verify_cost import KEYS
+from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
 
 RECORDED = "data/recorded"
 TABLES = (
@@ -42,7 +42,9 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
-    on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
+    on_gpu = (
+        _of_card() | _of_processes() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
+    )
     of_tables = _of_products() | _of_heads() | _of_fp16_heads() | _of_half_precision() | _of_codes()
     return on_gpu | of_tables | own_copies.numbers() | low_clocks.numbers()
 
@@ -62,6 +64,17 @@ def _of_card() -> dict[str, float]:
             known[f"{unit} {model.removeprefix('llama-3-')} {scheme} {size}"] = median
         known |= ends(f"{unit} 8b", told.loc["llama-3-8b"]["median"])
     return known
+
+
+def _of_processes() -> dict[str, float]:
+    """ "growths of 60 tokens within 2%": of how many models and schemes the processes of verify_cost.csv agree so well.
+    "third process of 8b, one token, less ms": than the first takes, the median over schemes."""
+    rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
+    apart = apart_percent(pass_growth(rows)).xs(60, level="draft_size")
+    known = {"growths of 60 tokens": len(apart), "growths of 60 tokens within 2%": (apart <= 2).sum()}
+    known["growths of 60 tokens apart, most %"] = apart.max()
+    less_ms = -process_offsets(rows).loc["llama-3-8b", 2]
+    return known | {f"third process of 8b, {size} tokens, less ms": less_ms[size] for size in (1, 16, 60)}
 
 
 def _of_contexts() -> dict[str, float]:
