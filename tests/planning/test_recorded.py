@@ -6,8 +6,9 @@ from specquant.cli import main
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances, Shapes
-from specquant.planning.recorded import RecordedCosts, plan_table, specmquant_planner
+from specquant.planning.recorded import RecordedCosts, plan_tables, specmquant_planner
 from specquant.tables.results import read_medians, read_results
+from tests.planning.conftest import plan_table
 
 RECORDED = "data/recorded/h200"
 
@@ -83,6 +84,24 @@ def test_the_fastest_plan_of_every_method_is_told(capsys):
     assert methods[:2] == ["hierarchical", "hierarchical"]  # as many as are asked for
     assert sorted(methods[2:]) == ["autoregressive", "eagle2", "vanilla"]
     assert speeds == sorted(speeds, reverse=True)
+
+
+def test_heads_that_are_faster_are_told_with_what_they_would_reach(capsys):
+    """In one sentence, which is what the same command with these heads says; where none are faster there is none."""
+    tables = plan_tables(RECORDED, "llama-3-70b", "llama-3-8b")
+    assert list(tables) == ["fp16", "w4a16-g128"]
+    ours, theirs = (table.iloc[0].tokens_per_s for table in tables.values())
+    assert theirs > 1.05 * ours
+    plan = ["plan", "--intermediate", "llama-3-8b"]
+    assert main(plan) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "specquant: heads in w4a16-g128 (--head-scheme w4a16-g128) would let the fastest plan reach "
+        f"{theirs:.2f} tokens per second, {theirs / ours:.2f} times as many, if as much of what they draft is accepted"
+    ]
+    assert main([*plan, "--head-scheme", "w4a16-g128"]) == 0
+    told = capsys.readouterr()
+    assert f"{theirs:.2f}" in told.out
+    assert "would let" not in told.err
 
 
 def test_chances_of_an_intermediate_model_are_refused_where_there_is_none(capsys):

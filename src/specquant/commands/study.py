@@ -95,14 +95,20 @@ def plan(
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
     recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # refuses without torch
-    from specquant.planning.planner import fastest
-    from specquant.planning.recorded import plan_table
+    from specquant.planning.planner import faster_heads, fastest
+    from specquant.planning.recorded import plan_tables
 
-    table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
+    tables = plan_tables(recorded, target, intermediate, scheme, head_scheme, given, **where)
     models = f"{target} and {intermediate}" if intermediate else target
     source = f"of {traces}" if traces else "assumed"
     tell(f"{models} in {scheme}, heads in {head_scheme}, by the costs in {recorded}: predicted; acceptance is {source}")
-    print(fastest(table, rows).round(2).to_string(index=False))
+    print(fastest(tables[head_scheme], rows).round(2).to_string(index=False))
+    if faster := faster_heads(tables):
+        heads, speed, gain = faster
+        tell(
+            f"heads in {heads} (--head-scheme {heads}) would let the fastest plan reach {speed:.2f} tokens per second, "
+            f"{gain:.2f} times as many, if as much of what they draft is accepted"
+        )
 
 
 def fetch(*names: str, data_dir: Path | None = None) -> None:
