@@ -1,11 +1,13 @@
 """Planners from recorded tables, and what `specquant plan` prints of them."""
 
+import pandas as pd
 import pytest
 
 from specquant.cli import main
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.costs import recorded_tables, too_slow
 from specquant.planning.recorded import RecordedCosts, plan_tables, specmquant_planner
 from specquant.tables.results import read_medians, read_results
 from tests.planning.conftest import plan_table
@@ -84,6 +86,26 @@ def test_the_fastest_plan_of_every_method_is_told(capsys):
     assert methods[:2] == ["hierarchical", "hierarchical"]  # as many as are asked for
     assert sorted(methods[2:]) == ["autoregressive", "eagle2", "vanilla"]
     assert speeds == sorted(speeds, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "intermediate", "slow"),
+    [("llama-3-8b", "llama-3-70b", True), ("llama-3-8b", "llama-3-8b", True), ("llama-3-70b", "llama-3-8b", False)],
+)
+def test_an_intermediate_model_that_is_no_faster_than_the_target_is_told(target, intermediate, slow, capsys):
+    assert main(["plan", "--target", target, "--intermediate", intermediate, "--rows", "1"]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"specquant: a pass of the intermediate model {intermediate} over one token takes ") == slow
+    assert first.endswith(": it pays only where it is the faster one, so name a smaller model (--intermediate)") == slow
+
+
+def test_an_own_copy_in_fewer_bits_is_taken_without_a_word():
+    """In tables with names of their own: shapes decide nothing, times do."""
+    passes, drafting = recorded_tables(RECORDED, ["llama-3-70b"], "fp16", "fp16")
+    copy = passes[(passes.model == "llama-3-70b") & (passes.scheme == "w4a16-g128")].assign(model="copy", scheme="fp16")
+    tables = pd.concat([passes, copy]), drafting
+    assert too_slow(tables, "llama-3-70b", "copy", "fp16") is None
+    assert too_slow(tables, "copy", "llama-3-70b", "fp16")
 
 
 def test_heads_that_are_faster_are_told_with_what_they_would_reach(capsys):

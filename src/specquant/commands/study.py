@@ -78,7 +78,7 @@ def plan(
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
         rows: Plans to show, the fastest; the fastest of each other method is shown, too.
     """
-    from specquant.planning.costs import recorded_tables
+    from specquant.planning.costs import recorded_tables, too_slow
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
@@ -94,7 +94,9 @@ def plan(
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
-    recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # refuses without torch
+    costs = recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # without torch
+    if intermediate and (why := too_slow(costs, target, intermediate, scheme)):
+        tell(why)
     from specquant.planning.planner import faster_heads, fastest
     from specquant.planning.recorded import plan_tables
 

@@ -78,6 +78,20 @@ def recorded_tables(
     return passes, drafting
 
 
+def too_slow(tables: tuple[pd.DataFrame, pd.DataFrame], target: str, intermediate: str, scheme: str) -> str | None:
+    """What is to be said of an intermediate model that is no faster than its target; None where it is.
+
+    tables: `recorded_tables`.
+    """
+    its_ms, target_ms = (measured_costs(*tables, model, scheme).verify(1) for model in (intermediate, target))
+    if its_ms < target_ms:
+        return None
+    return (
+        f"a pass of the intermediate model {intermediate} over one token takes {its_ms:.2f} ms, and one of {target} "
+        f"{target_ms:.2f} ms: it pays only where it is the faster one, so name a smaller model (--intermediate)"
+    )
+
+
 def measured_costs(
     verify_cost: pd.DataFrame,
     drafting: pd.DataFrame,
