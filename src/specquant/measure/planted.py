@@ -142,7 +142,7 @@ class Parameters(Common):
         require_count(self.head_vocabulary, vocab_size)
         if self.intermediate is not None:
             require_count(self.head_vocabulary, synthetic_config(self.intermediate).vocab_size)
-        trees = read_results(self.trees)
+        trees = read_results(self.trees, table="trees")
         for plan in self.plans():
             if which := _trees_of(plan):
                 tree_shapes(trees_of(trees, which), *plan.tree)
@@ -327,8 +327,8 @@ def decode_plans(models: SyntheticModels, parameters: Parameters, process: int) 
     Each plan first decodes at least `new_tokens` without being timed, which captures its graphs. Of decoding one by one
     that is the first text, and the same text again is compared with it: a target that does not repeat itself shows.
     """
-    trees, prompts, count = read_results(parameters.trees), parameters.prompts(process), parameters.new_tokens
-    rows, known = [], []
+    trees = read_results(parameters.trees, table="trees")
+    prompts, count, rows, known = parameters.prompts(process), parameters.new_tokens, [], []
     for plan in parameters.plans():
         speculator = planted_speculator(plan, models, parameters, trees, process)
         if plan.method == "autoregressive":

@@ -167,7 +167,7 @@ class Parameters(Common):
         if chances == "traced":
             traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme, self.traced_scheme)
             return [(plan, traces) for plan in dict.fromkeys((Plan("autoregressive"), *self._traced(traces)))]
-        shapes = Shapes.of(read_results(self.trees))
+        shapes = Shapes.of(read_results(self.trees, table="trees"))
         length = self.hierarchical_length
         nodes, iterations = self.tree
         fitted = shapes.fitted_chances((nodes, iterations), self.accepted_length, hierarchical_length=length)
@@ -221,7 +221,7 @@ def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode every plan of each unit in turn; each draft and pass is timed where it stands in decoding."""
-    trees = read_results(parameters.trees)
+    trees = read_results(parameters.trees, table="trees")
     for unit in units:
         models = SyntheticModels(
             parameters.model,

@@ -74,7 +74,7 @@ class Parameters(Common):
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time rounds with each head. A round is one block of its own: each follows another of its kind."""
-    shapes = tree_shapes(trees_of(read_results(parameters.trees), "intermediate"), *INNER_TREE)
+    shapes = tree_shapes(trees_of(read_results(parameters.trees, table="trees"), "intermediate"), *INNER_TREE)
     config, context_length = synthetic_config(parameters.model), parameters.context_length
     dtype = default_dtype(parameters.device, parameters.scheme)
     for unit in units:

@@ -71,7 +71,8 @@ def recorded_tables(
     passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(
-            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
+            f"{resolve(recorded) / 'drafting.csv'} has no drafts of heads in {head_scheme}, only in "
+            f"{', '.join(drafting.head_scheme.unique())}: choose one of these (--head-scheme)"
         )
     for model in models:
         measured_costs(passes, drafting, model, scheme, head_scheme)

@@ -68,7 +68,7 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
         raise SpecquantError(f"there are no results at {path}: {_first(kind)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
-    _require_whole_rows(text, path, remedy)
+    _require_whole_rows(text, path, kind)
     names = kind.schema.columns if kind else {}
     texts = {name: str for name, column in names.items() if not column.title}
     frame = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])  # "NA" may be a name
@@ -121,13 +121,17 @@ def read_provenance(path: str | os.PathLike, remedy: str = "measure its table ag
     return record
 
 
-def _require_whole_rows(text: str, path: Path, remedy: str) -> None:
-    """pandas fills a row that breaks off with NaN; here it is an error."""
+def _require_whole_rows(text: str, path: Path, kind: Table | None) -> None:
+    """pandas fills a row that breaks off with NaN; here it is an error. So is a file without a column of its table."""
+    remedy = kind.remedy if kind else REMEDY
     reader = csv.reader(io.StringIO(text), strict=True)
     try:
         header = next(reader, None)
         if not header:
             raise SpecquantError(f"{path} is empty: {remedy}")
+        if kind and not {*header} & {*kind.schema.columns}:
+            do = f"name a table that {kind.written_by} wrote" if kind.written_by else remedy
+            raise SpecquantError(f"{path} is no table of {kind.name}, for its first line has none of its columns: {do}")
         if twice := [name for name, count in Counter(header).items() if count > 1]:
             raise SpecquantError(f"{path} has the column {twice[0]} twice: {remedy}")
         if not text.endswith("\n"):
