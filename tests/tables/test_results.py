@@ -231,6 +231,21 @@ def test_a_row_that_is_there_twice_is_refused(table, tmp_path):
         read_results(path)
 
 
+SHAPES = "trees"  # the same tree may be drafted twice
+EVERY = [path.relative_to(project_root()) for path in sorted((project_root() / "data").rglob("*.csv"))]
+
+
+@pytest.mark.parametrize("table", [path for path in EVERY if path.stem != SHAPES], ids=str)
+def test_a_line_that_is_there_twice_is_refused_in_every_table_of_the_project(table, tmp_path):
+    lines = (project_root() / table).read_text().splitlines()
+    path = tmp_path / table.name
+    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(
+        SpecquantError, match=rf"{table.name}, line \d+: a second row .*: .* take it from the repository"
+    ):
+        read_results(path)
+
+
 def test_a_column_that_is_there_twice_is_refused(tmp_path):
     path = damaged("drafting", "time_ms", "1", tmp_path)
     path.write_text(path.read_text().replace("p10_ms", "time_ms"))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from specquant.errors import SpecquantError
@@ -57,7 +58,8 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     table: which of the tables above it is, if its file may have another name. Raises SpecquantError that names the
     file, and the line or column, where the file is missing, is no table, holds no row or a torn one, lacks one of
     `columns` or a column that such a table has, leaves out a name or a number, or holds something else where numbers
-    belong: text, an infinite or a negative number, 0 where something is divided by it, a fraction of a whole number.
+    belong: text, an infinite or a negative number, 0 where something is divided by it, a fraction of a whole number;
+    and where a row is there twice.
     """
     path = resolve(path)
     kind = TABLES.get(table or path.stem)
@@ -75,7 +77,11 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     require_columns(frame, columns, path, remedy)
     if frame.empty:
         raise SpecquantError(f"{path} holds column names and no row: {remedy}")
-    return kind.check(frame, path) if kind else frame
+    if kind:
+        return kind.check(frame, path)
+    if (twice := frame.duplicated()).any():
+        raise SpecquantError(f"{path}, line {int(np.argmax(twice)) + 2}: a second row like one above it: {remedy}")
+    return frame
 
 
 def _first(kind: Table | None) -> str:
