@@ -179,9 +179,13 @@ def claims() -> None:
         print(path)
 
 
-def figures() -> None:
-    """Rebuild figures/ from data/recorded and data/published alone."""
+def figures(*, only: list[str] | None = None) -> None:
+    """Rebuild figures/ from data/recorded and data/published alone.
+
+    Args:
+        only: Draw this figure, and leave all else as it is; may be repeated.
+    """
     from specquant.study.paper import build_figures
 
-    for path in build_figures():
+    for path in build_figures(only=only or ()):
         print(path)
