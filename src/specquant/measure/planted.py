@@ -40,8 +40,10 @@ from specquant.models.names import SHAPES
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import (
+    Synthetic,
     code_shares,
     require_integer_codes,
+    require_room,
     synthetic_config,
     synthetic_model,
 )
@@ -173,6 +175,13 @@ class Parameters(Common):
             for scheme in self.schemes
             for row_invariant in self.row_invariance
         ]
+
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        dtype = named_dtype(self.dtype) or default_dtype(self.device, unit["scheme"])
+        models = [(self.source, unit["scheme"])] if self.weights == "synthetic" else []
+        if self.intermediate is not None and {plan.method for plan in self.plans()} & {*methods_with("intermediate")}:
+            models.append((self.intermediate, self.intermediate_scheme))
+        return [Synthetic(synthetic_config(name), scheme, self.context_length, dtype) for name, scheme in models]
 
     def plans(self) -> list[Plan]:
         """The plans to decode by, decoding one by one first. Raises SpecquantError for a method that is none of those,
@@ -408,7 +417,7 @@ def _comparison(compared: Sequence[tuple[Decoded, Decoded]]) -> dict[str, Any]:
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode by every plan of each unit in turn; each draft and pass is timed where it stands in decoding."""
     for unit in units:
-        scheme = unit["scheme"]
+        scheme, made = unit["scheme"], parameters.synthetic(unit)
         own, codes = _trained(parameters, scheme)
         models = PlantedModels(
             parameters.source,
@@ -426,6 +435,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             codes=codes,
         )
         try:
+            require_room(made, parameters.device)
             yield unit, decode_plans(models, parameters, unit["process"])
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)
