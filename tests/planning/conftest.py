@@ -8,6 +8,7 @@ from specquant.planning import calibration
 from specquant.planning.acceptance import Shapes
 from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
+from specquant.planning.recorded import plan_tables
 
 PROBES = (
     Plan("autoregressive"),
@@ -25,6 +26,11 @@ SMALL = LevelCosts(pd.Series({1: 2.0, 2: 2.5, 7: 3.0}), pd.Series({3: 1.0}), 0.2
 @pytest.fixture
 def planner():
     return Planner(TARGET, SMALL)
+
+
+def plan_table(*models, head_scheme="fp16", **options) -> pd.DataFrame:
+    """`plan_tables` with heads in one scheme."""
+    return plan_tables(*models, head_scheme=head_scheme, **options)[head_scheme]
 
 
 def plan_few(monkeypatch, tmp_path, *modules) -> None:
