@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from specquant.decoding.method import PAPER_PLANS
-from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, write_file
+from specquant.files import project_root, write_parts
 from specquant.planning.traces import over_tasks
 from specquant.progress import tell
 from specquant.tables.intervals import interval, told_with_interval
@@ -16,7 +15,7 @@ from specquant.tables.style import SCHEMES, mark
 RECORDED = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
 TABLES = ("acceptance", "traces")
 CARD = "data/smollm2/README.md"
-BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
+MARKERS = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
 AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
 ALL = "all of Spec-Bench"
@@ -45,14 +44,8 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     recorded = root / recorded_table("acceptance", root)
     if not recorded.is_file():
         return []
-    text = read_text(root / CARD, "the card of the drafters")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SpecquantError(f"{root / CARD} lacks the lines {BEGIN} and {END}: put them where its table is to be")
-    table = read_results(recorded)
-    written = f"{before}{BEGIN}\n\n{told(table, recorded.relative_to(root))}\n\n{END}{after}"
-    return [write_file(root / CARD, written)] if written != text else []
+    text = told(read_results(recorded), recorded.relative_to(root))
+    return write_parts(root / CARD, "the card of the drafters", {MARKERS: f"{text}\n"})
 
 
 def told(table: pd.DataFrame, recorded: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, with_part, write_file
+from specquant.files import project_root, write_parts
 from specquant.tables.results import read_provenance
 from specquant.tables.sources import FIELD, needs_kernels, several
 
@@ -19,9 +19,7 @@ def write_kernels_used(root: Path | None = None) -> list[Path]:
     Raises SpecquantError where the README has no place for it, or a table's JSON is missing or broken.
     """
     page = (root or project_root()) / PAGE
-    text = read_text(page, "the list of recorded tables")
-    written = with_part(text, MARKERS, f"\n{kernels_list(page.parent)}\n", page)
-    return [write_file(page, written)] if written != text else []
+    return write_parts(page, "the list of recorded tables", {MARKERS: kernels_list(page.parent)})
 
 
 def kernels_list(recorded: Path) -> str:

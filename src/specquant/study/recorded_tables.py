@@ -9,7 +9,7 @@ import pandas as pd
 from specquant.decoding.drafters import by_plan, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, with_part, write_file
+from specquant.files import project_root, write_parts
 from specquant.measure.adaptive import STATIC
 from specquant.measure.planted import losslessness
 from specquant.measure.replay import fitted_speedups
@@ -42,10 +42,7 @@ def write_recorded_tables(tables: Mapping[str, str], root: Path | None = None) -
     Raises SpecquantError where the page has no place for one.
     """
     page = (root or project_root()) / PAGE
-    text = written = read_text(page, "the notes on an H200's tables")
-    for name, table in tables.items():
-        written = with_part(written, markers(name), f"\n{table}\n", page)
-    return [write_file(page, written)] if written != text else []
+    return write_parts(page, "the notes on an H200's tables", {markers(name): table for name, table in tables.items()})
 
 
 def told_tables(recorded: Path) -> dict[str, str]:
