@@ -18,7 +18,7 @@ from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees, with_replayed_lookups
 from specquant.decoding.generation import Generation, decode_steps
 from specquant.decoding.lookup import LookupMethod
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan, plans_in
 from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
@@ -424,8 +424,8 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
     rows = rows.assign(
         step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms,
         expected_length=[
-            shapes.statistics(Chances([chance], [chance], agreement)).accepted_length(Plan(*plan))
-            for chance, agreement, *plan in rows[["head_chance", "agreement", *PLAN_FIELDS]].itertuples(index=False)
+            shapes.statistics(Chances([chance], [chance], agreement)).accepted_length(plan)
+            for chance, agreement, plan in zip(rows.head_chance, rows.agreement, plans_in(rows), strict=True)
         ],
     )
     by_method = rows.set_index([*ONE_RUN, "method"])

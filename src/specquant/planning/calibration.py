@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Speculator, Step, acceptance_rule, decode_steps
 from specquant.decoding.drafters import METHODS, get_method, methods_with, methods_with_trees
-from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Plan, Prediction
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Plan, Prediction, plans_in
 from specquant.decoding.models import Models
 from specquant.decoding.paying import Pays
 from specquant.errors import SpecquantError
@@ -305,7 +305,7 @@ def choose_plan(
             raise
         raise SpecquantError(f"{calibration} gives no plan ({error}): calibrate again") from None
     best = table.drop_duplicates("method")
-    plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+    plans = plans_in(best)
     speeds = {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
     return plans[0], speeds, pays_of(plans[0], planner, statistics)
 

@@ -4,12 +4,11 @@ Acceptance is SmolLM2's with its own copy in W4A16 (`SMOLLM2`), replayed on mode
 """
 
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
 
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import Plan, plans_in
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
 from specquant.study.claims import HEADS, HIERARCHY
@@ -48,7 +47,7 @@ def replayed(recorded: str | Path = RECORDED) -> dict[str, pd.DataFrame]:
 def _of_plans(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the plans that are told of; of replays those by traces."""
     rows = rows[rows.chances == "traced"] if "chances" in rows else rows
-    return rows[pd.MultiIndex.from_frame(rows[list(PLAN_FIELDS)]).isin([astuple(plan) for plan in PLANS])]
+    return rows[[plan in PLANS for plan in plans_in(rows)]]
 
 
 def speedups(recorded: str | Path = RECORDED) -> pd.DataFrame:
