@@ -164,7 +164,7 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     broken, or lacks rows.
     """
     evidence, h200, cpu = Evidence.read(), "data/recorded/h200/", "data/recorded/cpu/"
-    costs = [f"{h200}{name}.csv" for name in ("verify_cost", "drafting", "rounds", "replayed")]
+    costs = [f"{h200}{name}.csv" for name in RecordedCosts.TABLES]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
         (lambda _: of_recorded(), [f"data/recorded/{table}.csv" for table in OF_RECORDED]),
         (lambda _: smollm2.numbers(), [f"data/recorded/{table}.csv" for table in smollm2.TABLES]),
@@ -393,12 +393,10 @@ def _of_quality() -> dict[str, float]:
 def _of_planners(evidence: Evidence) -> dict[str, float]:
     """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance. "batch of 8,
     eagle2": the speedup over one by one of as many sequences, 70B in W4A16."""
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    recorded = (read_medians(f"data/recorded/h200/{name}.csv") for name in names)
     shapes = Shapes.of(evidence.trees)
     theirs = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
     models = ("llama-3-70b", "llama-3-8b", "w4a16-g128")
-    planners = planners_by_card(RecordedCosts(*recorded), *models, evidence.card, theirs)
+    planners = planners_by_card(RecordedCosts.read("data/recorded/h200"), *models, evidence.card, theirs)
     statistics = shapes.statistics(shapes.fitted_chances())
     told = advantages(planners, statistics)
     batches = speedups_in_batches(planners[f"W4A16, ours, {evidence.card}"], statistics).speedup
@@ -415,8 +413,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     lengths = read_results("data/published/accepted_lengths.csv").query("model == 'Vicuna-13B-v1.3'")
     lengths = lengths.set_index("method").value
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    costs = RecordedCosts.read("data/recorded/h200")
     traces, accepted = of_one_target(read_results(f"{SMOLLM2}/traces.csv")), of_one_target(evidence.smollm2)
     shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
