@@ -26,6 +26,7 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
+from specquant.measure.replay import step_factors
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
@@ -40,7 +41,7 @@ from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, r
 from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
-from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
+from specquant.tables.intervals import interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results, rows_there
 from specquant.tables.verify_cost import behind_first_context
 
@@ -238,13 +239,10 @@ def _of_passes(evidence: Evidence) -> dict[str, float]:
 
 def _of_assumptions(evidence: Evidence) -> dict[str, float]:
     """Those of assumptions.csv by their names, and the two factors of the hierarchy's gain over EAGLE-2."""
-    known = evidence.assumptions.value.to_dict()
-    known["lengths, hierarchy over eagle2"] = known["hierarchical_length"] / known["eagle2_length_70b"]
     rows = evidence.replayed.query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
-    steps = rows.assign(step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms).set_index(PROCESS)
-    of_tree = steps[(steps.method == "eagle2") & (steps.draft_size == 24)].step_ms
-    known["step times, eagle2 over hierarchy"] = (of_tree / steps[steps.method == "hierarchical"].step_ms).median()
-    return known
+    lengths, times, _ = step_factors(rows, evidence.assumptions.reset_index()).loc["as assumed"]
+    factors = {"lengths, hierarchy over eagle2": lengths, "step times, eagle2 over hierarchy": times}
+    return evidence.assumptions.value.to_dict() | factors
 
 
 def _of_published(_: Evidence) -> dict[str, float]:
