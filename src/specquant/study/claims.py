@@ -159,6 +159,11 @@ class Answer:
     card: str = ""
 
 
+def short_name(model: str) -> str:
+    """A model as numbers in prose and assumptions name it: "70b"."""
+    return model.removeprefix("llama-3-")
+
+
 def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
     """The claims with their answers. Raises SpecquantError for a quantity or a relation that nothing answers."""
     rows = []
@@ -270,7 +275,7 @@ def eagle2(over_fp16: bool) -> Callable[[Evidence, str, str], Answer]:
         if (model, base, 1) in evidence.their_times_ms.index:
             plain_ms = evidence.their_times_ms[model, base, 1]
             theirs = rows.accepted_length.median() * plain_ms / evidence.their_step_ms(model, scheme)
-        name = "eagle2_length_" + model.removeprefix("llama-3-")
+        name = f"eagle2_length_{short_name(model)}"
         known = evidence.assumptions.loc[name]
         return Answer(rows.speedup * factor, theirs, name, (known.low / known.value, known.high / known.value))
 

@@ -37,11 +37,11 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study import smollm2
-from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, read_claims
+from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, read_claims, short_name
 from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
-from specquant.tables.intervals import interval, over_processes, rule_of_three
+from specquant.tables.intervals import ends, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results, rows_there
 from specquant.tables.verify_cost import behind_first_context
 
@@ -213,7 +213,7 @@ def _of_claims(claims: pd.DataFrame) -> dict[str, float]:
     """ "growth 8b w8a8 paper": of claims.csv, the claims about an A100."""
     claims = claims[(claims.card == "A100") & claims.quantity.isin(list(QUANTITIES))]
     return {
-        f"{QUANTITIES[row.quantity]} {_short(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
+        f"{QUANTITIES[row.quantity]} {short_name(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
         for row in claims.itertuples()
         for name, column in COLUMNS.items()
     }
@@ -225,7 +225,7 @@ def _of_passes(evidence: Evidence) -> dict[str, float]:
     known = {}
     growth = over_processes(times.div(times[1], axis=0).stack().rename("growth"))
     for (model, scheme, size), row in growth.iterrows():
-        name = f"{size} over one {_short(model)} {scheme}"
+        name = f"{size} over one {short_name(model)} {scheme}"
         for suffix, column in {"": "median", " low": "low", " high": "high"}.items():
             known[name + suffix] = row[column]
             known[f"{name}{suffix} more %"] = 100 * (row[column] - 1)
@@ -233,7 +233,7 @@ def _of_passes(evidence: Evidence) -> dict[str, float]:
     for place, time_ms in evidence.their_times_ms.items():
         if place in ours.index:
             model, scheme, size = place
-            known[f"theirs over ours {_short(model)} {scheme} {size}"] = time_ms / ours[place]
+            known[f"theirs over ours {short_name(model)} {scheme} {size}"] = time_ms / ours[place]
     return known
 
 
@@ -247,7 +247,7 @@ def _of_assumptions(evidence: Evidence) -> dict[str, float]:
 
 def _of_published(_: Evidence) -> dict[str, float]:
     lengths = read_results("data/published/accepted_lengths.csv").query("method == 'eagle2'").value
-    return {"published eagle2 length, least": lengths.min(), "published eagle2 length, most": lengths.max()}
+    return ends("published eagle2 length", lengths)
 
 
 def _of_drafts(evidence: Evidence) -> dict[str, float]:
@@ -256,7 +256,7 @@ def _of_drafts(evidence: Evidence) -> dict[str, float]:
     trees = evidence.trees[evidence.trees.model == "tiny target"]
     told = eagle2_speedups(behind_first_context(passes), drafting, trees, evidence.eagle2_lengths)
     best = told.groupby(["draft_size", "model", "scheme"]).speedup.max()
-    return {f"eagle2 {size} nodes {_short(model)} {scheme}": value for (size, model, scheme), value in best.items()}
+    return {f"eagle2 {size} nodes {short_name(model)} {scheme}": value for (size, model, scheme), value in best.items()}
 
 
 def _of_turns(_: Evidence) -> dict[str, float]:
@@ -266,8 +266,8 @@ def _of_turns(_: Evidence) -> dict[str, float]:
     for protocol in ("block", "turns"):
         times = table[f"{protocol}_ms"].unstack("draft_size")
         for (model, scheme), row in times.iterrows():
-            known[f"{protocol} one {_short(model)} {scheme}"] = row[1]
-            known[f"{protocol} 60 over one {_short(model)} {scheme}"] = row[60] / row[1]
+            known[f"{protocol} one {short_name(model)} {scheme}"] = row[1]
+            known[f"{protocol} 60 over one {short_name(model)} {scheme}"] = row[60] / row[1]
     one = table.xs(1, level="draft_size")
     return known | {"turns over block, most more %": 100 * ((one.turns_ms / one.block_ms).max() - 1)}
 
@@ -290,7 +290,7 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     names = {"no": "ordinary", "yes": "row-invariant"}
     told = losslessness(table[table.method != "autoregressive"])
     for (model, scheme, which), of in told.groupby(["model", "scheme", "row_invariant"]):
-        what = f"{str(model).removeprefix('llama-3-')} {scheme} {names[str(which)]}"
+        what = f"{short_name(str(model))} {scheme} {names[str(which)]}"
         for column in ("texts", "differing_texts", "compared_tokens"):
             known[f"planted {column.replace('_', ' ')}, {what}"] = of[column].sum()
         if which == "no":
@@ -337,22 +337,19 @@ def _of_peers(_: Evidence) -> dict[str, float]:
 
 def _of_tiny(_: Evidence) -> dict[str, float]:
     """What was recorded of the tiny models on a CPU, and how large they are."""
-    known = {}
     picks = plans_against_fixed(read_results("data/recorded/cpu/plans.csv"))
     overall, single = (picks[(picks.task == "overall") == whole].ratio for whole in (True, False))
-    known |= {"picks overall, least more %": 100 * (overall.min() - 1)}
-    known |= {"picks overall, most more %": 100 * (overall.max() - 1)}
+    known = ends("picks overall", 100 * (overall - 1), " more %")
     known |= {"picks of a task": len(single), "picks of a task that lose": (single < 1).sum()}
     known |= {"picks of a task, most more %": 100 * (single.max() - 1)}
     known |= {"picks of a task, most less %": 100 * (1 - single.min())}
     heads = read_results("data/recorded/cpu/heads.csv")
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
-    known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
-    known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
+    known |= ends("w4a16 heads", 100 * (1 - full.ratio), " less %")
     learnt = read_results("data/recorded/cpu/head_features.csv").query("model == 'tiny' and scheme == 'w4a16-g128'")
-    learnt = learnt.set_index("features")
-    known |= {f"learnt on w4a16{end[5:]}": learnt.loc["w4a16-g128", end] for end in interval("ratio")}
-    known |= {f"did not learn on{end[5:]}": learnt.loc["none", end] for end in interval("ratio")}
+    ratios = learnt.set_index("features")[[*interval("ratio")]]
+    for name, features in (("learnt on w4a16", "w4a16-g128"), ("did not learn on", "none")):
+        known |= dict(zip(interval(name), ratios.loc[features], strict=True))
     known["prompts of heads that learnt on"] = learnt.prompts.max()
     known |= _of_quality()
     throughput = read_results("data/recorded/cpu/throughput.csv").query("model == 'tiny'")
@@ -360,10 +357,8 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     kept = kept_lengths(eagle2, ["fp16", *sorted({*eagle2.scheme} - {"fp16"})])
     known["eagle2 length tiny fp16"] = kept.accepted_length["fp16"]
     quantized = kept.drop(index="fp16")
-    known |= {"eagle2 length kept, least %": 100 * quantized.kept.min()}
-    known |= {"eagle2 length kept, most %": 100 * quantized.kept.max()}
-    known |= {"eagle2 length kept in a task, least %": 100 * quantized.low.min()}
-    known |= {"eagle2 length kept in a task, most %": 100 * quantized.high.max()}
+    known |= ends("eagle2 length kept", 100 * quantized.kept, " %")
+    known |= ends("eagle2 length kept in a task", 100 * quantized[["low", "high"]].stack(), " %")
     sizes = throughput.groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
     lengths = throughput.groupby("method").accepted_length.mean()
@@ -384,7 +379,7 @@ def _of_quality() -> dict[str, float]:
     for name, table in of.items():
         each = {name: table.mean(axis=1), f"{name} in a domain": table.stack()}
         for told, values in each.items():
-            known |= {f"{told}, least %": values.min(), f"{told}, most %": values.max()}
+            known |= ends(told, values, " %")
     return known
 
 
@@ -426,8 +421,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
         fastest = best.loc[best.groupby("task").speedup.idxmax()].method.value_counts()
         known |= {f"traced tasks of {method} {scheme}": fastest.get(method, 0) for method in set(table.method)}
         known |= {"traced tasks": len(single), "traced questions a task": best.questions.min()}
-        known |= {f"traced hierarchy over the fastest {scheme}, least": single.min()}
-        known |= {f"traced hierarchy over the fastest {scheme}, most": single.max()}
+        known |= ends(f"traced hierarchy over the fastest {scheme}", single)
         for row in best_plans(table).query("task == @ALL").itertuples():
             known |= {f"traced {name} of {row.method} {scheme}": getattr(row, name) for name in interval("speedup")}
             known[f"traced length of {row.method}"] = row.accepted_length
@@ -443,7 +437,8 @@ def _of_smollm2(evidence: Evidence) -> dict[str, float]:
     known: dict[str, float] = {}
     for row in over_tasks(rows[whole]).sort_values("draft_size").itertuples():
         name = f"smollm2 {row.method} accepts {row.scheme}" + (f" T={row.temperature:g}" if row.temperature else "")
-        known |= {name + end: getattr(row, f"accepted_length{end}") for end in ("", "_low", "_high")}
+        lengths = (getattr(row, end) for end in interval("accepted_length"))
+        known |= dict(zip(interval(name), lengths, strict=True))
         known["smollm2 questions"] = row.questions
     for scheme in set(rows.scheme) - {"fp16"}:
         name = f"smollm2 length kept {scheme}"
@@ -479,7 +474,3 @@ def _of_memory(_: Evidence) -> dict[str, float]:
         known["GB both EAGLE heads"] = known["GB EAGLE head 8b"] + known["GB EAGLE head 70b"]
         known["GB caches of four methods"] = 4 * (known[f"{cache} 8b"] + known[f"{cache} 70b"])
     return known
-
-
-def _short(model: str) -> str:
-    return model.removeprefix("llama-3-")

@@ -12,7 +12,7 @@ from specquant.decoding.method import Plan, plans_in
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
 from specquant.study.claims import HEADS, HIERARCHY
-from specquant.tables.intervals import PROCESS, in_few_words, interval, over_processes
+from specquant.tables.intervals import PROCESS, ends, in_few_words, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.speed import speed
 from specquant.tables.style import size_label
@@ -135,11 +135,10 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
 
 
 def numbers() -> dict[str, float]:
-    """ "own copy 8b fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
+    """ "own copy 8B fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
     "all accepted": if each draft of 6 tokens were. "own copy accepts fp16, vanilla": SmolLM2's accepted length;
     "agrees %": how often its copy has its token. "own copy over its target, least %": `share_of_target`."""
-    shares = 100 * share_of_target()
-    known = {"own copy over its target, least %": shares.min(), "own copy over its target, most %": shares.max()}
+    known = ends("own copy over its target", 100 * share_of_target(), " %")
     for (model, scheme, method), row in speedups().iterrows():
         name = f"own copy {size_label(model)} {scheme}, {method}"
         known |= {name: row["median"], f"{name}, low": row.low, f"{name}, high": row.high}

@@ -1,16 +1,15 @@
 """The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks."""
 
 import numpy as np
-import pandas as pd
 
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.roofline import decoder_layer
 from specquant.study import own_copies
-from specquant.study.claims import HEADS
+from specquant.study.claims import HEADS, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.intervals import PROCESS, ends, in_each_process, over_processes, ratios
 from specquant.tables.results import read_medians, read_results
 from specquant.tables.verify_cost import KEYS
 
@@ -43,11 +42,6 @@ def of_recorded() -> dict[str, float]:
     return on_gpu | of_tables | own_copies.numbers()
 
 
-def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
-    """The least and the most of several numbers."""
-    return {f"{name}, least{unit}": values.min(), f"{name}, most{unit}": values.max()}
-
-
 def _of_card() -> dict[str, float]:
     """ "GHz 70b w4a16-g128 60": the clock in blocks of passes, the median over processes; "W ...": the power."""
     rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("context_length == 512")
@@ -55,7 +49,7 @@ def _of_card() -> dict[str, float]:
     for unit, column, scale in (("GHz", "clock_mhz", 1e-3), ("W", "power_w", 1)):
         told = over_processes(scale * in_each_process(rows, KEYS, column))
         for (model, scheme, _, _, size), median in told["median"].items():
-            known[f"{unit} {model.removeprefix('llama-3-')} {scheme} {size}"] = median
+            known[f"{unit} {short_name(model)} {scheme} {size}"] = median
         known |= ends(f"{unit} 8b", told.loc["llama-3-8b"]["median"])
     return known
 

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from specquant.measure.quality import ANSWERS, DOMAINS, WIKITEXT2
-from specquant.study.recorded_numbers import RECORDED, ends
-from specquant.tables.intervals import interval
+from specquant.study.recorded_numbers import RECORDED
+from specquant.tables.intervals import ends, interval
 from specquant.tables.results import read_results
 
 IN_STUDY = "SmolLM2-135M-Instruct (fp16 of Q4_1)"  # the model, as 04_quality calls it
@@ -69,7 +69,8 @@ def _of_head_features() -> dict[str, float]:
     rows = _read("h200/smollm2/head_features").query("scheme == 'w4a16-g128'")
     known: dict[str, float] = {"smollm2 prompts of heads that learnt on": rows.prompts.max()}
     for _, row in rows.iterrows():
-        known |= {f"smollm2 learnt on {row.features}{name[5:]}": row[name] for name in interval("ratio")}
+        names = interval(f"smollm2 learnt on {row.features}")
+        known |= dict(zip(names, row[[*interval("ratio")]], strict=True))
     return known
 
 
