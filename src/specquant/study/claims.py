@@ -26,7 +26,7 @@ from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
 from specquant.quant import SCHEMES as QUANTIZED
-from specquant.study.drafters import RECORDED as OF_SMOLLM2
+from specquant.study import drafters
 from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.results import read_provenance, read_results, rows_there
@@ -36,7 +36,7 @@ from specquant.tables.verify_cost import KEYS, behind_first_context
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
-RECORDED = "data/recorded/h200"
+RECORDED = "data/recorded/h200"  # of the card that is told of
 HEADS = "w4a16-g128"  # of replays, where nothing else is said
 REPLAYED = f"head_scheme == '{HEADS}' and chances == 'fitted'"
 REPLAYED += f" and intermediate == 'llama-3-8b' and intermediate_scheme == '{HEADS}'"  # which rows count
@@ -49,7 +49,7 @@ ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs
 MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
 ELSEWHERE = "measured on other models"
 TINY, TINY_NAME = "data/recorded/cpu/throughput.csv", "tiny models"
-SMOLLM2, SMOLLM2_NAME = OF_SMOLLM2[0], "SmolLM2-135M"  # that of a CPU has too few schemes
+SMOLLM2, SMOLLM2_NAME = drafters.FOLDERS[0], "SmolLM2-135M"  # that of a CPU has too few schemes
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token

@@ -12,7 +12,7 @@ from specquant.tables.intervals import interval, told_with_interval
 from specquant.tables.results import read_results
 from specquant.tables.style import SCHEMES, mark
 
-RECORDED = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
+FOLDERS = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
 TABLES = ("acceptance", "traces")
 CARD = "data/smollm2/README.md"
 MARKERS = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
@@ -27,11 +27,11 @@ def recorded_table(name: str, root: Path | None = None) -> str:
     """Where a table of SmolLM2 and its drafters is, acceptance or traces, below the project's root: in the first folder
     that has both, for they belong together. Says so where that is not the first."""
     root = root or project_root()
-    whole = [folder for folder in RECORDED if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
-    folder = (whole or RECORDED[-1:])[0]
-    if folder != RECORDED[0] and (root / folder).is_dir():
+    whole = [folder for folder in FOLDERS if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
+    folder = (whole or FOLDERS[-1:])[0]
+    if folder != FOLDERS[0] and (root / folder).is_dir():
         lacks = " or ".join(f"{each}.csv" for each in TABLES)
-        tell(f"specquant: {folder} is read, which has fewer questions: {RECORDED[0]} lacks {lacks}")
+        tell(f"specquant: {folder} is read, which has fewer questions: {FOLDERS[0]} lacks {lacks}")
     return f"{folder}/{name}.csv"
 
 

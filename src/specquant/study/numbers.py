@@ -37,7 +37,7 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study import smollm2
-from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, read_claims, short_name
+from specquant.study.claims import MODELS, RECORDED, SMOLLM2, Evidence, eagle2_speedups, read_claims, short_name
 from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
@@ -164,22 +164,22 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     claims: with their answers; by default those that were written. Raises SpecquantError where a table is missing or
     broken, or lacks rows.
     """
-    evidence, h200, cpu = Evidence.read(), "data/recorded/h200/", "data/recorded/cpu/"
-    costs = [f"{h200}{name}.csv" for name in RecordedCosts.TABLES]
+    evidence, cpu = Evidence.read(), "data/recorded/cpu"
+    costs = [f"{RECORDED}/{name}.csv" for name in RecordedCosts.TABLES]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
         (lambda _: of_recorded(), [f"data/recorded/{table}.csv" for table in OF_RECORDED]),
         (lambda _: smollm2.numbers(), [f"data/recorded/{table}.csv" for table in smollm2.TABLES]),
         (_of_passes, costs[:1]),
         (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
         (_of_published, ["data/published/accepted_lengths.csv"]),
-        (_of_drafts, [*costs[:2], f"{cpu}trees.csv"]),
+        (_of_drafts, [*costs[:2], f"{cpu}/trees.csv"]),
         (_of_turns, ["data/published/specquant_blocks_and_turns.csv"]),
-        (_of_settling, [f"{h200}settling.csv"]),
+        (_of_settling, [f"{RECORDED}/settling.csv"]),
         (_of_planners, [*costs, "data/published/specmquant_steps.csv"]),
-        (_of_planted, [f"{h200}planted.csv"]),
-        (_of_peers, [f"{h200}peers.csv", f"{h200}peer_decoding.csv"]),
-        (_of_tiny, [f"{cpu}{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
-        (_of_half_precision, [f"{h200}tiny/losslessness.csv", f"{h200}smollm2/losslessness.csv"]),
+        (_of_planted, [f"{RECORDED}/planted.csv"]),
+        (_of_peers, [f"{RECORDED}/peers.csv", f"{RECORDED}/peer_decoding.csv"]),
+        (_of_tiny, [f"{cpu}/{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
+        (_of_half_precision, [f"{RECORDED}/tiny/losslessness.csv", f"{RECORDED}/smollm2/losslessness.csv"]),
         (_of_memory, ["docs/checkpoints.md"]),
         (_of_today, [f"{SMOLLM2}/traces.csv", f"{SMOLLM2}/acceptance.csv", "data/published/accepted_lengths.csv"]),
         (_of_smollm2, [f"{SMOLLM2}/acceptance.csv"]),
@@ -252,7 +252,7 @@ def _of_published(_: Evidence) -> dict[str, float]:
 
 def _of_drafts(evidence: Evidence) -> dict[str, float]:
     """ "eagle2 48 nodes 70b w4a16-g128": the predicted speedup of the best number of iterations for each tree."""
-    passes, drafting = (read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting"))
+    passes, drafting = (read_medians(f"{RECORDED}/{name}.csv") for name in ("verify_cost", "drafting"))
     trees = evidence.trees[evidence.trees.model == "tiny target"]
     told = eagle2_speedups(behind_first_context(passes), drafting, trees, evidence.eagle2_lengths)
     best = told.groupby(["draft_size", "model", "scheme"]).speedup.max()
@@ -274,7 +274,7 @@ def _of_turns(_: Evidence) -> dict[str, float]:
 
 def _of_settling(_: Evidence) -> dict[str, float]:
     """Of settling.csv: an EAGLE-2 draft of 70B, alone and behind a tree of 60 nodes, and what the step loses by it."""
-    drafts = settled_drafts(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]
+    drafts = settled_drafts(read_results(f"{RECORDED}/settling.csv")).loc["llama-3-70b", "w4a16-g128"]
     names = {ALONE: "draft alone", BEHIND: "draft behind 60", LOST: "draft behind 60, of the step %"}
     return drafts.rename(names).to_dict()
 
@@ -285,7 +285,7 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     "planted texts, 70b w4a16-g128 ordinary" and "..., row-invariant": of all methods that draft, and what of them
     differs. "planted pass, eagle2 60, row-invariant more %": on 70B, over the ordinary kernels in the same process.
     """
-    table = read_results("data/recorded/h200/planted.csv").query("codes == 'uniform'")
+    table = read_results(f"{RECORDED}/planted.csv").query("codes == 'uniform'")
     known = {}
     names = {"no": "ordinary", "yes": "row-invariant"}
     told = losslessness(table[table.method != "autoregressive"])
@@ -315,7 +315,7 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     "transformers over ours, llama-3-8b", "static cache over ours, ...": of peer_decoding.csv, times of decoding one by
     one; "prompt lookup over ours, ...": of both by it. "prompt lookup gains, specquant": its speed over one by one.
     """
-    table = read_results("data/recorded/h200/peers.csv")
+    table = read_results(f"{RECORDED}/peers.csv")
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
     times = table.set_index(["scheme", "draft_size", "model", "layer", "process", "block", "theirs"]).time_us.unstack()
     known = {}
@@ -325,7 +325,7 @@ def _of_peers(_: Evidence) -> dict[str, float]:
         known[f"torch over ours, {scheme} {size} most"] = ratios.max()
         known[f"layers of both, {scheme}"] = len(ratios)
         known[f"layers where torch is faster, {scheme} {size}"] = (ratios < 1).sum()
-    decoding, alone, lookup = read_results("data/recorded/h200/peer_decoding.csv"), "autoregressive", "prompt-lookup"
+    decoding, alone, lookup = read_results(f"{RECORDED}/peer_decoding.csv"), "autoregressive", "prompt-lookup"
     speeds = decoding.groupby(["method", "implementation", "model"]).tokens_per_s.median()
     whose = {"transformers": (alone, "transformers"), "static cache": (alone, "transformers, static cache")}
     for name, (method, theirs) in (whose | {"prompt lookup": (lookup, "transformers")}).items():
@@ -389,7 +389,7 @@ def _of_planners(evidence: Evidence) -> dict[str, float]:
     shapes = Shapes.of(evidence.trees)
     theirs = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
     models = ("llama-3-70b", "llama-3-8b", "w4a16-g128")
-    planners = planners_by_card(RecordedCosts.read("data/recorded/h200"), *models, evidence.card, theirs)
+    planners = planners_by_card(RecordedCosts.read(RECORDED), *models, evidence.card, theirs)
     statistics = shapes.statistics(shapes.fitted_chances())
     told = advantages(planners, statistics)
     batches = speedups_in_batches(planners[f"W4A16, ours, {evidence.card}"], statistics).speedup
@@ -406,7 +406,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     lengths = read_results("data/published/accepted_lengths.csv").query("model == 'Vicuna-13B-v1.3'")
     lengths = lengths.set_index("method").value
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
-    costs = RecordedCosts.read("data/recorded/h200")
+    costs = RecordedCosts.read(RECORDED)
     traces, accepted = of_one_target(read_results(f"{SMOLLM2}/traces.csv")), of_one_target(evidence.smollm2)
     shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
@@ -451,7 +451,7 @@ def _of_half_precision(_: Evidence) -> dict[str, float]:
     "smollm2 ..." likewise."""
     known: dict[str, float] = {}
     for folder, name in (("tiny", ""), ("smollm2", "smollm2 ")):
-        table = read_results(f"data/recorded/h200/{folder}/losslessness.csv")
+        table = read_results(f"{RECORDED}/{folder}/losslessness.csv")
         most = table.groupby("scheme").differing_prompts.max()
         known |= {f"{name}differing in half precision, {scheme}": count for scheme, count in most.items()}
         known[f"{name}prompts in half precision"] = table.prompts.max()

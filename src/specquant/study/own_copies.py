@@ -11,13 +11,12 @@ import pandas as pd
 from specquant.decoding.method import Plan, plans_in
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
-from specquant.study.claims import HEADS, HIERARCHY
+from specquant.study.claims import HEADS, HIERARCHY, RECORDED
 from specquant.tables.intervals import PROCESS, ends, in_few_words, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.speed import speed
 from specquant.tables.style import size_label
 
-RECORDED = "data/recorded/h200"
 SMOLLM2 = {"": "smollm2/self-w4a16-g128", ", shared cache": "smollm2/self-w4a16-g128-shared"}
 REPLAYED = {"": "traced-self", ", shared cache": "traced-self-shared"}  # with the acceptance of these
 TARGET = ["model", "scheme"]

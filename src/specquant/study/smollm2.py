@@ -3,7 +3,6 @@
 import pandas as pd
 
 from specquant.measure.quality import ANSWERS, DOMAINS, WIKITEXT2
-from specquant.study.recorded_numbers import RECORDED
 from specquant.tables.intervals import ends, interval
 from specquant.tables.results import read_results
 
@@ -21,7 +20,7 @@ def numbers() -> dict[str, float]:
 
 def _read(table: str, model: str = "smollm2") -> pd.DataFrame:
     """The rows of a recorded table that are of SmolLM2."""
-    return read_results(f"{RECORDED}/{table}.csv").query("model == @model")
+    return read_results(f"data/recorded/{table}.csv").query("model == @model")
 
 
 def _of_answers() -> dict[str, float]:
