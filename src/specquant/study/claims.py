@@ -29,6 +29,7 @@ from specquant.quant import SCHEMES as QUANTIZED
 from specquant.study import drafters
 from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_provenance, read_results, rows_there
 from specquant.tables.style import SCHEMES, mark
 from specquant.tables.verify_cost import KEYS, behind_first_context
@@ -391,14 +392,14 @@ def _item(line: dict[str, str]) -> str:
 
 def _rows(lines: list[dict[str, str]]) -> str:
     """A table of claims: the paper's value, ours with its widest interval, and the verdict."""
-    rows = [["claim", "the paper", "ours", "verdict"], ["---"] * 4]
+    rows = []
     for line in lines:
         (ours,) = (value for name, value in line.items() if name.startswith("ours"))
         value = re.sub(r", \d+ (processes|tasks)\b", "", ours)
         value = re.sub(r"^not measured; (.*), [^,]*$", r"\1", value).removesuffix("-135M")
         value = re.sub(r" \(.*\); (.*) over assumed acceptance", r" (\1 assumed)", value)
         rows.append([line["claim"], line["the paper"].rpartition(", ")[0], value, line["verdict"]])
-    return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
+    return f"\n{markdown_table(['claim', 'the paper', 'ours', 'verdict'], rows)}\n\n"
 
 
 def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from specquant.files import project_root, write_parts
 from specquant.planning.traces import over_tasks
 from specquant.progress import tell
 from specquant.tables.intervals import interval, told_with_interval
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_results
 from specquant.tables.style import SCHEMES, mark
 
@@ -138,6 +139,5 @@ def _agreement(row: pd.Series) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table of words."""
-    lines = [list(line) for line in table.reset_index().itertuples(index=False, name=None)]
-    lines = [[str(table.index.name), *table.columns], ["---"] * (1 + len(table.columns)), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heading = [str(table.index.name), *table.columns]
+    return markdown_table(heading, table.reset_index().itertuples(index=False, name=None))

@@ -19,6 +19,7 @@ from specquant.quant import SCHEMES
 from specquant.study import own_copies
 from specquant.study.claims import HEADS
 from specquant.tables.intervals import PROCESS, in_each_process, in_few_words, over_processes, sample
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_results, rows_there
 from specquant.tables.style import size_label
 from specquant.tables.table import REMEDY
@@ -87,9 +88,8 @@ def _whole(name: str, make: Callable[[], str], recorded: Path, of: tuple[str, ..
 def markdown(first: str, cells: Mapping[str, Mapping[str, str]], *of: pd.DataFrame) -> str:
     """A table of texts by row and column, and how many processes its numbers are of. A text that is missing is "-"."""
     columns = list(dict.fromkeys(name for row in cells.values() for name in row))
-    rows = [[name, *(row.get(column, "-") for column in columns)] for name, row in cells.items()]
-    lines = [[first, *columns], ["---"] * (1 + len(columns)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nn: {sample(*of)}.\n"
+    rows = ([name, *(row.get(column, "-") for column in columns)] for name, row in cells.items())
+    return f"{markdown_table([first, *columns], rows)}\n\nn: {sample(*of)}.\n"
 
 
 def passes(rows: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
