@@ -375,7 +375,6 @@ def _speed(decoded: Sequence[Decoded]) -> dict[str, Any]:
     tokens = [token for text in decoded for token in text.tokens]
     prefill_ms = float(np.mean([text.prefill_ms for text in decoded]))
     figures = measurements(Generation(tokens, "", "", [step.accepted_length for step in steps], prefill_ms, steps))
-    figures = {("mean_draft_size" if name == "draft_size" else name): value for name, value in figures.items()}
     for prefix, which in (("", steps), ("inner_", [step for text in decoded for step in text.rounds])):
         judged, accepted = np.sum([judged_and_accepted(step) for step in which] or [(0, 0)], axis=0).tolist()
         figures[f"{prefix}judged_tokens"] = judged
