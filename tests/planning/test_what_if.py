@@ -7,9 +7,9 @@ import pytest
 
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.acceptance import FITTED_AT, Chances, Shapes
 from specquant.planning.recorded import RecordedCosts
-from specquant.planning.what_if import FITTED_AT, WhatIf, draw_refusal, draw_what_if
+from specquant.planning.what_if import WhatIf, draw_refusal, draw_what_if
 from specquant.study.display import picture
 from specquant.study.sliders import answer
 from specquant.tables.results import read_results

@@ -20,6 +20,7 @@ from specquant.planning.trees import tree_shapes, trees_of
 
 Tree = tuple[int, int]  # nodes and iterations
 FEWEST_JUDGED = 10  # tokens of which a chance is taken
+FITTED_AT = (24, 30)  # nodes of the trees on the target and on the intermediate model to which given chances belong
 
 
 @dataclass(frozen=True)

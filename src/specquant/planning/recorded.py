@@ -11,7 +11,7 @@ from specquant.decoding.drafters import PAPER_METHODS, get_method
 from specquant.decoding.method import Plan, Prediction
 from specquant.errors import SpecquantError
 from specquant.models.synthetic import synthetic_config
-from specquant.planning.acceptance import Shapes
+from specquant.planning.acceptance import FITTED_AT, Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs, recorded_tables
 from specquant.planning.planner import Planner
@@ -163,7 +163,7 @@ def plan_table(
         measured = _predictions(traced, {"eagle": planner, "eagle3": planner_of(EAGLE3_TOKENS)})
         return planner.table(replace(statistics, measured=measured))
     shapes = Shapes.of(read_results(trees, table="trees"))
-    return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30)))
+    return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), FITTED_AT))
 
 
 def _leave_out_hierarchies(traces: Traces) -> None:
