@@ -24,7 +24,7 @@ from specquant.decoding.drafters.planted import Errors, PlantedDrafts, PlantedMo
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
 from specquant.errors import SpecquantError
 from specquant.measure.card import CardState
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_at_least, require_weights
 from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.replay import SyntheticModels
@@ -32,11 +32,10 @@ from specquant.measure.throughput import first_difference, measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.eagle import describe_head, require_count
 from specquant.models.graphs import GraphedLlama, graphed
-from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.names import SHAPES
+from specquant.models.names import SHAPES, source_of
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import (
@@ -116,7 +115,7 @@ class Parameters(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weights", self.weights or ("synthetic" if self.model in SHAPES else "trained"))
+        object.__setattr__(self, "weights", self.weights or ("synthetic" if str(self.model) in SHAPES else "trained"))
         if self.weights == "trained":
             object.__setattr__(self, "codes", "trained")
 
@@ -129,10 +128,7 @@ class Parameters(Common):
         require_at_least(self, tokens=1, new_tokens=1, prompt_length=1, seed=0)
         if self.tokens > MOST_TOKENS:
             raise SpecquantError(f"tokens is {self.tokens}: give at most {MOST_TOKENS}, and rather more processes")
-        if self.weights == "trained" and self.model in SHAPES:
-            raise SpecquantError(
-                f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
-            )
+        require_weights(self.model, self.weights)
         if self.weights == "synthetic" and self.codes == "trained":
             for scheme in self.schemes:
                 require_integer_codes(scheme)
@@ -150,7 +146,7 @@ class Parameters(Common):
     @property
     def source(self) -> str | Path:
         """A name in SHAPES, or where the target's directory is."""
-        return self.model if self.model in SHAPES else locate(resolve_model(self.model), SMALL_FILES)
+        return source_of(self.model)
 
     def same(self) -> dict[str, Any]:
         # Also of codes that are drawn uniformly: one table holds both.
