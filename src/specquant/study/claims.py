@@ -22,7 +22,7 @@ from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve, with_part, write_file
 from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
-from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
+from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS, PAPER_TREES, eagle2_speedups, of_paper_trees
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
 from specquant.quant import SCHEMES as QUANTIZED
@@ -31,7 +31,8 @@ from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_provenance, read_results, rows_there
-from specquant.tables.style import SCHEMES, mark
+from specquant.tables.schemas import medians
+from specquant.tables.style import SCHEMES, mark, model_label
 from specquant.tables.verify_cost import KEYS, behind_first_context
 
 CLAIMS = "data/published/claims.csv"
@@ -55,7 +56,7 @@ REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not te
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
 UNLIKE = ("RTX 3090",)  # a consumer's card computes and reads at another ratio: no card of ours stands for it
-MODELS = {"Llama-3-8B": "llama-3-8b", "Llama-3-70B": "llama-3-70b"}
+MODELS = {model_label(name): name for name in PAPER_TREES}
 PLACES = ["model", "scheme", "context_length", "draft_size", PROCESS]
 # How a value is told, by its relation.
 BOUNDS = {"about": "", "below": "under ", "above": "over ", "unchanged": "hardly changed, "}
@@ -120,25 +121,23 @@ class Evidence:
     @cached_property
     def drafted_speedups(self) -> pd.DataFrame:
         """EAGLE-2 with the paper's trees (`eagle2_speedups`) on the passes of each process, and the drafts' medians."""
-        drafts = self.drafting.groupby(["model", "head_scheme", "head_vocabulary", "draft_size", "iterations"])
-        drafting, trees = drafts.time_ms.median().reset_index(), trees_of(self.trees, "target")
+        drafting, trees = medians(self.drafting, "drafting"), trees_of(self.trees, "target")
         tables = []
-        for model, (_, (size, iterations)) in PAPER_TREES.items():
-            of_model = self.times_ms[[model]].reset_index()
-            for process, rows in of_model.groupby(PROCESS):
-                told = eagle2_speedups(rows, drafting, trees, self.eagle2_lengths)
-                told = told[(told.draft_size == size) & (told.iterations == iterations)]
-                tables.append(told.assign(process=process))
+        for process, rows in self.times_ms[[*PAPER_TREES]].reset_index().groupby(PROCESS):
+            told = of_paper_trees(eagle2_speedups(rows, drafting, trees, self.eagle2_lengths))
+            tables.append(told.assign(process=process))
         return pd.concat(tables).set_index(["model", "scheme", PROCESS]).sort_index()
 
     @property
     def eagle2_lengths(self) -> dict[str, tuple[tuple[int, int], float]]:
         known = self.assumptions.value
-        return {"llama-3-8b": ((60, 6), known.eagle2_length_8b), "llama-3-70b": ((24, 3), known.eagle2_length_70b)}
+        return {
+            name: (tree, known[f"eagle2_length_{short_name(name)}"]) for name, (tree, _) in ACCEPTED_LENGTHS.items()
+        }
 
     def their_step_ms(self, model: str, scheme: str) -> float:
         """Of SpecMQuant's EAGLE-2 with the paper's tree; NaN where it was not measured on this card."""
-        (size, iterations), steps = PAPER_TREES[model][1], self.their_steps
+        (size, iterations), steps = PAPER_TREES[model], self.their_steps
         steps = steps[(steps.model == model) & (steps.scheme == scheme) & (steps.what == "step")]
         return steps[(steps.draft_size == size) & (steps.iterations == iterations)].time_ms.median()
 
