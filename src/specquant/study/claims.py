@@ -32,7 +32,7 @@ from specquant.tables.intervals import PROCESS, in_each_process
 from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_provenance, read_results, rows_there
 from specquant.tables.schemas import medians
-from specquant.tables.style import SCHEMES, mark, model_label
+from specquant.tables.style import SCHEMES, card_label, mark, model_label
 from specquant.tables.verify_cost import KEYS, behind_first_context
 
 CLAIMS = "data/published/claims.csv"
@@ -83,7 +83,7 @@ class Evidence:
         """Raises SpecquantError where a table is missing or broken."""
         recorded, data_dir = resolve(recorded), resolve(data_dir)
         passes = read_results(recorded / "verify_cost.csv")
-        card = read_provenance(recorded / "verify_cost.csv")["device"].removeprefix("NVIDIA ")
+        card = card_label(read_provenance(recorded / "verify_cost.csv")["device"])
         theirs = [read_results(data_dir / f"published/specmquant_{name}.csv") for name in ("verify_cost", "steps")]
         return cls(
             card,
