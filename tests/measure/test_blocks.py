@@ -2,32 +2,63 @@
 
 import random
 
+import pytest
 import torch
 
-from specquant.measure import blocks
+from specquant.measure import attention, blocks, ceilings, drafting, kernels, peers, verify_cost
 from specquant.measure.blocks import Blocks, in_blocks
 
 CPU = torch.device("cpu")
 
 
 def test_a_block_holds_one_thing_alone_and_its_warm_up_is_not_timed(monkeypatch):
-    ran, clock = [], iter(range(10_000))
-    monkeypatch.setattr(blocks, "perf_counter", lambda: next(clock))
+    ran = []
+    monkeypatch.setattr(blocks, "perf_counter", lambda: len(ran))  # each run takes a second
     runs = {name: lambda name=name: ran.append(name) for name in "abc"}
     rows = in_blocks(runs, CPU, Blocks(count=2, repeats=3, warm_ups=2, warm_up_ms=0), random.Random(0))
     assert len(ran) == 3 * 2 * (2 + 3)
     assert [ran[at : at + 5] for at in range(0, 30, 5)] == [[what] * 5 for what in rows.what]
     assert sorted(zip(rows.what, rows.block, strict=True)) == [(what, block) for what in "abc" for block in (0, 1)]
     assert rows.place.tolist() == list(range(6))
-    assert (rows.time_ms == 1e3).all()  # each run lies between two readings of the clock
+    assert (rows.time_ms == 1e3).all()
     assert rows.repeats.unique().tolist() == [3]
 
 
 def test_warming_up_lasts_as_long_as_asked_for(monkeypatch):
-    ran, clock = [], iter(range(10_000))
-    monkeypatch.setattr(blocks, "perf_counter", lambda: next(clock))  # a second passes between two readings
+    ran = []
+    monkeypatch.setattr(blocks, "perf_counter", lambda: len(ran))
     in_blocks({"a": lambda: ran.append("a")}, CPU, Blocks(1, 1, 2, warm_up_ms=10_000), random.Random(0))
-    assert len(ran) - 1 >= 9
+    assert len(ran) - 1 == 10
+
+
+@pytest.mark.parametrize(("rest_over_run", "rests"), [(2.0, [2.0] * 5), (0.0, [])])
+def test_the_device_rests_behind_each_run_and_rests_are_not_timed(rest_over_run, rests, monkeypatch):
+    now, rested = [0.0], []
+    monkeypatch.setattr(blocks, "perf_counter", lambda: now[0])
+
+    def passes(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(blocks, "sleep", lambda seconds: (rested.append(seconds), passes(seconds)))
+    rows = in_blocks({"a": lambda: passes(1.0)}, CPU, Blocks(1, 3, 2, 0.0, rest_over_run), random.Random(0))
+    assert rested == rests
+    assert rows[["time_ms", "p10_ms", "p90_ms"]].eq(1e3).all(axis=None)
+
+
+def test_launches_alone_rest_and_whole_passes_do_not():
+    for module in (kernels, peers, attention):
+        assert module.Parameters().block.rest_over_run == 2
+        assert module.Parameters(device="cpu").same()["rest_over_run"] == 2
+    assert verify_cost.Parameters("llama-3-8b").block.rest_over_run == 0
+    assert drafting.Parameters().block.rest_over_run == 0
+
+
+def test_rates_of_a_card_are_taken_with_rests_as_products_are(monkeypatch):
+    rested = []
+    monkeypatch.setattr(blocks, "sleep", rested.append)
+    times = blocks.replay_times_us(lambda _: None, 4, 3, "cpu", ceilings.Parameters().rest_over_run)
+    assert len(times) == len(rested) == 3
+    assert ceilings.Parameters(device="cpu").same()["rest_over_run"] == kernels.Parameters().rest_over_run
 
 
 def test_the_order_is_drawn_anew_for_every_process():

@@ -122,3 +122,15 @@ def test_rows_say_what_was_measured(tmp_path):
     row = rows[(rows.layer == "o_proj") & (rows.scheme == "w4a8-qqq") & (rows.draft_size == 30)].iloc[0]
     assert row.bytes == 4096 * 4096 // 2 + 4096 * 2 + 30 * (4096 + 2 * 4096)
     assert row.operations == 2 * 30 * 4096 * 4096
+
+
+def test_a_table_that_was_recorded_without_rests_is_not_gone_on_with(small_layers, tmp_path):
+    def measured(*schemes):
+        return record(MEASURE, Parameters(("small",), schemes, (1,), processes=1, **FEW), tmp_path)
+
+    told = measured("fp16").with_suffix(".json")
+    before = json.loads(told.read_text())
+    assert before["parameters"].pop("rest_over_run") > 0
+    told.write_text(json.dumps(before))
+    with pytest.raises(SpecquantError, match=r"holds rows measured with rest_over_run 0\.0, not 2\.0"):
+        measured("w8a8")

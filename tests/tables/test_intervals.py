@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specquant.tables.intervals import ends, over_questions_with, told_with_interval
+from specquant.tables.intervals import apart_percent, ends, over_processes, over_questions_with, told_with_interval
 
 
 def test_a_ratio_of_sums_has_the_interval_of_its_mean():
@@ -34,3 +34,9 @@ def test_a_number_is_told_with_its_interval():
 
 def test_ends_are_named():
     assert ends("loss", pd.Series([3.0, 1.0]), " %") == {"loss, least %": 1.0, "loss, most %": 3.0}
+
+
+def test_processes_are_apart_by_the_highest_over_the_lowest_and_one_alone_is_not():
+    index = pd.MultiIndex.from_tuples([("a", 0), ("a", 1), ("a", 2), ("b", 0)], names=["what", "process"])
+    told = apart_percent(over_processes(pd.Series([2.0, 2.5, 2.2, 7.0], index)))
+    assert told.to_dict() == pytest.approx({"a": 25})

@@ -1,34 +1,39 @@
 """Timing in blocks: each thing many times after itself, warmed up, and the blocks in random order.
 
 What runs behind something larger finds the card in another state (`measure.settling`), so nothing is timed in turns.
+Launches alone, one behind the other, draw more power than a card may: its clock falls, deeper in one process than in
+another. So the card rests behind each run of them (`docs/measuring.md`).
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
+from specquant.errors import SpecquantError
 from specquant.measure.card import CardState
 from specquant.measure.measure import Measured
 from specquant.measure.parameters import Common, OnGpu
 
 GRAPH_US = 1500  # a run of launches takes about this long on a GPU
+LONGEST_REST = 100  # over the time of a run
 
 
 @dataclass(frozen=True)
 class Blocks:
     """count: blocks of each thing. repeats: timed runs of a block, behind warm_ups runs and warm_up_ms, whichever is
-    longer."""
+    longer. rest_over_run: how long the device idles behind each run, over the run's own time."""
 
     count: int = 2
     repeats: int = 20
     warm_ups: int = 8
     warm_up_ms: float = 200.0
+    rest_over_run: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +55,46 @@ class InBlocks(Common):
     seed: int = 0
 
     warm_up_passes = 8  # runs before those that are timed, if that is longer; not annotated, as `Common.repeats`
+    rest_over_run = 0.0  # not annotated, likewise
     shared: ClassVar[tuple[str, ...]] = ("blocks", "repeats", "warm_up_ms", "seed")
 
     @property
     def block(self) -> Blocks:
-        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms)
+        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms, self.rest_over_run)
 
     def order(self, *names: object) -> random.Random:
         """What draws an order: of a process, or of the part of one that has these names."""
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
 
+def require_rest(rest_over_run: float) -> None:
+    """Raises SpecquantError for rests that are negative, no number, or longer than anybody would wait."""
+    if not 0 <= rest_over_run <= LONGEST_REST:
+        raise SpecquantError(f"rest_over_run is {rest_over_run}: give at least 0 and at most {LONGEST_REST}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchesInBlocks(OnGpu, InBlocks):
-    """Parameters of launches on a GPU that are timed in blocks (`launches_in_blocks`)."""
+    """Parameters of launches on a GPU that are timed in blocks (`launches_in_blocks`).
+
+    Attributes:
+        warm_up_ms: For how long a thing runs, and rests, before it is timed.
+        rest_over_run: How long the card rests behind each run, over the run's time. Without rests it may slow down.
+    """
+
+    warm_up_ms: float = 100.0
+    rest_over_run: float = 2.0  # a card that runs a third of the time stays below its limit of power
 
     warm_up_passes = 1  # of many launches
+    shared: ClassVar[tuple[str, ...]] = ("rest_over_run", *InBlocks.shared)
+
+    def check(self) -> None:
+        """Raises SpecquantError as `OnGpu.check`, and for rests that are too long."""
+        super().check()
+        require_rest(self.rest_over_run)
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"rest_over_run": 0.0}
 
     def each(self, units: Sequence[dict], rows: Callable[[dict, random.Random], pd.DataFrame]) -> Measured:
         """The rows of each unit of a process. Units come in random order, which is drawn for each process."""
@@ -92,13 +121,26 @@ def in_blocks(
     for place, (what, block) in enumerate(order.sample(all_blocks, len(all_blocks))):
         began, warmed_up = now(device), 0
         while warmed_up < blocks.warm_ups or 1e3 * (now(device) - began) < blocks.warm_up_ms:
-            runs[what]()
+            rested(runs[what], device, clock, blocks.rest_over_run)
             warmed_up += 1
         with CardState(device) as card:
-            times_ms = [clock(runs[what], device) for _ in range(blocks.repeats)]
+            times_ms = [rested(runs[what], device, clock, blocks.rest_over_run) for _ in range(blocks.repeats)]
         row = {"what": what, "block": block, "place": place, "repeats": blocks.repeats}
         rows.append(row | spread(times_ms) | card.mean())
     return pd.DataFrame(rows)
+
+
+def rested(
+    run: Callable[[], object],
+    device: torch.device,
+    clock: Callable[[Callable[[], object], torch.device], float],
+    rest_over_run: float,
+) -> float:
+    """How long one run takes by `clock`, in milliseconds. Behind it the device idles `rest_over_run` times as long."""
+    run_ms = clock(run, device)
+    if rest_over_run:
+        sleep(rest_over_run * run_ms / 1e3)
+    return run_ms
 
 
 def time_ms(run: Callable[[], object], device: torch.device) -> float:
@@ -155,13 +197,17 @@ def repeated(launch: Callable[[int], object], turns: int, device: torch.device) 
 
 
 def replay_times_us(
-    launch: Callable[[int], object], turns: int, repeats: int, device: torch.device | str = "cuda"
+    launch: Callable[[int], object],
+    turns: int,
+    repeats: int,
+    device: torch.device | str = "cuda",
+    rest_over_run: float = 0.0,
 ) -> torch.Tensor:
-    """Times in microseconds [repeats] of one launch, from runs (`repeated`) behind one such run."""
+    """Times in microseconds [repeats] of one launch, from runs (`repeated`) behind one such run, each `rested`."""
     device = torch.device(device)
     run, count = repeated(launch, turns, device)
     run()
-    return torch.tensor([1e3 * device_ms(run, device) for _ in range(repeats)]) / count
+    return torch.tensor([1e3 * rested(run, device, device_ms, rest_over_run) for _ in range(repeats)]) / count
 
 
 def launches_in_blocks(

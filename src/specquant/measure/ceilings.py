@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from specquant.kernels.stream import read_triton
-from specquant.measure.blocks import replay_times_us
+from specquant.measure.blocks import replay_times_us, require_rest
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.parameters import OnGpu, require_gpu
 from specquant.tables.schemas import TABLES
@@ -23,16 +23,22 @@ class Parameters(OnGpu):
     Attributes:
         processes: Fresh interpreters, each of which measures everything, for intervals.
         repeats: Of each rate in a process.
+        rest_over_run: How long the card rests behind each run, over the run's time, as behind those of products.
     """
 
     processes: int = 3
     repeats: int = REPEATS
+    rest_over_run: float = 2.0
 
-    shared = ("repeats",)
+    shared = ("repeats", "rest_over_run")
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"rest_over_run": 0.0}
 
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, and for numbers out of range."""
         super().check()
+        require_rest(self.rest_over_run)
         require_gpu(self.device)
 
     def units(self) -> list[dict[str, Any]]:
@@ -41,22 +47,19 @@ class Parameters(OnGpu):
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     for unit in units:
-        yield unit, measure_ceilings(parameters.repeats, parameters.device)
+        yield unit, measure_ceilings(parameters.repeats, parameters.device, parameters.rest_over_run)
 
 
-def measure_ceilings(repeats: int = REPEATS, device: str = "cuda") -> pd.DataFrame:
+def measure_ceilings(
+    repeats: int = REPEATS, device: str = "cuda", rest_over_run: float = Parameters.rest_over_run
+) -> pd.DataFrame:
     """What the GPU reaches at best: read bandwidth, copy bandwidth and matrix rates (what, value, unit)."""
     require_gpu(device)
     rows = []
 
     def record(what: str, amount: float, unit: str, launch: Callable[[int], object]) -> None:
-        rows.append(
-            {
-                "what": what,
-                "unit": unit,
-                "value": amount / replay_times_us(launch, 4, repeats, device).median().item() / 1e6,
-            }
-        )
+        times_us = replay_times_us(launch, 4, repeats, device, rest_over_run)
+        rows.append({"what": what, "unit": unit, "value": amount / times_us.median().item() / 1e6})
 
     numbers = torch.randint(0, 1 << 30, (1 << 30,), dtype=torch.int32, device=device)
     first, second = numbers.chunk(2)

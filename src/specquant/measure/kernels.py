@@ -117,7 +117,9 @@ def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
         tune(parameters.models, parameters.schemes, parameters.tune)
     if parameters.row_invariant:
         return [record(MEASURE_ROW_INVARIANT, parameters, out_dir)]
-    at_best = ceilings.Parameters(parameters.processes, parameters.repeats, device=parameters.device)
+    at_best = ceilings.Parameters(
+        parameters.processes, parameters.repeats, parameters.rest_over_run, device=parameters.device
+    )
     return [record(MEASURE, parameters, out_dir), record(ceilings.MEASURE, at_best, out_dir)]
 
 

@@ -40,8 +40,6 @@ README = "README.md"
 PAGE = "docs/findings.md"
 RECORDED = "data/recorded/h200"  # of the card that is told of
 HEADS = "w4a16-g128"  # of replays, where nothing else is said
-REPLAYED = f"head_scheme == '{HEADS}' and chances == 'fitted'"
-REPLAYED += f" and intermediate == 'llama-3-8b' and intermediate_scheme == '{HEADS}'"  # which rows count
 TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer claims about times
 WIDTH = 120  # columns of its lines
 MARKERS = "<!-- claims: written by `specquant claims` -->", "<!-- end of claims -->"
@@ -61,6 +59,12 @@ PLACES = ["model", "scheme", "context_length", "draft_size", PROCESS]
 # How a value is told, by its relation.
 BOUNDS = {"about": "", "below": "under ", "above": "over ", "unchanged": "hardly changed, "}
 HIERARCHY, TREE = Plan("hierarchical", 30, 3, 6), Plan("eagle2", 24, 3)
+
+
+def replays_with(head_scheme: str) -> str:
+    """Which rows of replayed.csv count, as a query: at assumed acceptance, with 8B in W4A16 and such heads."""
+    same = f"intermediate == 'llama-3-8b' and intermediate_scheme == '{HEADS}'"
+    return f"head_scheme == '{head_scheme}' and chances == 'fitted' and {same}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Evidence:
             card,
             behind_first_context(passes),
             read_results(recorded / "drafting.csv"),
-            read_results(recorded / "replayed.csv").query(REPLAYED),
+            read_results(recorded / "replayed.csv").query(replays_with(HEADS)),
             read_results(data_dir / "recorded/cpu/trees.csv"),
             *(table[table.gpu == card] for table in theirs),
             read_results(data_dir / "published/assumptions.csv").set_index("name"),

@@ -3,15 +3,17 @@
 import numpy as np
 
 from specquant.measure.peers import CUBLAS, OURS
+from specquant.measure.replay import fitted_speedups
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
+from specquant.planning.acceptance import Shapes
 from specquant.planning.roofline import decoder_layer
-from specquant.study import own_copies
-from specquant.study.claims import HEADS, RECORDED, short_name
+from specquant.study import low_clocks, own_copies
+from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, ends, in_each_process, over_processes, ratios
+from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes, ratios
 from specquant.tables.results import read_medians, read_results
-from specquant.tables.verify_cost import KEYS
+from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
 
 TABLES = (
     "h200/verify_cost",
@@ -19,7 +21,9 @@ TABLES = (
     "h200/kernels",
     "h200/peers",
     "h200/attention",
+    "h200/replayed",
     "cpu/heads",
+    "cpu/trees",
     "h200/tiny/losslessness",
     "h200/adaptive",
     "h200/traced/replayed",
@@ -36,9 +40,11 @@ RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 
 def of_recorded() -> dict[str, float]:
     """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
-    on_gpu = _of_card() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    of_tables = _of_products() | _of_heads() | _of_half_precision() | _of_codes()
-    return on_gpu | of_tables | own_copies.numbers()
+    on_gpu = (
+        _of_card() | _of_processes() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
+    )
+    of_tables = _of_products() | _of_heads() | _of_fp16_heads() | _of_half_precision() | _of_codes()
+    return on_gpu | of_tables | own_copies.numbers() | low_clocks.numbers()
 
 
 def _of_card() -> dict[str, float]:
@@ -51,6 +57,17 @@ def _of_card() -> dict[str, float]:
             known[f"{unit} {short_name(model)} {scheme} {size}"] = median
         known |= ends(f"{unit} 8b", told.loc["llama-3-8b"]["median"])
     return known
+
+
+def _of_processes() -> dict[str, float]:
+    """ "growths of 60 tokens within 2%": of how many models and schemes the processes of verify_cost.csv agree so well.
+    "third process of 8b, one token, less ms": than the first takes, the median over schemes."""
+    rows = read_results(f"{RECORDED}/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
+    apart = apart_percent(pass_growth(rows)).xs(60, level="draft_size")
+    known = {"growths of 60 tokens": len(apart), "growths of 60 tokens within 2%": (apart <= 2).sum()}
+    known["growths of 60 tokens apart, most %"] = apart.max()
+    less_ms = -process_offsets(rows).loc["llama-3-8b", 2]
+    return known | {f"third process of 8b, {size} tokens, less ms": less_ms[size] for size in (1, 16, 60)}
 
 
 def _of_contexts() -> dict[str, float]:
@@ -110,6 +127,19 @@ def _of_heads() -> dict[str, float]:
     rows, known = read_results("data/recorded/cpu/heads.csv"), {}
     for (scheme, vocabulary, method), of in rows.groupby(["head_scheme", "head_vocabulary", "method"]):
         known |= ends(f"heads {scheme} {vocabulary} {method}", 100 * (1 - of.ratio), " %")
+    return known
+
+
+def _of_fp16_heads() -> dict[str, float]:
+    """ "hierarchy over eagle2, heads in fp16": of 70B in W4A16 at assumed acceptance, as the claims have it of heads in
+    W4A16; ", low", ", high": over processes."""
+    shapes, known = Shapes.of(read_results("data/recorded/cpu/trees.csv")), {}
+    rows = read_results(f"{RECORDED}/replayed.csv").query(replays_with("fp16"))
+    rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128")]
+    for base in ("autoregressive", "eagle2"):
+        told = fitted_speedups(rows, shapes, base).xs("hierarchical", level="method").iloc[0]
+        name = f"hierarchy over {base}, heads in fp16"
+        known |= {name: told["median"], f"{name}, low": told["low"], f"{name}, high": told["high"]}
     return known
 
 

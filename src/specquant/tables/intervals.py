@@ -54,6 +54,12 @@ def over_processes(values: pd.Series) -> pd.DataFrame:
     )
 
 
+def apart_percent(told: pd.DataFrame) -> pd.Series:
+    """By how much the highest process is above the lowest, of what has several. told: of `over_processes`."""
+    several = told[told["processes"] > 1]
+    return 100 * (several["high"] / several["low"] - 1)
+
+
 def in_words(row: pd.Series, decimals: int = 2) -> str:
     """A median with its interval: "1.31 (1.30 to 1.32)". row: of `over_processes`."""
     return f"{row['median']:.{decimals}f} ({row['low']:.{decimals}f} to {row['high']:.{decimals}f})"
