@@ -72,6 +72,23 @@ def with_part(text: str, markers: tuple[str, str], told: str, where: str | os.Pa
     return f"{text[: text.index(begin)]}{begin}\n{told}{text[text.index(end) :]}"
 
 
+def write_parts(page: Path, what: str, parts: Mapping[tuple[str, str], str]) -> list[Path]:
+    """Write what a page has between markers anew; returns the page where that changed it, else nothing.
+
+    Args:
+        page: The page.
+        what: It is, as for `read_text`.
+        parts: What is to stand between each two markers, with an empty line before and behind.
+
+    Raises:
+        SpecquantError: The page cannot be read, or lacks markers.
+    """
+    text = written = read_text(page, what)
+    for markers, told in parts.items():
+        written = with_part(written, markers, f"\n{told}\n", page)
+    return [write_file(page, written)] if written != text else []
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's content; a relative path is below the project root.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from specquant.decoding import Greedy
+from specquant.decoding import Greedy, Speculator
 from specquant.models.eagle import EagleHead
 from specquant.models.eagle3 import Eagle3Config, Eagle3Head
 from specquant.models.llama import Llama, set_compute_dtype
@@ -100,6 +100,21 @@ def decode_with_lengths(speculator, prompt, count):
     """Tokens and accepted lengths of greedy decoding."""
     steps = taken(speculator, prompt, count)
     return tokens_of(steps), [step.accepted_length for step in steps[1:]]
+
+
+def lossless_steps(speculator, prompt, count):
+    """Decode so many tokens greedily, step by step: each takes one pass of the target, and all give its own tokens."""
+    target, passes = speculator.model, []
+    run, tokens = target.run, list(speculator.prefill(prompt, Greedy()).tokens)
+    while len(tokens) < count:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, "run", lambda *inputs: passes.append(0) or run(*inputs))
+            step = speculator.step(count - len(tokens))
+        assert len(passes) == 1
+        passes.clear()
+        tokens += step.tokens
+        yield step
+    assert tokens == decode(Speculator(target), prompt, count)
 
 
 @pytest.fixture(scope="session")

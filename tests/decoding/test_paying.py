@@ -15,7 +15,7 @@ from specquant.planning.recorded import RecordedCosts
 from specquant.planning.traced_speedups import step_ms
 from specquant.planning.traces import of_one_target
 from specquant.study.drafters import recorded_table
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.results import read_results
 from tests.decoding.conftest import perturbed, random_head, random_model, taken, tokens_of
 from tests.decoding.test_speculator import VOCABULARY, assert_targets_joint_distribution
 
@@ -28,10 +28,8 @@ def recorded():
     rows = of_one_target(read_results(recorded_table("traces")))
     rows = rows.sort_values(["benchmark", "task", "id"], key=lambda column: column.astype(str))
     steps = {Plan(*plan): [*map(read_traces, of_plan.steps)] for plan, of_plan in rows.groupby(list(PLAN_FIELDS))}
-    tables = (
-        read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
-    )
-    return steps, RecordedCosts(*tables).planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
+    costs = RecordedCosts.read("data/recorded/h200")
+    return steps, costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
 
 
 def dearer(costs: LevelCosts, factor: float, one_ms: float) -> LevelCosts:

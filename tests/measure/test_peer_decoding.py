@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.measure import peer_decoding
 from specquant.measure.measure import record
+from specquant.models import names
 from specquant.models.loading import load_model
 from specquant.tables.results import read_results
 
@@ -30,10 +33,12 @@ def test_each_way_of_decoding_is_recorded_for_each_process(in_process, tmp_path)
     assert (by_lookup.passes < by_lookup.new_tokens).all()
 
 
-@pytest.mark.parametrize("named", ["smollm2", "some/model-of-tests@main", "llama-3-8b"])
+@pytest.mark.parametrize("named", ["smollm2", "some/model-of-tests@main", "llama-3-8b", Path("llama-3-8b")])
 def test_a_model_has_its_own_name_in_the_table_wherever_it_is_kept(named, tmp_path, monkeypatch):
-    monkeypatch.setattr(peer_decoding, "locate", lambda model, files: tmp_path / "0123abcd")
-    assert {unit["model"] for unit in peer_decoding.Parameters(named).units()} == {named.rpartition("/")[2]}
+    monkeypatch.setattr(names, "locate", lambda model, files: tmp_path / "0123abcd")
+    weights = "synthetic" if str(named) in names.SHAPES else "trained"
+    told = {(unit["model"], unit["weights"]) for unit in peer_decoding.Parameters(named).units()}
+    assert told == {(str(named).rpartition("/")[2], weights)}
 
 
 def test_a_model_that_is_none_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Planted drafts on small shapes: what is found is what was planted, and a target that is not lossless is found out."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -253,3 +254,8 @@ def test_codes_are_drawn_as_those_of_a_trained_model(settings, small_models, tmp
 def test_what_cannot_be_measured_is_a_sentence(settings, options, sentence):
     with pytest.raises(SpecquantError, match=sentence):
         settings("fp16", **options).check()
+
+
+def test_a_name_may_come_as_a_path():
+    parameters = planted.Parameters(Path("llama-3-8b"), device="cpu")
+    assert (parameters.weights, parameters.source) == ("synthetic", "llama-3-8b")

@@ -18,7 +18,7 @@ from specquant.planning.phases import (
     speeds_over_chances,
 )
 from specquant.planning.recorded import RecordedCosts
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.results import read_results
 from tests.planning.conftest import BOTH
 
 
@@ -50,10 +50,7 @@ def test_a_phase_for_each_point():
 
 
 def test_speeds_over_chances_are_the_planner_s():
-    tables = (
-        read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
-    )
-    planner = RecordedCosts(*tables).planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
+    planner = RecordedCosts.read("data/recorded/h200").planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
     shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
     fitted = shapes.fitted_chances()
     table = speeds_over_chances(planner, shapes, fitted)
@@ -89,8 +86,7 @@ def test_acceptance_is_drawn_beside_decoding_one_by_one():
 
 
 def test_gains_agree_with_phases_and_with_the_advantage_at_a_point():
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    costs = RecordedCosts.read("data/recorded/h200")
     planners = {"one": costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")}
     shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
     gains, fastest = gain_grids(planners, shapes)["one"], phase_grids(planners, shapes)["one"]
@@ -112,8 +108,7 @@ def test_a_lookup_wins_where_it_adds_more_than_all_others(planner, monkeypatch):
 
 
 def test_from_the_least_agreement_on_the_hierarchy_is_faster():
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    costs = RecordedCosts.read("data/recorded/h200")
     planners = costs.by_head("llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
     assert planners["eagle3"].target.draft(3) < planners["eagle"].target.draft(3)
     shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))

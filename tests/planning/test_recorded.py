@@ -34,10 +34,7 @@ def test_a_card_that_the_paper_s_code_was_not_timed_on_is_refused():
 
 def test_costs_that_were_not_recorded_are_refused():
     """Not a plan whose bookkeeping takes NaN milliseconds."""
-    tables = (
-        read_results(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting", "rounds", "replayed")
-    )
-    costs = RecordedCosts(*tables)
+    costs = RecordedCosts.read(RECORDED)
     assert costs.planner("llama-3-70b", "llama-3-8b", "w4a16-g128", "fp16").target.other_ms > 0
     with pytest.raises(SpecquantError, match="nothing was recorded with model mine, only with llama-3-70b"):
         costs.planner("mine", "llama-3-8b", "w4a16-g128", "fp16")

@@ -7,12 +7,12 @@ import pytest
 
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.acceptance import FITTED_AT, Chances, Shapes
 from specquant.planning.recorded import RecordedCosts
-from specquant.planning.what_if import FITTED_AT, WhatIf, draw_refusal, draw_what_if
+from specquant.planning.what_if import WhatIf, draw_refusal, draw_what_if
 from specquant.study.display import picture
 from specquant.study.sliders import answer
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.results import read_results
 
 MEASURED = "H200, measured"
 CHOSEN = {"scheme": "w4a16-g128", "card": MEASURED, "draft_size": 24, "head": 0.8, "inner_head": 0.8, "agreement": 0.86}
@@ -20,8 +20,7 @@ CHOSEN = {"scheme": "w4a16-g128", "card": MEASURED, "draft_size": 24, "head": 0.
 
 @pytest.fixture(scope="module")
 def what_if():
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    costs = RecordedCosts.read("data/recorded/h200")
     shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
     theirs = costs.planner("llama-3-70b", "llama-3-8b", "w8a8", "w4a16-g128")
     return WhatIf(costs, "H200", shapes, "llama-3-70b", "llama-3-8b", "w4a16-g128", {("theirs", "w4a16-g128"): theirs})

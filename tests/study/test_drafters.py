@@ -10,10 +10,9 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root
 from specquant.study import write_results
 from specquant.study.drafters import (
-    BEGIN,
     CARD,
-    END,
-    RECORDED,
+    FOLDERS,
+    MARKERS,
     aims,
     by_scheme,
     by_task,
@@ -88,7 +87,7 @@ def written(table: pd.DataFrame, folder: str) -> str:
     assert f"(`{folder}/acceptance.csv`):" in said
     assert markdown(by_task(table)) in said
     assert markdown(aims(table)) in said
-    return f"{BEGIN}\n\n{said}\n\n{END}"
+    return f"\n\n{said}\n\n".join(MARKERS)
 
 
 def test_aims_are_judged_on_spec_bench_with_their_intervals():
@@ -111,31 +110,34 @@ def test_aims_are_judged_on_spec_bench_with_their_intervals():
 
 def test_the_card_is_written_where_it_has_a_place_for_it(tmp_path):
     (tmp_path / "data/smollm2").mkdir(parents=True)
-    (tmp_path / CARD).write_text("before\n")
     assert write_drafters_card(tmp_path) == []  # nothing was recorded
-    write_results(acceptance(), tmp_path / RECORDED[1] / "acceptance.csv", {})
-    with pytest.raises(SpecquantError, match="lacks the lines"):
-        write_drafters_card(tmp_path)
-    (tmp_path / CARD).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_results(acceptance(), tmp_path / FOLDERS[1] / "acceptance.csv", {})
+    begin, end = MARKERS
+    for without_a_place in ("before\n", f"{begin}\nnotes\n{begin}\nold\n{end}\n"):  # whose notes would be lost
+        (tmp_path / CARD).write_text(without_a_place)
+        with pytest.raises(SpecquantError, match="lacks the lines"):
+            write_drafters_card(tmp_path)
+        assert (tmp_path / CARD).read_text() == without_a_place
+    (tmp_path / CARD).write_text("before\n" + "\nold\n".join(MARKERS) + "\nafter\n")
     assert write_drafters_card(tmp_path) == [tmp_path / CARD]
-    expected = f"before\n{written(acceptance(), RECORDED[1])}\nafter\n"
+    expected = f"before\n{written(acceptance(), FOLDERS[1])}\nafter\n"
     assert (tmp_path / CARD).read_text() == expected
 
 
 def test_what_a_gpu_recorded_comes_first(tmp_path, capsys):
     (tmp_path / "data/smollm2").mkdir(parents=True)
-    (tmp_path / CARD).write_text(f"{BEGIN}{END}\n")
+    (tmp_path / CARD).write_text("".join(MARKERS) + "\n")
     more = acceptance().assign(questions=80)
-    for folder, table in zip(RECORDED, (more, acceptance()), strict=True):
+    for folder, table in zip(FOLDERS, (more, acceptance()), strict=True):
         write_results(table, tmp_path / folder / "acceptance.csv", {})
     for name in ("acceptance", "traces"):  # a GPU recorded but one of them, and they belong together
-        assert recorded_table(name, tmp_path) == f"{RECORDED[1]}/{name}.csv"
-        assert f"{RECORDED[1]} is read" in capsys.readouterr().err
-    (tmp_path / RECORDED[0] / "traces.csv").touch()
-    assert recorded_table("traces", tmp_path) == f"{RECORDED[0]}/traces.csv"
+        assert recorded_table(name, tmp_path) == f"{FOLDERS[1]}/{name}.csv"
+        assert f"{FOLDERS[1]} is read" in capsys.readouterr().err
+    (tmp_path / FOLDERS[0] / "traces.csv").touch()
+    assert recorded_table("traces", tmp_path) == f"{FOLDERS[0]}/traces.csv"
     assert capsys.readouterr().err == ""
     assert write_drafters_card(tmp_path)
-    assert (tmp_path / CARD).read_text() == f"{written(more, RECORDED[0])}\n"
+    assert (tmp_path / CARD).read_text() == f"{written(more, FOLDERS[0])}\n"
 
 
 def test_the_card_says_what_is_recorded():

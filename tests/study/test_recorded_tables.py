@@ -10,7 +10,6 @@ from specquant.files import project_root, with_part
 from specquant.planning.acceptance import Shapes
 from specquant.study import read_results, recorded_tables
 from specquant.study.claims import HEADS
-from specquant.study.recorded_numbers import ends
 from specquant.study.recorded_tables import (
     PAGE,
     adaptive,
@@ -132,10 +131,6 @@ def test_plans_with_other_heads_have_rows_of_their_own():
     others = both[len(alone) - 2 : -2]
     assert len(others) == len(alone) - 4
     assert all("; heads in fp16 |" in line for line in others)
-
-
-def test_ends_are_named():
-    assert ends("loss", pd.Series([3.0, 1.0]), " %") == {"loss, least %": 1.0, "loss, most %": 3.0}
 
 
 def test_processes_are_counted_for_each_kind_of_kernels():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specquant.tables.intervals import apart_percent, over_processes, over_questions_with, told_with_interval
+from specquant.tables.intervals import apart_percent, ends, over_processes, over_questions_with, told_with_interval
 
 
 def test_a_ratio_of_sums_has_the_interval_of_its_mean():
@@ -30,6 +30,10 @@ def test_a_number_is_told_with_its_interval():
     row = pd.Series({"rate": 0.655, "rate_low": 0.6444, "rate_high": 0.6656})
     assert told_with_interval(row, "rate") == "0.66 (0.64 to 0.67)"
     assert told_with_interval(row, "rate", 1, 100, "%") == "65.5% (64.4 to 66.6)"
+
+
+def test_ends_are_named():
+    assert ends("loss", pd.Series([3.0, 1.0]), " %") == {"loss, least %": 1.0, "loss, most %": 3.0}
 
 
 def test_processes_are_apart_by_the_highest_over_the_lowest_and_one_alone_is_not():

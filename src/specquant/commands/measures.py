@@ -149,15 +149,14 @@ def _of_the_target(module: ModuleType, parameters: Any, out: Path) -> None:
 def _verify_cost(module: ModuleType, parameters: Any, out: Path) -> None:
     """In the schemes that the model can have, where they are not named."""
     from specquant.measure.kernels import bench_schemes
-    from specquant.models.hub import SMALL_FILES, locate, resolve_model
-    from specquant.models.names import SHAPES
+    from specquant.models.names import SHAPES, source_of
     from specquant.models.synthetic import synthetic_config
     from specquant.models.targets import possible_schemes, storable_schemes
     from specquant.quant import scheme_names
 
     names, model = ",".join(parameters.schemes), parameters.model
     more = bench_schemes() if names == "all" else ()
-    config = synthetic_config(locate(model if model in SHAPES else resolve_model(model), SMALL_FILES))
+    config = synthetic_config(source_of(model))
     if parameters.weights == "synthetic" or model in SHAPES:
         schemes = list(dict.fromkeys([*scheme_names(names), *more]))
         if more:

@@ -11,7 +11,7 @@ from specquant.decoding.speculator import Speculator
 from specquant.decoding.step import Step
 from specquant.errors import SpecquantError
 from specquant.models.texts import require_text, tokens_of
-from specquant.tables.speed import speed
+from specquant.tables.speed import speed, whole_step_ms
 
 # How tokens that stand for one byte are written in vocabularies like Llama 2's.
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -36,7 +36,7 @@ class Generation:
 
     @property
     def decode_ms(self) -> float:
-        return sum(step.draft_ms + step.verify_ms + step.other_ms for step in self.steps)
+        return sum(map(whole_step_ms, self.steps))
 
     @property
     def tokens_per_s(self) -> float | None:

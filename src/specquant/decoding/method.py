@@ -56,6 +56,11 @@ PAPER_PLANS = (
 )
 
 
+def plans_in(table: pd.DataFrame) -> list[Plan]:
+    """The plan of each row, which has a column for each of its fields."""
+    return [Plan(*values) for values in table[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+
+
 def require_tree(draft_size: int, iterations: int, top_k: int) -> None:
     """Raises SpecquantError where EAGLE-2 grows no tree of so many nodes."""
     if min(draft_size, iterations, top_k) < 1:

@@ -21,6 +21,7 @@ from specquant.models.cache import KVCache
 from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import Llama
 from specquant.models.options import ADAPTIVE
+from specquant.tables.speed import whole_step_ms
 
 
 class Speculator(Drafter):
@@ -206,9 +207,8 @@ class Speculator(Drafter):
         if self.hand_up is not None:
             began, self._since = self._since, perf_counter()
             if self._drafted_with:
-                rounds_ms = [step.draft_ms + step.verify_ms + step.other_ms for step in self.rounds]
                 step_ms = 1e3 * (self._since - began)
-                self.hand_up.learn(self._drafted_with, len(tokens) - 1, rounds_ms, step_ms)
+                self.hand_up.learn(self._drafted_with, len(tokens) - 1, [*map(whole_step_ms, self.rounds)], step_ms)
             self._drafted_with = []
         confirmed = self.tokens[:length] + tokens
         # What this level drafted and the level above kept stays; the last token always runs again, for its logits.

@@ -1,11 +1,10 @@
 """4-bit codes, two in a byte, in the order in which tensor cores take them.
 
 A matrix [out, in] is cut into tiles of 16 outputs by 128 inputs, filled up to whole ones by inputs that products
-multiply by zeros. A warp multiplies a tile, and each of its 32 lanes
-finds its share as 32 consecutive bytes: the fragments of operand A that PTX's `mma` and `wgmma` define, for 16-bit
-operands (slabs of 16 inputs) or 8-bit ones (slabs of 32). So weights are widened in the registers from which they are
-multiplied; in natural order they would have to be shuffled through shared memory first. Tiles of the same inputs lie
-together.
+multiply by zeros. A warp multiplies a tile, and each of its 32 lanes finds its share as 32 consecutive bytes: the
+fragments of operand A that PTX's `mma` and `wgmma` define, for 16-bit operands (slabs of 16 inputs) or 8-bit ones
+(slabs of 32). So weights are widened in the registers from which they are multiplied; in natural order they would have
+to be shuffled through shared memory first. Tiles of the same inputs lie together.
 
 The two outputs of a byte are 8 rows apart: lane 4 g + c holds outputs g (low half) and g + 8 (high half).
 """

@@ -65,12 +65,8 @@ except ImportError:  # no Triton, or one without Gluon: `recorded` then never of
 TILES = 8, 16, 32, 64  # rows of a program's tile
 SLAB = 64  # outputs of one product of the tensor cores
 REGISTERS = {2: 240, 3: 160, 4: 112}  # of a thread that multiplies, by the number of warp groups
-EARLY = {
-    8: 8,
-    16: 4,
-    32: 2,
-    64: 2,
-}  # steps of weights that are asked for before the previous kernel has ended, by the rows
+# Steps of weights that are asked for before the previous kernel has ended, by the rows of a program's tile.
+EARLY = {8: 8, 16: 4, 32: 2, 64: 2}
 AHEAD = 8  # steps by which the numbers of groups are brought into the L2 cache before they are loaded
 UNPACKED = "w8a8", "fp8"
 FLOATING = "fp8", "w4a8-fp8-g128", "w4a16"  # their sums are float32
@@ -175,6 +171,7 @@ def _kernel(
     FORM: constexpr, SLABS: constexpr, ROWS: constexpr, STAGES: constexpr, REGISTERS: constexpr,
     EARLY: constexpr, AHEAD: constexpr, CLAMPED: constexpr,
 ):  # fmt: skip
+    """A program: two to four warp groups, each of which multiplies by its own slabs, and the producer (`_bring`)."""
     S1: constexpr = SLABS[0]  # where the slabs of each warp group begin
     S2: constexpr = S1 + SLABS[1]
     S3: constexpr = S2 + SLABS[2] if len(SLABS) > 2 else S2

@@ -70,7 +70,7 @@ def per_output(pairs, SUMS: constexpr):
 
 @jit
 def to_fp16(codes, factors, SUMS: constexpr):
-    """Words [32, 4, 4] -> weights [64, 64], already where the tensor cores want them, times `_factors`, if any."""
+    """Words [32, 4, 4] -> weights [64, 64], where the tensor cores want them; times what `factors_of` gives, if any."""
     pairs = gl.inline_asm_elementwise(
         WIDEN if len(factors) == 0 else WIDEN_SCALED,
         "=&r,=&r,=&r,=&r,r" if len(factors) == 0 else "=&r,=&r,=&r,=&r,r,r,r", (codes,) + factors,  # noqa: RUF005

@@ -1,6 +1,7 @@
 """What parameters of every question are checked for, before anything is measured."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from specquant.errors import SpecquantError
 from specquant.models.names import SHAPES
@@ -37,6 +38,12 @@ def require_shapes(models: Iterable[str]) -> None:
         raise SpecquantError(
             f"there are no shapes for {', '.join(unknown) or 'no model'}: choose of {', '.join(SHAPES)}"
         )
+
+
+def require_weights(model: str | Path, weights: str | None) -> None:
+    """Raises SpecquantError where trained weights are asked of a name in `models.names.SHAPES`."""
+    if weights == "trained" and str(model) in SHAPES:
+        raise SpecquantError(f"{model} is a name, without weights: give a model directory, or take synthetic weights")
 
 
 def later_seed(seed: int, place: int) -> int:

@@ -26,10 +26,9 @@ from specquant.measure.checks import require_at_least
 from specquant.measure.measure import Measure, Measured, free
 from specquant.measure.parameters import Common
 from specquant.models.graphs import graphed
-from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model, load_tokenizer
-from specquant.models.names import SHAPES
+from specquant.models.names import SHAPES, source_of
 from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.models.weights import HuggingFaceWeights
 from specquant.tables.schemas import TABLES
@@ -77,7 +76,7 @@ class Parameters(Common):
     @property
     def source(self) -> str | Path:
         """A name in SHAPES, or where the model is."""
-        return str(self.model) if self.model in SHAPES else locate(resolve_model(self.model), SMALL_FILES)
+        return source_of(self.model)
 
     def units(self) -> list[dict[str, Any]]:
         synthetic = self.source in SHAPES

@@ -24,7 +24,7 @@ from specquant.decoding.drafters.planted import Errors, PlantedDrafts, PlantedMo
 from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, DraftSettings, Plan
 from specquant.errors import SpecquantError
 from specquant.measure.card import CardState
-from specquant.measure.checks import require_at_least
+from specquant.measure.checks import require_at_least, require_weights
 from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import Common
 from specquant.measure.replay import SyntheticModels
@@ -32,11 +32,10 @@ from specquant.measure.throughput import first_difference, measurements
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
 from specquant.models.eagle import describe_head, require_count
 from specquant.models.graphs import GraphedLlama, graphed
-from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.names import SHAPES
+from specquant.models.names import SHAPES, source_of
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import (
@@ -118,7 +117,7 @@ class Parameters(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weights", self.weights or ("synthetic" if self.model in SHAPES else "trained"))
+        object.__setattr__(self, "weights", self.weights or ("synthetic" if str(self.model) in SHAPES else "trained"))
         if self.weights == "trained":
             object.__setattr__(self, "codes", "trained")
 
@@ -131,10 +130,7 @@ class Parameters(Common):
         require_at_least(self, tokens=1, new_tokens=1, prompt_length=1, seed=0)
         if self.tokens > MOST_TOKENS:
             raise SpecquantError(f"tokens is {self.tokens}: give at most {MOST_TOKENS}, and rather more processes")
-        if self.weights == "trained" and self.model in SHAPES:
-            raise SpecquantError(
-                f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
-            )
+        require_weights(self.model, self.weights)
         if self.weights == "synthetic" and self.codes == "trained":
             for scheme in self.schemes:
                 require_integer_codes(scheme)
@@ -152,7 +148,7 @@ class Parameters(Common):
     @property
     def source(self) -> str | Path:
         """A name in SHAPES, or where the target's directory is."""
-        return self.model if self.model in SHAPES else locate(resolve_model(self.model), SMALL_FILES)
+        return source_of(self.model)
 
     def same(self) -> dict[str, Any]:
         # Also of codes that are drawn uniformly: one table holds both.
@@ -384,7 +380,6 @@ def _speed(decoded: Sequence[Decoded]) -> dict[str, Any]:
     tokens = [token for text in decoded for token in text.tokens]
     prefill_ms = float(np.mean([text.prefill_ms for text in decoded]))
     figures = measurements(Generation(tokens, "", "", [step.accepted_length for step in steps], prefill_ms, steps))
-    figures = {("mean_draft_size" if name == "draft_size" else name): value for name, value in figures.items()}
     for prefix, which in (("", steps), ("inner_", [step for text in decoded for step in text.rounds])):
         judged, accepted = np.sum([judged_and_accepted(step) for step in which] or [(0, 0)], axis=0).tolist()
         figures[f"{prefix}judged_tokens"] = judged

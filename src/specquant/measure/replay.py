@@ -18,7 +18,7 @@ from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees, with_replayed_lookups
 from specquant.decoding.generation import Generation, decode_steps
 from specquant.decoding.lookup import LookupMethod
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan, plans_in
 from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
@@ -43,7 +43,7 @@ from specquant.quant import get_scheme
 from specquant.tables.intervals import over_processes
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
-from specquant.tables.speed import speed, speedups
+from specquant.tables.speed import speed, speedups, whole_step_ms
 from specquant.tables.style import new_figure, row_for_each
 from specquant.training.eagle3 import layers_to_read
 
@@ -433,10 +433,10 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
     """
     rows = replayed.groupby([*ONE_RUN, *PLAN_FIELDS], sort=False).head(1)
     rows = rows.assign(
-        step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms,
+        step_ms=whole_step_ms(rows),
         expected_length=[
-            shapes.statistics(Chances([chance], [chance], agreement)).accepted_length(Plan(*plan))
-            for chance, agreement, *plan in rows[["head_chance", "agreement", *PLAN_FIELDS]].itertuples(index=False)
+            shapes.statistics(Chances([chance], [chance], agreement)).accepted_length(plan)
+            for chance, agreement, plan in zip(rows.head_chance, rows.agreement, plans_in(rows), strict=True)
         ],
     )
     by_method = rows.set_index([*ONE_RUN, "method"])
@@ -454,7 +454,7 @@ def step_factors(rows: pd.DataFrame, assumptions: pd.DataFrame) -> pd.DataFrame:
     "as assumed", "least" and "most": accepted lengths, which are assumed, times of a step, medians over processes, and
     their product.
     """
-    step_ms = rows.assign(step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms).set_index("process")
+    step_ms = rows.assign(step_ms=whole_step_ms(rows)).set_index("process")
     tree = step_ms[(step_ms.method == "eagle2") & (step_ms.draft_size == 24)].step_ms
     times = tree / step_ms[step_ms.method == "hierarchical"].step_ms
     known = assumptions.set_index("name")

@@ -40,9 +40,8 @@ from specquant.measure.blocks import replay_times_us
 from specquant.measure.kernels import ROTATED_BYTES, kernel_name, layers, product, synthetic_matrices
 from specquant.measure.parameters import require_gpu
 from specquant.models.graphs import MOST_ROWS, CapturedCache
-from specquant.models.hub import SMALL_FILES, locate, resolve_model
 from specquant.models.llama import Llama, LlamaLayer, causal_mask
-from specquant.models.names import SHAPES
+from specquant.models.names import source_of
 from specquant.models.synthetic import synthetic_config, synthetic_model
 from specquant.progress import tqdm
 from specquant.quant import PackedLinear, get_scheme
@@ -143,7 +142,7 @@ def tune_here(model: str | Path, scheme: str, seconds: float, anew: bool = False
         raise SpecquantError(f"{scheme} has nothing to tune, for cuBLAS chooses by itself: give another scheme")
     require_gpu(device)
     gpu, end, rows = _indexed(torch.device(device)), time.monotonic() + seconds, list[dict]()
-    model = str(model) if str(model) in SHAPES else locate(resolve_model(model), SMALL_FILES)
+    model = source_of(model)
     path, tables, kernel = tuned_path(gpu), tuned(gpu), kernel_name(scheme)
     require_writable(path, whole=True)
     cells = _cells(layer_shapes(synthetic_config(model), scheme), gpu)

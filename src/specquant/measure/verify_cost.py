@@ -20,15 +20,16 @@ from matplotlib.figure import Figure
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
 from specquant.measure.blocks import InBlocks, in_blocks, spread, time_ms
+from specquant.measure.checks import require_weights
 from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import require_type
 from specquant.measure.passes import DRAFT_SIZES, prepare_passes
 from specquant.models.device import default_dtype, dtype_parameters, named_dtype
-from specquant.models.hub import SMALL_FILES, locate, resolve_model
+from specquant.models.hub import resolve_model
 from specquant.models.llama import Llama
 from specquant.models.loading import load_model
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.names import SHAPES
+from specquant.models.names import SHAPES, source_of
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import Synthetic, bytes_read, synthetic_config, synthetic_model
@@ -83,20 +84,13 @@ class Parameters(InBlocks):
             raise SpecquantError("there is no draft size to time: give some of at least 1")
         for context in self.contexts:
             require_type("a context", context, int, 1)
-        if self.weights == "trained" and str(self.model) in SHAPES:
-            raise SpecquantError(
-                f"{self.model} is a name, without weights: give a model directory, or take synthetic weights"
-            )
-        locate(self._source, SMALL_FILES)
-
-    @property
-    def _source(self) -> str | Path:
-        return str(self.model) if str(self.model) in SHAPES else resolve_model(self.model)
+        require_weights(self.model, self.weights)
+        source_of(self.model)
 
     @property
     def name(self) -> str:
         """What the `model` column says."""
-        source = self._source
+        source = self.model if str(self.model) in SHAPES else resolve_model(self.model)
         return source.name if isinstance(source, Path) and source.is_absolute() else str(source)
 
     def same(self) -> dict[str, Any]:
@@ -116,10 +110,7 @@ class Parameters(InBlocks):
     def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
         if self.weights == "trained":
             return []
-        config, longest = (
-            synthetic_config(locate(self._source, SMALL_FILES)),
-            max(self.contexts) + max(self.draft_sizes),
-        )
+        config, longest = synthetic_config(source_of(self.model)), max(self.contexts) + max(self.draft_sizes)
         return [Synthetic(config, unit["scheme"], longest, self._dtype(unit["scheme"]))]
 
     def load(self, unit: dict[str, Any]) -> Llama:

@@ -8,7 +8,7 @@ from typing import Any
 
 from specquant.errors import SpecquantError
 from specquant.files import resolve
-from specquant.models.hub import is_gguf, is_hub_id
+from specquant.models.hub import SMALL_FILES, is_gguf, is_hub_id, locate, resolve_model
 from specquant.models.packaged import is_packaged
 
 # What the Llama-3 models have in common, and what not (arXiv 2407.21783, table 3).
@@ -42,6 +42,14 @@ def require_model(model: str | Path, shapes: bool = False) -> None:
     if is_gguf(model):
         raise no_gguf(model, os.strerror(ENOENT))
     raise no_shapes(model) if shapes else no_model(model)
+
+
+def source_of(model: str | Path) -> str | Path:
+    """What a model's shapes are read of: a name in `SHAPES`, or a directory, for which a hub id's is fetched.
+
+    Raises SpecquantError as `locate`.
+    """
+    return str(model) if str(model) in SHAPES else locate(resolve_model(model), SMALL_FILES)
 
 
 def _is_there(path: str | Path) -> bool:

@@ -19,6 +19,8 @@ from specquant.planning.confidences import ConfidenceTrace, fit_confidence_map, 
 from specquant.planning.trees import tree_shapes, trees_of
 
 Tree = tuple[int, int]  # nodes and iterations
+FEWEST_JUDGED = 10  # tokens of which a chance is taken
+FITTED_AT = (24, 30)  # nodes of the trees on the target and on the intermediate model to which given chances belong
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,19 @@ class Shapes:
 def _by_depth(chances: Sequence[float], count: int) -> np.ndarray:
     """The first `count` of them; the last one again where there are fewer."""
     return np.array([chances[min(depth, len(chances) - 1)] for depth in range(count)])
+
+
+def chances_by_place(drafted: Sequence[int] | pd.Series, accepted: Sequence[int] | pd.Series) -> list[float]:
+    """By its place in a draft, how often a token was accepted once those before it were.
+
+    Places that fewer than `FEWEST_JUDGED` drafts reached have none of their own: the last one serves all later tokens.
+    drafted, accepted: of each draft, how many tokens it had, and how many of them were accepted.
+    """
+    had, kept = np.array(drafted), np.array(accepted)
+    chances: list[float] = []
+    while (judged := (had > len(chances)) & (kept >= len(chances))).sum() >= FEWEST_JUDGED:
+        chances.append(float((kept > len(chances))[judged].mean()))
+    return chances
 
 
 def _accepted_length(accepted: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from specquant.benchmarks.prompts import PROMPTS, prompt_ids, read_prompts
 from specquant.decoding import Speculator, Step, acceptance_rule, decode_steps
 from specquant.decoding.drafters import METHODS, get_method, methods_with, methods_with_trees
-from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Plan, Prediction
+from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, Plan, Prediction, plans_in
 from specquant.decoding.models import Models
 from specquant.decoding.paying import Pays
 from specquant.errors import SpecquantError
@@ -21,7 +21,7 @@ from specquant.files import resolve
 from specquant.models.device import dtype_name
 from specquant.models.digest import DIGEST, given_digests
 from specquant.models.eagle import describe_head
-from specquant.planning.acceptance import AcceptanceStatistics, Tree
+from specquant.planning.acceptance import FEWEST_JUDGED, AcceptanceStatistics, Tree, chances_by_place
 from specquant.planning.confidences import in_order_of_confidence, traces_of
 from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
@@ -40,7 +40,6 @@ CLOCK = "time.perf_counter, of each step"
 LONGEST_DRAFT = 20  # tokens: behind less room, drafts would be cut
 FEWEST = 3  # steps of which a median is taken
 LARGEST = 10**7  # tokens, or milliseconds, of a step of decoding
-FEWEST_JUDGED = 10  # tokens of which a chance is taken
 
 
 def calibrate(
@@ -134,7 +133,7 @@ def calibrated(steps: pd.DataFrame) -> tuple[Planner, AcceptanceStatistics]:
     return planner, AcceptanceStatistics(
         _accepted(outer, methods[0]),
         _accepted(inner, methods[1]),
-        _agreement(drafted.drafts, drafted.accepted),
+        chances_by_place(drafted.drafts, drafted.accepted),
         [traces_of(traced)] if len(traced) >= FEWEST_JUDGED else [],
         _measured(steps),
     )
@@ -172,17 +171,6 @@ def _accepted(steps: pd.DataFrame, methods: list[str]) -> dict[Tree, np.ndarray]
     """For each tree, how often 0, 1, 2, ... of its drafts were accepted."""
     groups = _full(steps, methods).groupby(["draft_size", "iterations"]).accepted
     return {tree: np.bincount(accepted) / len(accepted) for tree, accepted in groups if len(accepted) >= FEWEST}
-
-
-def _agreement(drafts: pd.Series, accepted: pd.Series) -> list[float]:
-    """By its place in the draft, how often a token was accepted that was judged, as far as enough were."""
-    chances = []
-    for place in range(int(drafts.max()) if len(drafts) else 0):
-        judged = (drafts > place) & (accepted >= place)
-        if judged.sum() < FEWEST_JUDGED:
-            break
-        chances.append(float((accepted > place)[judged].mean()))
-    return chances
 
 
 def write_calibration(
@@ -317,7 +305,7 @@ def choose_plan(
             raise
         raise SpecquantError(f"{calibration} gives no plan ({error}): calibrate again") from None
     best = table.drop_duplicates("method")
-    plans = [Plan(*row) for row in best[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
+    plans = plans_in(best)
     speeds = {str(plan): speed for plan, speed in zip(plans, best.tokens_per_s.tolist(), strict=True)}
     return plans[0], speeds, pays_of(plans[0], planner, statistics)
 

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from specquant.planning.acceptance import Chances, Shapes, TreeShapes
 from specquant.planning.costs import measured_costs
 from specquant.planning.planner import Planner
-from specquant.tables.style import SCHEMES, in_order, label_ends, mark, new_figure, row_for_each
+from specquant.tables.style import SCHEMES, in_order, label_ends, mark, model_label, new_figure, row_for_each
 
 # Trees (nodes, iterations) and the accepted lengths to which chances are fitted. 8B: EAGLE-2 on Vicuna-7B, Spec-Bench's
 # leaderboard (data/published/accepted_lengths.csv). 70B: assumed.
 ACCEPTED_LENGTHS = {"llama-3-8b": ((60, 6), 4.34), "llama-3-70b": ((24, 3), 3.0)}
 
-# The paper's name for each model, and the nodes and iterations of its EAGLE-2 trees there.
-PAPER_TREES = {"llama-3-8b": ("Llama-3-8B", (60, 6)), "llama-3-70b": ("Llama-3-70B", (48, 6))}
+# The nodes and iterations of EAGLE-2's trees in the paper.
+PAPER_TREES = {"llama-3-8b": (60, 6), "llama-3-70b": (48, 6)}
 
 # What the bars of the paper's figure 1 say of EAGLE-2 (data/published/speedups.csv).
 OVER_THE_SAME_SCHEME = "speedup over the same scheme without drafts"
@@ -52,7 +52,8 @@ def with_published(speedups: pd.DataFrame, published: pd.DataFrame, gpu: str) ->
     speedups: of `eagle2_speedups` on `gpu`. published: data/published/speedups.csv.
     """
     published, lines = published[published.quantity == OVER_THE_SAME_SCHEME], {}
-    for name, (title, _) in PAPER_TREES.items():
+    for name in PAPER_TREES:
+        title = model_label(name)
         for card, theirs in published[published.model == title].groupby("gpu"):
             lines[f"{title}, {card}, paper"] = theirs.set_index("scheme").value
         lines[f"{title}, {gpu}, ours"] = of_paper_trees(speedups, [name]).set_index("scheme").speedup
@@ -63,7 +64,7 @@ def of_paper_trees(speedups: pd.DataFrame, models: Iterable[str] = ACCEPTED_LENG
     """Of the rows of `eagle2_speedups`, those of the tree that the paper takes for each model."""
     trees = [
         (speedups.model == name) & (speedups.draft_size == size) & (speedups.iterations == iterations)
-        for name, (_, (size, iterations)) in PAPER_TREES.items()
+        for name, (size, iterations) in PAPER_TREES.items()
         if name in models
     ]
     return speedups[np.logical_or.reduce(trees)]

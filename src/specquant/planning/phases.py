@@ -17,6 +17,7 @@ from specquant.planning.planner import Planner
 from specquant.tables.style import mark, new_figure
 
 GAINS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # of the hierarchy over EAGLE-2, at which contours are drawn
+CHANCES = list(np.linspace(0.3, 0.98, 18))  # over which all grids are, of heads and of agreement
 LOOKUP, LOOKUP_SIZE = Plan("suffix"), 11  # a lookup, and the tokens of a pass over its draft, at most
 
 
@@ -46,20 +47,18 @@ def phases(
 
 
 def phase_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
-    """For each planner the fastest of the paper's methods (`phases`), over chances and agreements from 0.3 to 0.98."""
-    chances = list(np.linspace(0.3, 0.98, 18))
-    return {name: phases(planner, shapes, chances, chances, PAPER_PLANS) for name, planner in planners.items()}
+    """For each planner the fastest of the paper's methods (`phases`), over `CHANCES` and as many agreements."""
+    return {name: phases(planner, shapes, CHANCES, CHANCES, PAPER_PLANS) for name, planner in planners.items()}
 
 
 def lookup_grids(planner: Planner, shapes: Shapes, lengths: Sequence[float]) -> dict[str, pd.DataFrame]:
     """As `phase_grids`, where a lookup competes with the paper's methods: a grid for each of its accepted lengths."""
-    chances = list(np.linspace(0.3, 0.98, 18))
     verify_ms = planner.target.verify(LOOKUP_SIZE)
     grids = {}
     for length in lengths:
         measured = {LOOKUP: Prediction(length, LOOKUP_SIZE, 0.0, 0.0, verify_ms)}
         plans = (*PAPER_PLANS, LOOKUP)
-        grids[f"suffix: {length:g} tokens a pass"] = phases(planner, shapes, chances, chances, plans, measured)
+        grids[f"suffix: {length:g} tokens a pass"] = phases(planner, shapes, CHANCES, CHANCES, plans, measured)
     return grids
 
 
@@ -86,16 +85,15 @@ def _speed_of(method: str, planner: Planner, statistics: AcceptanceStatistics) -
 def gain_grids(planners: Mapping[str, Planner], shapes: Shapes) -> dict[str, pd.DataFrame]:
     """For each planner the speed of the hierarchy over that of EAGLE-2, each with the best of the paper's trees, over
     the same chances and agreements as `phase_grids`."""
-    chances = list(np.linspace(0.3, 0.98, 18))
-    heads = {chance: shapes.statistics(Chances([chance], [chance], 0.0)) for chance in chances}
+    heads = {chance: shapes.statistics(Chances([chance], [chance], 0.0)) for chance in CHANCES}
 
     def gains(planner: Planner) -> pd.DataFrame:
-        trees = pd.Series({chance: _speed_of("eagle2", planner, heads[chance]) for chance in chances})
+        trees = pd.Series({chance: _speed_of("eagle2", planner, heads[chance]) for chance in CHANCES})
         rows = [
-            [_speed_of("hierarchical", planner, replace(heads[chance], agreement=[agreement])) for chance in chances]
-            for agreement in chances
+            [_speed_of("hierarchical", planner, replace(heads[chance], agreement=[agreement])) for chance in CHANCES]
+            for agreement in CHANCES
         ]
-        return pd.DataFrame(rows, index=chances, columns=chances).div(trees, axis=1)
+        return pd.DataFrame(rows, index=CHANCES, columns=CHANCES).div(trees, axis=1)
 
     return {name: gains(planner) for name, planner in planners.items()}
 

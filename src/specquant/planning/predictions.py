@@ -7,11 +7,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.decoding.drafters import MARKS, PAPER_METHODS
-from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, Plan
+from specquant.decoding.method import PAPER_PLANS, PLAN_FIELDS, plans_in
 from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.costs import bookkeeping_ms, measured_costs
 from specquant.planning.planner import Planner
-from specquant.tables.speed import over_equal_texts, speed
+from specquant.tables.speed import over_equal_texts, speed, whole_step_ms
 from specquant.tables.style import in_order, legend_above, mark, new_figure
 
 
@@ -21,23 +21,19 @@ def against_measured(planner: Planner, shapes: Shapes, replayed: pd.DataFrame) -
     Adds step_ms, and step_error and error: by how much predictions exceed the time of a step and the tokens per second.
     The accepted length of a replay is that of a few hundred chance events; the time of a step hardly depends on it.
     """
-    rows = []
-    for _, row in replayed.iterrows():
-        plan = Plan(row.method, int(row.draft_size), int(row.iterations), int(row.min_draft_length))
-        chances = Chances([row.head_chance], [row.head_chance], row.agreement)
-        row_planned = planner.predict(plan, shapes.statistics(chances))
-        step_ms = row.draft_ms + row.verify_ms + row.other_ms
-        predicted_ms = row_planned["draft_ms"] + row_planned["verify_ms"] + row_planned["other_ms"]
-        rows.append(
-            {
-                "step_ms": step_ms,
-                "predicted_step_ms": predicted_ms,
-                "step_error": predicted_ms / step_ms - 1,
-                "predicted_tokens_per_s": row_planned["tokens_per_s"],
-                "error": row_planned["tokens_per_s"] / row.tokens_per_s - 1,
-            }
-        )
-    return replayed.reset_index(drop=True).join(pd.DataFrame(rows))
+    replayed = replayed.reset_index(drop=True)
+    chances = (Chances([row.head_chance], [row.head_chance], row.agreement) for row in replayed.itertuples())
+    predicted = pd.DataFrame(
+        planner.predict(plan, shapes.statistics(each)) for plan, each in zip(plans_in(replayed), chances, strict=True)
+    )
+    step_ms, predicted_ms = whole_step_ms(replayed), whole_step_ms(predicted)
+    return replayed.assign(
+        step_ms=step_ms,
+        predicted_step_ms=predicted_ms,
+        step_error=predicted_ms / step_ms - 1,
+        predicted_tokens_per_s=predicted.tokens_per_s,
+        error=predicted.tokens_per_s / replayed.tokens_per_s - 1,
+    )
 
 
 def draw_predictions(table: pd.DataFrame) -> Figure:
@@ -61,8 +57,7 @@ def against_fixed(plans: pd.DataFrame) -> dict:
     Returns what is picked, the fastest of the paper's plans, what was measured of both, and the ratio: the pick's speed
     over the other's.
     """
-    names = [str(Plan(*plan)) for plan in plans[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
-    speeds = plans.set_axis(names)[["tokens_per_s", "predicted_tokens_per_s"]]
+    speeds = plans.set_axis(map(str, plans_in(plans)))[["tokens_per_s", "predicted_tokens_per_s"]]
     fixed = speeds[speeds.index.isin([str(plan) for plan in PAPER_PLANS])].tokens_per_s
     picked = speeds.predicted_tokens_per_s.idxmax()
     return {
@@ -95,11 +90,10 @@ def replayed_against_fixed(
             about = {"model": model, "scheme": scheme, "head_scheme": head_scheme, "head_vocabulary": vocabulary}
             about |= {"head": chances.head[0], "inner_head": chances.inner_head[0], "agreement": chances.agreement}
             planner, statistics = Planner(outer, inner), shapes.statistics(chances)
-            plans = [Plan(*plan) for plan in measured[list(PLAN_FIELDS)].itertuples(index=False, name=None)]
-            predicted = pd.DataFrame([planner.predict(plan, statistics) for plan in plans], measured.index)
+            told = [planner.predict(plan, statistics) for plan in plans_in(measured)]
+            predicted = pd.DataFrame(told, measured.index)
             both = measured.assign(predicted_tokens_per_s=predicted.tokens_per_s)
-            step_ms = measured.draft_ms + measured.verify_ms + measured.other_ms
-            expected = both.assign(tokens_per_s=speed(predicted.accepted_length, step_ms))
+            expected = both.assign(tokens_per_s=speed(predicted.accepted_length, whole_step_ms(measured)))
             rows.append(about | against_fixed(both) | {"expected_ratio": against_fixed(expected)["ratio"]})
     return pd.DataFrame(rows)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from specquant.decoding.drafters import PAPER_METHODS, get_method
 from specquant.decoding.method import Plan, Prediction
 from specquant.errors import SpecquantError
 from specquant.models.synthetic import synthetic_config
-from specquant.planning.acceptance import Shapes
+from specquant.planning.acceptance import FITTED_AT, Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.costs import LevelCosts, bookkeeping_ms, measured_costs, recorded_tables
 from specquant.planning.planner import Planner
@@ -19,7 +19,7 @@ from specquant.planning.traced_speedups import traced_prediction
 from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES
 from specquant.progress import tell
-from specquant.tables.results import read_results
+from specquant.tables.results import read_medians, read_results
 
 CARD_SCHEMES = {"W4A16": "w4a16-g128", "W8A8": "w8a8", "W4A8-QQQ": "w4a8-qqq"}  # ours in `planners_by_card`
 EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE-3 heads of Llama-3 draft
@@ -32,10 +32,17 @@ class RecordedCosts:
     The last two say how long bookkeeping takes.
     """
 
+    TABLES: ClassVar[tuple[str, ...]] = ("verify_cost", "drafting", "rounds", "replayed")
+
     passes: pd.DataFrame
     drafting: pd.DataFrame
     rounds: pd.DataFrame
     replayed: pd.DataFrame
+
+    @classmethod
+    def read(cls, recorded: str | Path) -> "RecordedCosts":
+        """The medians of a folder's tables. Raises SpecquantError where one is missing or broken."""
+        return cls(*(read_medians(f"{recorded}/{table}.csv") for table in cls.TABLES))
 
     def planner(
         self, target: str, intermediate: str, scheme: str, head_scheme: str, head_vocabulary: int | None = None
@@ -151,7 +158,7 @@ def plan_tables(
     planners = {heads: planner_of(heads) for heads in dict.fromkeys((head_scheme, *drafting.head_scheme))}
     if not traces:
         shapes = Shapes.of(read_results(trees, table="trees"))
-        statistics = shapes.statistics(replace(shapes.fitted_chances(), **given), fitted_at=(24, 30))
+        statistics = shapes.statistics(replace(shapes.fitted_chances(), **given), FITTED_AT)
         return {heads: planner.table(statistics) for heads, planner in planners.items()}
     traced = Traces(read_results(traces, table="traces"), scheme, traced_scheme)
     if intermediate is None:

@@ -15,7 +15,7 @@ from specquant.decoding.method import PLAN_FIELDS, Costs, ModelCosts, Plan, Pred
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
 from specquant.planning.traces import over_tasks
-from specquant.tables.intervals import interval, over_questions_with
+from specquant.tables.intervals import interval, over_questions_with, told_with_interval
 
 ALL = "all tasks"
 
@@ -133,12 +133,8 @@ def beside_hierarchy(table: pd.DataFrame) -> pd.DataFrame:
         hierarchy = best.loc[(task, "hierarchical")]
         rows[task] = {
             "fastest": plan_label(plan),
-            "speedup": _in_words(first),
-            "hierarchical": _in_words(hierarchy),
+            "speedup": told_with_interval(first, "speedup"),
+            "hierarchical": told_with_interval(hierarchy, "speedup"),
             "ratio": hierarchy.speedup / first.speedup,
         }
     return pd.DataFrame(rows).T.rename_axis("task")
-
-
-def _in_words(row: pd.Series) -> str:
-    return f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"

@@ -1,7 +1,5 @@
 """What a real model accepted, step by step (traces.csv), in place of chances that are fitted to published lengths."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -10,10 +8,8 @@ from specquant.decoding.lookup import LookupMethod
 from specquant.decoding.method import PLAN_FIELDS, DraftSettings, Plan
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
-from specquant.planning.acceptance import AcceptanceStatistics
+from specquant.planning.acceptance import AcceptanceStatistics, chances_by_place
 from specquant.tables.intervals import interval
-
-FEWEST = 10  # sequences must have reached a place for it to have a chance of its own
 
 
 def of_one_target(rows: pd.DataFrame, scheme: str = "fp16", traced_scheme: str | None = None) -> pd.DataFrame:
@@ -123,15 +119,17 @@ class Traces:
             intermediate: Whether an intermediate model is to draft; then there must be some of its sequences.
         """
         of_trees: dict[str, dict] = {"target": {}, "intermediate": {}}
-        sequences = []
+        sequences: list[Trace] = []
         for plan, steps in self._steps.items():
             method = get_method(plan.method)
             if method.trees_of:
                 lengths = [len(tree.path) for tree in self.trees(plan)]
                 of_trees[method.trees_of][plan.tree] = np.bincount(lengths) / len(lengths)
             if "intermediate" in method.companions:
-                sequences += [(len(step.path), len(step.parents) - 1) for step in steps]
-        agreement = _by_place(sequences)
+                sequences += steps
+        agreement = chances_by_place(
+            [len(step.parents) - 1 for step in sequences], [len(step.path) for step in sequences]
+        )
         if intermediate and not agreement:
             raise SpecquantError(
                 f"the traces hold {len(sequences)} drafts of an intermediate model, too few to tell their chances: "
@@ -176,20 +174,6 @@ def _require_size(plan: Plan, step: Trace) -> None:
                 f"the traces of {plan} hold a draft of {len(each.parents)} nodes, and its drafts have at most {most}: "
                 "trace that plan again"
             )
-
-
-def _by_place(sequences: Sequence[tuple[int, int]]) -> list[float]:
-    """By its place in a sequence, how often a token was accepted once those before it were.
-
-    Places that hardly any sequence reached count together: the last one serves all later tokens.
-    """
-    chances: list[float] = []
-    for place in range(max((drafted for _, drafted in sequences), default=0)):
-        judged = [accepted > place for accepted, drafted in sequences if drafted > place and accepted >= place]
-        if len(judged) < FEWEST:
-            break
-        chances.append(float(np.mean(judged)))
-    return chances
 
 
 def over_tasks(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.models.synthetic import synthetic_config
-from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.acceptance import FITTED_AT, Chances, Shapes
 from specquant.planning.cards import PassWork, read_cards
 from specquant.planning.planner import Planner
 from specquant.planning.recorded import RecordedCosts
@@ -18,7 +18,6 @@ from specquant.tables.style import SCHEMES, along_draft_sizes, label_ends, mark,
 from specquant.tables.verify_cost import behind_first_context
 
 MIN_DRAFT_LENGTH = 6  # of the paper's hierarchy and of vanilla drafting
-FITTED_AT = (24, 30)  # nodes of the trees to which chances belong
 PLACE = {"left": 0.13, "bottom": 0.15, "right": 0.98, "top": 0.97}  # of the axis: to find it takes half of the drawing
 
 

@@ -22,21 +22,23 @@ from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve, with_part, write_file
 from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
-from specquant.planning.eagle2_speedups import PAPER_TREES, eagle2_speedups
+from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS, PAPER_TREES, eagle2_speedups, of_paper_trees
 from specquant.planning.recorded import specmquant_planner
 from specquant.planning.trees import trees_of
 from specquant.quant import SCHEMES as QUANTIZED
-from specquant.study.drafters import RECORDED as OF_SMOLLM2
+from specquant.study import drafters
 from specquant.study.kernels_used import states_of
 from specquant.tables.intervals import PROCESS, in_each_process
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_provenance, read_results, rows_there
-from specquant.tables.style import SCHEMES, mark
+from specquant.tables.schemas import medians
+from specquant.tables.style import SCHEMES, card_label, mark, model_label
 from specquant.tables.verify_cost import KEYS, behind_first_context
 
 CLAIMS = "data/published/claims.csv"
 README = "README.md"
 PAGE = "docs/findings.md"
-RECORDED = "data/recorded/h200"
+RECORDED = "data/recorded/h200"  # of the card that is told of
 HEADS = "w4a16-g128"  # of replays, where nothing else is said
 TABLES = ("verify_cost", "drafting", "replayed")  # of that card, which answer claims about times
 WIDTH = 120  # columns of its lines
@@ -47,12 +49,12 @@ ANSWERS += ["assumption", "over_assumption_low", "over_assumption_high", "theirs
 MEASURED, TIMES_ASSUMED, NONE = "measured", "measured times assumed", "none"
 ELSEWHERE = "measured on other models"
 TINY, TINY_NAME = "data/recorded/cpu/throughput.csv", "tiny models"
-SMOLLM2, SMOLLM2_NAME = OF_SMOLLM2[0], "SmolLM2-135M"  # that of a CPU has too few schemes
+SMOLLM2, SMOLLM2_NAME = drafters.FOLDERS[0], "SmolLM2-135M"  # that of a CPU has too few schemes
 REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested"
 TOLERANCE = 0.1  # of our value, by which the paper's may differ
 MOST = 60  # nodes of the tree whose pass the paper compares with that of one token
 UNLIKE = ("RTX 3090",)  # a consumer's card computes and reads at another ratio: no card of ours stands for it
-MODELS = {"Llama-3-8B": "llama-3-8b", "Llama-3-70B": "llama-3-70b"}
+MODELS = {model_label(name): name for name in PAPER_TREES}
 PLACES = ["model", "scheme", "context_length", "draft_size", PROCESS]
 # How a value is told, by its relation.
 BOUNDS = {"about": "", "below": "under ", "above": "over ", "unchanged": "hardly changed, "}
@@ -85,7 +87,7 @@ class Evidence:
         """Raises SpecquantError where a table is missing or broken."""
         recorded, data_dir = resolve(recorded), resolve(data_dir)
         passes = read_results(recorded / "verify_cost.csv")
-        card = read_provenance(recorded / "verify_cost.csv")["device"].removeprefix("NVIDIA ")
+        card = card_label(read_provenance(recorded / "verify_cost.csv")["device"])
         theirs = [read_results(data_dir / f"published/specmquant_{name}.csv") for name in ("verify_cost", "steps")]
         return cls(
             card,
@@ -123,25 +125,23 @@ class Evidence:
     @cached_property
     def drafted_speedups(self) -> pd.DataFrame:
         """EAGLE-2 with the paper's trees (`eagle2_speedups`) on the passes of each process, and the drafts' medians."""
-        drafts = self.drafting.groupby(["model", "head_scheme", "head_vocabulary", "draft_size", "iterations"])
-        drafting, trees = drafts.time_ms.median().reset_index(), trees_of(self.trees, "target")
+        drafting, trees = medians(self.drafting, "drafting"), trees_of(self.trees, "target")
         tables = []
-        for model, (_, (size, iterations)) in PAPER_TREES.items():
-            of_model = self.times_ms[[model]].reset_index()
-            for process, rows in of_model.groupby(PROCESS):
-                told = eagle2_speedups(rows, drafting, trees, self.eagle2_lengths)
-                told = told[(told.draft_size == size) & (told.iterations == iterations)]
-                tables.append(told.assign(process=process))
+        for process, rows in self.times_ms[[*PAPER_TREES]].reset_index().groupby(PROCESS):
+            told = of_paper_trees(eagle2_speedups(rows, drafting, trees, self.eagle2_lengths))
+            tables.append(told.assign(process=process))
         return pd.concat(tables).set_index(["model", "scheme", PROCESS]).sort_index()
 
     @property
     def eagle2_lengths(self) -> dict[str, tuple[tuple[int, int], float]]:
         known = self.assumptions.value
-        return {"llama-3-8b": ((60, 6), known.eagle2_length_8b), "llama-3-70b": ((24, 3), known.eagle2_length_70b)}
+        return {
+            name: (tree, known[f"eagle2_length_{short_name(name)}"]) for name, (tree, _) in ACCEPTED_LENGTHS.items()
+        }
 
     def their_step_ms(self, model: str, scheme: str) -> float:
         """Of SpecMQuant's EAGLE-2 with the paper's tree; NaN where it was not measured on this card."""
-        (size, iterations), steps = PAPER_TREES[model][1], self.their_steps
+        (size, iterations), steps = PAPER_TREES[model], self.their_steps
         steps = steps[(steps.model == model) & (steps.scheme == scheme) & (steps.what == "step")]
         return steps[(steps.draft_size == size) & (steps.iterations == iterations)].time_ms.median()
 
@@ -161,6 +161,11 @@ class Answer:
     sampled: str = "processes"
     model: str = ""
     card: str = ""
+
+
+def short_name(model: str) -> str:
+    """A model as numbers in prose and assumptions name it: "70b"."""
+    return model.removeprefix("llama-3-")
 
 
 def answer(claims: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
@@ -274,7 +279,7 @@ def eagle2(over_fp16: bool) -> Callable[[Evidence, str, str], Answer]:
         if (model, base, 1) in evidence.their_times_ms.index:
             plain_ms = evidence.their_times_ms[model, base, 1]
             theirs = rows.accepted_length.median() * plain_ms / evidence.their_step_ms(model, scheme)
-        name = "eagle2_length_" + model.removeprefix("llama-3-")
+        name = f"eagle2_length_{short_name(model)}"
         known = evidence.assumptions.loc[name]
         return Answer(rows.speedup * factor, theirs, name, (known.low / known.value, known.high / known.value))
 
@@ -390,14 +395,14 @@ def _item(line: dict[str, str]) -> str:
 
 def _rows(lines: list[dict[str, str]]) -> str:
     """A table of claims: the paper's value, ours with its widest interval, and the verdict."""
-    rows = [["claim", "the paper", "ours", "verdict"], ["---"] * 4]
+    rows = []
     for line in lines:
         (ours,) = (value for name, value in line.items() if name.startswith("ours"))
         value = re.sub(r", \d+ (processes|tasks)\b", "", ours)
         value = re.sub(r"^not measured; (.*), [^,]*$", r"\1", value).removesuffix("-135M")
         value = re.sub(r" \(.*\); (.*) over assumed acceptance", r" (\1 assumed)", value)
         rows.append([line["claim"], line["the paper"].rpartition(", ")[0], value, line["verdict"]])
-    return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
+    return f"\n{markdown_table(['claim', 'the paper', 'ours', 'verdict'], rows)}\n\n"
 
 
 def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -5,18 +5,18 @@ from pathlib import Path
 import pandas as pd
 
 from specquant.decoding.method import PAPER_PLANS
-from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, write_file
+from specquant.files import project_root, write_parts
 from specquant.planning.traces import over_tasks
 from specquant.progress import tell
 from specquant.tables.intervals import interval, told_with_interval
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_results
 from specquant.tables.style import SCHEMES, mark
 
-RECORDED = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
+FOLDERS = ("data/recorded/h200/smollm2", "data/recorded/cpu/smollm2")  # the first that is there: it has more questions
 TABLES = ("acceptance", "traces")
 CARD = "data/smollm2/README.md"
-BEGIN, END = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
+MARKERS = "<!-- acceptance: specquant claims writes this list -->", "<!-- end of acceptance -->"
 AIM_LENGTH, AIM_AGREEMENT = 3.0, 0.65  # of EAGLE-2, and of the intermediate model with its target
 SHOWN = {"eagle2": "EAGLE-2, 60 nodes", "vanilla": "vanilla", "hierarchical": "hierarchical"}
 ALL = "all of Spec-Bench"
@@ -28,11 +28,11 @@ def recorded_table(name: str, root: Path | None = None) -> str:
     """Where a table of SmolLM2 and its drafters is, acceptance or traces, below the project's root: in the first folder
     that has both, for they belong together. Says so where that is not the first."""
     root = root or project_root()
-    whole = [folder for folder in RECORDED if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
-    folder = (whole or RECORDED[-1:])[0]
-    if folder != RECORDED[0] and (root / folder).is_dir():
+    whole = [folder for folder in FOLDERS if all((root / folder / f"{each}.csv").is_file() for each in TABLES)]
+    folder = (whole or FOLDERS[-1:])[0]
+    if folder != FOLDERS[0] and (root / folder).is_dir():
         lacks = " or ".join(f"{each}.csv" for each in TABLES)
-        tell(f"specquant: {folder} is read, which has fewer questions: {RECORDED[0]} lacks {lacks}")
+        tell(f"specquant: {folder} is read, which has fewer questions: {FOLDERS[0]} lacks {lacks}")
     return f"{folder}/{name}.csv"
 
 
@@ -45,14 +45,8 @@ def write_drafters_card(root: Path | None = None) -> list[Path]:
     recorded = root / recorded_table("acceptance", root)
     if not recorded.is_file():
         return []
-    text = read_text(root / CARD, "the card of the drafters")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SpecquantError(f"{root / CARD} lacks the lines {BEGIN} and {END}: put them where its table is to be")
-    table = read_results(recorded)
-    written = f"{before}{BEGIN}\n\n{told(table, recorded.relative_to(root))}\n\n{END}{after}"
-    return [write_file(root / CARD, written)] if written != text else []
+    text = told(read_results(recorded), recorded.relative_to(root))
+    return write_parts(root / CARD, "the card of the drafters", {MARKERS: f"{text}\n"})
 
 
 def told(table: pd.DataFrame, recorded: Path) -> str:
@@ -145,6 +139,5 @@ def _agreement(row: pd.Series) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table of words."""
-    lines = [list(line) for line in table.reset_index().itertuples(index=False, name=None)]
-    lines = [[str(table.index.name), *table.columns], ["---"] * (1 + len(table.columns)), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heading = [str(table.index.name), *table.columns]
+    return markdown_table(heading, table.reset_index().itertuples(index=False, name=None))

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, with_part, write_file
+from specquant.files import project_root, write_parts
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_provenance
 from specquant.tables.sources import FIELD, needs_kernels, several
 
@@ -19,9 +20,7 @@ def write_kernels_used(root: Path | None = None) -> list[Path]:
     Raises SpecquantError where the README has no place for it, or a table's JSON is missing or broken.
     """
     page = (root or project_root()) / PAGE
-    text = read_text(page, "the list of recorded tables")
-    written = with_part(text, MARKERS, f"\n{kernels_list(page.parent)}\n", page)
-    return [write_file(page, written)] if written != text else []
+    return write_parts(page, "the list of recorded tables", {MARKERS: kernels_list(page.parent)})
 
 
 def kernels_list(recorded: Path) -> str:
@@ -39,11 +38,11 @@ def kernels_list(recorded: Path) -> str:
             part = " (some rows)" if len(states) > 1 else ""
             tables.setdefault(state, []).append(f"`{path.relative_to(recorded).as_posix()}`{part}")
             newest[state] = max(newest.get(state, ""), *dates)
-    rows = ["| kernels | until | tables |", "| --- | --- | --- |"]
+    rows = []
     for state in sorted(tables, key=newest.__getitem__, reverse=True):
         name = state if state == UNKNOWN else f"`{state}`"
-        rows.append(f"| {name} | {newest[state][:10]} | {', '.join(tables[state])} |")
-    return "\n".join(rows) + "\n"
+        rows.append([name, newest[state][:10], ", ".join(tables[state])])
+    return markdown_table(["kernels", "until", "tables"], rows) + "\n"
 
 
 def states_of(record: dict[str, Any]) -> list[str]:

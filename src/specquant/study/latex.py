@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from specquant.decoding.drafters import MARKS
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan, plans_in
 from specquant.measure.replay import ONE_RUN, at_fitted_chances
 from specquant.planning.acceptance import Shapes
 from specquant.tables.intervals import PROCESS
@@ -86,8 +86,7 @@ def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
     each = pd.concat(at_fitted_chances(rows, shapes) for _, rows in frame.groupby(PROCESS))
     rows = each.groupby(keys, sort=False).median(numeric_only=True).reset_index()
     kinds = rows[["model", "scheme", "head_scheme"]].drop_duplicates()
-    plans = rows[[*PLAN_FIELDS]].itertuples(index=False, name=None)
-    plans = pd.Index([_short(Plan(*plan)) for plan in plans], name="plan")
+    plans = pd.Index(map(_short, plans_in(rows)), name="plan")
     if len(kinds) > 1:
         told = rows.apply(lambda row: f"{model_label(row.model)}, {mark(row.scheme, SCHEMES).label}", axis=1)
         plans = pd.MultiIndex.from_arrays([told, plans], names=["target", "plan"])

@@ -26,6 +26,7 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
+from specquant.measure.replay import step_factors
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
@@ -36,11 +37,11 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study import smollm2
-from specquant.study.claims import MODELS, SMOLLM2, Evidence, eagle2_speedups, read_claims
+from specquant.study.claims import MODELS, RECORDED, SMOLLM2, Evidence, eagle2_speedups, read_claims, short_name
 from specquant.study.recorded_numbers import TABLES as OF_RECORDED
 from specquant.study.recorded_numbers import of_recorded
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
-from specquant.tables.intervals import PROCESS, interval, over_processes, rule_of_three
+from specquant.tables.intervals import ends, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results, rows_there
 from specquant.tables.verify_cost import behind_first_context
 
@@ -163,22 +164,22 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     claims: with their answers; by default those that were written. Raises SpecquantError where a table is missing or
     broken, or lacks rows.
     """
-    evidence, h200, cpu = Evidence.read(), "data/recorded/h200/", "data/recorded/cpu/"
-    costs = [f"{h200}{name}.csv" for name in ("verify_cost", "drafting", "rounds", "replayed")]
+    evidence, cpu = Evidence.read(), "data/recorded/cpu"
+    costs = [f"{RECORDED}/{name}.csv" for name in RecordedCosts.TABLES]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
         (lambda _: of_recorded(), [f"data/recorded/{table}.csv" for table in OF_RECORDED]),
         (lambda _: smollm2.numbers(), [f"data/recorded/{table}.csv" for table in smollm2.TABLES]),
         (_of_passes, costs[:1]),
         (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
         (_of_published, ["data/published/accepted_lengths.csv"]),
-        (_of_drafts, [*costs[:2], f"{cpu}trees.csv"]),
+        (_of_drafts, [*costs[:2], f"{cpu}/trees.csv"]),
         (_of_turns, ["data/published/specquant_blocks_and_turns.csv"]),
-        (_of_settling, [f"{h200}settling.csv"]),
+        (_of_settling, [f"{RECORDED}/settling.csv"]),
         (_of_planners, [*costs, "data/published/specmquant_steps.csv"]),
-        (_of_planted, [f"{h200}planted.csv"]),
-        (_of_peers, [f"{h200}peers.csv", f"{h200}peer_decoding.csv"]),
-        (_of_tiny, [f"{cpu}{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
-        (_of_half_precision, [f"{h200}tiny/losslessness.csv", f"{h200}smollm2/losslessness.csv"]),
+        (_of_planted, [f"{RECORDED}/planted.csv"]),
+        (_of_peers, [f"{RECORDED}/peers.csv", f"{RECORDED}/peer_decoding.csv"]),
+        (_of_tiny, [f"{cpu}/{name}.csv" for name in ("plans", "heads", "head_features", "quality", "throughput")]),
+        (_of_half_precision, [f"{RECORDED}/tiny/losslessness.csv", f"{RECORDED}/smollm2/losslessness.csv"]),
         (_of_memory, ["docs/checkpoints.md"]),
         (_of_today, [f"{SMOLLM2}/traces.csv", f"{SMOLLM2}/acceptance.csv", "data/published/accepted_lengths.csv"]),
         (_of_smollm2, [f"{SMOLLM2}/acceptance.csv"]),
@@ -212,7 +213,7 @@ def _of_claims(claims: pd.DataFrame) -> dict[str, float]:
     """ "growth 8b w8a8 paper": of claims.csv, the claims about an A100."""
     claims = claims[(claims.card == "A100") & claims.quantity.isin(list(QUANTITIES))]
     return {
-        f"{QUANTITIES[row.quantity]} {_short(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
+        f"{QUANTITIES[row.quantity]} {short_name(MODELS[row.model])} {row.scheme} {name}": getattr(row, column)
         for row in claims.itertuples()
         for name, column in COLUMNS.items()
     }
@@ -224,7 +225,7 @@ def _of_passes(evidence: Evidence) -> dict[str, float]:
     known = {}
     growth = over_processes(times.div(times[1], axis=0).stack().rename("growth"))
     for (model, scheme, size), row in growth.iterrows():
-        name = f"{size} over one {_short(model)} {scheme}"
+        name = f"{size} over one {short_name(model)} {scheme}"
         for suffix, column in {"": "median", " low": "low", " high": "high"}.items():
             known[name + suffix] = row[column]
             known[f"{name}{suffix} more %"] = 100 * (row[column] - 1)
@@ -232,33 +233,30 @@ def _of_passes(evidence: Evidence) -> dict[str, float]:
     for place, time_ms in evidence.their_times_ms.items():
         if place in ours.index:
             model, scheme, size = place
-            known[f"theirs over ours {_short(model)} {scheme} {size}"] = time_ms / ours[place]
+            known[f"theirs over ours {short_name(model)} {scheme} {size}"] = time_ms / ours[place]
     return known
 
 
 def _of_assumptions(evidence: Evidence) -> dict[str, float]:
     """Those of assumptions.csv by their names, and the two factors of the hierarchy's gain over EAGLE-2."""
-    known = evidence.assumptions.value.to_dict()
-    known["lengths, hierarchy over eagle2"] = known["hierarchical_length"] / known["eagle2_length_70b"]
     rows = evidence.replayed.query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
-    steps = rows.assign(step_ms=rows.draft_ms + rows.verify_ms + rows.other_ms).set_index(PROCESS)
-    of_tree = steps[(steps.method == "eagle2") & (steps.draft_size == 24)].step_ms
-    known["step times, eagle2 over hierarchy"] = (of_tree / steps[steps.method == "hierarchical"].step_ms).median()
-    return known
+    lengths, times, _ = step_factors(rows, evidence.assumptions.reset_index()).loc["as assumed"]
+    factors = {"lengths, hierarchy over eagle2": lengths, "step times, eagle2 over hierarchy": times}
+    return evidence.assumptions.value.to_dict() | factors
 
 
 def _of_published(_: Evidence) -> dict[str, float]:
     lengths = read_results("data/published/accepted_lengths.csv").query("method == 'eagle2'").value
-    return {"published eagle2 length, least": lengths.min(), "published eagle2 length, most": lengths.max()}
+    return ends("published eagle2 length", lengths)
 
 
 def _of_drafts(evidence: Evidence) -> dict[str, float]:
     """ "eagle2 48 nodes 70b w4a16-g128": the predicted speedup of the best number of iterations for each tree."""
-    passes, drafting = (read_medians(f"data/recorded/h200/{name}.csv") for name in ("verify_cost", "drafting"))
+    passes, drafting = (read_medians(f"{RECORDED}/{name}.csv") for name in ("verify_cost", "drafting"))
     trees = evidence.trees[evidence.trees.model == "tiny target"]
     told = eagle2_speedups(behind_first_context(passes), drafting, trees, evidence.eagle2_lengths)
     best = told.groupby(["draft_size", "model", "scheme"]).speedup.max()
-    return {f"eagle2 {size} nodes {_short(model)} {scheme}": value for (size, model, scheme), value in best.items()}
+    return {f"eagle2 {size} nodes {short_name(model)} {scheme}": value for (size, model, scheme), value in best.items()}
 
 
 def _of_turns(_: Evidence) -> dict[str, float]:
@@ -268,15 +266,15 @@ def _of_turns(_: Evidence) -> dict[str, float]:
     for protocol in ("block", "turns"):
         times = table[f"{protocol}_ms"].unstack("draft_size")
         for (model, scheme), row in times.iterrows():
-            known[f"{protocol} one {_short(model)} {scheme}"] = row[1]
-            known[f"{protocol} 60 over one {_short(model)} {scheme}"] = row[60] / row[1]
+            known[f"{protocol} one {short_name(model)} {scheme}"] = row[1]
+            known[f"{protocol} 60 over one {short_name(model)} {scheme}"] = row[60] / row[1]
     one = table.xs(1, level="draft_size")
     return known | {"turns over block, most more %": 100 * ((one.turns_ms / one.block_ms).max() - 1)}
 
 
 def _of_settling(_: Evidence) -> dict[str, float]:
     """Of settling.csv: an EAGLE-2 draft of 70B, alone and behind a tree of 60 nodes, and what the step loses by it."""
-    drafts = settled_drafts(read_results("data/recorded/h200/settling.csv")).loc["llama-3-70b", "w4a16-g128"]
+    drafts = settled_drafts(read_results(f"{RECORDED}/settling.csv")).loc["llama-3-70b", "w4a16-g128"]
     names = {ALONE: "draft alone", BEHIND: "draft behind 60", LOST: "draft behind 60, of the step %"}
     return drafts.rename(names).to_dict()
 
@@ -287,12 +285,12 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     "planted texts, 70b w4a16-g128 ordinary" and "..., row-invariant": of all methods that draft, and what of them
     differs. "planted pass, eagle2 60, row-invariant more %": on 70B, over the ordinary kernels in the same process.
     """
-    table = read_results("data/recorded/h200/planted.csv").query("codes == 'uniform'")
+    table = read_results(f"{RECORDED}/planted.csv").query("codes == 'uniform'")
     known = {}
     names = {"no": "ordinary", "yes": "row-invariant"}
     told = losslessness(table[table.method != "autoregressive"])
     for (model, scheme, which), of in told.groupby(["model", "scheme", "row_invariant"]):
-        what = f"{str(model).removeprefix('llama-3-')} {scheme} {names[str(which)]}"
+        what = f"{short_name(str(model))} {scheme} {names[str(which)]}"
         for column in ("texts", "differing_texts", "compared_tokens"):
             known[f"planted {column.replace('_', ' ')}, {what}"] = of[column].sum()
         if which == "no":
@@ -317,7 +315,7 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     "transformers over ours, llama-3-8b", "static cache over ours, ...": of peer_decoding.csv, times of decoding one by
     one; "prompt lookup over ours, ...": of both by it. "prompt lookup gains, specquant": its speed over one by one.
     """
-    table = read_results("data/recorded/h200/peers.csv")
+    table = read_results(f"{RECORDED}/peers.csv")
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
     times = table.set_index(["scheme", "draft_size", "model", "layer", "process", "block", "theirs"]).time_us.unstack()
     known = {}
@@ -327,7 +325,7 @@ def _of_peers(_: Evidence) -> dict[str, float]:
         known[f"torch over ours, {scheme} {size} most"] = ratios.max()
         known[f"layers of both, {scheme}"] = len(ratios)
         known[f"layers where torch is faster, {scheme} {size}"] = (ratios < 1).sum()
-    decoding, alone, lookup = read_results("data/recorded/h200/peer_decoding.csv"), "autoregressive", "prompt-lookup"
+    decoding, alone, lookup = read_results(f"{RECORDED}/peer_decoding.csv"), "autoregressive", "prompt-lookup"
     speeds = decoding.groupby(["method", "implementation", "model"]).tokens_per_s.median()
     whose = {"transformers": (alone, "transformers"), "static cache": (alone, "transformers, static cache")}
     for name, (method, theirs) in (whose | {"prompt lookup": (lookup, "transformers")}).items():
@@ -339,22 +337,19 @@ def _of_peers(_: Evidence) -> dict[str, float]:
 
 def _of_tiny(_: Evidence) -> dict[str, float]:
     """What was recorded of the tiny models on a CPU, and how large they are."""
-    known = {}
     picks = plans_against_fixed(read_results("data/recorded/cpu/plans.csv"))
     overall, single = (picks[(picks.task == "overall") == whole].ratio for whole in (True, False))
-    known |= {"picks overall, least more %": 100 * (overall.min() - 1)}
-    known |= {"picks overall, most more %": 100 * (overall.max() - 1)}
+    known = ends("picks overall", 100 * (overall - 1), " more %")
     known |= {"picks of a task": len(single), "picks of a task that lose": (single < 1).sum()}
     known |= {"picks of a task, most more %": 100 * (single.max() - 1)}
     known |= {"picks of a task, most less %": 100 * (1 - single.min())}
     heads = read_results("data/recorded/cpu/heads.csv")
     full = heads[(heads.head_scheme == "w4a16-g128") & (heads.head_vocabulary == heads.head_vocabulary.max())]
-    known |= {"w4a16 heads, least less %": 100 * (1 - full.ratio.max())}
-    known |= {"w4a16 heads, most less %": 100 * (1 - full.ratio.min())}
+    known |= ends("w4a16 heads", 100 * (1 - full.ratio), " less %")
     learnt = read_results("data/recorded/cpu/head_features.csv").query("model == 'tiny' and scheme == 'w4a16-g128'")
-    learnt = learnt.set_index("features")
-    known |= {f"learnt on w4a16{end[5:]}": learnt.loc["w4a16-g128", end] for end in interval("ratio")}
-    known |= {f"did not learn on{end[5:]}": learnt.loc["none", end] for end in interval("ratio")}
+    ratios = learnt.set_index("features")[[*interval("ratio")]]
+    for name, features in (("learnt on w4a16", "w4a16-g128"), ("did not learn on", "none")):
+        known |= dict(zip(interval(name), ratios.loc[features], strict=True))
     known["prompts of heads that learnt on"] = learnt.prompts.max()
     known |= _of_quality()
     throughput = read_results("data/recorded/cpu/throughput.csv").query("model == 'tiny'")
@@ -362,10 +357,8 @@ def _of_tiny(_: Evidence) -> dict[str, float]:
     kept = kept_lengths(eagle2, ["fp16", *sorted({*eagle2.scheme} - {"fp16"})])
     known["eagle2 length tiny fp16"] = kept.accepted_length["fp16"]
     quantized = kept.drop(index="fp16")
-    known |= {"eagle2 length kept, least %": 100 * quantized.kept.min()}
-    known |= {"eagle2 length kept, most %": 100 * quantized.kept.max()}
-    known |= {"eagle2 length kept in a task, least %": 100 * quantized.low.min()}
-    known |= {"eagle2 length kept in a task, most %": 100 * quantized.high.max()}
+    known |= ends("eagle2 length kept", 100 * quantized.kept, " %")
+    known |= ends("eagle2 length kept in a task", 100 * quantized[["low", "high"]].stack(), " %")
     sizes = throughput.groupby("method").mean_draft_size.mean()
     known |= {f"draft size, {method}": size for method, size in sizes.items()}
     lengths = throughput.groupby("method").accepted_length.mean()
@@ -386,19 +379,17 @@ def _of_quality() -> dict[str, float]:
     for name, table in of.items():
         each = {name: table.mean(axis=1), f"{name} in a domain": table.stack()}
         for told, values in each.items():
-            known |= {f"{told}, least %": values.min(), f"{told}, most %": values.max()}
+            known |= ends(told, values, " %")
     return known
 
 
 def _of_planners(evidence: Evidence) -> dict[str, float]:
     """ "advantage W8A8, ours, H200": of the hierarchy over EAGLE-2, predicted at the assumed acceptance. "batch of 8,
     eagle2": the speedup over one by one of as many sequences, 70B in W4A16."""
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    recorded = (read_medians(f"data/recorded/h200/{name}.csv") for name in names)
     shapes = Shapes.of(evidence.trees)
     theirs = specmquant_planner(evidence.their_passes, evidence.their_steps, evidence.card)
     models = ("llama-3-70b", "llama-3-8b", "w4a16-g128")
-    planners = planners_by_card(RecordedCosts(*recorded), *models, evidence.card, theirs)
+    planners = planners_by_card(RecordedCosts.read(RECORDED), *models, evidence.card, theirs)
     statistics = shapes.statistics(shapes.fitted_chances())
     told = advantages(planners, statistics)
     batches = speedups_in_batches(planners[f"W4A16, ours, {evidence.card}"], statistics).speedup
@@ -415,8 +406,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
     lengths = read_results("data/published/accepted_lengths.csv").query("model == 'Vicuna-13B-v1.3'")
     lengths = lengths.set_index("method").value
     known = {f"{method} length published": lengths[method] for method in ("eagle2", "eagle3")}
-    names = ("verify_cost", "drafting", "rounds", "replayed")
-    costs = RecordedCosts(*(read_medians(f"data/recorded/h200/{name}.csv") for name in names))
+    costs = RecordedCosts.read(RECORDED)
     traces, accepted = of_one_target(read_results(f"{SMOLLM2}/traces.csv")), of_one_target(evidence.smollm2)
     shapes = Shapes.of(evidence.trees)
     for scheme in ("w4a16-g128", "w8a8", "w4a8-qqq"):
@@ -431,8 +421,7 @@ def _of_today(evidence: Evidence) -> dict[str, float]:
         fastest = best.loc[best.groupby("task").speedup.idxmax()].method.value_counts()
         known |= {f"traced tasks of {method} {scheme}": fastest.get(method, 0) for method in set(table.method)}
         known |= {"traced tasks": len(single), "traced questions a task": best.questions.min()}
-        known |= {f"traced hierarchy over the fastest {scheme}, least": single.min()}
-        known |= {f"traced hierarchy over the fastest {scheme}, most": single.max()}
+        known |= ends(f"traced hierarchy over the fastest {scheme}", single)
         for row in best_plans(table).query("task == @ALL").itertuples():
             known |= {f"traced {name} of {row.method} {scheme}": getattr(row, name) for name in interval("speedup")}
             known[f"traced length of {row.method}"] = row.accepted_length
@@ -448,7 +437,8 @@ def _of_smollm2(evidence: Evidence) -> dict[str, float]:
     known: dict[str, float] = {}
     for row in over_tasks(rows[whole]).sort_values("draft_size").itertuples():
         name = f"smollm2 {row.method} accepts {row.scheme}" + (f" T={row.temperature:g}" if row.temperature else "")
-        known |= {name + end: getattr(row, f"accepted_length{end}") for end in ("", "_low", "_high")}
+        lengths = (getattr(row, end) for end in interval("accepted_length"))
+        known |= dict(zip(interval(name), lengths, strict=True))
         known["smollm2 questions"] = row.questions
     for scheme in set(rows.scheme) - {"fp16"}:
         name = f"smollm2 length kept {scheme}"
@@ -461,7 +451,7 @@ def _of_half_precision(_: Evidence) -> dict[str, float]:
     "smollm2 ..." likewise."""
     known: dict[str, float] = {}
     for folder, name in (("tiny", ""), ("smollm2", "smollm2 ")):
-        table = read_results(f"data/recorded/h200/{folder}/losslessness.csv")
+        table = read_results(f"{RECORDED}/{folder}/losslessness.csv")
         most = table.groupby("scheme").differing_prompts.max()
         known |= {f"{name}differing in half precision, {scheme}": count for scheme, count in most.items()}
         known[f"{name}prompts in half precision"] = table.prompts.max()
@@ -484,7 +474,3 @@ def _of_memory(_: Evidence) -> dict[str, float]:
         known["GB both EAGLE heads"] = known["GB EAGLE head 8b"] + known["GB EAGLE head 70b"]
         known["GB caches of four methods"] = 4 * (known[f"{cache} 8b"] + known[f"{cache} 70b"])
     return known
-
-
-def _short(model: str) -> str:
-    return model.removeprefix("llama-3-")

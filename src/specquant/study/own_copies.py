@@ -4,21 +4,19 @@ Acceptance is SmolLM2's with its own copy in W4A16 (`SMOLLM2`), replayed on mode
 """
 
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
 
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import Plan, plans_in
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
-from specquant.study.claims import HEADS, HIERARCHY
-from specquant.tables.intervals import PROCESS, in_few_words, interval, over_processes
+from specquant.study.claims import HEADS, HIERARCHY, RECORDED
+from specquant.tables.intervals import PROCESS, ends, in_few_words, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.speed import speed
 from specquant.tables.style import size_label
 
-RECORDED = "data/recorded/h200"
 SMOLLM2 = {"": "smollm2/self-w4a16-g128", ", shared cache": "smollm2/self-w4a16-g128-shared"}
 REPLAYED = {"": "traced-self", ", shared cache": "traced-self-shared"}  # with the acceptance of these
 TARGET = ["model", "scheme"]
@@ -48,7 +46,7 @@ def replayed(recorded: str | Path = RECORDED) -> dict[str, pd.DataFrame]:
 def _of_plans(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the plans that are told of; of replays those by traces."""
     rows = rows[rows.chances == "traced"] if "chances" in rows else rows
-    return rows[pd.MultiIndex.from_frame(rows[list(PLAN_FIELDS)]).isin([astuple(plan) for plan in PLANS])]
+    return rows[[plan in PLANS for plan in plans_in(rows)]]
 
 
 def speedups(recorded: str | Path = RECORDED) -> pd.DataFrame:
@@ -136,11 +134,10 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
 
 
 def numbers() -> dict[str, float]:
-    """ "own copy 8b fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
+    """ "own copy 8B fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
     "all accepted": if each draft of 6 tokens were. "own copy accepts fp16, vanilla": SmolLM2's accepted length;
     "agrees %": how often its copy has its token. "own copy over its target, least %": `share_of_target`."""
-    shares = 100 * share_of_target()
-    known = {"own copy over its target, least %": shares.min(), "own copy over its target, most %": shares.max()}
+    known = ends("own copy over its target", 100 * share_of_target(), " %")
     for (model, scheme, method), row in speedups().iterrows():
         name = f"own copy {size_label(model)} {scheme}, {method}"
         known |= {name: row["median"], f"{name}, low": row.low, f"{name}, high": row.high}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -38,7 +39,7 @@ from specquant.study.latex import RECORDED_TABLES, latex, rows_with
 from specquant.tables.intervals import SAMPLES
 from specquant.tables.results import read_medians, read_provenance, read_results
 from specquant.tables.sources import needs_kernels
-from specquant.tables.style import MAIN_SCHEMES, caption, model_label, save_figure
+from specquant.tables.style import MAIN_SCHEMES, caption, card_label, model_label, save_figure
 from specquant.tables.verify_cost import pass_growth
 
 LARGEST, SMALL = "llama-3-70b", "llama-3-8b"
@@ -118,7 +119,7 @@ def predicted_times(kernels: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | N
 
 
 def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) -> Figure | None:
-    gpu = passes.attrs["device"].removeprefix("NVIDIA ")
+    gpu = passes.attrs["card"]
     theirs = theirs[(theirs.model == model) & (theirs.gpu == gpu) & theirs.scheme.isin(passes.scheme)]
     tables = {f"ours, {gpu}": passes, f"SpecMQuant, {gpu}": theirs}
     tables = {title: table for title, table in tables.items() if len(table)}  # theirs, where it was measured there
@@ -126,7 +127,7 @@ def verify_cost_growths(passes: pd.DataFrame, theirs: pd.DataFrame, model: str) 
 
 
 def verify_time(passes: pd.DataFrame, ceilings: pd.DataFrame) -> Figure | None:
-    gpu = passes.attrs["device"].removeprefix("NVIDIA ")
+    gpu = passes.attrs["card"]
     predicted = least_growths(passes, MAIN_SCHEMES, ceilings, gpu)
     growth = pass_growth(passes)
     return figures.verify_time(growth, MAIN_SCHEMES, predicted) if len(growth) else None
@@ -142,7 +143,7 @@ def eagle2_speedups_of_paper(
     predicted = _predicted_speedups(passes, drafting, trees)
     if predicted is None:
         return None
-    speedups = with_published(predicted, published, passes.attrs["device"].removeprefix("NVIDIA "))
+    speedups = with_published(predicted, published, passes.attrs["card"])
     return draw_speedups(speedups, "speedup of EAGLE-2 over the same scheme")
 
 
@@ -152,7 +153,7 @@ def speedup_over_draft_size(passes: pd.DataFrame, drafting: pd.DataFrame, trees:
 
 
 def largest_free_drafts(ceilings: pd.DataFrame, schemes: Sequence[str]) -> Figure | None:
-    card = ceilings.attrs["device"].removeprefix("NVIDIA ")
+    card = ceilings.attrs["card"]
     if card not in read_cards():
         return None
     return draw_free_drafts(free_drafts(LARGEST, schemes, *shares_reached(ceilings, card)))
@@ -179,7 +180,7 @@ def phases(
 ) -> Figure | None:
     if LARGEST not in set(replayed.model):
         return None
-    shapes, gpu = Shapes.of(trees), passes.attrs["device"].removeprefix("NVIDIA ")
+    shapes, gpu = Shapes.of(trees), passes.attrs["card"]
     costs = RecordedCosts(passes, drafting, rounds, replayed)
     their_planner = specmquant_planner(theirs, their_steps, gpu)
     planners = planners_by_card(costs, LARGEST, SMALL, PAPER_SCHEME, gpu, their_planner)
@@ -401,7 +402,7 @@ def build_figures(
     for folder, figure, (table, *others) in _tables(data_dir, only):
         frame = figure.rows(_counted(read_results(table) if figure.every_process else read_medians(table), table))
         device = None if figure.published else _device(table)
-        frame.attrs["device"] = device
+        frame.attrs["card"] = None if device is None else card_label(device)
         beside = list(map(read_medians, others))
         for name, rows, told in figure.parts(frame):
             drawing = figure.draw(rows, *beside) if len(rows) else None
@@ -458,15 +459,20 @@ def _device_folders(data_dir: Path) -> list[Path]:
 
 def _counted(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
     """The rows with how often each was measured, as the JSON says it, where they have no column that counts."""
-    record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
+    record = _record(table)
     return frame if set(SAMPLES) & set(frame) or not record.get("repeats") else frame.assign(repeats=record["repeats"])
+
+
+def _record(table: Path) -> dict[str, Any]:
+    """The provenance of a table; nothing where it has none, as what is published."""
+    return read_provenance(table) if table.with_suffix(".json").is_file() else {}
 
 
 def _differing_kernels(*tables: Path) -> str:
     """Where the tables are of several states of the kernels, by their provenance: which is of which."""
     kernels: dict[str, list[str]] = {}
     for table in tables:
-        record = read_provenance(table) if table.with_suffix(".json").is_file() else {}
+        record = _record(table)
         if record.get("driver") and needs_kernels("cuda", record.get("clock")):
             kernels[table.name] = states_of(record)
     if len({state for states in kernels.values() for state in states}) < 2:

@@ -1,7 +1,6 @@
 """The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks."""
 
 import numpy as np
-import pandas as pd
 
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.replay import fitted_speedups
@@ -10,13 +9,12 @@ from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.roofline import decoder_layer
 from specquant.study import low_clocks, own_copies
-from specquant.study.claims import HEADS, replays_with
+from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, apart_percent, in_each_process, over_processes, ratios
+from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes, ratios
 from specquant.tables.results import read_medians, read_results
 from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
 
-RECORDED = "data/recorded"
 TABLES = (
     "h200/verify_cost",
     "h200/settling",
@@ -49,19 +47,14 @@ def of_recorded() -> dict[str, float]:
     return on_gpu | of_tables | own_copies.numbers() | low_clocks.numbers()
 
 
-def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
-    """The least and the most of several numbers."""
-    return {f"{name}, least{unit}": values.min(), f"{name}, most{unit}": values.max()}
-
-
 def _of_card() -> dict[str, float]:
     """ "GHz 70b w4a16-g128 60": the clock in blocks of passes, the median over processes; "W ...": the power."""
-    rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("context_length == 512")
+    rows = read_results(f"{RECORDED}/verify_cost.csv").query("context_length == 512")
     known: dict[str, float] = {}
     for unit, column, scale in (("GHz", "clock_mhz", 1e-3), ("W", "power_w", 1)):
         told = over_processes(scale * in_each_process(rows, KEYS, column))
         for (model, scheme, _, _, size), median in told["median"].items():
-            known[f"{unit} {model.removeprefix('llama-3-')} {scheme} {size}"] = median
+            known[f"{unit} {short_name(model)} {scheme} {size}"] = median
         known |= ends(f"{unit} 8b", told.loc["llama-3-8b"]["median"])
     return known
 
@@ -69,7 +62,7 @@ def _of_card() -> dict[str, float]:
 def _of_processes() -> dict[str, float]:
     """ "growths of 60 tokens within 2%": of how many models and schemes the processes of verify_cost.csv agree so well.
     "third process of 8b, one token, less ms": than the first takes, the median over schemes."""
-    rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
+    rows = read_results(f"{RECORDED}/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
     apart = apart_percent(pass_growth(rows)).xs(60, level="draft_size")
     known = {"growths of 60 tokens": len(apart), "growths of 60 tokens within 2%": (apart <= 2).sum()}
     known["growths of 60 tokens apart, most %"] = apart.max()
@@ -79,7 +72,7 @@ def _of_processes() -> dict[str, float]:
 
 def _of_contexts() -> dict[str, float]:
     """ "8192 tokens more ms, 70b w4a16-g128 1": a pass behind them over one behind 512; "floor": of their bytes."""
-    rows = read_results(f"{RECORDED}/h200/verify_cost.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    rows = read_results(f"{RECORDED}/verify_cost.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
     times = rows.groupby(["context_length", "draft_size"])[["time_ms", "floor_ms"]].median()
     more = times.loc[8192] - times.loc[512]
     known = {f"8192 tokens more ms, 70b w4a16-g128 {size}": more.time_ms[size] for size in (1, 60)}
@@ -91,7 +84,7 @@ def _of_settling() -> dict[str, float]:
 
     "first pass of 70b behind 64", "slowest pass of 70b behind 1": over a settled one, without idling.
     """
-    rows = read_results(f"{RECORDED}/h200/settling.csv")
+    rows = read_results(f"{RECORDED}/settling.csv")
     passes = rows[(rows.what == "pass") & (rows.behind == 64) & (rows.model == "llama-3-70b")]
     low = passes[passes.clock_mhz < RETURNED_MHZ].groupby(["idle_ms", PROCESS]).time_ms
     first = first_passes(rows)["median"]
@@ -108,9 +101,9 @@ def _of_settling() -> dict[str, float]:
 def _of_products() -> dict[str, float]:
     """ "products 60 over one w8a8": of one layer of 70B. "products 60 over one fp8, low", "high": over the processes of
     peers.csv, which has three of the schemes."""
-    layer = decoder_layer(read_medians(f"{RECORDED}/h200/kernels.csv"), "llama-3-70b")
+    layer = decoder_layer(read_medians(f"{RECORDED}/kernels.csv"), "llama-3-70b")
     known = {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in layer.itertuples()}
-    peers, keys = read_results(f"{RECORDED}/h200/peers.csv"), ["scheme", "draft_size"]
+    peers, keys = read_results(f"{RECORDED}/peers.csv"), ["scheme", "draft_size"]
     ours = peers[(peers.model == "llama-3-70b") & peers.implementation.isin([OURS, CUBLAS])]
     layers = in_each_process(ours, [*keys, "layer"], "time_us").groupby([*keys, PROCESS]).sum()
     for (scheme, size), row in over_processes(ratios(layers, "draft_size", 1)).iterrows():
@@ -120,7 +113,7 @@ def _of_products() -> dict[str, float]:
 
 def _of_attention() -> dict[str, float]:
     """ "row invariance, attention 64, most": its time over the ordinary kernel's, of the contexts."""
-    times = attention_times(read_results(f"{RECORDED}/h200/attention.csv"))
+    times = attention_times(read_results(f"{RECORDED}/attention.csv"))
     slower = times["triton, row-invariant"] / times["triton"]
     known = ends("row invariance, attention 1", slower.xs(1, level=1))
     known |= ends("row invariance, attention 64", slower.xs(64, level=1))
@@ -131,7 +124,7 @@ def _of_attention() -> dict[str, float]:
 
 def _of_heads() -> dict[str, float]:
     """ "heads w4a16-g128 1024 eagle2, least %": what they lose in accepted length on the tiny models."""
-    rows, known = read_results(f"{RECORDED}/cpu/heads.csv"), {}
+    rows, known = read_results("data/recorded/cpu/heads.csv"), {}
     for (scheme, vocabulary, method), of in rows.groupby(["head_scheme", "head_vocabulary", "method"]):
         known |= ends(f"heads {scheme} {vocabulary} {method}", 100 * (1 - of.ratio), " %")
     return known
@@ -140,8 +133,8 @@ def _of_heads() -> dict[str, float]:
 def _of_fp16_heads() -> dict[str, float]:
     """ "hierarchy over eagle2, heads in fp16": of 70B in W4A16 at assumed acceptance, as the claims have it of heads in
     W4A16; ", low", ", high": over processes."""
-    shapes, known = Shapes.of(read_results(f"{RECORDED}/cpu/trees.csv")), {}
-    rows = read_results(f"{RECORDED}/h200/replayed.csv").query(replays_with("fp16"))
+    shapes, known = Shapes.of(read_results("data/recorded/cpu/trees.csv")), {}
+    rows = read_results(f"{RECORDED}/replayed.csv").query(replays_with("fp16"))
     rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128")]
     for base in ("autoregressive", "eagle2"):
         told = fitted_speedups(rows, shapes, base).xs("hierarchical", level="method").iloc[0]
@@ -152,7 +145,7 @@ def _of_fp16_heads() -> dict[str, float]:
 
 def _of_half_precision() -> dict[str, float]:
     """Of the tiny models' tokens: how many were written, and the margins where one differs."""
-    rows = read_results(f"{RECORDED}/h200/tiny/losslessness.csv")
+    rows = read_results(f"{RECORDED}/tiny/losslessness.csv")
     coarse = rows[~rows.scheme.isin(["fp16", "w4a16-g128"])]  # 8-bit activations
     known = ends("tokens in half precision", rows.new_tokens)
     known |= ends("differing with 8-bit activations", coarse.differing_prompts)
@@ -164,7 +157,7 @@ def _of_half_precision() -> dict[str, float]:
 def _of_adaptive() -> dict[str, float]:
     """Of each run by adaptive draft sizes, see `adaptive_runs`. "promised": the same by the prices. "same plan": the
     static one of as many nodes and of the same accepted length, by `SAME`, on the same traces, in the same process."""
-    rows = read_results(f"{RECORDED}/h200/adaptive.csv")
+    rows = read_results(f"{RECORDED}/adaptive.csv")
     runs, static = adaptive_runs(rows), rows[rows.choice == "static"]
     fastest = static.sort_values("tokens_per_s").groupby(RUN).tail(1).set_index(RUN)
     known: dict[str, float] = {"adaptive runs": len(runs), "adaptive runs at the aim": (runs[OF_SIX] >= AIM).sum()}
@@ -184,7 +177,7 @@ def _of_adaptive() -> dict[str, float]:
 def _of_traces() -> dict[str, float]:
     """ "tokens/s by traces, eagle2 24": of 70B in W4A16, by replay of what SmolLM2 accepted. Other methods have one
     plan and no size."""
-    rows = read_results(f"{RECORDED}/h200/traced/replayed.csv")
+    rows = read_results(f"{RECORDED}/traced/replayed.csv")
     rows = rows[(rows.head_scheme == HEADS) & (rows.chances == "traced")]
     rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128")]
     medians = rows.groupby(["method", "draft_size"]).tokens_per_s.median()
@@ -199,7 +192,7 @@ def _of_codes() -> dict[str, float]:
     """ "trained codes, ms": a pass of one token of 70B in W4A16 whose weights hold the codes that a trained model's do;
     "uniform codes, ms": where all codes are as frequent; "W" likewise. "trained codes, drafts, most more %": of passes
     over drafts, of `ENOUGH` steps and more."""
-    rows = read_results(f"{RECORDED}/h200/planted.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    rows = read_results(f"{RECORDED}/planted.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
     rows = rows[rows.row_invariant == "no"]
     medians = rows[rows.method == "autoregressive"].groupby("codes")[["verify_ms", "power_w"]].median()
     known = {f"{codes} codes, ms": row.verify_ms for codes, row in medians.iterrows()}

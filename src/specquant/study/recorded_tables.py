@@ -9,7 +9,7 @@ import pandas as pd
 from specquant.decoding.drafters import by_plan, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.errors import SpecquantError
-from specquant.files import project_root, read_text, with_part, write_file
+from specquant.files import project_root, write_parts
 from specquant.measure.adaptive import STATIC
 from specquant.measure.planted import losslessness
 from specquant.measure.replay import fitted_speedups
@@ -19,6 +19,7 @@ from specquant.quant import SCHEMES
 from specquant.study import own_copies
 from specquant.study.claims import HEADS
 from specquant.tables.intervals import PROCESS, in_each_process, in_few_words, over_processes, sample
+from specquant.tables.markdown import markdown_table
 from specquant.tables.results import read_results, rows_there
 from specquant.tables.style import size_label
 from specquant.tables.table import REMEDY
@@ -42,10 +43,7 @@ def write_recorded_tables(tables: Mapping[str, str], root: Path | None = None) -
     Raises SpecquantError where the page has no place for one.
     """
     page = (root or project_root()) / PAGE
-    text = written = read_text(page, "the notes on an H200's tables")
-    for name, table in tables.items():
-        written = with_part(written, markers(name), f"\n{table}\n", page)
-    return [write_file(page, written)] if written != text else []
+    return write_parts(page, "the notes on an H200's tables", {markers(name): table for name, table in tables.items()})
 
 
 def told_tables(recorded: Path) -> dict[str, str]:
@@ -90,9 +88,8 @@ def _whole(name: str, make: Callable[[], str], recorded: Path, of: tuple[str, ..
 def markdown(first: str, cells: Mapping[str, Mapping[str, str]], *of: pd.DataFrame) -> str:
     """A table of texts by row and column, and how many processes its numbers are of. A text that is missing is "-"."""
     columns = list(dict.fromkeys(name for row in cells.values() for name in row))
-    rows = [[name, *(row.get(column, "-") for column in columns)] for name, row in cells.items()]
-    lines = [[first, *columns], ["---"] * (1 + len(columns)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nn: {sample(*of)}.\n"
+    rows = ([name, *(row.get(column, "-") for column in columns)] for name, row in cells.items())
+    return f"{markdown_table([first, *columns], rows)}\n\nn: {sample(*of)}.\n"
 
 
 def passes(rows: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:

@@ -3,8 +3,7 @@
 import pandas as pd
 
 from specquant.measure.quality import ANSWERS, DOMAINS, WIKITEXT2
-from specquant.study.recorded_numbers import RECORDED, ends
-from specquant.tables.intervals import interval
+from specquant.tables.intervals import ends, interval
 from specquant.tables.results import read_results
 
 IN_STUDY = "SmolLM2-135M-Instruct (fp16 of Q4_1)"  # the model, as 04_quality calls it
@@ -21,7 +20,7 @@ def numbers() -> dict[str, float]:
 
 def _read(table: str, model: str = "smollm2") -> pd.DataFrame:
     """The rows of a recorded table that are of SmolLM2."""
-    return read_results(f"{RECORDED}/{table}.csv").query("model == @model")
+    return read_results(f"data/recorded/{table}.csv").query("model == @model")
 
 
 def _of_answers() -> dict[str, float]:
@@ -69,7 +68,8 @@ def _of_head_features() -> dict[str, float]:
     rows = _read("h200/smollm2/head_features").query("scheme == 'w4a16-g128'")
     known: dict[str, float] = {"smollm2 prompts of heads that learnt on": rows.prompts.max()}
     for _, row in rows.iterrows():
-        known |= {f"smollm2 learnt on {row.features}{name[5:]}": row[name] for name in interval("ratio")}
+        names = interval(f"smollm2 learnt on {row.features}")
+        known |= dict(zip(names, row[[*interval("ratio")]], strict=True))
     return known
 
 

@@ -75,6 +75,11 @@ def interval(name: str) -> tuple[str, str, str]:
     return name, f"{name}_low", f"{name}_high"
 
 
+def ends(name: str, values: pd.Series, unit: str = "") -> dict[str, float]:
+    """The least and the most of several numbers, by the names that they have in prose."""
+    return {f"{name}, least{unit}": values.min(), f"{name}, most{unit}": values.max()}
+
+
 def told_with_interval(row: pd.Series, name: str, decimals: int = 2, factor: float = 1, unit: str = "") -> str:
     """A number with its interval, from a row that has the columns `interval(name)`: "65.5% (64.4 to 66.6)"."""
     value, low, high = (f"{factor * row[each]:.{decimals}f}" for each in interval(name))

@@ -12,7 +12,7 @@ A speedup is a speed over that of decoding the same text one by one, by the same
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,11 @@ Number = TypeVar("Number", float, pd.Series)
 def speed(tokens: Number, time_ms: Number) -> Number:
     """Tokens per second: tokens over the milliseconds that they took."""
     return 1e3 * tokens / time_ms
+
+
+def whole_step_ms(steps: Any) -> Any:
+    """How long steps took: their drafts, their passes and the rest. steps: one of them, or a table with its columns."""
+    return steps.draft_ms + steps.verify_ms + steps.other_ms
 
 
 def over_equal_texts(table: pd.DataFrame, keys: Sequence[str], columns: str | list[str]) -> pd.Series | pd.DataFrame:

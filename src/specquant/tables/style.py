@@ -105,6 +105,11 @@ def device_label(name: str) -> str:
     return re.sub(r", 1 threads$", ", 1 thread", name.replace("(R)", ""))
 
 
+def card_label(device: str) -> str:
+    """A GPU as its data sheet calls it: "H200"."""
+    return device.removeprefix("NVIDIA ")
+
+
 def along_draft_sizes(axis: Axes) -> None:
     """A logarithmic axis of draft sizes, which are written out."""
     axis.set_xscale("log", base=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from specquant.files import write_file
+from specquant.tables.markdown import markdown_table as table
 
 MODELS = ("target", "intermediate")
 LICENCES = {
@@ -48,10 +49,6 @@ def card_text(log: dict) -> str:
     recipe, held_out, training = log["recipe"], log["held_out"], log["training"]
     domains = list(log["corpora"])
     columns = [*domains, "mean"]
-
-    def table(header: list[str], rows: list[list[str]]) -> str:
-        lines = [header, ["---"] * len(header), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def shape(name: str) -> list[str]:
         s = recipe[f"{name}_shape"]
@@ -164,11 +161,11 @@ greedily. The model continues held-out prompts greedily. These are no trees:
 def eagle3_text(log: dict) -> str:
     """What the card says of the EAGLE-3 heads. log: "date", "device", "commit", "stored", and "heads" by name."""
     heads, depths = log["heads"], len(next(iter(log["heads"].values()))["accuracy"])
-    lines = [["head", "size", *(f"depth {depth}" for depth in range(1, depths + 1))]]
-    lines.append(["---"] * len(lines[0]))
-    for name, head in heads.items():
-        lines.append([f"`{name}`", f"{head['bytes'] / 1e6:.1f} MB", *(f"{share:.3f}" for share in head["accuracy"])])
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heading = ["head", "size", *(f"depth {depth}" for depth in range(1, depths + 1))]
+    rows = [
+        [f"`{name}`", f"{head['bytes'] / 1e6:.1f} MB", *(f"{share:.3f}" for share in head["accuracy"])]
+        for name, head in heads.items()
+    ]
     commands = "\n".join(f"    {head['command']}" for head in heads.values())
     accepted = "; ".join(
         f"`{method}` accepts {length['stored']:.2f} tokens a pass, with heads in fp16 {length['fp16']:.2f}"
@@ -191,7 +188,7 @@ tokens: {accepted}.
 The table has how often a head's drafted token is its model's most likely one, on held-out text that the model wrote,
 before rounding to integers. At depth 2 and beyond, the tokens drafted before are the text's own:
 
-{rows}
+{table(heading, rows)}
 """
 
 

@@ -26,7 +26,7 @@ from specquant.models.transforms import (
     unpack_layer,
 )
 from specquant.quant.hadamard import random_hadamard
-from tests.decoding.conftest import perturbed, random_eagle3_head, random_head, random_model
+from tests.decoding.conftest import lossless_steps, perturbed, random_eagle3_head, random_head, random_model
 from tests.decoding.test_speculator import PROMPTS, VOCABULARY, assert_targets_joint_distribution, decode
 
 
@@ -43,22 +43,12 @@ def speculators(target, intermediate, head):
 
 
 @pytest.mark.parametrize("method", ["eagle3", "hierarchical"])
-def test_greedy_decoding_is_lossless_in_one_pass_a_step(target, intermediate, head, method, monkeypatch):
+def test_greedy_decoding_is_lossless_in_one_pass_a_step(target, intermediate, head, method):
     """Also of tokens that the head never drafts; the pass that verifies hands out the features."""
-    speculator, lengths, passes, drafted = speculators(target, intermediate, head)[method], [], [], set()
-    for prompt in PROMPTS:
-        expected = decode(Speculator(target), prompt, 60)
-        tokens = list(speculator.prefill(prompt, Greedy()).tokens)
-        run = target.run
-        with monkeypatch.context() as patch:
-            patch.setattr(target, "run", lambda *inputs, run=run: passes.append(0) or run(*inputs))
-            while len(tokens) < 60:
-                step = speculator.step(60 - len(tokens))
-                lengths.append(step.accepted_length)
-                tokens += step.tokens
-                drafted |= set(step.tree.tokens[1:].tolist()) if method == "eagle3" else set()
-        assert tokens == expected
-    assert len(passes) == len(lengths)
+    speculator = speculators(target, intermediate, head)[method]
+    steps = [step for prompt in PROMPTS for step in lossless_steps(speculator, prompt, 60)]
+    lengths = [step.accepted_length for step in steps]
+    drafted = {token for step in steps if method == "eagle3" for token in step.tree.tokens[1:].tolist()}
     assert max(lengths) > 1
     assert drafted <= set(head.vocabulary.tolist())
 

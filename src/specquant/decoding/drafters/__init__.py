@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 
 import pandas as pd
 
-from specquant.decoding.method import ADAPTIVE, PLAN_FIELDS, DraftSettings, Method, Plan, require_tree
+from specquant.decoding.method import ADAPTIVE, DraftSettings, Method, Plan, plans_in, require_tree
 from specquant.errors import SpecquantError, unknown
 
 
@@ -54,8 +54,7 @@ def plan_label(plan: Plan) -> str:
 
 def by_plan(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose index holds the fields of plans, with their labels for an index."""
-    keys = table.index.to_frame()[list(PLAN_FIELDS)].itertuples(index=False, name=None)
-    return table.set_axis(pd.Index([plan_label(Plan(*key)) for key in keys], name="plan"))
+    return table.set_axis(pd.Index(map(plan_label, plans_in(table.index.to_frame())), name="plan"))
 
 
 def methods_with_trees(of: tuple[str, ...] = ("target", "intermediate")) -> list[str]:
