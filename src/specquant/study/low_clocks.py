@@ -1,7 +1,7 @@
 """How far do processes differ in products alone, and what clock did the card have then?
 
-Of `peers.csv`, recorded without rests (`--rest-over-run 0`). Of ours and cuBLAS's: torch's int4 and fp8 products differ
-by more than these also at a full clock. Why was not looked for.
+Of `peers.csv`, recorded without rests (`--rest-over-run 0`). Of ours and cuBLAS's: a few of torch's int4 and fp8
+products differ by more than any of these at a full clock. Why was not looked for.
 """
 
 import pandas as pd
