@@ -760,3 +760,20 @@ def test_paths_that_cannot_be_read(small_models, refused, tmp_path):
         benchmark = ("--benchmark", "gsm8k", "--data-dir", path, "--out", tmp_path / "out")
         refused("bench", "tasks", "--model", small_models / "target", *benchmark)
         refused("bench", "trees", "--models-dir", path, "--out", tmp_path / "out")
+
+
+def test_other_files_than_tables_are_told_by_every_command_that_takes_one(refused, tmp_path):
+    """Under any name: also a table of something else."""
+    (tmp_path / "mine.md").write_text("# Mine\n\nwords\n")
+    shutil.copyfile(files.project_root() / "data/recorded/cpu/heads.csv", tmp_path / "other.csv")
+    measured = ("--model", "llama-3-8b", "--intermediate", "llama-3-8b", "--out", tmp_path / "out", "--device", "cpu")
+    for option, command in (
+        ("--trees", ["plan"]),
+        ("--traces", ["plan"]),
+        ("--trees", ["bench", "replay", *measured]),
+        ("--traces", ["bench", "replay", *measured]),
+        ("--trees", ["bench", "planted", *measured]),
+    ):
+        said = refused(*command, option, tmp_path / "mine.md")
+        assert f"mine.md is no table of {option[2:]}, for its first line has none of its columns: name a" in said
+        assert "other.csv lacks the columns model, " in refused(*command, option, tmp_path / "other.csv")

@@ -163,7 +163,7 @@ def test_bad_input_is_one_line_and_status_2(capsys):
 
 
 def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
-    def fail(*_):
+    def fail(**_):
         raise SpecquantError("first\n  second")
 
     monkeypatch.setattr("specquant.study.paper.build_figures", fail)
@@ -303,7 +303,7 @@ def test_an_output_that_is_closed_takes_nothing():
 
 
 def test_an_error_of_a_path_that_no_command_foresaw_is_one_line(monkeypatch, capsys):
-    def fail(*_):
+    def fail(**_):
         raise PermissionError(13, "Permission denied", "/secret")
 
     monkeypatch.setattr("specquant.study.paper.build_figures", fail)

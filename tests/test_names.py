@@ -98,7 +98,10 @@ def test_a_wrong_name_is_refused_before_torch_is_imported(tmp_path):
             ["plan", "--target", "llama-3-7b"],
             "no pass of llama-3-7b in w4a16-g128 behind 512 tokens was measured, only of",
         ),
-        (["plan", "--head-scheme", "w8a8"], "drafts of heads in w8a8 were not measured"),
+        (
+            ["plan", "--head-scheme", "w8a8"],
+            "drafting.csv has no drafts of heads in w8a8, only in fp16, w4a16-g128: choose one of these (--head",
+        ),
     ],
 )
 def test_what_is_said_then(command, says):

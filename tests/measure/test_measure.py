@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
+from specquant.measure import adaptive, planted, replay, rounds, settling, verify_cost
 from specquant.measure import measure as engine
 from specquant.measure.measure import record
 from specquant.measure.verify_cost import MEASURE, Parameters
+from specquant.models import synthetic
 from specquant.study import read_provenance, read_results
 from specquant.tables import provenance
 
@@ -70,3 +72,30 @@ def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models
 def test_an_error_in_a_process_is_that_of_the_command(small_models, tmp_path):
     with pytest.raises(SpecquantError, match="do not fit: all must be at least 1 and context plus draft at most"):
         record(MEASURE, parameters(small_models, draft_sizes=(0, 2), processes=1), tmp_path)
+
+
+LARGE = {"model": "llama-3-70b", "device": "cpu", "processes": 2}
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        (replay, LARGE),
+        (planted, LARGE | {"row_invariance": ("no",)}),
+        (adaptive, LARGE | {"schemes": ("fp16",)}),
+        (rounds, LARGE),
+        (verify_cost, LARGE | {"schemes": ("fp16",)}),
+        (settling, {"models": ("llama-3-70b",), "device": "cpu"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", "").rpartition(".")[2],
+)
+def test_models_that_do_not_fit_a_cpu_are_told_once_before_any_process_starts(
+    question, options, tmp_path, in_process, monkeypatch, capsys
+):
+    monkeypatch.setattr(synthetic, "free_bytes", lambda device: 10**10)
+    with pytest.raises(SpecquantError, match=f"{question.MEASURE.name}.csv would hold no row: nothing was measured"):
+        record(question.MEASURE, question.Parameters(**options), tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "llama-3-70b in " in line
+    assert " is left out: 80 layers of 8192 in " in line
+    assert in_process == []

@@ -20,7 +20,8 @@ from specquant.measure import acceptance as measured
 from specquant.measure import replay
 from specquant.measure.measure import record
 from specquant.measure.replay import SyntheticModels, at_fitted_chances
-from specquant.models.synthetic import synthetic_config
+from specquant.models import synthetic as random_models
+from specquant.models.synthetic import Memory, synthetic_config
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Shapes, TreeShapes
 from specquant.planning.traces import Traces
@@ -96,6 +97,17 @@ def test_without_an_intermediate_model_trees_alone_are_replayed(replayed):
     assert (rows[rows.method == "autoregressive"].head_chance == 0).all()
     assert rows[rows.method == "eagle2"].head_chance.nunique() == 1 + len(replay.CHANCES)
     assert (rows.agreement == 0).all()
+
+
+def test_an_intermediate_model_that_does_not_fit_beside_its_target_is_told_before_any_runs(
+    replayed, monkeypatch, capsys, in_process
+):
+    monkeypatch.setattr(random_models, "memory_needed", lambda *model: Memory(10**9, 10**8, 10**7))
+    monkeypatch.setattr(random_models, "free_bytes", lambda device: 2 * 10**9)
+    with pytest.raises(SpecquantError, match=r"replayed\.csv would hold no row"):
+        replayed("fp16")
+    assert "and 0.9 GB are free on cpu beside its target: choose" in capsys.readouterr().err
+    assert in_process == []
 
 
 def test_each_process_draws_anew(replayed):
@@ -219,6 +231,9 @@ def test_a_replay_takes_the_methods_that_are_asked_for(small_shapes, one_questio
     rows = read_results(record(replay.MEASURE, parameters, tmp_path))
     assert sorted(rows.method) == ["autoregressive", "eagle3", "suffix"]
     assert set(rows.scheme) == {"w4a16-g128"}  # of the target that is timed
+    for methods, models in ((("suffix",), 1), (("suffix", "vanilla"), 2)):  # that these methods need
+        named = dataclasses.replace(parameters, intermediate=intermediate, methods=methods)
+        assert len(named.synthetic(named.units()[0])) == models
     for changed, message in (
         ({"methods": ("vanilla",)}, "vanilla needs an intermediate model: name one"),
         ({"methods": ("magic",)}, "unknown method 'magic'"),

@@ -9,6 +9,7 @@ from specquant.planning import calibration
 from specquant.planning.acceptance import Shapes
 from specquant.planning.costs import LevelCosts
 from specquant.planning.planner import Planner
+from specquant.planning.recorded import plan_tables
 
 PROBES = (
     Plan("autoregressive"),
@@ -33,6 +34,11 @@ def close():
 @pytest.fixture
 def planner():
     return Planner(TARGET, SMALL)
+
+
+def plan_table(*models, head_scheme="fp16", **options) -> pd.DataFrame:
+    """`plan_tables` with heads in one scheme."""
+    return plan_tables(*models, head_scheme=head_scheme, **options)[head_scheme]
 
 
 def plan_few(monkeypatch, tmp_path, *modules) -> None:

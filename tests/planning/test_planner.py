@@ -1,6 +1,9 @@
 """Predictions against what the decoder does when acceptance is replayed, and against sums done by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from specquant.decoding import EagleDrafter, Speculator
@@ -9,7 +12,7 @@ from specquant.decoding.method import Plan
 from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances
-from specquant.planning.planner import Planner
+from specquant.planning.planner import Planner, faster_heads
 from tests.decoding.conftest import random_head, random_model
 from tests.planning.conftest import BOTH, SHAPES, TARGET
 
@@ -88,3 +91,19 @@ def test_what_was_not_measured_is_refused(planner):
             planner.predict(plan, STATISTICS)
     with pytest.raises(SpecquantError, match="needs the costs of an intermediate model"):
         Planner(TARGET).predict(Plan("vanilla", min_draft_length=4), STATISTICS)
+
+
+@pytest.mark.parametrize(("draft_ms", "gain"), [(3.0, None), (2.95, None), (1.0, 19.5 / 17.5), (5.0, None)])
+def test_other_heads_are_told_where_the_fastest_plan_gains_by_them(draft_ms, gain):
+    def table(costs):
+        return Planner(costs).table(STATISTICS, [Plan("autoregressive"), Plan("eagle2", 7, 3)])
+
+    others = table(replace(TARGET, draft_ms=pd.Series({3: draft_ms})))
+    told = faster_heads({"fp16": table(TARGET), "w4a16-g128": others})
+    assert told == (gain and ("w4a16-g128", pytest.approx(others.tokens_per_s.max()), pytest.approx(gain)))
+
+
+def test_plans_that_only_other_heads_have_do_not_count():
+    ours = Planner(TARGET).table(STATISTICS, [Plan("autoregressive")])
+    theirs = Planner(TARGET).table(STATISTICS, [Plan("autoregressive"), Plan("eagle2", 7, 3)])
+    assert faster_heads({"fp16": ours, "w4a16-g128": theirs}) is None

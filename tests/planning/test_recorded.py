@@ -1,13 +1,16 @@
 """Planners from recorded tables, and what `specquant plan` prints of them."""
 
+import pandas as pd
 import pytest
 
 from specquant.cli import main
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances, Shapes
-from specquant.planning.recorded import RecordedCosts, plan_table, specmquant_planner
+from specquant.planning.costs import recorded_tables, too_slow
+from specquant.planning.recorded import RecordedCosts, plan_tables, specmquant_planner
 from specquant.tables.results import read_medians, read_results
+from tests.planning.conftest import plan_table
 
 RECORDED = "data/recorded/h200"
 
@@ -82,6 +85,44 @@ def test_the_fastest_plan_of_every_method_is_told(capsys):
     assert speeds == sorted(speeds, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("target", "intermediate", "slow"),
+    [("llama-3-8b", "llama-3-70b", True), ("llama-3-8b", "llama-3-8b", True), ("llama-3-70b", "llama-3-8b", False)],
+)
+def test_an_intermediate_model_that_is_no_faster_than_the_target_is_told(target, intermediate, slow, capsys):
+    assert main(["plan", "--target", target, "--intermediate", intermediate, "--rows", "1"]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"specquant: a pass of the intermediate model {intermediate} over one token takes ") == slow
+    assert first.endswith(": it pays only where it is the faster one, so name a smaller model (--intermediate)") == slow
+
+
+def test_an_own_copy_in_fewer_bits_is_taken_without_a_word():
+    """In tables with names of their own: shapes decide nothing, times do."""
+    passes, drafting = recorded_tables(RECORDED, ["llama-3-70b"], "fp16", "fp16")
+    copy = passes[(passes.model == "llama-3-70b") & (passes.scheme == "w4a16-g128")].assign(model="copy", scheme="fp16")
+    tables = pd.concat([passes, copy]), drafting
+    assert too_slow(tables, "llama-3-70b", "copy", "fp16") is None
+    assert too_slow(tables, "copy", "llama-3-70b", "fp16")
+
+
+def test_heads_that_are_faster_are_told_with_what_they_would_reach(capsys):
+    """In one sentence, which is what the same command with these heads says; where none are faster there is none."""
+    tables = plan_tables(RECORDED, "llama-3-70b", "llama-3-8b")
+    assert list(tables) == ["fp16", "w4a16-g128"]
+    ours, theirs = (table.iloc[0].tokens_per_s for table in tables.values())
+    assert theirs > 1.05 * ours
+    plan = ["plan", "--intermediate", "llama-3-8b"]
+    assert main(plan) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "specquant: heads in w4a16-g128 (--head-scheme w4a16-g128) would let the fastest plan reach "
+        f"{theirs:.2f} tokens per second, {theirs / ours:.2f} times as many, if as much of what they draft is accepted"
+    ]
+    assert main([*plan, "--head-scheme", "w4a16-g128"]) == 0
+    told = capsys.readouterr()
+    assert f"{theirs:.2f}" in told.out
+    assert "would let" not in told.err
+
+
 def test_chances_of_an_intermediate_model_are_refused_where_there_is_none(capsys):
     assert main(["plan", "--agreement", "0.7", "--inner-head", "0.7"]) == 2
     assert "there is no intermediate model for --inner-head and --agreement: name one" in capsys.readouterr().err
@@ -91,7 +132,10 @@ def test_chances_of_an_intermediate_model_are_refused_where_there_is_none(capsys
     ("arguments", "sentence"),
     [
         ({"scheme": "w4a16-g128-asym"}, "no pass of llama-3-70b in w4a16-g128-asym"),
-        ({"head_scheme": "w8a8"}, "drafts of heads in w8a8 were not measured, only in fp16, w4a16-g128"),
+        (
+            {"head_scheme": "w8a8"},
+            r"drafting\.csv has no drafts of heads in w8a8, only in fp16, w4a16-g128: choose one of these \(--head",
+        ),
         ({"chances": {"agreement": 1.5}}, "agreement is 1.5: it is a probability"),
         ({"recorded": "data/recorded/cpu"}, "there are no results at"),
     ],

@@ -6,9 +6,9 @@ import pytest
 from specquant.cli import main
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
-from specquant.planning.recorded import plan_table
 from specquant.planning.traces import Traces
 from specquant.study import read_results, write_results
+from tests.planning.conftest import plan_table
 
 EAGLE, HIERARCHY, VANILLA = Plan("eagle2", 4, 2), Plan("hierarchical", 3, 1, 2), Plan("vanilla", min_draft_length=2)
 

@@ -14,6 +14,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from specquant.cli import main
 from specquant.decoding.drafters import MARKS
 from specquant.errors import SpecquantError
 from specquant.files import project_root
@@ -121,6 +122,24 @@ def test_a_figure_that_no_table_gives_any_more_is_told(recorded, tmp_path, no_pi
     left.touch()
     build_figures(recorded, tmp_path / "figures")
     assert f"{left} is left as it was" in capsys.readouterr().err
+
+
+def test_one_figure_is_drawn_again_alone(recorded, tmp_path, no_pictures):
+    """With its supplement, if it has one, on every card; a new one is drawn before it is listed."""
+    drawn = build_figures(recorded, tmp_path / "figures", ["quality", "published_speedups"])
+    assert [path.relative_to(tmp_path / "figures").as_posix() for path in drawn] == [
+        "published_speedups.png",
+        "H200/quality.png",
+    ]
+    left = [path for path in (tmp_path / "figures").rglob("*") if path.suffix in (".tex", ".md")]
+    assert not left
+    with pytest.raises(SpecquantError, match="there is no table to draw phases from in "):
+        build_figures(recorded, tmp_path / "figures", ["phases"])
+
+
+def test_a_figure_that_is_none_is_refused_with_those_that_are(tmp_path, capsys):
+    assert main(["figures", "--only", "quality", "--only", "kernel"]) == 2
+    assert capsys.readouterr().err.startswith("specquant: unknown figure 'kernel': choose one of published_speedups, ")
 
 
 def test_nothing_to_draw_is_an_error(tmp_path):

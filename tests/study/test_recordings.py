@@ -167,6 +167,17 @@ def test_tables_of_other_kernels_are_told_first(tmp_path, monkeypatch):
     assert len(lines) == 4
 
 
+def test_a_machine_without_a_gpu_names_stale_tables_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "attention.csv").touch()
+    record = {"device": "a GPU", "clock": "events", "commit": "c0ffee", "kernels_sha256": "0" * 64}
+    (tmp_path / "attention.json").write_text(json.dumps(record))
+    lines = []
+    with pytest.raises(SpecquantError, match="card h200, and this machine has no GPU"):
+        recordings.record_card("h200", tmp_path, tell=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["attention.csv is stale, so its commands will be refused"]
+
+
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
 def test_a_time_that_is_none_is_refused(minutes):
     with pytest.raises(SpecquantError, match="give more than 0"):

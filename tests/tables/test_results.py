@@ -108,6 +108,16 @@ def test_a_damaged_table_is_named_with_the_place(tmp_path, damage, sentence):
     assert str(path) in str(raised.value)
 
 
+def test_a_file_that_is_no_such_table_is_told_from_a_damaged_one(tmp_path):
+    """It cannot be measured again: another file was meant."""
+    (tmp_path / "README.md").write_text("# A heading\n\nand a text\n")
+    says = r"README\.md is no table of trees, for its first line has none of its columns: name a table that specquant "
+    with pytest.raises(SpecquantError, match=says + "bench trees wrote"):
+        read_results(tmp_path / "README.md", table="trees")
+    with pytest.raises(SpecquantError, match="none of its columns: correct it, or take it from the repository"):
+        read_results(tmp_path / "README.md", table="claims")
+
+
 def test_missing_results_and_broken_provenance_are_named(tmp_path):
     with pytest.raises(SpecquantError, match=r"there are no results at .*verify_cost\.csv"):
         read_results(tmp_path / "verify_cost.csv")
@@ -218,6 +228,21 @@ def test_a_row_that_is_there_twice_is_refused(table, tmp_path):
     path = tmp_path / f"{table}.csv"
     path.write_text("\n".join([*lines, lines[2]]) + "\n")
     with pytest.raises(SpecquantError, match=rf"line {len(lines) + 1}: a second row of {names[0]} "):
+        read_results(path)
+
+
+SHAPES = "trees"  # the same tree may be drafted twice
+EVERY = [path.relative_to(project_root()) for path in sorted((project_root() / "data").rglob("*.csv"))]
+
+
+@pytest.mark.parametrize("table", [path for path in EVERY if path.stem != SHAPES], ids=str)
+def test_a_line_that_is_there_twice_is_refused_in_every_table_of_the_project(table, tmp_path):
+    lines = (project_root() / table).read_text().splitlines()
+    path = tmp_path / table.name
+    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(
+        SpecquantError, match=rf"{table.name}, line \d+: a second row .*: .* take it from the repository"
+    ):
         read_results(path)
 
 

@@ -78,7 +78,7 @@ def plan(
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
         rows: Plans to show, the fastest; the fastest of each other method is shown, too.
     """
-    from specquant.planning.costs import recorded_tables
+    from specquant.planning.costs import recorded_tables, too_slow
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
@@ -94,15 +94,23 @@ def plan(
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
-    recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # refuses without torch
-    from specquant.planning.planner import fastest
-    from specquant.planning.recorded import plan_table
+    costs = recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # without torch
+    if intermediate and (why := too_slow(costs, target, intermediate, scheme)):
+        tell(why)
+    from specquant.planning.planner import faster_heads, fastest
+    from specquant.planning.recorded import plan_tables
 
-    table = plan_table(recorded, target, intermediate, scheme, head_scheme, given, **where)
+    tables = plan_tables(recorded, target, intermediate, scheme, head_scheme, given, **where)
     models = f"{target} and {intermediate}" if intermediate else target
     source = f"of {traces}" if traces else "assumed"
     tell(f"{models} in {scheme}, heads in {head_scheme}, by the costs in {recorded}: predicted; acceptance is {source}")
-    print(fastest(table, rows).round(2).to_string(index=False))
+    print(fastest(tables[head_scheme], rows).round(2).to_string(index=False))
+    if faster := faster_heads(tables):
+        heads, speed, gain = faster
+        tell(
+            f"heads in {heads} (--head-scheme {heads}) would let the fastest plan reach {speed:.2f} tokens per second, "
+            f"{gain:.2f} times as many, if as much of what they draft is accepted"
+        )
 
 
 def fetch(*names: str, data_dir: Path | None = None) -> None:
@@ -171,9 +179,13 @@ def claims() -> None:
         print(path)
 
 
-def figures() -> None:
-    """Rebuild figures/ from data/recorded and data/published alone."""
+def figures(*, only: list[str] | None = None) -> None:
+    """Rebuild figures/ from data/recorded and data/published alone.
+
+    Args:
+        only: Draw this figure, and leave all else as it is; may be repeated.
+    """
     from specquant.study.paper import build_figures
 
-    for path in build_figures():
+    for path in build_figures(only=only or ()):
         print(path)

@@ -26,7 +26,7 @@ from specquant.models import graphs
 from specquant.models.device import default_dtype
 from specquant.models.eagle import describe_head, head_scheme
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import synthetic_config
+from specquant.models.synthetic import Synthetic, synthetic_config
 from specquant.planning.confidences import RECORDED, TOP_K, best_static, fit_confidence_map, read_confidences, simulate
 from specquant.quant import get_scheme
 from specquant.tables.results import read_results
@@ -99,19 +99,25 @@ class Parameters(Common):
             for scheme in self.schemes
         ]
 
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        longest = self.prompt_length + self.most_tokens(self.texts()[1::2]) + MOST_ITERATIONS
+        dtype = default_dtype(self.device, unit["scheme"])
+        return [Synthetic(synthetic_config(self.model), unit["scheme"], longest, dtype)]
+
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode the second half of the traces by each choice; the first half calibrates confidence."""
     texts = parameters.texts()
     confidence_map, judged = fit_confidence_map(texts[::2]), texts[1::2]
     for unit in units:
+        (made,) = parameters.synthetic(unit)
         models = SyntheticModels(
             parameters.model,
             None,
             unit["scheme"],
             head_scheme=parameters.head_scheme,
-            context_length=parameters.prompt_length + parameters.most_tokens(judged) + MOST_ITERATIONS,
-            dtype=default_dtype(parameters.device, unit["scheme"]),
+            context_length=made.context_length,
+            dtype=made.dtype,
             device=parameters.device,
             seed=parameters.seed,
         )

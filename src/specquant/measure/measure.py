@@ -26,6 +26,8 @@ from specquant.measure.executors import Here, Slurm, Task
 from specquant.measure.parameters import Common, from_json
 from specquant.measure.states import States
 from specquant.models.digest import by_name_alone
+from specquant.models.memory import NotEnoughMemory
+from specquant.models.synthetic import require_room
 from specquant.progress import tell, tqdm
 from specquant.tables.parts import Parts, Unit
 from specquant.tables.provenance import COMMAND, command_line, device_name
@@ -94,9 +96,30 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
     for each in parts:
         _tell_by_name_alone(parameters, each)
     missing = [unit for unit in units if any(unit in of_table for of_table in lacking)]
+    if parameters.device == "cpu" and not executor.elsewhere:  # on a GPU each process looks: to look takes memory there
+        missing = _that_fit(parameters, missing)
     raise_failures(_measure_all(measure, parameters, missing, parts, executor), "processes")
     joined = [each.join() for each in parts]
     return joined[0]
+
+
+def _that_fit(parameters: Common, units: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The units whose synthetic models fit this machine's memory; of the others it is said once for all processes."""
+    fit: dict[str, bool] = {}
+    for unit in units:
+        work = _of_any_process(unit)
+        if work not in fit:
+            try:
+                require_room(parameters.synthetic(unit), parameters.device)
+                fit[work] = True
+            except NotEnoughMemory as error:
+                tell(str(left_out(unit, error)))
+                fit[work] = False
+    return [unit for unit in units if fit[_of_any_process(unit)]]
+
+
+def _of_any_process(unit: Unit) -> str:
+    return str(dict(unit) | {"process": None})
 
 
 def _tell_by_name_alone(parameters: Common, parts: Parts) -> None:

@@ -14,6 +14,7 @@ from specquant.models.companions import COMPANIONS
 from specquant.models.device import choose_device, gpu_is_available, named_dtype
 from specquant.models.digest import DIGEST, digests_of
 from specquant.models.options import DType
+from specquant.models.synthetic import Synthetic
 from specquant.quant import get_scheme
 from specquant.tables.provenance import device_name
 
@@ -95,6 +96,10 @@ class Common:
     def units(self) -> list[dict[str, Any]]:
         """The units of work, those of one process after each other."""
         raise NotImplementedError
+
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        """The synthetic models that a unit needs together, the target first."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,10 @@ from specquant.models.names import SHAPES, source_of
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
 from specquant.models.synthetic import (
+    Synthetic,
     code_shares,
     require_integer_codes,
+    require_room,
     synthetic_config,
     synthetic_model,
 )
@@ -138,7 +140,7 @@ class Parameters(Common):
         require_count(self.head_vocabulary, vocab_size)
         if self.intermediate is not None:
             require_count(self.head_vocabulary, synthetic_config(self.intermediate).vocab_size)
-        trees = read_results(self.trees)
+        trees = read_results(self.trees, table="trees")
         for plan in self.plans():
             if which := _trees_of(plan):
                 tree_shapes(trees_of(trees, which), *plan.tree)
@@ -169,6 +171,13 @@ class Parameters(Common):
             for scheme in self.schemes
             for row_invariant in self.row_invariance
         ]
+
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        dtype = named_dtype(self.dtype) or default_dtype(self.device, unit["scheme"])
+        models = [(self.source, unit["scheme"])] if self.weights == "synthetic" else []
+        if self.intermediate is not None and {plan.method for plan in self.plans()} & {*methods_with("intermediate")}:
+            models.append((self.intermediate, self.intermediate_scheme))
+        return [Synthetic(synthetic_config(name), scheme, self.context_length, dtype) for name, scheme in models]
 
     def plans(self) -> list[Plan]:
         """The plans to decode by, decoding one by one first. Raises SpecquantError for a method that is none of those,
@@ -323,8 +332,8 @@ def decode_plans(models: SyntheticModels, parameters: Parameters, process: int) 
     Each plan first decodes at least `new_tokens` without being timed, which captures its graphs. Of decoding one by one
     that is the first text, and the same text again is compared with it: a target that does not repeat itself shows.
     """
-    trees, prompts, count = read_results(parameters.trees), parameters.prompts(process), parameters.new_tokens
-    rows, known = [], []
+    trees = read_results(parameters.trees, table="trees")
+    prompts, count, rows, known = parameters.prompts(process), parameters.new_tokens, [], []
     for plan in parameters.plans():
         speculator = planted_speculator(plan, models, parameters, trees, process)
         if plan.method == "autoregressive":
@@ -403,7 +412,7 @@ def _comparison(compared: Sequence[tuple[Decoded, Decoded]]) -> dict[str, Any]:
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode by every plan of each unit in turn; each draft and pass is timed where it stands in decoding."""
     for unit in units:
-        scheme = unit["scheme"]
+        scheme, made = unit["scheme"], parameters.synthetic(unit)
         own, codes = _trained(parameters, scheme)
         models = PlantedModels(
             parameters.source,
@@ -421,6 +430,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             codes=codes,
         )
         try:
+            require_room(made, parameters.device)
             yield unit, decode_plans(models, parameters, unit["process"])
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)

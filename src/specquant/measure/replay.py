@@ -34,7 +34,7 @@ from specquant.models.graphs import GraphedLlama, graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
 from specquant.models.options import DType
-from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+from specquant.models.synthetic import Synthetic, require_room, synthetic_config, synthetic_head, synthetic_model
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Chances, Shapes
 from specquant.planning.traces import Traces
@@ -161,13 +161,23 @@ class Parameters(Common):
             for scheme in self.schemes
         ]
 
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        context = self.prompt_length + 2 * self.new_tokens
+        dtype = named_dtype(self.dtype) or default_dtype(self.device, unit["scheme"])
+        models = [Synthetic(synthetic_config(self.model), unit["scheme"], context, dtype)]
+        methods = {plan.method for plan, _ in self.points(unit["chances"], unit["scheme"])}
+        if self.intermediate is not None and methods & {*methods_with("intermediate")}:
+            room = 1 if self.share_cache else context
+            models.append(Synthetic(synthetic_config(self.intermediate), self.intermediate_scheme, room, dtype))
+        return models
+
     def points(self, chances: str, scheme: str) -> Sequence[tuple[Plan, Chances | Traces]]:
         """The plans to decode, each with chances of acceptance: the fitted ones, or those that a sweep adds; or each of
         those that were traced, with the traces."""
         if chances == "traced":
             traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme, self.traced_scheme)
             return [(plan, traces) for plan in dict.fromkeys((Plan("autoregressive"), *self._traced(traces)))]
-        shapes = Shapes.of(read_results(self.trees))
+        shapes = Shapes.of(read_results(self.trees, table="trees"))
         length = self.hierarchical_length
         nodes, iterations = self.tree
         fitted = shapes.fitted_chances((nodes, iterations), self.accepted_length, hierarchical_length=length)
@@ -221,8 +231,9 @@ def _other_chances(plan: Plan, fitted: Chances) -> list[Chances]:
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Decode every plan of each unit in turn; each draft and pass is timed where it stands in decoding."""
-    trees = read_results(parameters.trees)
+    trees = read_results(parameters.trees, table="trees")
     for unit in units:
+        target, *_ = made = parameters.synthetic(unit)
         models = SyntheticModels(
             parameters.model,
             parameters.intermediate,
@@ -230,8 +241,8 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             parameters.intermediate_scheme,
             parameters.head_scheme,
             parameters.head_vocabulary,
-            context_length=parameters.prompt_length + 2 * parameters.new_tokens,
-            dtype=named_dtype(parameters.dtype) or default_dtype(parameters.device, unit["scheme"]),
+            context_length=target.context_length,
+            dtype=target.dtype,
             device=parameters.device,
             seed=parameters.seed,
             share_cache=parameters.share_cache,
@@ -239,6 +250,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         seed = later_seed(parameters.seed, unit["process"])
         points = parameters.points(unit["chances"], unit["scheme"])
         try:
+            require_room(made, parameters.device)
             rows = replay_plans(models, trees, points, parameters.prompt_length, parameters.new_tokens, seed)
             yield unit, pd.DataFrame(rows)
         except NotEnoughMemory as error:
@@ -348,8 +360,7 @@ def replay_plans(
 
     Before its first row every plan decodes once without being timed, which captures its graphs. Times are milliseconds
     a step. head_chance, agreement: what is replayed at every depth, 0 where the plan has no such draft; nothing where
-    traces are replayed, in their order.
-    whole_drafts: the share of steps that accepted all of a draft.
+    traces are replayed, in their order. whole_drafts: the share of steps that accepted all of a draft.
     """
     config = synthetic_config(models.target_name)
     prompt = random_prompt(config.vocab_size, prompt_length, seed)
@@ -439,13 +450,9 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
 def step_factors(rows: pd.DataFrame, assumptions: pd.DataFrame) -> pd.DataFrame:
     """The two factors of the hierarchy's gain over EAGLE-2 with 24 nodes, at the assumed lengths and at their ends.
 
-    Args:
-        rows: Rows of replayed.csv of one target, in one scheme and with one kind of head.
-        assumptions: assumptions.csv.
-
-    Returns:
-        "as assumed", "least" and "most": accepted lengths, which are assumed, times of a step, medians over processes,
-        and their product.
+    rows: of replayed.csv, of one target, in one scheme and with one kind of head. assumptions: assumptions.csv. Returns
+    "as assumed", "least" and "most": accepted lengths, which are assumed, times of a step, medians over processes, and
+    their product.
     """
     step_ms = rows.assign(step_ms=whole_step_ms(rows)).set_index("process")
     tree = step_ms[(step_ms.method == "eagle2") & (step_ms.draft_size == 24)].step_ms

@@ -23,7 +23,7 @@ from specquant.models.eagle import DraftHead, describe_head
 from specquant.models.graphs import graphed
 from specquant.models.llama import Llama
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+from specquant.models.synthetic import Synthetic, synthetic_config, synthetic_head, synthetic_model
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.quant import get_scheme
 from specquant.tables.results import read_results
@@ -71,19 +71,23 @@ class Parameters(Common):
             about | {"context_length": self.context_length, "process": process} for process in range(self.processes)
         ]
 
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        dtype = default_dtype(self.device, self.scheme)
+        return [Synthetic(synthetic_config(self.model), self.scheme, self.context_length + 1024, dtype)]
+
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time rounds with each head. A round is one block of its own: each follows another of its kind."""
-    shapes = tree_shapes(trees_of(read_results(parameters.trees), "intermediate"), *INNER_TREE)
-    config, context_length = synthetic_config(parameters.model), parameters.context_length
-    dtype = default_dtype(parameters.device, parameters.scheme)
+    shapes = tree_shapes(trees_of(read_results(parameters.trees, table="trees"), "intermediate"), *INNER_TREE)
+    context_length = parameters.context_length
     for unit in units:
+        (made,) = parameters.synthetic(unit)
         try:
-            model = synthetic_model(config, parameters.scheme, context_length + 1024, dtype, parameters.device)
+            model = synthetic_model(*made, parameters.device)
             rows = []
             for head_scheme, head_vocabulary in HEADS:
-                head = synthetic_head(config, model, head_scheme, head_vocabulary)
-                about = describe_head(head_scheme, head_vocabulary, config) | {"acceptance": "replayed"}
+                head = synthetic_head(made.config, model, head_scheme, head_vocabulary)
+                about = describe_head(head_scheme, head_vocabulary, made.config) | {"acceptance": "replayed"}
                 rows.append(about | inner_rounds(model, head, shapes, context_length, parameters.repeats))
             yield unit, pd.DataFrame(rows)
         except NotEnoughMemory as error:

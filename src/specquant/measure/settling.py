@@ -28,7 +28,7 @@ from specquant.measure.passes import prepare_passes
 from specquant.models.device import default_dtype
 from specquant.models.eagle import head_scheme
 from specquant.models.memory import NotEnoughMemory
-from specquant.models.synthetic import synthetic_config, synthetic_head, synthetic_model
+from specquant.models.synthetic import Synthetic, synthetic_config, synthetic_head, synthetic_model
 from specquant.tables.intervals import over_processes
 from specquant.tables.schemas import SETTLING
 from specquant.tables.style import legend_above, new_figure
@@ -82,30 +82,33 @@ class Parameters(Common):
             for scheme in self.schemes
         ]
 
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
+        dtype, longest = default_dtype(self.device, unit["scheme"]), max(1, *self.behind, *self.trees)
+        return [Synthetic(synthetic_config(unit["model"]), unit["scheme"], self.context_length + longest, dtype)]
+
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time passes and steps of each model and scheme."""
     for unit in units:
         try:
-            yield unit, settling(unit["model"], unit["scheme"], parameters)
+            yield unit, settling(unit, parameters)
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)
 
 
 @torch.inference_mode()
-def settling(name: str, scheme: str, parameters: Parameters) -> pd.DataFrame:
+def settling(unit: dict, parameters: Parameters) -> pd.DataFrame:
     """The rows of one model in one scheme."""
-    config, context_length = synthetic_config(name), parameters.context_length
-    sizes = sorted({1, *parameters.behind, *parameters.trees})
-    dtype = default_dtype(parameters.device, scheme)
-    model = synthetic_model(config, scheme, context_length + max(sizes), dtype, parameters.device, parameters.seed)
+    context_length, sizes = parameters.context_length, sorted({1, *parameters.behind, *parameters.trees})
+    (made,) = parameters.synthetic(unit)
+    model = synthetic_model(*made, parameters.device, parameters.seed)
     passes = prepare_passes(model, sizes, context_length)
     tables = [
         successive(passes, behind, idle_ms, model.device)
         for behind in parameters.behind
         for idle_ms in parameters.idle_ms
     ]
-    head = synthetic_head(config, model, parameters.head_scheme)
+    head = synthetic_head(made.config, model, parameters.head_scheme)
     for size in (0, *parameters.trees):
         # A tree of one node is decoding one by one with a draft beside it: the draft itself always has as many nodes.
         draft = prepare_draft(head, max(parameters.trees), ITERATIONS, context_length=context_length)

@@ -32,7 +32,7 @@ from specquant.models.memory import NotEnoughMemory
 from specquant.models.names import SHAPES, source_of
 from specquant.models.options import DType
 from specquant.models.quantize import CALIBRATION_TEXT
-from specquant.models.synthetic import bytes_read, synthetic_config, synthetic_model
+from specquant.models.synthetic import Synthetic, bytes_read, synthetic_config, synthetic_model
 from specquant.models.targets import quantized_target
 from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, ratios
 from specquant.tables.schemas import VERIFY_COST
@@ -107,14 +107,22 @@ class Parameters(InBlocks):
             for protocol in protocols
         ]
 
-    def load(self, scheme: str) -> Llama:
-        """The model in a scheme. Raises NotEnoughMemory where it does not fit."""
-        dtype = named_dtype(self.dtype) or default_dtype(self.device, scheme)
+    def synthetic(self, unit: dict[str, Any]) -> list[Synthetic]:
         if self.weights == "trained":
-            copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration_text=self.calibration_text)
-            return load_model(copy, dtype=dtype, device=self.device)
+            return []
         config, longest = synthetic_config(source_of(self.model)), max(self.contexts) + max(self.draft_sizes)
-        return synthetic_model(config, scheme, longest, dtype, self.device, self.seed)
+        return [Synthetic(config, unit["scheme"], longest, self._dtype(unit["scheme"]))]
+
+    def load(self, unit: dict[str, Any]) -> Llama:
+        """The model of a unit. Raises NotEnoughMemory where it does not fit."""
+        if models := self.synthetic(unit):
+            return synthetic_model(*models[0], self.device, self.seed)
+        scheme = unit["scheme"]
+        copy = quantized_target(self.model, scheme, self.keep_targets_in, calibration_text=self.calibration_text)
+        return load_model(copy, dtype=self._dtype(scheme), device=self.device)
+
+    def _dtype(self, scheme: str) -> torch.dtype:
+        return named_dtype(self.dtype) or default_dtype(self.device, scheme)
 
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
@@ -126,7 +134,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     by_scheme = [list(group) for _, group in groupby(units, key=lambda unit: unit["scheme"])]
     for of_scheme in order.sample(by_scheme, len(by_scheme)):
         try:
-            model = parameters.load(of_scheme[0]["scheme"])
+            model = parameters.load(of_scheme[0])
         except NotEnoughMemory as error:
             for unit in of_scheme:
                 yield unit, left_out(unit, error)

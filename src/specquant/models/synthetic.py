@@ -5,6 +5,7 @@ A rotated scheme is made as the others are: rotation changes no shape and no ope
 """
 
 import math
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,15 @@ class Memory(NamedTuple):
     weights: int
     cache: int
     working: int
+
+
+class Synthetic(NamedTuple):
+    """What `synthetic_model` makes a model of."""
+
+    config: PreTrainedConfig
+    scheme: str
+    context_length: int
+    dtype: torch.dtype
 
 
 def synthetic_config(model: str | Path) -> PreTrainedConfig:
@@ -257,11 +267,26 @@ def memory_needed(
     return Memory(weights, _cache_bytes(config, context_length, dtype), working)
 
 
+def require_room(models: Iterable[Synthetic], device: torch.device | str) -> None:
+    """Raises NotEnoughMemory where the device has too little free memory for these models together."""
+    beside = 0
+    for model in models:
+        require_memory(*model, device, beside)
+        needed = memory_needed(*model, device)
+        beside += needed.weights + needed.cache
+
+
 def require_memory(
-    config: PreTrainedConfig, scheme: str | Scheme, context_length: int, dtype: torch.dtype, device: torch.device | str
+    config: PreTrainedConfig,
+    scheme: str | Scheme,
+    context_length: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    beside: int = 0,
 ) -> None:
-    """Raises NotEnoughMemory where the device has less free memory than the model needs."""
-    needed, free = memory_needed(config, scheme, context_length, dtype, device), free_bytes(device)
+    """Raises NotEnoughMemory where the device has less free memory than the model needs. beside: bytes that others will
+    have taken."""
+    needed, free = memory_needed(config, scheme, context_length, dtype, device), free_bytes(device) - beside
     if sum(needed) > free:
         weights, cache, working = (f"{part / 1e9:.1f}" for part in needed)
         scheme = get_scheme(scheme) if isinstance(scheme, str) else scheme
@@ -269,8 +294,9 @@ def require_memory(
         raise NotEnoughMemory(
             f"{config.num_hidden_layers} layers of {config.hidden_size} in {scheme.name} with a context of "
             f"{context_length} need {sum(needed) / 1e9:.1f} GB ({weights} weights{', unpacked for a CPU' * unpacked}, "
-            f"{cache} cache, {working} working memory), and {free / 1e9:.1f} GB are free on {device}: choose "
-            f"{'a GPU, a smaller model' if unpacked else 'fewer bits'}, a shorter context or a larger device"
+            f"{cache} cache, {working} working memory), and {max(0, free) / 1e9:.1f} GB are free on {device}"
+            f"{' beside its target' * (beside > 0)}: choose {'a GPU, a smaller model' if unpacked else 'fewer bits'}, "
+            "a shorter context or a larger device"
         )
 
 

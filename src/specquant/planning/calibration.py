@@ -268,7 +268,7 @@ def _check_steps(steps: pd.DataFrame, path: str | Path) -> None:
 
 
 def plans_of(models: Models, steps: pd.DataFrame) -> pd.DataFrame:
-    """What every plan whose models were given would reach, the fastest first: as `plan_table`, from a calibration."""
+    """What every plan whose models were given would reach, the fastest first: as `plan_tables`, from a calibration."""
     return _table(models, *calibrated(steps))
 
 

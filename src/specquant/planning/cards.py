@@ -49,8 +49,11 @@ def read_cards(path: str | Path = CARDS) -> dict[str, Card]:
     except (OSError, ValueError, KeyError) as error:
         raise SpecquantError(f"{path} is no table of cards ({error}): take it from the repository") from None
     missing = numbers.isna() & (numbers.columns == "fp8_tflop_s")  # older cards multiply no fp8
-    if table.card.isna().any() or not (missing | ((numbers > 0) & (numbers < float("inf")))).all(axis=None):
-        raise SpecquantError(f"{path} has a card without a name, or no number above 0: take it from the repository")
+    named_once = table.card.notna() & ~table.card.duplicated()
+    if not named_once.all() or not (missing | ((numbers > 0) & (numbers < float("inf")))).all(axis=None):
+        raise SpecquantError(
+            f"{path} has a card without a name or twice, or no number above 0: take it from the repository"
+        )
     return {
         row["card"]: Card(
             row["card"],

@@ -71,11 +71,26 @@ def recorded_tables(
     passes, drafting = (read_medians(resolve(recorded) / f"{table}.csv") for table in ("verify_cost", "drafting"))
     if head_scheme not in set(drafting.head_scheme):
         raise SpecquantError(
-            f"drafts of heads in {head_scheme} were not measured, only in {', '.join(drafting.head_scheme.unique())}"
+            f"{resolve(recorded) / 'drafting.csv'} has no drafts of heads in {head_scheme}, only in "
+            f"{', '.join(drafting.head_scheme.unique())}: choose one of these (--head-scheme)"
         )
     for model in models:
         measured_costs(passes, drafting, model, scheme, head_scheme)
     return passes, drafting
+
+
+def too_slow(tables: tuple[pd.DataFrame, pd.DataFrame], target: str, intermediate: str, scheme: str) -> str | None:
+    """What is to be said of an intermediate model that is no faster than its target; None where it is.
+
+    tables: `recorded_tables`.
+    """
+    its_ms, target_ms = (measured_costs(*tables, model, scheme).verify(1) for model in (intermediate, target))
+    if its_ms < target_ms:
+        return None
+    return (
+        f"a pass of the intermediate model {intermediate} over one token takes {its_ms:.2f} ms, and one of {target} "
+        f"{target_ms:.2f} ms: it pays only where it is the faster one, so name a smaller model (--intermediate)"
+    )
 
 
 def measured_costs(

@@ -1,18 +1,19 @@
 """What each method gains, predicted: from the costs of passes and drafts, and from how often drafts are accepted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from specquant.decoding.drafters import METHODS, get_method
-from specquant.decoding.method import Plan
+from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.planning.acceptance import AcceptanceStatistics
 from specquant.planning.costs import LevelCosts
 from specquant.tables.speed import speed
 
 MIN_DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
+LEAST_GAIN = 1.01  # of other heads, to be told
 
 
 class Planner:
@@ -67,3 +68,17 @@ class Planner:
 def fastest(table: pd.DataFrame, rows: int) -> pd.DataFrame:
     """Of `Planner.table`: the first rows, and the fastest plan of each method that is not among them."""
     return table[(np.arange(len(table)) < rows) | ~table["method"].duplicated()]
+
+
+def faster_heads(tables: Mapping[str, pd.DataFrame]) -> tuple[str, float, float] | None:
+    """The scheme of heads with which the fastest plan would be fastest, its tokens per second, and these over those
+    with the first scheme's heads; None where nothing is gained.
+
+    tables: `Planner.table` by the scheme of heads. Of the others' plans only those count that the first has, too.
+    """
+    speeds = {heads: table.set_index([*PLAN_FIELDS]).tokens_per_s for heads, table in tables.items()}
+    first, *_ = speeds.values()
+    best = {heads: float(of_heads[of_heads.index.isin(first.index)].max()) for heads, of_heads in speeds.items()}
+    heads = max(best, key=lambda each: best[each])
+    gain = best[heads] / first.max()
+    return (heads, best[heads], gain) if gain >= LEAST_GAIN else None

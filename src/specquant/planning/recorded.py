@@ -1,6 +1,6 @@
 """Planners from recorded tables: of one GPU's, of the paper's own code, of data sheets; and `specquant plan`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,7 +122,7 @@ def planners_by_card(
     return planners
 
 
-def plan_table(
+def plan_tables(
     recorded: str | Path,
     target: str,
     intermediate: str | None = None,
@@ -132,8 +132,9 @@ def plan_table(
     trees: str | Path = RECORDED_TREES,
     traces: str | Path | None = None,
     traced_scheme: str | None = None,
-) -> pd.DataFrame:
-    """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first.
+) -> dict[str, pd.DataFrame]:
+    """Every plan for a target and an intermediate model on the GPU whose costs are in `recorded`, the fastest first: a
+    table for each scheme of heads that was timed, by its name; that of `head_scheme` comes first.
 
     chances: "head" in trees of 24 nodes, "inner_head" in trees of 30, "agreement"; missing ones are fitted
     (`Shapes.fitted_chances`). traces: what a real model accepted, a table (`Traces`), in place of chances and shapes;
@@ -148,22 +149,26 @@ def plan_table(
             raise SpecquantError(f"{name} is {chance}: it is a probability, from 0 to 1")
     passes, drafting = recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)
 
-    def planner_of(head_vocabulary: int | None = None) -> Planner:
+    def planner_of(heads: str, head_vocabulary: int | None = None) -> Planner:
         def costs(model: str) -> LevelCosts:
-            return measured_costs(passes, drafting, model, scheme, head_scheme, head_vocabulary)
+            return measured_costs(passes, drafting, model, scheme, heads, head_vocabulary)
 
         return Planner(costs(target), costs(intermediate) if intermediate else None)
 
-    planner = planner_of()
-    if traces:
-        traced = Traces(read_results(traces, table="traces"), scheme, traced_scheme)
-        if intermediate is None:
-            _leave_out_hierarchies(traced)
-        statistics = traced.statistics(intermediate is not None)
-        measured = _predictions(traced, {"eagle": planner, "eagle3": planner_of(EAGLE3_TOKENS)})
-        return planner.table(replace(statistics, measured=measured))
-    shapes = Shapes.of(read_results(trees, table="trees"))
-    return planner.table(shapes.statistics(replace(shapes.fitted_chances(), **given), FITTED_AT))
+    planners = {heads: planner_of(heads) for heads in dict.fromkeys((head_scheme, *drafting.head_scheme))}
+    if not traces:
+        shapes = Shapes.of(read_results(trees, table="trees"))
+        statistics = shapes.statistics(replace(shapes.fitted_chances(), **given), FITTED_AT)
+        return {heads: planner.table(statistics) for heads, planner in planners.items()}
+    traced = Traces(read_results(traces, table="traces"), scheme, traced_scheme)
+    if intermediate is None:
+        _leave_out_hierarchies(traced)
+    statistics, tables = traced.statistics(intermediate is not None), {}
+    for heads, planner in planners.items():
+        by_head = {"eagle": planner, "eagle3": planner_of(heads, EAGLE3_TOKENS)}
+        measured = _predictions(traced, by_head, tell if heads == head_scheme else None)
+        tables[heads] = planner.table(replace(statistics, measured=measured))
+    return tables
 
 
 def _leave_out_hierarchies(traces: Traces) -> None:
@@ -179,8 +184,13 @@ def _leave_out_hierarchies(traces: Traces) -> None:
         tell(f"left out for want of an intermediate model (--intermediate): {', '.join(needing)}")
 
 
-def _predictions(traces: Traces, planners: Mapping[str, Planner]) -> dict[Plan, Prediction]:
-    """What traced plans beyond the paper's would reach, by the kind of head that they have; says which are left out."""
+def _predictions(
+    traces: Traces, planners: Mapping[str, Planner], tell: Callable[[str], None] | None
+) -> dict[Plan, Prediction]:
+    """What traced plans beyond the paper's would reach, by the kind of head that they have.
+
+    tell: takes a line about each that is left out.
+    """
     told = {}
     for plan in traces.plans:
         method = get_method(plan.method)
@@ -191,5 +201,6 @@ def _predictions(traces: Traces, planners: Mapping[str, Planner]) -> dict[Plan, 
         try:
             told[plan] = traced_prediction(plan, traces.steps(plan), planner)
         except SpecquantError as error:
-            tell(f"{plan} is left out: {error}")
+            if tell:
+                tell(f"{plan} is left out: {error}")
     return told

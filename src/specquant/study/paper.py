@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from specquant.errors import SpecquantError
+from specquant.errors import SpecquantError, unknown
 from specquant.files import resolve, write_file
 from specquant.measure import kernels, quality, throughput
 from specquant.measure.kernels import BENCH_SCHEMES, FP8_SCHEMES
@@ -383,17 +383,23 @@ RECORDED_FIGURES = (
 )
 
 
-def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures") -> list[Path]:
+def build_figures(
+    data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures", only: Sequence[str] = ()
+) -> list[Path]:
     """Rebuild every figure and LaTeX table whose data are there, and the README.md that shows the figures; returns the
-    PNGs' paths.
+    PNGs' paths. only: the names of figures; then these are drawn, and nothing else is written.
 
     Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
     and library versions give the same bytes. Says which figures are there that no data gave anew. Raises
-    SpecquantError for a broken table, before anything is written, and for an unwritable folder.
+    SpecquantError for an unknown name, for a broken table, before anything is written, and for an unwritable folder.
     """
+    names = [figure.name for figure in RECORDED_FIGURES]
+    for name in only:
+        if name not in names:
+            raise unknown("figure", name, names)
     data_dir, figures_dir = resolve(data_dir), resolve(figures_dir)
     drawings = []
-    for folder, figure, (table, *others) in _tables(data_dir):
+    for folder, figure, (table, *others) in _tables(data_dir, only):
         frame = figure.rows(_counted(read_results(table) if figure.every_process else read_medians(table), table))
         device = None if figure.published else _device(table)
         frame.attrs["card"] = None if device is None else card_label(device)
@@ -405,7 +411,7 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
                 drawings.append((folder, name, drawing, text))
                 plt.close(drawing)  # pyplot forgets it; it can still be saved
     tables = {}
-    for folder in _device_folders(data_dir):
+    for folder in () if only else _device_folders(data_dir):
         for table in RECORDED_TABLES:
             paths = [folder / table.table, *(data_dir / path for path in table.other_tables)]
             if all(path.is_file() for path in paths):
@@ -415,12 +421,15 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
                     text = latex(table, frame, *beside, device=_device(paths[0]), folder=folder.name)
                     tables[folder / f"{table.name}.tex"] = text
     if not drawings:
-        raise SpecquantError(f"there is no table to draw from in {data_dir}/published or {data_dir}/recorded")
+        which = f"draw {' and '.join(only)}" if only else "draw"
+        raise SpecquantError(f"there is no table to {which} from in {data_dir}/published or {data_dir}/recorded")
     paths, sections = [], []
     for folder, name, drawing, text in drawings:
         paths.append(save_figure(drawing, name, figures_dir / folder, text))
         location = paths[-1].relative_to(figures_dir).as_posix()
         sections.append(f"## {location.removesuffix('.png')}\n\n![{name}]({location})\n\n{text}\n")
+    if only:
+        return paths
     for path, text in tables.items():
         write_file(figures_dir / path.parent.name / path.name, text)
     heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF; tables as .tex.\n"
@@ -430,12 +439,13 @@ def build_figures(data_dir: str | os.PathLike = "data", figures_dir: str | os.Pa
     return paths
 
 
-def _tables(data_dir: Path) -> Iterator[tuple[str, RecordedFigure, list[Path]]]:
-    """(Folder below figures/, figure, tables) for each figure whose tables exist, in a fixed order."""
+def _tables(data_dir: Path, only: Sequence[str]) -> Iterator[tuple[str, RecordedFigure, list[Path]]]:
+    """(Folder below figures/, figure, tables) for each figure whose tables exist, in a fixed order; only: of these
+    names, if there are any."""
     folders = [data_dir / "published", *_device_folders(data_dir)]
     for folder in folders:
         for figure in RECORDED_FIGURES:
-            if figure.published != (folder == folders[0]):
+            if figure.published != (folder == folders[0]) or (only and figure.name not in only):
                 continue
             others = (data_dir / path.replace("/GPU/", f"/{folder.name}/") for path in figure.other_tables)
             tables = [folder / figure.table, *others]

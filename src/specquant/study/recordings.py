@@ -98,7 +98,7 @@ def record_card(
 ) -> list[str]:
     """Run every command of a card in turn. Each goes on with what its table lacks, so that all may be run again.
 
-    Tables that other kernels wrote are told first.
+    Tables that other kernels wrote are told first, also on a machine that cannot record them.
 
     Args:
         card: "cpu", or a word of the GPU's name, such as h200. Their tables are in data/recorded/CARD.
@@ -117,12 +117,12 @@ def record_card(
     if not card.strip(" .") or Path(card).name != card:
         raise SpecquantError(f"--card is {card!r}: give cpu, or a word of the GPU's name, such as h200")
     card = CPU if card.lower() == CPU else card
-    require_card(card)
-    out = resolve(out_dir or f"data/recorded/{card.lower()}")
-    ends = None if minutes is None else time.monotonic() + 60 * minutes
-    failed, every = [], commands(card)
+    out, every = resolve(out_dir or f"data/recorded/{card.lower()}"), commands(card)
     for line in stale(out, every) if card != CPU else ():
         tell(line)
+    require_card(card)
+    ends = None if minutes is None else time.monotonic() + 60 * minutes
+    failed = []
     for number, command in enumerate(every, start=1):
         if ends is not None and time.monotonic() >= ends:
             tell(f"the time is over: {len(every) - number + 1} of {len(every)} commands are left")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from specquant.errors import SpecquantError
@@ -57,7 +58,8 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     table: which of the tables above it is, if its file may have another name. Raises SpecquantError that names the
     file, and the line or column, where the file is missing, is no table, holds no row or a torn one, lacks one of
     `columns` or a column that such a table has, leaves out a name or a number, or holds something else where numbers
-    belong: text, an infinite or a negative number, 0 where something is divided by it, a fraction of a whole number.
+    belong: text, an infinite or a negative number, 0 where something is divided by it, a fraction of a whole number;
+    and where a row is there twice.
     """
     path = resolve(path)
     kind = TABLES.get(table or path.stem)
@@ -68,14 +70,18 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
         raise SpecquantError(f"there are no results at {path}: {_first(kind)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
-    _require_whole_rows(text, path, remedy)
+    _require_whole_rows(text, path, kind)
     names = kind.schema.columns if kind else {}
     texts = {name: str for name, column in names.items() if not column.title}
     frame = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])  # "NA" may be a name
     require_columns(frame, columns, path, remedy)
     if frame.empty:
         raise SpecquantError(f"{path} holds column names and no row: {remedy}")
-    return kind.check(frame, path) if kind else frame
+    if kind:
+        return kind.check(frame, path)
+    if (twice := frame.duplicated()).any():
+        raise SpecquantError(f"{path}, line {int(np.argmax(twice)) + 2}: a second row like one above it: {remedy}")
+    return frame
 
 
 def _first(kind: Table | None) -> str:
@@ -121,13 +127,17 @@ def read_provenance(path: str | os.PathLike, remedy: str = "measure its table ag
     return record
 
 
-def _require_whole_rows(text: str, path: Path, remedy: str) -> None:
-    """pandas fills a row that breaks off with NaN; here it is an error."""
+def _require_whole_rows(text: str, path: Path, kind: Table | None) -> None:
+    """pandas fills a row that breaks off with NaN; here it is an error. So is a file without a column of its table."""
+    remedy = kind.remedy if kind else REMEDY
     reader = csv.reader(io.StringIO(text), strict=True)
     try:
         header = next(reader, None)
         if not header:
             raise SpecquantError(f"{path} is empty: {remedy}")
+        if kind and not {*header} & {*kind.schema.columns}:
+            do = f"name a table that {kind.written_by} wrote" if kind.written_by else remedy
+            raise SpecquantError(f"{path} is no table of {kind.name}, for its first line has none of its columns: {do}")
         if twice := [name for name, count in Counter(header).items() if count > 1]:
             raise SpecquantError(f"{path} has the column {twice[0]} twice: {remedy}")
         if not text.endswith("\n"):

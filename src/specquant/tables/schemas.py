@@ -357,7 +357,12 @@ TABLES = {
             command="specquant bench profile",
         ),
         Table("calibration", pa.DataFrameSchema(CALIBRATION), command="specquant calibrate", remedy="calibrate again"),
-        Table("speedups", pa.DataFrameSchema(SPEEDUPS), command=""),
+        Table(
+            "speedups",
+            pa.DataFrameSchema(SPEEDUPS | {"benchmark": text(), "quantity": text()}),
+            row=("source", "where", "model", "gpu", "benchmark", "scheme", "method", "quantity"),
+            command="",
+        ),
         Table("accepted_lengths", pa.DataFrameSchema(SPEEDUPS), row=("source", "where", "model", "method"), command=""),
         Table(
             "specmquant_verify_cost",
@@ -377,7 +382,13 @@ TABLES = {
             row=("model", "scheme", "draft_size"),
             command="",
         ),
-        Table("claims", pa.DataFrameSchema(CLAIMS), command="", remedy="correct it, or take it from the repository"),
+        Table(
+            "claims",
+            pa.DataFrameSchema(CLAIMS),
+            row=("source", "where", "model", "card", "scheme", "quantity"),
+            command="",
+            remedy="correct it, or take it from the repository",
+        ),
         Table(
             "assumptions",
             pa.DataFrameSchema(ASSUMPTIONS),
