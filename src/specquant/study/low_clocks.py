@@ -8,23 +8,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.measure.peers import CUBLAS, OURS
+from specquant.study.claims import RECORDED
 from specquant.tables.intervals import PROCESS
 from specquant.tables.results import read_results
 from specquant.tables.style import legend_above, new_figure
 
-RECORDED = "data/recorded/h200/peers.csv"
+TABLE = f"{RECORDED}/peers.csv"
 PRODUCT = ["model", "layer", "scheme", "implementation", "draft_size"]
 FULL_MHZ, LOW_MHZ = 1900, 1700  # of an H200, whose highest is 1980
 WIDE = 30  # tokens from which products are bound by arithmetic, if any are
 
 
-def spreads(recorded: str = RECORDED) -> pd.DataFrame:
+def spreads(table: str = TABLE) -> pd.DataFrame:
     """How far apart processes are: a row for each product (PRODUCT) whose clock was read in every process.
 
     Returns `more_percent`, by which the slowest process takes longer than the fastest, and `lowest_mhz`, the lowest of
     the processes' clocks.
     """
-    rows = read_results(recorded)
+    rows = read_results(table)
     rows = rows[rows.implementation.isin([OURS, CUBLAS])]
     blocks = rows.groupby([*PRODUCT, PROCESS])[["time_us", "clock_mhz"]].median().unstack(PROCESS)
     times_us, clocks_mhz = blocks["time_us"], blocks["clock_mhz"]
