@@ -55,6 +55,19 @@ def small_models(tmp_path_factory):
 
 
 @pytest.fixture
+def tokenizer(small_models):
+    """The small models', to be changed at will."""
+    from specquant.models.loading import load_tokenizer  # loads transformers
+
+    return load_tokenizer(small_models / "target")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
 def captured(monkeypatch) -> list:
     """A stand-in for capturing without a GPU. It keeps what a graph has: a replay runs the same function again, on the
     same tensors, and writes to the same results. Gives the list of what was captured."""

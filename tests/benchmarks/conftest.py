@@ -1,4 +1,4 @@
-"""Small files of the benchmarks, and a tokenizer with and without a chat template."""
+"""Small files of the benchmarks, and a tokenizer with a chat template."""
 
 import pytest
 
@@ -15,11 +15,6 @@ TEMPLATE = (
 @pytest.fixture
 def data_dir(tmp_path):
     return write_questions(tmp_path / "benchmarks")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(small_models):
-    return load_tokenizer(small_models / "target")
 
 
 @pytest.fixture

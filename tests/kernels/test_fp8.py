@@ -8,6 +8,7 @@ from specquant.kernels.fp8 import fp8, fp8_triton, quantize_per_token_e4m3
 from specquant.kernels.int4 import pair_outputs
 from specquant.kernels.products import Configuration
 from specquant.kernels.w4a8_fp8 import pack_codes, unpack_codes, w4a8_fp8, w4a8_fp8_triton, w4a8_fp8_weight
+from tests.kernels.test_product_kernels import relative_error
 
 # Every finite e4m3 number by the format's definition: exponent bias 7, 3 bits of mantissa, subnormal below 2**-6.
 NUMBERS = sorted(
@@ -31,11 +32,6 @@ EDGES = [
 edges = pytest.mark.parametrize(("rows", "outputs", "inputs", "chosen"), EDGES, ids=str)
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def fp8_matrix(outputs, inputs, generator):
     weight = torch.randn(outputs, inputs, generator=generator)
     scales = weight.abs().amax(dim=1) / 448
@@ -46,10 +42,6 @@ def w4a8_fp8_matrix(outputs, inputs, generator):
     codes = torch.randint(0, 16, (outputs, inputs), generator=generator)
     scales = (torch.rand(-(-inputs // 128), outputs, generator=generator) * 0.02).half()
     return pack_codes(codes), pair_outputs(scales)
-
-
-def relative_error(y, expected):
-    return ((y.double().cpu() - expected).norm() / expected.norm()).item()
 
 
 def wide_rows(dtype, generator):

@@ -32,11 +32,6 @@ EDGES = [
 edges = pytest.mark.parametrize(("rows", "outputs", "inputs", "chosen"), EDGES, ids=lambda value: str(value))
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def w4a16_matrix(outputs, inputs, generator):
     codes = torch.randint(0, 16, (outputs, inputs), generator=generator)
     scales = (torch.rand(-(-inputs // 128), outputs, generator=generator) * 0.02).half()

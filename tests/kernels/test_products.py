@@ -17,11 +17,6 @@ GROUPS = INPUTS // GROUP
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def x(generator):
     return torch.randn(ROWS, INPUTS, generator=generator)
 

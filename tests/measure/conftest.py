@@ -5,6 +5,13 @@ import json
 import pytest
 
 from specquant.measure import executors, measure
+from tests.questions import write_questions
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Small files of the benchmarks."""
+    return write_questions(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ from specquant.measure.measure import record
 from specquant.models.loading import load_tokenizer
 from specquant.planning.traces import over_tasks
 from specquant.study import read_results
-from tests.questions import write_questions
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return write_questions(tmp_path_factory.mktemp("benchmarks"))
 
 
 def parameters(small_models, data_dir, **options) -> Parameters:

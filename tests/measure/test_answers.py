@@ -17,14 +17,9 @@ from specquant.measure import tasks as recording
 from specquant.measure.tasks import Parameters, record_benchmark
 from specquant.models.options import ModelOptions
 from specquant.study import read_provenance, read_results
-from tests.questions import NAMES, write_questions
+from tests.questions import NAMES
 
 METHODS = ("autoregressive", "eagle2")
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return write_questions(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ from tests.questions import write_questions
 
 
 @pytest.fixture(scope="module")
-def tokenizer(small_models):
-    return load_tokenizer(small_models / "target")
-
-
-@pytest.fixture(scope="module")
 def model(small_models):
     return load_model(small_models / "target")
 

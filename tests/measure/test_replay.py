@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -9,22 +10,23 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from specquant.decoding.drafters import METHODS
+from specquant.decoding.drafters import METHODS, get_method
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.suffix import SuffixDrafter
-from specquant.decoding.method import PLAN_FIELDS, Plan
+from specquant.decoding.method import Plan, plans_in
 from specquant.decoding.replay import Replay
 from specquant.decoding.traces import Trace
 from specquant.errors import SpecquantError
 from specquant.measure import acceptance as measured
 from specquant.measure import replay
 from specquant.measure.measure import record
-from specquant.measure.replay import SyntheticModels, at_fitted_chances
+from specquant.measure.replay import SyntheticModels
 from specquant.models import synthetic as random_models
 from specquant.models.synthetic import Memory, synthetic_config
 from specquant.planning import acceptance
-from specquant.planning.acceptance import Shapes, TreeShapes
+from specquant.planning.recorded import plan_tables
 from specquant.planning.traces import Traces
+from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.study import read_results, write_results
 from tests.questions import write_questions
 
@@ -88,6 +90,60 @@ def test_every_plan_has_its_row_in_every_process(replayed, small_models):
     again = read_results(replayed("fp16", "w4a16-g128"))
     pd.testing.assert_frame_equal(rows, again)
     assert replayed.ordered == []  # nothing is measured twice
+
+
+def test_the_planner_s_picks_are_replayed_beside_the_paper_s_plans(replayed, monkeypatch):
+    """Under the same chances, with decoding one by one of their own; what had finished stays."""
+    vanilla = [Plan("vanilla", min_draft_length=length) for length in (2, 4)]
+    picks = (Plan("hierarchical", 7, 3, 2), vanilla[0], PLANS[0], vanilla[1])
+    asked = []
+
+    def tables(*args):
+        asked.append(args)
+        return {"fp16": pd.DataFrame([asdict(plan) for plan in picks])}
+
+    before = read_results(replayed("fp16", processes=1))
+    monkeypatch.setattr(replay, "plan_tables", tables)
+    rows = read_results(replayed("fp16", processes=1, planned="costs"))
+    planned = rows[rows.chances == "planned"]
+    assert plans_in(planned) == [picks[2], picks[0], picks[1]]  # of each method the first
+    pd.testing.assert_frame_equal(rows[rows.chances == "fitted"], before)
+    chances = ["head_chance", "agreement"]
+    for plan in planned[planned.method != "autoregressive"].itertuples():
+        fitted = before[before.method == plan.method].iloc[0]
+        assert [getattr(plan, name) for name in chances] == fitted[chances].tolist()
+    costs, target, intermediate, scheme, heads, given, _ = asked[0]
+    assert [str(costs), target, intermediate, scheme, heads] == ["costs", "target", "intermediate", "fp16", "fp16"]
+    assert given["agreement"] == pytest.approx(planned.agreement.max())
+
+
+def test_the_planner_s_picks_are_those_of_specquant_plan():
+    about = {
+        "intermediate": "llama-3-8b",
+        "head_scheme": "w4a16-g128",
+        "device": "cpu",
+        "planned": "data/recorded/h200",
+    }
+    points = replay.Parameters("llama-3-70b", **about).points("planned", "w4a16-g128")
+    (_, fitted), *_ = points
+    given = {"head": fitted.head[0], "inner_head": fitted.inner_head[0], "agreement": fitted.agreement}
+    costs = ("data/recorded/h200", "llama-3-70b", "llama-3-8b", "w4a16-g128", "w4a16-g128")
+    fastest = plans_in(plan_tables(*costs, given)["w4a16-g128"].drop_duplicates("method"))
+    assert {plan for plan, _ in points} == set(fastest)
+    assert points[0][0] == Plan("autoregressive")
+    for plan, _ in points:
+        if which := get_method(plan.method).trees_of:
+            assert tree_shapes(trees_of(read_results(RECORDED_TREES), which), *plan.tree)
+    alone = replay.Parameters("llama-3-70b", **about | {"intermediate": None}).points("planned", "w4a16-g128")
+    assert {plan.method for plan, _ in alone} == {"autoregressive", "eagle2"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"), [("nowhere", "there are no results at"), ("data/recorded/h200", "no pass of target in fp16")]
+)
+def test_without_costs_nothing_can_be_planned(replayed, folder, says):
+    with pytest.raises(SpecquantError, match=says):
+        replayed("fp16", planned=folder)
 
 
 def test_without_an_intermediate_model_trees_alone_are_replayed(replayed):
@@ -300,27 +356,6 @@ def test_rows_of_other_parameters_are_not_mixed(replayed):
         replayed("fp16", intermediate=None, new_tokens=13)
 
 
-def test_speedups_have_an_interval_over_processes():
-    about = {"model": "m", "scheme": "s", "head_scheme": "fp16", "head_vocabulary": 0, "chances": "fitted"}
-    about |= {"intermediate": "i", "intermediate_scheme": "s"}
-    plain = about | {"method": "autoregressive", "draft_size": 0, "iterations": 0, "min_draft_length": 0}
-    eagle = about | {"method": "eagle2", "draft_size": 24, "iterations": 3, "min_draft_length": 0}
-    rows = [
-        each | {"process": process, "head_chance": chance, "agreement": 0.0, "accepted_length": length}
-        | {"verify_ms": verify_ms * (1 + process), "draft_ms": 0.0, "other_ms": 0.0}
-        for process, eagle_ms in enumerate((15.0, 16.0, 20.0))
-        for each, chance, length, verify_ms in ((plain, 0.0, 1.0, 10.0), (eagle, 0.5, 2.0, eagle_ms))
-    ]  # fmt: skip
-    chain = pd.DataFrame({"draft_size": [24], "iterations": [3], "parents": [" ".join(map(str, range(-1, 23)))]})
-    shapes = Shapes(TreeShapes(chain.assign(accepted_length=2.0)), TreeShapes(chain.assign(accepted_length=2.0)))
-    told = replay.fitted_speedups(pd.DataFrame(rows), shapes).xs("eagle2", level="method")
-    length = sum(0.5**depth for depth in range(24))  # a chain of 24, each half as likely as the one before
-    expected = [length * 10 / ms for ms in (16.0, 20.0, 15.0)]
-    assert told.iloc[0].tolist() == pytest.approx([*expected, 3])
-    over = replay.fitted_speedups(pd.DataFrame(rows), shapes, "eagle2").xs("eagle2", level="method")
-    assert over.iloc[0].tolist() == pytest.approx([1, 1, 1, 3])
-
-
 @pytest.mark.parametrize("count", [0, 10**6])
 @pytest.mark.parametrize("intermediate", [None, "intermediate"])
 def test_a_head_knows_no_more_tokens_than_its_model(small_shapes, count, intermediate):
@@ -333,50 +368,6 @@ def test_a_head_knows_no_more_tokens_than_its_model(small_shapes, count, interme
 def test_without_a_gpu_it_is_refused():
     with pytest.raises(SpecquantError, match="there is no device 'cuda' here"):
         replay.Parameters("llama-3-8b", device="cuda")
-
-
-def test_each_plan_is_compared_at_its_first_chances_with_the_same_head():
-    columns = ["head_scheme", *PLAN_FIELDS, "head_chance", "accepted_length", "verify_ms"]
-    rows = [
-        ("fp16", "autoregressive", 0, 0, 0, 0.0, 1.0, 10.0),
-        ("fp16", "eagle2", 3, 2, 0, 0.5, 2.0, 10.0),
-        ("w4a16-g128", "autoregressive", 0, 0, 0, 0.0, 1.0, 20.0),
-        ("w4a16-g128", "eagle2", 3, 2, 0, 0.5, 1.5, 25.0),
-        ("w4a16-g128", "eagle2", 3, 2, 0, 1.0, 3.0, 25.0),  # swept
-    ]
-    table = pd.DataFrame(rows, columns=columns)
-    table = table.assign(model="m", scheme="s", head_vocabulary=0, agreement=0.0, draft_ms=0.0, other_ms=0.0)
-    table = table.assign(intermediate="i", intermediate_scheme="s")
-    chain = pd.DataFrame({"draft_size": [3], "iterations": [2], "parents": ["-1 0 1"], "accepted_length": [2.0]})
-    fitted = at_fitted_chances(table, Shapes(TreeShapes(chain), TreeShapes(chain)))
-    assert fitted.speedup.tolist() == pytest.approx([1.0, 2.0, 1.0, 1.2])
-    assert fitted.expected_length.tolist() == pytest.approx([1.0, 1.75, 1.0, 1.75])
-    assert fitted.expected_speedup.tolist() == pytest.approx([1.0, 1.75, 1.0, 1.4])
-
-
-def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
-    rows = read_results("data/recorded/h200/replayed.csv")
-    rows = rows[(rows.model == "llama-3-70b") & (rows.scheme == "w4a16-g128") & (rows.head_scheme == "w4a16-g128")]
-    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
-    figure = replay.draw_time_per_token(rows, shapes)
-    (axis,) = figure.axes
-    names = [label.get_text() for label in axis.get_yticklabels()]
-    gains = [float(text.get_text().strip().partition("$")[0]) for text in axis.texts]
-    assert names[0] == "hierarchical, 30 nodes, at least 6 tokens"
-    assert gains == sorted(gains, reverse=True)
-    assert gains[-1] == 1
-    fitted = replay.fitted_speedups(rows, shapes).sort_values("median", ascending=False).iloc[0]
-    assert axis.texts[0].get_text().endswith(f"$ ({fitted.low:.2f}\u2013{fitted.high:.2f})")
-    ends = [sum(patch.get_width() for patch in list(axis.patches)[place :: len(names)]) for place in range(len(names))]
-    assert [ends[-1] / end for end in ends] == pytest.approx(gains, rel=0.03)
-    told = [text.get_text().partition("(")[2].rstrip(")").split("\u2013") for text in axis.texts]
-    assert all(interval == [""] or interval[0] != interval[1] for interval in told)
-    figure.draw_without_rendering()
-    assert all(text.get_window_extent().x1 < axis.get_window_extent().x1 for text in axis.texts)  # within the frame
-    factors = replay.step_factors(rows, read_results("data/published/assumptions.csv"))
-    assert factors.prod(axis=1).tolist() == pytest.approx((factors["their product"] ** 2).tolist())
-    assert factors["accepted lengths (assumed)"].tolist() == pytest.approx([5.1 / 3, 4.5 / 3.5, 5.7 / 2.5])
-    assert factors["step times (measured)"].nunique() == 1
 
 
 @pytest.mark.parametrize("which", ["model", "intermediate"])

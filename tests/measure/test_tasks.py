@@ -14,23 +14,11 @@ from specquant.decoding.models import tiny_models
 from specquant.errors import SpecquantError
 from specquant.measure.asking import Asker, longest_prompt
 from specquant.measure.tasks import answer_question, benchmark_table, paper_form
-from specquant.models.loading import load_tokenizer
-from tests.questions import write_questions
 
 
 @pytest.fixture(scope="module")
 def models(small_models):
     return tiny_models(small_models)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(small_models):
-    return load_tokenizer(small_models / "target")
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return write_questions(tmp_path_factory.mktemp("benchmarks"))
 
 
 def answered(models, tokenizer, data_dir, name, method="eagle2", max_new_tokens=8, longest=100):

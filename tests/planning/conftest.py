@@ -1,5 +1,6 @@
 """A planner of two models with costs that sums can be done with by hand, and recorded trees."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -21,6 +22,13 @@ TREES = pd.DataFrame({"draft_size": 7, "iterations": 3, "parents": SHAPES})
 BOTH = Shapes.of(TREES)
 TARGET = LevelCosts(pd.Series({1: 10.0, 7: 16.0, 16: 25.0}), pd.Series({3: 3.0, 6: 6.0}), 0.5)
 SMALL = LevelCosts(pd.Series({1: 2.0, 2: 2.5, 7: 3.0}), pd.Series({3: 1.0}), 0.25)
+
+
+@pytest.fixture(autouse=True)
+def close():
+    """Figures, of which pyplot keeps each."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

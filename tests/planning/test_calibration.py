@@ -26,11 +26,6 @@ def probes(monkeypatch):
     monkeypatch.setattr(calibration, "PROBES", PROBES)
 
 
-@pytest.fixture
-def tokenizer(small_models):
-    return load_tokenizer(small_models / "target")
-
-
 def test_every_method_takes_its_steps(small_models, tokenizer, probes):
     steps = calibrate(tiny_models(small_models), tokenizer, ["1 plus 1", "2 times"], new_tokens=40, most_of_one=20)
     assert set(steps.columns) == set(COLUMNS)

@@ -1,6 +1,5 @@
 """EAGLE-2's speedups: the planner's numbers, and figures that hold what they are given."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -14,12 +13,6 @@ from specquant.planning.eagle2_speedups import (
 )
 
 TREES = pd.DataFrame({"draft_size": 3, "iterations": 2, "parents": ["-1 0 1", "-1 0 0"], "accepted_length": [2, 2]})
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def test_speedups_are_the_planner_s():

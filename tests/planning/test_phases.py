@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -20,12 +19,6 @@ from specquant.planning.phases import (
 from specquant.planning.recorded import RecordedCosts
 from specquant.tables.results import read_results
 from tests.planning.conftest import BOTH
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def test_phases_name_the_fastest_method(planner):

@@ -2,7 +2,6 @@
 
 from time import process_time
 
-import matplotlib.pyplot as plt
 import pytest
 
 from specquant.decoding.method import Plan
@@ -24,12 +23,6 @@ def what_if():
     shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
     theirs = costs.planner("llama-3-70b", "llama-3-8b", "w8a8", "w4a16-g128")
     return WhatIf(costs, "H200", shapes, "llama-3-70b", "llama-3-8b", "w4a16-g128", {("theirs", "w4a16-g128"): theirs})
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def test_speeds_are_the_planner_s_at_the_best_iterations(what_if):

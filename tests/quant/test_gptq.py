@@ -13,11 +13,6 @@ four_bit_schemes = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def weight(generator):
     return torch.randn(OUTPUTS, INPUTS, generator=generator) * 0.05
 

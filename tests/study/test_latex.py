@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from specquant.files import project_root
-from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
+from specquant.planning.replayed import fitted_speedups
 from specquant.study.latex import RECORDED_TABLES, latex
 from specquant.tables.results import read_medians, read_results
 

@@ -12,7 +12,7 @@ from specquant.tables.results import read_results
 @pytest.fixture
 def recorded(tmp_path):
     """Writes peers.csv of one product in three processes: what is given of each, beside a recorded row."""
-    row = read_results(low_clocks.RECORDED).query("implementation == 'specquant'").iloc[:1]
+    row = read_results(low_clocks.TABLE).query("implementation == 'specquant'").iloc[:1]
 
     def write(times_us, clocks_mhz):
         rows = pd.concat([row] * 3, ignore_index=True)
@@ -38,7 +38,7 @@ def test_a_product_whose_clock_is_not_known_in_every_process_says_nothing(record
 
 def test_products_of_torch_s_own_do_not_count():
     told = spreads().index.unique("implementation")
-    assert set(told) == {OURS, CUBLAS} < set(read_results(low_clocks.RECORDED).implementation)
+    assert set(told) == {OURS, CUBLAS} < set(read_results(low_clocks.TABLE).implementation)
 
 
 def test_full_and_low_clocks_are_told_apart_and_those_between_are_neither():

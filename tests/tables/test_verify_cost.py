@@ -20,3 +20,4 @@ def test_a_process_that_takes_as_much_longer_in_each_size_shows_in_all_of_them()
     assert told.loc["m", 1].tolist() == pytest.approx([0.1, 0.1])
     assert told.loc["m", 2].tolist() == pytest.approx([0.0, 0.0])
     assert told.index.tolist() == [("m", 1), ("m", 2)]
+    pd.testing.assert_frame_equal(process_offsets(pd.DataFrame(rows[::-1])), told)  # the first by its number

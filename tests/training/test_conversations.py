@@ -4,7 +4,6 @@ import pytest
 from transformers import LlamaConfig
 
 from specquant.errors import SpecquantError
-from specquant.models.loading import load_tokenizer
 from specquant.training.conversations import SYSTEM_PROMPTS, Asked, Turns, turns_of
 
 TEMPLATE = (
@@ -13,11 +12,6 @@ TEMPLATE = (
 )
 CONFIG = LlamaConfig(bos_token_id=0, eos_token_id=1)
 TURNS = Turns(([5, 6], [7]), [1, 0, 8], [1, 0, 9], (1,))
-
-
-@pytest.fixture
-def tokenizer(small_models):
-    return load_tokenizer(small_models / "target")
 
 
 def test_without_a_template_one_text_follows_another(tokenizer):

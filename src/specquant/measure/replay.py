@@ -10,15 +10,14 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from specquant.decoding.drafter import Drafter
-from specquant.decoding.drafters import by_plan, get_method, methods_with
+from specquant.decoding.drafters import get_method, methods_with
 from specquant.decoding.drafters.eagle2 import EagleDrafter
 from specquant.decoding.drafters.replay import ReplayedTrees, with_replayed_lookups
 from specquant.decoding.generation import Generation, decode_steps
 from specquant.decoding.lookup import LookupMethod
-from specquant.decoding.method import PLAN_FIELDS, Plan, plans_in
+from specquant.decoding.method import Plan, plans_in
 from specquant.decoding.models import assemble
 from specquant.decoding.replay import Replay
 from specquant.decoding.speculator import Speculator
@@ -37,14 +36,12 @@ from specquant.models.options import DType
 from specquant.models.synthetic import Synthetic, require_room, synthetic_config, synthetic_head, synthetic_model
 from specquant.planning import acceptance
 from specquant.planning.acceptance import Chances, Shapes
+from specquant.planning.recorded import plan_tables
 from specquant.planning.traces import Traces
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.quant import get_scheme
-from specquant.tables.intervals import over_processes
 from specquant.tables.results import read_results
 from specquant.tables.schemas import REPLAYED
-from specquant.tables.speed import speed, speedups, whole_step_ms
-from specquant.tables.style import new_figure, row_for_each
 from specquant.training.eagle3 import layers_to_read
 
 # Around the paper's choices, to compare predictions with.
@@ -56,7 +53,6 @@ MORE_PLANS = (
 )
 CHANCES = (0.5, 0.6, 0.7, 0.9)  # that are swept beside the fitted ones
 AGREEMENTS = (0.5, 0.7, 0.8, 0.95)
-ONE_RUN = ["model", "scheme", "head_scheme", "head_vocabulary", "intermediate", "intermediate_scheme"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,7 @@ class Parameters(Common):
         share_cache: Let an intermediate model of the target's shapes read the target's keys and values, in vanilla
             decoding.
         sweep: More plans, and acceptance over a range.
+        planned: Also the fastest plan of each method, as `specquant plan` has it from the costs in this folder.
         head_scheme: Of the EAGLE heads.
         head_vocabulary: Tokens that the heads know (default: all; of an EAGLE-3 head 32000).
         intermediate_scheme: Of the intermediate model.
@@ -93,6 +90,7 @@ class Parameters(Common):
     schemes: tuple[str, ...] = ("w4a16-g128",)
     share_cache: bool = False
     sweep: bool = False
+    planned: Path | None = None
     head_scheme: str = "fp16"
     head_vocabulary: int | None = None
     intermediate_scheme: str = "w4a16-g128"
@@ -136,12 +134,20 @@ class Parameters(Common):
             raise SpecquantError(
                 "--methods and --traced-scheme choose of traces: give some (--traces), or leave them out"
             )
-        assumed = ("sweep", "accepted_length", "tree", "hierarchical_length", "trees")
+        assumed = ("sweep", "planned", "accepted_length", "tree", "hierarchical_length", "trees")
         given = [f"--{name.replace('_', '-')}" for name in assumed if getattr(self, name) != getattr(Parameters, name)]
         if self.traces is not None and given:
             raise SpecquantError(f"traces say what is accepted: leave out {', '.join(given)}")
-        for scheme in self.schemes:
-            self.points("traced" if self.traces else "fitted", scheme)
+        for chances in self.kinds_of_chances:
+            for scheme in self.schemes:
+                self.points(chances, scheme)
+
+    @property
+    def kinds_of_chances(self) -> list[str]:
+        """What the `chances` column says, a kind after the other."""
+        if self.traces:
+            return ["traced"]
+        return ["fitted", *(["planned"] if self.planned else []), *(["swept"] if self.sweep else [])]
 
     def same(self) -> dict[str, Any]:
         return super().same() | dtype_parameters(self.device, self.dtype)
@@ -156,7 +162,7 @@ class Parameters(Common):
         about |= {"intermediate_scheme": self.intermediate_scheme}
         return [
             about | {"scheme": scheme, "chances": chances, "process": process}
-            for chances in (("traced",) if self.traces else ("fitted", "swept") if self.sweep else ("fitted",))
+            for chances in self.kinds_of_chances
             for process in range(self.processes)
             for scheme in self.schemes
         ]
@@ -172,8 +178,8 @@ class Parameters(Common):
         return models
 
     def points(self, chances: str, scheme: str) -> Sequence[tuple[Plan, Chances | Traces]]:
-        """The plans to decode, each with chances of acceptance: the fitted ones, or those that a sweep adds; or each of
-        those that were traced, with the traces."""
+        """The plans to decode, each with chances of acceptance: the paper's with the fitted ones, the planner's
+        with the same, or those that a sweep adds; or each of those that were traced, with the traces."""
         if chances == "traced":
             traces = Traces(read_results(cast(Path, self.traces), table="traces"), scheme, self.traced_scheme)
             return [(plan, traces) for plan in dict.fromkeys((Plan("autoregressive"), *self._traced(traces)))]
@@ -184,9 +190,22 @@ class Parameters(Common):
         paper, more = ([plan for plan in plans if self._has(plan)] for plans in (acceptance.PAPER_PLANS, MORE_PLANS))
         if chances == "fitted":
             return [(plan, fitted) for plan in paper]
+        if chances == "planned":
+            return [(plan, fitted) for plan in self._planned(scheme, fitted)]
         one_by_one = [plan for plan in paper if plan.method == "autoregressive"]
         others = [(plan, other) for plan in paper for other in _other_chances(plan, fitted)]
         return [(plan, fitted) for plan in (*one_by_one, *more)] + others
+
+    def _planned(self, scheme: str, fitted: Chances) -> list[Plan]:
+        """The fastest plan of each method, predicted from recorded costs under these chances; one by one comes first.
+        Raises SpecquantError where the models were not timed so."""
+        target, small = (Path(model).name if model is not None else None for model in (self.model, self.intermediate))
+        given = {"head": fitted.head[0], "inner_head": fitted.inner_head[0], "agreement": fitted.agreement}
+        told = plan_tables(
+            cast(Path, self.planned), cast(str, target), small, scheme, self.head_scheme, given, self.trees
+        )
+        fastest = plans_in(told[self.head_scheme].drop_duplicates("method"))
+        return sorted(filter(self._has, fastest), key=lambda plan: plan.method != "autoregressive")
 
     def _traced(self, traces: Traces) -> list[Plan]:
         """The plans to replay. Raises SpecquantError where one that is asked for cannot be, or there are none."""
@@ -257,25 +276,6 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             yield unit, left_out(unit, error)
         del models
         free(parameters.device)
-
-
-def fitted_speedups(rows: pd.DataFrame, shapes: Shapes, over: str = "autoregressive") -> pd.DataFrame:
-    """Each plan's speedup at the fitted chances: median, low and high over processes.
-
-    rows: replayed.csv. shapes: that the chances were fitted with. over: "autoregressive", decoding one by one, or
-    "eagle2", which stands for the plan of 24 nodes. Times of a step are measured; the accepted length is
-    the one that the chances have in the mean.
-    """
-    told = pd.concat(
-        at_fitted_chances(of_process[of_process.chances == "fitted"], shapes).assign(process=process)
-        for process, of_process in rows.groupby("process")
-    )
-    speeds = told.set_index([*ONE_RUN, *PLAN_FIELDS, "process"]).expected_speedup
-    if over == "eagle2":
-        of_tree = told[(told.method == "eagle2") & (told.draft_size == 24)]
-        base = of_tree.set_index([*ONE_RUN, "process"]).expected_speedup
-        speeds = speeds / base.reindex(speeds.index.droplevel(list(PLAN_FIELDS))).to_numpy()
-    return over_processes(speeds.dropna()).droplevel(["intermediate", "intermediate_scheme"])
 
 
 @dataclass
@@ -422,78 +422,6 @@ def decode(
         tokens += steps[-1].tokens
     lengths = [step.accepted_length for step in steps]
     return Generation(tokens, "", "maximum new tokens", lengths, prefill.draft_ms + prefill.verify_ms, steps)
-
-
-def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
-    """The first row of each plan, where chances are not yet swept, with its speedup over decoding one by one.
-
-    replayed: replayed.csv. Compares within a target, a scheme, a kind of head and an intermediate model, so within one
-    run. expected_length, expected_speedup: the same times of a step with the accepted length that the chances have in
-    the mean; that of a replay is of about a hundred steps.
-    """
-    rows = replayed.groupby([*ONE_RUN, *PLAN_FIELDS], sort=False).head(1)
-    rows = rows.assign(
-        step_ms=whole_step_ms(rows),
-        expected_length=[
-            shapes.statistics(Chances([chance], [chance], agreement)).accepted_length(plan)
-            for chance, agreement, plan in zip(rows.head_chance, rows.agreement, plans_in(rows), strict=True)
-        ],
-    )
-    by_method = rows.set_index([*ONE_RUN, "method"])
-    measured, expected = (
-        speedups(speed(by_method[length], by_method.step_ms)).to_numpy()
-        for length in ("accepted_length", "expected_length")
-    )
-    return rows.assign(speedup=measured, expected_speedup=expected)
-
-
-def step_factors(rows: pd.DataFrame, assumptions: pd.DataFrame) -> pd.DataFrame:
-    """The two factors of the hierarchy's gain over EAGLE-2 with 24 nodes, at the assumed lengths and at their ends.
-
-    rows: of replayed.csv, of one target, in one scheme and with one kind of head. assumptions: assumptions.csv. Returns
-    "as assumed", "least" and "most": accepted lengths, which are assumed, times of a step, medians over processes, and
-    their product.
-    """
-    step_ms = rows.assign(step_ms=whole_step_ms(rows)).set_index("process")
-    tree = step_ms[(step_ms.method == "eagle2") & (step_ms.draft_size == 24)].step_ms
-    times = tree / step_ms[step_ms.method == "hierarchical"].step_ms
-    known = assumptions.set_index("name")
-    longer, shorter = known.loc["hierarchical_length"], known.loc["eagle2_length_70b"]
-    lengths = [longer.value / shorter.value, longer.low / shorter.high, longer.high / shorter.low]
-    factors = pd.DataFrame({"accepted lengths (assumed)": lengths, "step times (measured)": times.median()})
-    factors.index = pd.Index(["as assumed", "least", "most"], name="accepted lengths")
-    return factors.assign(**{"their product": factors.prod(axis=1)})
-
-
-def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
-    """Where the time of a token goes: draft, pass and the rest of a step, over its accepted length.
-
-    The fastest plan first. Medians over processes. Behind each bar stands the speedup over decoding one by one,
-    with the lowest and highest process's where they differ.
-
-    Args:
-        rows: Rows of replayed.csv of one target, in one scheme and with one kind of head.
-        shapes: That the chances were fitted with; they give the accepted length, as in `fitted_speedups`.
-    """
-    told = pd.concat(at_fitted_chances(of, shapes) for _, of in rows[rows.chances == "fitted"].groupby("process"))
-    parts = {"draft_ms": ("draft", "#0173b2"), "verify_ms": ("verify", "#de8f05"), "other_ms": ("other", "#949494")}
-    each = told.assign(**{part: told[part] / told.expected_length for part in parts})
-    plans = each.groupby([*PLAN_FIELDS])
-    gains = plans.expected_speedup.agg(["median", "min", "max"])
-    per_token = by_plan(plans[list(parts)].median().join(gains)).sort_values("median", ascending=False)
-    figure, (axis,) = new_figure(height_in=0.8 + 0.24 * len(per_token))
-    left = pd.Series(0.0, per_token.index)
-    for part, (label, color) in parts.items():
-        axis.barh(range(len(per_token)), per_token[part], left=left, color=color, label=label, height=0.65)
-        left += per_token[part]
-    for place, (end, gain) in enumerate(zip(left, per_token.itertuples(), strict=True)):
-        low, high = f"{gain.min:.2f}", f"{gain.max:.2f}"
-        interval = f" ({low}\u2013{high})" if low != high else ""
-        axis.text(end, place, rf" {gain.median:.2f}$\times${interval}", va="center", fontsize=6.5)
-    axis.set_xlim(0, 1.8 * left.max())  # with room for what stands behind the longest
-    axis.grid(visible=False, axis="y")
-    row_for_each(figure, axis, list(per_token.index), "time per token (ms)", columns=3)
-    return figure
 
 
 MEASURE = Measure((REPLAYED,), Parameters, run, "CUDA events and host clock, sum")

@@ -20,10 +20,10 @@ import pandas as pd
 from specquant.decoding.method import Plan
 from specquant.errors import SpecquantError
 from specquant.files import read_text, resolve, with_part, write_file
-from specquant.measure.replay import fitted_speedups
 from specquant.planning.acceptance import Shapes
 from specquant.planning.eagle2_speedups import ACCEPTED_LENGTHS, PAPER_TREES, eagle2_speedups, of_paper_trees
 from specquant.planning.recorded import specmquant_planner
+from specquant.planning.replayed import fitted_speedups
 from specquant.planning.trees import trees_of
 from specquant.quant import SCHEMES as QUANTIZED
 from specquant.study import drafters

@@ -8,30 +8,31 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.measure.peers import CUBLAS, OURS
+from specquant.study.claims import RECORDED
 from specquant.tables.intervals import PROCESS
 from specquant.tables.results import read_results
 from specquant.tables.style import legend_above, new_figure
 
-RECORDED = "data/recorded/h200/peers.csv"
+TABLE = f"{RECORDED}/peers.csv"
 PRODUCT = ["model", "layer", "scheme", "implementation", "draft_size"]
 FULL_MHZ, LOW_MHZ = 1900, 1700  # of an H200, whose highest is 1980
 WIDE = 30  # tokens from which a mark has another colour
 
 
-def every_product(recorded: str = RECORDED) -> pd.DataFrame:
+def every_product(table: str = TABLE) -> pd.DataFrame:
     """`time_us` and `clock_mhz` of each product (PRODUCT) of ours and cuBLAS's, with a column for each process."""
-    rows = read_results(recorded)
+    rows = read_results(table)
     rows = rows[rows.implementation.isin([OURS, CUBLAS])]
     return rows.groupby([*PRODUCT, PROCESS])[["time_us", "clock_mhz"]].median().unstack(PROCESS)
 
 
-def spreads(recorded: str = RECORDED) -> pd.DataFrame:
+def spreads(table: str = TABLE) -> pd.DataFrame:
     """How far apart processes are: a row for each of `every_product` whose clock was read in every process.
 
     Returns `more_percent`, by which the slowest process takes longer than the fastest, `lowest_mhz`, the lowest of the
     processes' clocks, and `slowest_is_lowest`: whether the slowest process had that clock.
     """
-    known = every_product(recorded).dropna()
+    known = every_product(table).dropna()
     times_us, clocks_mhz = known["time_us"], known["clock_mhz"]
     slowest, lowest = times_us.max(axis=1), clocks_mhz.min(axis=1)
     both = times_us.eq(slowest, axis=0) & clocks_mhz.eq(lowest, axis=0)

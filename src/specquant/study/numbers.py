@@ -26,7 +26,6 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.planted import losslessness
-from specquant.measure.replay import step_factors
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
@@ -34,6 +33,7 @@ from specquant.planning.batches import speedups_in_batches
 from specquant.planning.phases import advantages, least_agreement
 from specquant.planning.predictions import plans_against_fixed
 from specquant.planning.recorded import RecordedCosts, planners_by_card, specmquant_planner
+from specquant.planning.replayed import step_factors
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
 from specquant.study import smollm2

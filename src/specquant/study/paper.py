@@ -15,7 +15,6 @@ from specquant.errors import SpecquantError, unknown
 from specquant.files import resolve, write_file
 from specquant.measure import kernels, quality, throughput
 from specquant.measure.kernels import BENCH_SCHEMES, FP8_SCHEMES
-from specquant.measure.replay import draw_time_per_token
 from specquant.measure.verify_cost import draw as draw_verify_cost
 from specquant.measure.verify_cost import draw_growths
 from specquant.planning.acceptance import Shapes
@@ -30,6 +29,7 @@ from specquant.planning.eagle2_speedups import (
 from specquant.planning.free_drafts import draw_free_drafts, free_drafts, least_growths, shares_reached
 from specquant.planning.phases import draw_phases, draw_speeds, gain_grids, phase_grids, speeds_over_chances
 from specquant.planning.recorded import CARD_SCHEMES, RecordedCosts, planners_by_card, specmquant_planner
+from specquant.planning.replayed import draw_time_per_token
 from specquant.planning.roofline import decoder_layer, rooflines
 from specquant.planning.trees import trees_of
 from specquant.progress import tell

@@ -3,10 +3,10 @@
 import numpy as np
 
 from specquant.measure.peers import CUBLAS, OURS
-from specquant.measure.replay import fitted_speedups
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
+from specquant.planning.replayed import fitted_speedups
 from specquant.planning.roofline import decoder_layer
 from specquant.study import low_clocks, own_copies
 from specquant.study.claims import HEADS, RECORDED, replays_with, short_name

@@ -12,9 +12,9 @@ from specquant.errors import SpecquantError
 from specquant.files import project_root, write_parts
 from specquant.measure.adaptive import STATIC
 from specquant.measure.planted import losslessness
-from specquant.measure.replay import fitted_speedups
 from specquant.measure.settling import first_passes, steady
 from specquant.planning.acceptance import Shapes
+from specquant.planning.replayed import fitted_speedups
 from specquant.quant import SCHEMES
 from specquant.study import own_copies
 from specquant.study.claims import HEADS

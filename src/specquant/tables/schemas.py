@@ -67,7 +67,7 @@ REPLAYED = Table(
             **_HEAD,
             "intermediate": text(),
             "intermediate_scheme": text(),
-            "chances": text("fitted", "swept", "traced"),
+            "chances": text("fitted", "planned", "swept", "traced"),
             "process": count(0),
             **_PLAN,
             "head_chance": share(required=False),

@@ -23,7 +23,7 @@ def pass_growth(rows: pd.DataFrame, protocol: str = "blocks") -> pd.DataFrame:
 def process_offsets(rows: pd.DataFrame) -> pd.DataFrame:
     """By how many milliseconds a process's passes take longer than the first process's: the median over schemes, by
     model and process, with a column for each draft size."""
-    times_ms = in_each_process(rows, KEYS).unstack(PROCESS)
+    times_ms = in_each_process(rows, KEYS).unstack(PROCESS).sort_index(axis=1)
     longer_ms = times_ms.sub(times_ms.iloc[:, 0], axis=0).iloc[:, 1:].stack()
     return longer_ms.groupby(["model", PROCESS, "draft_size"]).median().unstack("draft_size")
 
