@@ -74,7 +74,7 @@ def test_costs_for_the_planner(works):
         ("2.039", "fast", "is no table of cards"),
         ("624", "", "no number above 0"),
         ("A100,", ",", "a card without a name"),
-        ("RTX 3090,", "A100,", "a card without a name or twice"),
+        ("RTX 3090,", "A100,", "a card without a name, a card twice"),
         ("bandwidth_tb_s", "bandwidth", "is no table of cards"),
     ],
 )

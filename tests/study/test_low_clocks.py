@@ -27,6 +27,9 @@ def test_processes_are_compared_by_the_lowest_clock_of_theirs(recorded):
     (told,) = spreads(recorded([100.0, 125.0, 110.0], [1980.0, 1200.0, 1900.0])).itertuples(index=False)
     assert told.more_percent == pytest.approx(25)
     assert told.lowest_mhz == 1200
+    assert told.slowest_is_lowest
+    (told,) = spreads(recorded([100.0, 125.0, 110.0], [1980.0, 1900.0, 1200.0])).itertuples(index=False)
+    assert not told.slowest_is_lowest
 
 
 def test_a_product_whose_clock_is_not_known_in_every_process_says_nothing(recorded):
@@ -41,6 +44,8 @@ def test_products_of_torch_s_own_do_not_count():
 def test_full_and_low_clocks_are_told_apart_and_those_between_are_neither():
     index = pd.MultiIndex.from_tuples([("m", "l", "s", "i", size) for size in range(5)], names=PRODUCT)
     rows = pd.DataFrame({"more_percent": [1.0, 3.0, 50.0, 20.0, 10.0]}, index)
-    told = by_clock(rows.assign(lowest_mhz=[1980, 1900, 1800, 1699, 700]))
-    assert told.loc["full"].tolist() == [2, 2.0, 3.0]
-    assert told.loc["low"].tolist() == [2, 15.0, 20.0]
+    told = by_clock(
+        rows.assign(lowest_mhz=[1980, 1900, 1800, 1699, 700], slowest_is_lowest=[False, False, True, True, False])
+    )
+    assert told.loc["full"].tolist() == [2, 2.0, 3.0, 0]
+    assert told.loc["low"].tolist() == [2, 15.0, 20.0, 1]

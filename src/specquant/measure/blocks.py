@@ -1,8 +1,8 @@
 """Timing in blocks: each thing many times after itself, warmed up, and the blocks in random order.
 
 What runs behind something larger finds the card in another state (`measure.settling`), so nothing is timed in turns.
-Launches alone, one behind the other, draw more power than a card may: its clock falls, deeper in one process than in
-another. So the card rests behind each run of them (`docs/measuring.md`).
+Where one product is launched behind the other, the card's clock may fall, further in one process than in another. So
+the card rests behind each run of products or attention (`docs/measuring.md`).
 """
 
 import random
@@ -83,7 +83,7 @@ class LaunchesInBlocks(OnGpu, InBlocks):
     """
 
     warm_up_ms: float = 100.0
-    rest_over_run: float = 2.0  # a card that runs a third of the time stays below its limit of power
+    rest_over_run: float = 2.0  # a card that runs a third of the time should stay below its limit of power
 
     warm_up_passes = 1  # of many launches
     shared: ClassVar[tuple[str, ...]] = ("rest_over_run", *InBlocks.shared)

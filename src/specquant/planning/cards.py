@@ -52,7 +52,7 @@ def read_cards(path: str | Path = CARDS) -> dict[str, Card]:
     named_once = table.card.notna() & ~table.card.duplicated()
     if not named_once.all() or not (missing | ((numbers > 0) & (numbers < float("inf")))).all(axis=None):
         raise SpecquantError(
-            f"{path} has a card without a name or twice, or no number above 0: take it from the repository"
+            f"{path} has a card without a name, a card twice, or no number above 0: take it from the repository"
         )
     return {
         row["card"]: Card(

@@ -89,7 +89,7 @@ def too_slow(tables: tuple[pd.DataFrame, pd.DataFrame], target: str, intermediat
         return None
     return (
         f"a pass of the intermediate model {intermediate} over one token takes {its_ms:.2f} ms, and one of {target} "
-        f"{target_ms:.2f} ms: it pays only where it is the faster one, so name a smaller model (--intermediate)"
+        f"{target_ms:.2f} ms: it hardly pays unless it is faster, so name a smaller model (--intermediate)"
     )
 
 
