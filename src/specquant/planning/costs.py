@@ -136,13 +136,15 @@ def measured_costs(
     return LevelCosts(passes, drafts[drafts.head_vocabulary == known].groupby("iterations").time_ms.mean(), other_ms)
 
 
-def bookkeeping_ms(table: pd.DataFrame, column: str, value: str) -> pd.Series:
-    """How long a step's bookkeeping took in the rows with this value, in milliseconds.
+def bookkeeping_ms(table: pd.DataFrame, **values: str) -> pd.Series:
+    """How long a step's bookkeeping took in the rows with these values, by their columns, in milliseconds.
 
     Raises SpecquantError where there are none.
     """
-    rows = table[table[column] == value]
-    if rows.empty:
-        recorded = ", ".join(table[column].unique())
-        raise SpecquantError(f"nothing was recorded with {column} {value}, only with {recorded}: choose of these")
-    return rows.other_ms
+    for column, value in values.items():
+        rows = table[table[column] == value]
+        if rows.empty:
+            recorded = ", ".join(table[column].unique())
+            raise SpecquantError(f"nothing was recorded with {column} {value}, only with {recorded}: choose of these")
+        table = rows
+    return table.other_ms

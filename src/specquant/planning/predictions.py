@@ -84,7 +84,7 @@ def replayed_against_fixed(
         outer = measured_costs(passes, drafting, model, scheme, **head, other_ms=grid.other_ms.median())
         inner = None
         if small != "none":
-            inner_ms = bookkeeping_ms(rounds, "head_scheme", head_scheme).median()
+            inner_ms = bookkeeping_ms(rounds, head_scheme=head_scheme).median()
             inner = measured_costs(passes, drafting, small, small_scheme, **head, other_ms=inner_ms)
         for chances, measured in _by_acceptance(grid):
             about = {"model": model, "scheme": scheme, "head_scheme": head_scheme, "head_vocabulary": vocabulary}

@@ -52,9 +52,9 @@ class RecordedCosts:
 
         Raises SpecquantError where one of these was not recorded.
         """
-        outer_ms = bookkeeping_ms(self.replayed, "model", target).median()
+        outer_ms = bookkeeping_ms(self.replayed, model=target, head_scheme=head_scheme).median()
         whole = self.rounds[self.rounds.head_vocabulary == self.rounds.head_vocabulary.max()]
-        inner_ms = bookkeeping_ms(whole, "head_scheme", head_scheme).median()
+        inner_ms = bookkeeping_ms(whole, head_scheme=head_scheme).median()
         levels = ((target, outer_ms), (intermediate, inner_ms))
         tables = self.passes, self.drafting
         return Planner(
