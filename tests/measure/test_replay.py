@@ -321,6 +321,16 @@ def test_speedups_have_an_interval_over_processes():
     assert over.iloc[0].tolist() == pytest.approx([1, 1, 1, 3])
 
 
+@pytest.mark.parametrize("told", [replay.fitted_speedups, replay.draw_time_per_token])
+def test_replays_of_which_none_is_at_fitted_chances_are_told_so(told):
+    """Not a traceback of pandas, which has nothing to join; nor speedups at chances that are none."""
+    rows = read_results("data/recorded/h200/replayed.csv")
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    for none in (rows.iloc[:0], rows.assign(chances="traced")):
+        with pytest.raises(SpecquantError, match="replayed at fitted chances: measure some"):
+            told(none, shapes)
+
+
 @pytest.mark.parametrize("count", [0, 10**6])
 @pytest.mark.parametrize("intermediate", [None, "intermediate"])
 def test_a_head_knows_no_more_tokens_than_its_model(small_shapes, count, intermediate):

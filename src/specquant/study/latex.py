@@ -7,9 +7,8 @@ import pandas as pd
 
 from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PLAN_FIELDS, Plan, plans_in
-from specquant.measure.replay import ONE_RUN, at_fitted_chances
+from specquant.measure.replay import ONE_RUN, fitted_in_each_process
 from specquant.planning.acceptance import Shapes
-from specquant.tables.intervals import PROCESS
 from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
 from specquant.tables.verify_cost import behind_first_context
 
@@ -83,8 +82,7 @@ def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
     frame: replayed.csv of every process. trees: trees.csv.
     """
     shapes, keys = Shapes.of(trees), [*ONE_RUN, *PLAN_FIELDS]
-    each = pd.concat(at_fitted_chances(rows, shapes) for _, rows in frame.groupby(PROCESS))
-    rows = each.groupby(keys, sort=False).median(numeric_only=True).reset_index()
+    rows = fitted_in_each_process(frame, shapes).groupby(keys, sort=False).median(numeric_only=True).reset_index()
     kinds = rows[["model", "scheme", "head_scheme"]].drop_duplicates()
     plans = pd.Index(map(_short, plans_in(rows)), name="plan")
     if len(kinds) > 1:

@@ -22,7 +22,7 @@ def spreads(recorded: str = RECORDED) -> pd.DataFrame:
     """How far apart processes are: a row for each product (PRODUCT) whose clock was read in every process.
 
     Returns `more_percent`, by which the slowest process takes longer than the fastest, and `lowest_mhz`, the lowest of
-    the processes' clocks.
+    the processes' clocks. One process alone is not apart from others: then there is no row.
     """
     rows = read_results(recorded)
     rows = rows[rows.implementation.isin([OURS, CUBLAS])]
@@ -30,7 +30,7 @@ def spreads(recorded: str = RECORDED) -> pd.DataFrame:
     times_us, clocks_mhz = blocks["time_us"], blocks["clock_mhz"]
     more = 100 * (times_us.max(axis=1) / times_us.min(axis=1) - 1)
     told = pd.DataFrame({"more_percent": more, "lowest_mhz": clocks_mhz.min(axis=1)})
-    return told[times_us.notna().all(axis=1) & clocks_mhz.notna().all(axis=1)]
+    return told[blocks.notna().all(axis=1) & (times_us.shape[1] > 1)]
 
 
 def by_clock(of_products: pd.DataFrame) -> pd.DataFrame:
