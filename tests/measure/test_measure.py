@@ -81,10 +81,10 @@ LARGE = {"model": "llama-3-70b", "device": "cpu", "processes": 2}
     ("question", "options"),
     [
         (replay, LARGE),
-        (planted, LARGE | {"row_invariance": ("no",)}),
+        (planted, LARGE),
         (adaptive, LARGE | {"schemes": ("fp16",)}),
         (rounds, LARGE),
-        (verify_cost, LARGE | {"schemes": ("fp16",)}),
+        (verify_cost, LARGE | {"schemes": ("fp16",), "turns": True}),
         (settling, {"models": ("llama-3-70b",), "device": "cpu"}),
     ],
     ids=lambda value: getattr(value, "__name__", "").rpartition(".")[2],

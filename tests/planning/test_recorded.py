@@ -114,6 +114,18 @@ def test_an_own_copy_in_fewer_bits_is_taken_without_a_word():
     assert too_slow(tables, "copy", "llama-3-70b", "fp16")
 
 
+def test_models_without_heads_are_told_and_not_left_out_in_silence(tmp_path, capsys):
+    """Their methods do not stand in the table, which would look as if they had lost."""
+    for name in ("verify_cost", "drafting"):
+        rows = read_results(f"{RECORDED}/{name}.csv")
+        rows[(rows.model != "llama-3-70b") | (name != "drafting")].to_csv(tmp_path / f"{name}.csv", index=False)
+    assert main(["plan", "--recorded", str(tmp_path), "--intermediate", "llama-3-8b"]) == 0
+    told = capsys.readouterr()
+    assert "eagle2" not in told.out
+    assert "drafts of heads in fp16 on llama-3-70b were not measured" in told.err
+    assert "left out: measure some" in told.err
+
+
 def test_heads_that_are_faster_are_told_with_what_they_would_reach(capsys):
     """In one sentence, which is what the same command with these heads says; where none are faster there is none."""
     tables = plan_tables(RECORDED, "llama-3-70b", "llama-3-8b")

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from specquant.decoding.method import PLAN_FIELDS
+from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Shapes, TreeShapes
 from specquant.planning.replayed import at_fitted_chances, draw_time_per_token, fitted_speedups, step_factors
 from specquant.tables.results import read_results
@@ -79,3 +80,13 @@ def test_time_per_token_and_the_factors_of_the_hierarchy_s_gain():
     assert factors.prod(axis=1).tolist() == pytest.approx((factors["their product"] ** 2).tolist())
     assert factors["accepted lengths (assumed)"].tolist() == pytest.approx([5.1 / 3, 4.5 / 3.5, 5.7 / 2.5])
     assert factors["step times (measured)"].nunique() == 1
+
+
+@pytest.mark.parametrize("told", [fitted_speedups, draw_time_per_token])
+def test_replays_of_which_none_is_at_fitted_chances_are_told_so(told):
+    """Not a traceback of pandas, which has nothing to join; nor speedups at chances that are none."""
+    rows = read_results("data/recorded/h200/replayed.csv")
+    shapes = Shapes.of(read_results("data/recorded/cpu/trees.csv"))
+    for none in (rows.iloc[:0], rows.assign(chances="traced")):
+        with pytest.raises(SpecquantError, match="replayed at fitted chances: measure some"):
+            told(none, shapes)

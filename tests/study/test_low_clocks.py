@@ -36,6 +36,13 @@ def test_a_product_whose_clock_is_not_known_in_every_process_says_nothing(record
     assert spreads(recorded([100.0, 125.0, 110.0], [1980.0, None, 1900.0])).empty
 
 
+def test_one_process_alone_is_not_apart_from_others(recorded):
+    """Not apart by 0%, which would be told as agreement."""
+    path = recorded([100.0, 125.0, 110.0], [1980.0, 1200.0, 1900.0])
+    pd.read_csv(path).iloc[:1].to_csv(path, index=False)
+    assert spreads(path).empty
+
+
 def test_products_of_torch_s_own_do_not_count():
     told = spreads().index.unique("implementation")
     assert set(told) == {OURS, CUBLAS} < set(read_results(low_clocks.TABLE).implementation)

@@ -170,6 +170,21 @@ def test_no_number_depends_on_the_order_of_recorded_blocks(known, monkeypatch):
     assert now == pytest.approx(known, rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize(("table", "query"), [("peers", "scheme == 'fp16'"), ("replayed", "head_scheme != 'fp16'")])
+def test_a_table_without_some_rows_is_refused_in_a_sentence(table, query, monkeypatch):
+    """Without torch's products, which stand beside ours; without heads in FP16: neither is a traceback of pandas."""
+    read = results.read_results
+
+    def damaged(path, *about):
+        rows = read(path, *about)
+        return rows.query(query) if str(path).endswith(f"h200/{table}.csv") else rows
+
+    for module in (numbers, recorded_numbers):
+        monkeypatch.setattr(module, "read_results", damaged)
+    with pytest.raises(SpecquantError, match=r"lacks rows that are needed|was replayed at fitted chances: measure"):
+        known_numbers()
+
+
 def test_a_number_of_no_row_is_refused_and_a_damaged_notebook_named(tmp_path):
     with pytest.raises(SpecquantError, match=r'the number "a" \(1\.3 is marked so\) follows from no row: measure'):
         traced("It is 1.3<!--a-->.", {"a": float("nan")})

@@ -65,7 +65,7 @@ def plan(
     """Which method and which tree would be fastest, from recorded costs.
 
     Args:
-        recorded: The folder of verify_cost.csv, drafting.csv and, if there, replayed.csv of one GPU.
+        recorded: The folder of verify_cost.csv and drafting.csv of one GPU.
         target: Its name in these tables.
         intermediate: The intermediate model's name there (default: none).
         scheme: Of both models.
@@ -78,7 +78,7 @@ def plan(
         agreement: Probability that the target accepts a token of the intermediate model (default: fitted).
         rows: Plans to show, the fastest; the fastest of each other method is shown, too.
     """
-    from specquant.planning.costs import recorded_tables, too_slow
+    from specquant.planning.costs import recorded_tables, too_slow, without_heads
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
@@ -94,16 +94,19 @@ def plan(
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
-    costs = recorded_tables(recorded, filter(None, (target, intermediate)), scheme, head_scheme)  # without torch
+    named = [target, intermediate] if intermediate else [target]
+    costs = recorded_tables(recorded, named, scheme, head_scheme)  # without torch
+    if why := without_heads(costs[1], named, head_scheme):
+        tell(why)
     if intermediate and (why := too_slow(costs, target, intermediate, scheme)):
         tell(why)
     from specquant.planning.planner import faster_heads, fastest
     from specquant.planning.recorded import plan_tables
 
     tables = plan_tables(recorded, target, intermediate, scheme, head_scheme, given, **where)
-    models = f"{target} and {intermediate}" if intermediate else target
     source = f"of {traces}" if traces else "assumed"
-    tell(f"{models} in {scheme}, heads in {head_scheme}, by the costs in {recorded}: predicted; acceptance is {source}")
+    told = f"{' and '.join(named)} in {scheme}, heads in {head_scheme}, by the costs in {recorded}"
+    tell(f"{told}: predicted; acceptance is {source}")
     print(fastest(tables[head_scheme], rows).round(2).to_string(index=False))
     if faster := faster_heads(tables):
         heads, speed, gain = faster

@@ -104,18 +104,23 @@ def record(measure: Measure, parameters: Common, out_dir: str | Path, anew: bool
 
 
 def _that_fit(parameters: Common, units: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The units whose synthetic models fit this machine's memory; of the others it is said once for all processes."""
+    """The units whose synthetic models fit this machine's memory; of the others it is said once for the same models."""
     fit: dict[str, bool] = {}
+    known: dict[str, str] = {}  # the models of each unit, whichever its process
     for unit in units:
         work = _of_any_process(unit)
-        if work not in fit:
+        if work in known:
+            continue
+        models = parameters.synthetic(unit)
+        known[work] = which = f"{unit.get('model')} {models}"
+        if which not in fit:
             try:
-                require_room(parameters.synthetic(unit), parameters.device)
-                fit[work] = True
+                require_room(models, parameters.device)
+                fit[which] = True
             except NotEnoughMemory as error:
                 tell(str(left_out(unit, error)))
-                fit[work] = False
-    return [unit for unit in units if fit[_of_any_process(unit)]]
+                fit[which] = False
+    return [unit for unit in units if fit[known[_of_any_process(unit)]]]
 
 
 def _of_any_process(unit: Unit) -> str:

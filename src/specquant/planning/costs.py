@@ -93,6 +93,20 @@ def too_slow(tables: tuple[pd.DataFrame, pd.DataFrame], target: str, intermediat
     )
 
 
+def without_heads(drafting: pd.DataFrame, models: Iterable[str], head_scheme: str) -> str | None:
+    """What is to be said of models on which no draft of such heads was measured; None where there are none.
+
+    drafting: of `recorded_tables`.
+    """
+    timed = set(drafting[drafting.head_scheme == head_scheme].model)
+    if not (without := [model for model in models if model not in timed]):
+        return None
+    return (
+        f"drafts of heads in {head_scheme} on {' and '.join(without)} were not measured, so methods that need them are "
+        "left out: measure some (specquant bench drafting)"
+    )
+
+
 def measured_costs(
     verify_cost: pd.DataFrame,
     drafting: pd.DataFrame,

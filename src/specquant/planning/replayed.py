@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from specquant.decoding.drafters import by_plan
 from specquant.decoding.method import PLAN_FIELDS, plans_in
+from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances, Shapes
 from specquant.tables.intervals import over_processes
 from specquant.tables.speed import speed, speedups, whole_step_ms
@@ -36,6 +37,14 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
     return rows.assign(speedup=measured, expected_speedup=expected)
 
 
+def fitted_in_each_process(replayed: pd.DataFrame, shapes: Shapes, chances: str = "fitted") -> pd.DataFrame:
+    """`at_fitted_chances` of each process. Raises SpecquantError where nothing was replayed at fitted chances."""
+    of_processes = replayed[replayed.chances == chances].groupby("process")
+    if not len(of_processes):
+        raise SpecquantError("no such plan was replayed at fitted chances: measure some (specquant bench replay)")
+    return pd.concat(at_fitted_chances(of_process, shapes) for _, of_process in of_processes)
+
+
 def fitted_speedups(
     rows: pd.DataFrame, shapes: Shapes, over: str = "autoregressive", chances: str = "fitted"
 ) -> pd.DataFrame:
@@ -45,10 +54,7 @@ def fitted_speedups(
     "eagle2", which stands for the plan of 24 nodes. chances: "fitted", of the paper's plans, or "planned", of the
     planner's. Times of a step are measured; the accepted length is the one that the chances have in the mean.
     """
-    told = pd.concat(
-        at_fitted_chances(of_process[of_process.chances == chances], shapes).assign(process=process)
-        for process, of_process in rows.groupby("process")
-    )
+    told = fitted_in_each_process(rows, shapes, chances)
     speeds = told.set_index([*ONE_RUN, *PLAN_FIELDS, "process"]).expected_speedup
     if over == "eagle2":
         of_tree = told[(told.method == "eagle2") & (told.draft_size == 24)]
@@ -85,7 +91,7 @@ def draw_time_per_token(rows: pd.DataFrame, shapes: Shapes) -> Figure:
         rows: Rows of replayed.csv of one target, in one scheme and with one kind of head.
         shapes: That the chances were fitted with; they give the accepted length, as in `fitted_speedups`.
     """
-    told = pd.concat(at_fitted_chances(of, shapes) for _, of in rows[rows.chances == "fitted"].groupby("process"))
+    told = fitted_in_each_process(rows, shapes)
     parts = {"draft_ms": ("draft", "#0173b2"), "verify_ms": ("verify", "#de8f05"), "other_ms": ("other", "#949494")}
     each = told.assign(**{part: told[part] / told.expected_length for part in parts})
     plans = each.groupby([*PLAN_FIELDS])

@@ -8,8 +8,7 @@ import pandas as pd
 from specquant.decoding.drafters import MARKS
 from specquant.decoding.method import PLAN_FIELDS, Plan, plans_in
 from specquant.planning.acceptance import Shapes
-from specquant.planning.replayed import ONE_RUN, at_fitted_chances
-from specquant.tables.intervals import PROCESS
+from specquant.planning.replayed import ONE_RUN, fitted_in_each_process
 from specquant.tables.style import SCHEMES, caption, in_order, mark, model_label
 from specquant.tables.verify_cost import behind_first_context
 
@@ -80,20 +79,14 @@ def draft_times(frame: pd.DataFrame) -> pd.DataFrame:
 def replayed_plans(frame: pd.DataFrame, trees: pd.DataFrame) -> pd.DataFrame:
     """Models and plans by what a step does and takes: the median over processes, of speedups too.
 
-    frame: replayed.csv of every process; plans that a sweep or the planner adds do not count. trees: trees.csv.
+    frame: replayed.csv of every process. trees: trees.csv.
     """
-    frame = frame[frame.chances.isin(["fitted", "traced"])]
     shapes, keys = Shapes.of(trees), [*ONE_RUN, *PLAN_FIELDS]
-    each = pd.concat(at_fitted_chances(rows, shapes) for _, rows in frame.groupby(PROCESS))
-    rows = each.groupby(keys, sort=False).median(numeric_only=True).reset_index()
+    rows = fitted_in_each_process(frame, shapes).groupby(keys, sort=False).median(numeric_only=True).reset_index()
     kinds = rows[["model", "scheme", "head_scheme"]].drop_duplicates()
     plans = pd.Index(map(_short, plans_in(rows)), name="plan")
     if len(kinds) > 1:
-        kind = "{0}, {1}, heads in {2}" if kinds.head_scheme.nunique() > 1 else "{0}, {1}"
-        told = [
-            kind.format(model_label(row.model), *(mark(name, SCHEMES).label for name in (row.scheme, row.head_scheme)))
-            for row in rows.itertuples()
-        ]
+        told = rows.apply(lambda row: f"{model_label(row.model)}, {mark(row.scheme, SCHEMES).label}", axis=1)
         plans = pd.MultiIndex.from_arrays([told, plans], names=["target", "plan"])
     columns = {
         "accepted_length": "accepted",

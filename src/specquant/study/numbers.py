@@ -317,9 +317,11 @@ def _of_peers(_: Evidence) -> dict[str, float]:
     """
     table = read_results(f"{RECORDED}/peers.csv")
     table = table[table.implementation != CUBLAS].assign(theirs=table.implementation != OURS)
-    times = table.set_index(["scheme", "draft_size", "model", "layer", "process", "block", "theirs"]).time_us.unstack()
+    places = ["scheme", "draft_size", "model", "layer", "process", "block"]
+    times = table.set_index([*places, "theirs"]).time_us
+    theirs_over_ours = (times.xs(True, level="theirs") / times.xs(False, level="theirs")).dropna()
     known = {}
-    of_layers = (times[True] / times[False]).dropna().groupby(["scheme", "draft_size", "model", "layer"]).median()
+    of_layers = theirs_over_ours.groupby(places[:4]).median()
     for (scheme, size), ratios in of_layers.groupby(["scheme", "draft_size"]):
         known[f"torch over ours, {scheme} {size} least"] = ratios.min()
         known[f"torch over ours, {scheme} {size} most"] = ratios.max()
