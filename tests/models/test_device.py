@@ -116,8 +116,10 @@ def test_generate_is_lossless_with_8_bit_activations(deep, capsys, prompt):
 def test_what_is_timed_computes_in_its_schemes_default_unless_a_dtype_is_given(small_models):
     about = {"model": str(small_models / "target"), "schemes": ("fp16", "w8a8"), "weights": "synthetic"}
     for given, expected in ((None, ("float32", "float64")), ("float32", ("float32", "float32"))):
-        parameters = verify_cost.Parameters(**about, device="cpu", dtype=given)
-        assert tuple(dtype_name(parameters.load(scheme).dtype) for scheme in about["schemes"]) == expected
+        parameters = verify_cost.Parameters(**about, processes=1, device="cpu", dtype=given)
+        units = parameters.units()
+        assert [unit["scheme"] for unit in units] == ["fp16", "w8a8"]
+        assert tuple(dtype_name(parameters.load(unit).dtype) for unit in units) == expected
         same = parameters.same()
         assert (same["dtype"], same["dtype_of_8_bit_activations"]) == expected
 
