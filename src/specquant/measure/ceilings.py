@@ -22,7 +22,7 @@ class Parameters(OnGpu):
         processes: Fresh interpreters, each of which measures everything, for intervals.
         device: cuda; only a GPU is measured.
         repeats: Of each rate in a process.
-        rest_over_run: How long the card rests behind each run, over the run's time, as behind those of products.
+        rest_over_run: How many times as long as each run the card rests behind it, as behind those of products.
     """
 
     processes: int = 3
