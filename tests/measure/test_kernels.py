@@ -77,6 +77,21 @@ def test_each_product_is_timed_in_blocks_in_every_process(small_layers, tmp_path
     assert small_layers == []  # nothing is measured twice
 
 
+def test_on_a_cpu_that_is_asked_for_products_are_measured_and_no_ceilings(small_layers, tmp_path):
+    parameters = Parameters(("small",), ("fp16",), (1,), processes=1, **FEW)
+    assert kernels.record_kernels(parameters, tmp_path) == [tmp_path / "kernels.csv"]
+    assert len(read_results(tmp_path / "kernels.csv")) == 2
+    assert not (tmp_path / "ceilings.csv").exists()
+
+
+@pytest.mark.parametrize("bench", ["ceilings", "profile"])
+def test_what_no_cpu_can_do_is_not_offered_for_one(bench, capsys):
+    assert main(["bench", bench, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--device TEXT cuda; only a GPU is measured. (default: cuda)" in told
+    assert "references run" not in told
+
+
 def test_a_table_of_before_blocks_is_read_as_it_is_and_not_gone_on_with(small_layers, tmp_path):
     parameters = Parameters(("small",), ("fp16",), (1, 3), processes=1, **FEW)
     path = record(MEASURE, parameters, tmp_path)

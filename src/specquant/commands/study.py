@@ -64,6 +64,9 @@ def plan(
 ) -> None:
     """Which method and which tree would be fastest, from recorded costs.
 
+    A row is a plan, its times are those of a step. Speedups are over decoding one by one. The bookkeeping of a step
+    (other_ms) counts as no time.
+
     Args:
         recorded: The folder of verify_cost.csv and drafting.csv of one GPU.
         target: Its name in these tables.

@@ -79,7 +79,7 @@ class LaunchesInBlocks(OnGpu, InBlocks):
 
     Attributes:
         warm_up_ms: For how long a thing runs, and rests, before it is timed.
-        rest_over_run: How long the card rests behind each run, over the run's time. Without rests it may slow down.
+        rest_over_run: How many times as long as each run the card rests behind it. Without rests it may slow down.
     """
 
     warm_up_ms: float = 100.0

@@ -13,8 +13,6 @@ from specquant.measure.measure import Measure, Measured
 from specquant.measure.parameters import OnGpu, require_gpu
 from specquant.tables.schemas import TABLES
 
-REPEATS = 20
-
 
 @dataclass(frozen=True)
 class Parameters(OnGpu):
@@ -22,12 +20,13 @@ class Parameters(OnGpu):
 
     Attributes:
         processes: Fresh interpreters, each of which measures everything, for intervals.
+        device: cuda; only a GPU is measured.
         repeats: Of each rate in a process.
-        rest_over_run: How long the card rests behind each run, over the run's time, as behind those of products.
+        rest_over_run: How many times as long as each run the card rests behind it, as behind those of products.
     """
 
     processes: int = 3
-    repeats: int = REPEATS
+    repeats: int = 20
     rest_over_run: float = 2.0
 
     shared = ("repeats", "rest_over_run")
@@ -51,7 +50,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
 
 
 def measure_ceilings(
-    repeats: int = REPEATS, device: str = "cuda", rest_over_run: float = Parameters.rest_over_run
+    repeats: int = Parameters.repeats, device: str = "cuda", rest_over_run: float = Parameters.rest_over_run
 ) -> pd.DataFrame:
     """What the GPU reaches at best: read bandwidth, copy bandwidth and matrix rates (what, value, unit)."""
     require_gpu(device)

@@ -107,7 +107,7 @@ def bench_schemes() -> tuple[str, ...]:
 
 
 def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
-    """Measure the products, and what the card does at best beside the ordinary ones; returns the tables' paths."""
+    """Measure the products, and on a card what it does at best beside the ordinary ones; returns the tables' paths."""
     parameters.check()
     if parameters.tune and not parameters.row_invariant:
         from specquant.measure.tuning import tune  # which measures by this module
@@ -117,6 +117,8 @@ def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
         tune(parameters.models, parameters.schemes, parameters.tune)
     if parameters.row_invariant:
         return [record(MEASURE_ROW_INVARIANT, parameters, out_dir)]
+    if parameters.device == "cpu":
+        return [record(MEASURE, parameters, out_dir)]
     at_best = ceilings.Parameters(
         parameters.processes, parameters.repeats, parameters.rest_over_run, device=parameters.device
     )

@@ -36,6 +36,7 @@ class Parameters(OnGpu):
 
     Attributes:
         model: llama-3-8b or llama-3-70b, or a directory whose shapes are taken.
+        device: cuda; only a GPU is measured.
         schemes: With commas; the command takes "all" for those that the shapes can have.
         draft_sizes: Tokens in a pass, with commas.
         context: Tokens in the cache.

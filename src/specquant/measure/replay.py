@@ -66,7 +66,8 @@ class Parameters(Common):
         share_cache: Let an intermediate model of the target's shapes read the target's keys and values, in vanilla
             decoding.
         sweep: More plans, and acceptance over a range.
-        planned: Also the fastest plan of each method, as `specquant plan` has it from the costs in this folder.
+        planned: A folder of recorded costs, such as data/recorded/h200. Each method also decodes by the plan that
+            `specquant plan` finds the fastest from them.
         head_scheme: Of the EAGLE heads.
         head_vocabulary: Tokens that the heads know (default: all; of an EAGLE-3 head 32000).
         intermediate_scheme: Of the intermediate model.
