@@ -15,13 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from specquant.errors import SpecquantError
 from specquant.measure.card import CardState
 from specquant.measure.measure import Measured
 from specquant.measure.parameters import Common, OnGpu
 
 GRAPH_US = 1500  # a run of launches takes about this long on a GPU
-LONGEST_REST = 100  # over the time of a run
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,6 @@ class InBlocks(Common):
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
 
-def require_rest(rest_over_run: float) -> None:
-    """Raises SpecquantError for rests that are negative, no number, or longer than anybody would wait."""
-    if not 0 <= rest_over_run <= LONGEST_REST:
-        raise SpecquantError(f"rest_over_run is {rest_over_run}: give at least 0 and at most {LONGEST_REST}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LaunchesInBlocks(OnGpu, InBlocks):
     """Parameters of launches on a GPU that are timed in blocks (`launches_in_blocks`).
@@ -87,11 +79,6 @@ class LaunchesInBlocks(OnGpu, InBlocks):
 
     warm_up_passes = 1  # of many launches
     shared: ClassVar[tuple[str, ...]] = ("rest_over_run", *InBlocks.shared)
-
-    def check(self) -> None:
-        """Raises SpecquantError as `OnGpu.check`, and for rests that are too long."""
-        super().check()
-        require_rest(self.rest_over_run)
 
     def unnamed(self) -> dict[str, Any]:
         return super().unnamed() | {"rest_over_run": 0.0}

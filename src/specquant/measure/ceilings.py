@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from specquant.kernels.stream import read_triton
-from specquant.measure.blocks import replay_times_us, require_rest
+from specquant.measure.blocks import replay_times_us
 from specquant.measure.measure import Measure, Measured
 from specquant.measure.parameters import OnGpu, require_gpu
 from specquant.tables.schemas import TABLES
@@ -37,7 +37,6 @@ class Parameters(OnGpu):
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, and for numbers out of range."""
         super().check()
-        require_rest(self.rest_over_run)
         require_gpu(self.device)
 
     def units(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from specquant.models.names import SHAPES
 
 SEEDS = 2**64
 LONGEST_MS = 60_000  # of what passes before something is timed
+LONGEST_REST = 100  # behind a run, over the time of the run
 
 
 def require_at_least(parameters: object, **lowest: float) -> None:
@@ -28,6 +29,12 @@ def require_short(name: str, *times_ms: float) -> None:
     for time_ms in times_ms:
         if not 0 <= time_ms <= LONGEST_MS:
             raise SpecquantError(f"{name} is {time_ms}: give at least 0 and at most {LONGEST_MS} milliseconds")
+
+
+def require_rest(rest_over_run: float) -> None:
+    """Raises SpecquantError for rests that are negative, no number, or longer than anybody would wait."""
+    if not 0 <= rest_over_run <= LONGEST_REST:
+        raise SpecquantError(f"rest_over_run is {rest_over_run}: give at least 0 and at most {LONGEST_REST}")
 
 
 def require_shapes(models: Iterable[str]) -> None:

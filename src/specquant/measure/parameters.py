@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 from specquant.errors import SpecquantError
 from specquant.files import resolve, sha256_of
 from specquant.kernels.launch import triton
-from specquant.measure.checks import require_at_least, require_short
+from specquant.measure.checks import require_at_least, require_rest, require_short
 from specquant.models.companions import COMPANIONS
 from specquant.models.device import choose_device, gpu_is_available, named_dtype
 from specquant.models.digest import DIGEST, digests_of
@@ -56,6 +56,7 @@ class Common:
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SpecquantError(f"threads is {self.threads}: give 1 to {MOST_THREADS}")
         require_short("warm_up_ms", getattr(self, "warm_up_ms", 0))
+        require_rest(getattr(self, "rest_over_run", 0))
         named_dtype(getattr(self, "dtype", None))
         for scheme in getattr(self, "schemes", ()):
             get_scheme(scheme)
