@@ -1,18 +1,18 @@
 """The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks."""
 
 import numpy as np
+import pandas as pd
 
-from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.replayed import fitted_speedups
 from specquant.planning.roofline import decoder_layer
-from specquant.study import low_clocks, own_copies
+from specquant.study import own_copies, rests
 from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes, ratios
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes
+from specquant.tables.results import read_results
 from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
 
 TABLES = (
@@ -44,8 +44,8 @@ def of_recorded() -> dict[str, float]:
     on_gpu = (
         _of_card() | _of_processes() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
     )
-    of_tables = _of_products() | _of_heads() | _of_fp16_heads() | _of_half_precision() | _of_codes()
-    return on_gpu | of_tables | own_copies.numbers() | low_clocks.numbers()
+    of_tables = _of_products() | _of_heads() | _of_fp16_heads() | _of_planned() | _of_half_precision()
+    return on_gpu | of_tables | _of_codes() | own_copies.numbers() | rests.numbers()
 
 
 def _of_card() -> dict[str, float]:
@@ -104,15 +104,14 @@ def _of_settling() -> dict[str, float]:
 
 
 def _of_products() -> dict[str, float]:
-    """ "products 60 over one w8a8": of one layer of 70B. "products 60 over one fp8, low", "high": over the processes of
-    peers.csv, which has three of the schemes."""
-    layer = decoder_layer(read_medians(f"{RECORDED}/kernels.csv"), "llama-3-70b")
-    known = {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in layer.itertuples()}
-    peers, keys = read_results(f"{RECORDED}/peers.csv"), ["scheme", "draft_size"]
-    ours = peers[(peers.model == "llama-3-70b") & peers.implementation.isin([OURS, CUBLAS])]
-    layers = in_each_process(ours, [*keys, "layer"], "time_us").groupby([*keys, PROCESS]).sum()
-    for (scheme, size), row in over_processes(ratios(layers, "draft_size", 1)).iterrows():
-        known |= {f"products {size} over one {scheme}, {end}": row[end] for end in ("low", "high")}
+    """ "products 60 over one w8a8": of one layer of 70B; ", low", ", high": over processes."""
+    rows = read_results(f"{RECORDED}/kernels.csv")
+    layers = {process: decoder_layer(of, "llama-3-70b") for process, of in rows.groupby(PROCESS)}
+    growth = pd.concat(layers, names=[PROCESS]).set_index(["scheme", "draft_size"], append=True).relative_time
+    known = {}
+    for (scheme, size), row in over_processes(growth.droplevel(1)).iterrows():
+        name = f"products {size} over one {scheme}"
+        known |= {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
     return known
 
 
@@ -150,6 +149,21 @@ def _of_fp16_heads() -> dict[str, float]:
         rows = replayed.query(replays_with(heads))
         told = fitted_speedups(rows, shapes).xs("vanilla", level="method").iloc[0]
         known[f"vanilla over autoregressive, heads in {heads}"] = told["median"]
+    return known
+
+
+def _of_planned() -> dict[str, float]:
+    """ "planned hierarchical over eagle2": of 70B in W4A16, each method by the plan that the planner finds fastest, at
+    assumed acceptance; ", low", ", high": over processes. "planned tokens/s, eagle2": as replayed, the median."""
+    shapes, known = Shapes.of(read_results("data/recorded/cpu/trees.csv")), {}
+    rows = read_results(f"{RECORDED}/replayed.csv").query(f"chances == 'planned' and head_scheme == '{HEADS}'")
+    for base in ("autoregressive", "eagle2"):
+        for method, row in fitted_speedups(rows, shapes, base, "planned").groupby("method").first().iterrows():
+            name = f"planned {method} over {base}"
+            known |= {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
+    for method, of in rows.groupby("method"):
+        known[f"planned tokens/s, {method}"] = of.tokens_per_s.median()
+        known[f"planned nodes, {method}"] = of.draft_size.iloc[0]
     return known
 
 
