@@ -121,16 +121,25 @@ def test_a_size_that_the_prices_named_is_none_of_the_six():
     assert adaptive(pd.DataFrame(rows)).splitlines()[2] == told
 
 
-def test_plans_with_other_heads_have_rows_of_their_own():
+def test_plans_with_other_heads_and_the_planner_s_plans_have_rows_of_their_own():
     rows = read_results(RECORDED / "h200/replayed.csv")
     shapes = Shapes.of(read_results(RECORDED / "cpu/trees.csv"))
     rows = rows[rows.head_scheme == HEADS]
-    with_others = pd.concat([rows, rows.assign(head_scheme="fp16")])
+    with_others = pd.concat([rows, rows[rows.chances == "fitted"].assign(head_scheme="fp16")])
     both, alone = (replayed(of, shapes).splitlines() for of in (with_others, rows))
     assert both[: len(alone) - 2] == alone[:-2]
-    others = both[len(alone) - 2 : -2]
-    assert len(others) == len(alone) - 4
-    assert all("; heads in fp16 |" in line for line in others)
+    papers = [line for line in alone if line.startswith(f"| the paper's plans, heads in {HEADS}: ")]
+    planners = [line for line in alone if line.startswith(f"| the planner's plans, heads in {HEADS}: ")]
+    assert alone[2:-2] == papers + planners
+    assert [line.replace(HEADS, "fp16") for line in papers] == both[len(alone) - 2 : -2]
+
+
+def test_plans_are_set_against_eagle2_of_their_own_kind():
+    """The paper's against its tree of 24 nodes, the planner's against its only one."""
+    rows = read_results(RECORDED / "h200/replayed.csv").query(f"head_scheme == '{HEADS}'")
+    table = replayed(rows, Shapes.of(read_results(RECORDED / "cpu/trees.csv"))).splitlines()
+    alike = [line for line in table if line.endswith("| 1.00 (1.00 to 1.00) |")]
+    assert ["24 nodes" in line for line in alike] == [True, False]
 
 
 def test_processes_are_counted_for_each_kind_of_kernels():
