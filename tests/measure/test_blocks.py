@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from specquant.measure import attention, blocks, ceilings, drafting, kernels, peers, verify_cost
-from specquant.measure.blocks import Blocks, in_blocks
+from specquant.measure.blocks import Blocks, in_blocks, launches_in_blocks
+from specquant.measure.card import CardState
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,57 @@ def test_the_device_rests_behind_each_run_and_rests_are_not_timed(rest_over_run,
     assert rows[["time_ms", "p10_ms", "p90_ms"]].eq(1e3).all(axis=None)
 
 
+@pytest.fixture
+def on_a_card(monkeypatch):
+    """A card that is not there: the host launches a run within `launch_us`, then the card works for 1,800 us. Returns
+    the run."""
+    now, busy_until, events = [0.0], [0.0], []
+
+    class Event:
+        def __init__(self, **_):
+            events.append(self)
+
+        def record(self):
+            self.at = max(now[0], busy_until[0])
+
+        def synchronize(self):
+            now[0] = max(now[0], self.at)
+
+        def elapsed_time(self, other):
+            return 1e3 * (other.at - self.at)
+
+    monkeypatch.setattr(blocks, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(blocks, "CardState", lambda _: CardState(CPU))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: now.__setitem__(0, max(now[0], busy_until[0])))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+
+    def run(launch_us):
+        now[0] += launch_us / 1e6
+        busy_until[0] = now[0] + 1800e-6
+
+    return run
+
+
+def test_beside_a_pass_stands_how_long_the_host_took_to_launch_it(on_a_card):
+    """The median of the block: here of 60, 50 and 150 us behind a warm-up. From an idle card on a pass is as much
+    longer, by either clock."""
+    card = torch.device("cuda")
+    for clock in (blocks.host_time, blocks.device_time):
+        took_us = iter([500, 60, 50, 150])
+        runs = {1: lambda took_us=took_us: on_a_card(next(took_us))}
+        (row,) = in_blocks(runs, card, Blocks(1, 3, 1, 0), random.Random(0), clock).itertuples()
+        assert row.launch_us == pytest.approx(60)
+        assert row.time_ms == pytest.approx(1.86)
+
+
+def test_a_launch_alone_has_its_share_of_what_the_host_takes(on_a_card, monkeypatch):
+    monkeypatch.setattr(blocks, "repeated", lambda launch, turns, _: (lambda: launch(0), 10 * turns))
+    launches = {8: (lambda _: on_a_card(50), 4)}
+    (row,) = launches_in_blocks(launches, torch.device("cuda"), Blocks(1, 3, 1, 0), random.Random(0)).itertuples()
+    assert row.launch_us == pytest.approx(50 / 40)
+    assert row.time_us == pytest.approx(1850 / 40)
+
+
 def test_launches_alone_rest_and_whole_passes_do_not():
     for module in (kernels, peers, attention):
         assert module.Parameters().block.rest_over_run == 2
@@ -70,7 +122,7 @@ def test_the_order_is_drawn_anew_for_every_process():
     assert again.tolist() == orders[0].tolist()
 
 
-def test_on_a_cpu_there_is_no_clock_or_power_to_tell():
+def test_on_a_cpu_there_is_no_clock_power_or_launching_to_tell():
     rows = in_blocks({"a": lambda: None}, CPU, Blocks(1, 1, 1, 0), random.Random(0))
-    assert rows[["clock_mhz", "power_w"]].isna().all(axis=None)
-    assert blocks.time_ms(lambda: None, CPU) >= 0
+    assert rows[["clock_mhz", "power_w", "launch_us"]].isna().all(axis=None)
+    assert blocks.host_time(lambda: None, CPU).ms >= 0

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,16 @@ class Blocks:
     warm_ups: int = 8
     warm_up_ms: float = 200.0
     rest_over_run: float = 0.0
+
+
+class Time(NamedTuple):
+    """How long a run took, and how long the host took to launch it, from the call until it returned; NaN on a CPU."""
+
+    ms: float
+    launch_us: float = float("nan")
+
+
+Clock = Callable[[Callable[[], object], torch.device], Time]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +105,15 @@ def in_blocks(
     device: torch.device,
     blocks: Blocks,
     order: random.Random,
-    clock: Callable[[Callable[[], object], torch.device], float] | None = None,
+    clock: Clock | None = None,
 ) -> pd.DataFrame:
     """Time each of `runs` in blocks of its own, which come in random order.
 
     Returns a row for each block: `what`, the key of the run; block; place, its position in the order; median, p10 and
-    p90 in milliseconds; on a GPU its mean clock and power. clock: gives the milliseconds of one run; `time_ms` by
-    default.
+    p90 in milliseconds; on a GPU the median `launch_us`, and the card's mean clock and power. clock: times one run;
+    `host_time` by default.
     """
-    clock = clock or time_ms
+    clock = clock or host_time
     all_blocks, rows = [(what, block) for what in runs for block in range(blocks.count)], []
     for place, (what, block) in enumerate(order.sample(all_blocks, len(all_blocks))):
         began, warmed_up = now(device), 0
@@ -111,30 +121,30 @@ def in_blocks(
             rested(runs[what], device, clock, blocks.rest_over_run)
             warmed_up += 1
         with CardState(device) as card:
-            times_ms = [rested(runs[what], device, clock, blocks.rest_over_run) for _ in range(blocks.repeats)]
+            times = [rested(runs[what], device, clock, blocks.rest_over_run) for _ in range(blocks.repeats)]
         row = {"what": what, "block": block, "place": place, "repeats": blocks.repeats}
-        rows.append(row | spread(times_ms) | card.mean())
+        rows.append(row | of_block(times) | card.mean())
     return pd.DataFrame(rows)
 
 
-def rested(
-    run: Callable[[], object],
-    device: torch.device,
-    clock: Callable[[Callable[[], object], torch.device], float],
-    rest_over_run: float,
-) -> float:
-    """How long one run takes by `clock`, in milliseconds. Behind it the device idles `rest_over_run` times as long."""
-    run_ms = clock(run, device)
+def rested(run: Callable[[], object], device: torch.device, clock: Clock, rest_over_run: float) -> Time:
+    """How long one run takes by `clock`. Behind it the device idles `rest_over_run` times as long."""
+    time = clock(run, device)
     if rest_over_run:
-        sleep(rest_over_run * run_ms / 1e3)
-    return run_ms
+        sleep(rest_over_run * time.ms / 1e3)
+    return time
 
 
-def time_ms(run: Callable[[], object], device: torch.device) -> float:
-    """How long one run takes, from an idle device to an idle device."""
+def host_time(run: Callable[[], object], device: torch.device) -> Time:
+    """How long one run takes, from an idle device to an idle device. On a GPU that begins with launching it.
+
+    The clock is read once more behind the launch, while the device works, which makes nothing longer.
+    """
     began = now(device)
     run()
-    return 1e3 * (now(device) - began)
+    launched = perf_counter()
+    ms = 1e3 * (now(device) - began)
+    return Time(ms, 1e6 * (launched - began)) if device.type == "cuda" else Time(ms)
 
 
 def now(device: torch.device) -> float:
@@ -149,16 +159,27 @@ def spread(times_ms: Sequence[float]) -> dict[str, float]:
     return {"time_ms": np.median(times_ms), "p10_ms": np.quantile(times_ms, 0.1), "p90_ms": np.quantile(times_ms, 0.9)}
 
 
-def device_ms(run: Callable[[], object], device: torch.device) -> float:
-    """How long one run takes on the device; on a GPU without what the host does before."""
+def of_block(times: Sequence[Time]) -> dict[str, float]:
+    """The columns of `spread`, and launch_us, the median."""
+    return spread([time.ms for time in times]) | {"launch_us": np.median([time.launch_us for time in times])}
+
+
+def device_time(run: Callable[[], object], device: torch.device) -> Time:
+    """How long one run takes on the device, on a GPU between two events. The first is there as soon as it is recorded
+    where the device was idle, so what the host then takes to launch the run counts, too.
+
+    launch_us: recording the first event counts as well, so that no clock is read between the two.
+    """
     if device.type != "cuda":
-        return time_ms(run, device)
+        return host_time(run, device)
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began = perf_counter()
     start.record()
     run()
+    launched = perf_counter()
     stop.record()
     stop.synchronize()
-    return start.elapsed_time(stop)
+    return Time(start.elapsed_time(stop), 1e6 * (launched - began))
 
 
 def repeated(launch: Callable[[int], object], turns: int, device: torch.device) -> tuple[Callable[[], object], int]:
@@ -175,7 +196,7 @@ def repeated(launch: Callable[[int], object], turns: int, device: torch.device) 
     launch(0)
     if device.type != "cuda":
         return in_turn, turns
-    rounds = max(1, round(GRAPH_US / max(1e3 * device_ms(in_turn, device), 1)))
+    rounds = max(1, round(GRAPH_US / max(1e3 * device_time(in_turn, device).ms, 1)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(rounds):
@@ -194,7 +215,7 @@ def replay_times_us(
     device = torch.device(device)
     run, count = repeated(launch, turns, device)
     run()
-    return torch.tensor([1e3 * rested(run, device, device_ms, rest_over_run) for _ in range(repeats)]) / count
+    return torch.tensor([1e3 * rested(run, device, device_time, rest_over_run).ms for _ in range(repeats)]) / count
 
 
 def launches_in_blocks(
@@ -203,10 +224,12 @@ def launches_in_blocks(
     blocks: Blocks,
     order: random.Random,
 ) -> pd.DataFrame:
-    """As `in_blocks`, of launches (`repeated`), each with its number of turns: times are of one, in microseconds."""
+    """As `in_blocks`, of launches (`repeated`), each with its number of turns: times are of one, in microseconds, and
+    launch_us is one's share of what the host takes to launch a run."""
     runs = {what: repeated(launch, turns, device) for what, (launch, turns) in launches.items()}
-    rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, device_ms)
+    rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, device_time)
     counts = [runs[what][1] for what in rows["what"]]
+    rows["launch_us"] /= counts
     for name in ("time", "p10", "p90"):
         rows[f"{name}_us"] = 1e3 * rows.pop(f"{name}_ms") / counts
     return rows

@@ -8,7 +8,7 @@ from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.replayed import fitted_speedups
 from specquant.planning.roofline import decoder_layer
-from specquant.study import low_clocks, own_copies
+from specquant.study import launching, low_clocks, own_copies
 from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
 from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes, ratios
@@ -72,7 +72,8 @@ def _of_processes() -> dict[str, float]:
     known |= {f"third process of 8b, {size} tokens, less ms": less_ms[size] for size in (1, 60)}
     of_one = in_each_process(rows[(rows.model == "llama-3-8b") & (rows.draft_size == 1)], KEYS).unstack(PROCESS)
     hardly = of_one[0] - of_one[2] < HARDLY_MS
-    return known | {"schemes of 8b": len(hardly), "schemes of 8b, third process hardly less": hardly.sum()}
+    known |= {"schemes of 8b": len(hardly), "schemes of 8b, third process hardly less": hardly.sum()}
+    return known | launching.numbers(rows)
 
 
 def _of_contexts() -> dict[str, float]:
