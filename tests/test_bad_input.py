@@ -721,6 +721,7 @@ def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, s
         (["bench", "settling", "--blocks", "2"], "there is no option '--blocks'"),
         (["bench", "drafting", "--warm-up-ms", "inf"], "warm_up_ms is inf: give at least 0"),
         (["bench", "kernels", "--device", "cpu", "--rest-over-run", "nan"], "rest_over_run is nan: give at least 0"),
+        (["bench", "kernels", "--device", "cpu", "--delay-ms", "-1"], "delay_ms is -1.0: give at least 0"),
         (["bench", "replay", "--model", "llama-3-8b", "--tree", "24"], "tree is (24,): give nodes and iterations"),
         (["bench", "replay", "--model", "llama-3-8b", "--hierarchical-length", "nan"], "hierarchical length is nan"),
         (["bench", "verify-cost", "--model", "llama-3-8b", "--threads", "9999"], "threads is 9999: give 1 to 1024"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specquant.measure import attention, blocks, ceilings, drafting, kernels, peers, verify_cost
-from specquant.measure.blocks import Blocks, in_blocks, launches_in_blocks
+from specquant.measure.blocks import Blocks, in_blocks
 from specquant.measure.card import CardState
 
 CPU = torch.device("cpu")
@@ -46,63 +46,14 @@ def test_the_device_rests_behind_each_run_and_rests_are_not_timed(rest_over_run,
     assert rows[["time_ms", "p10_ms", "p90_ms"]].eq(1e3).all(axis=None)
 
 
-@pytest.fixture
-def on_a_card(monkeypatch):
-    """A card that is not there: the host launches a run within `launch_us`, then the card works for 1,800 us. Returns
-    the run."""
-    now, busy_until, events = [0.0], [0.0], []
-
-    class Event:
-        def __init__(self, **_):
-            events.append(self)
-
-        def record(self):
-            self.at = max(now[0], busy_until[0])
-
-        def synchronize(self):
-            now[0] = max(now[0], self.at)
-
-        def elapsed_time(self, other):
-            return 1e3 * (other.at - self.at)
-
-    monkeypatch.setattr(blocks, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(blocks, "CardState", lambda _: CardState(CPU))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: now.__setitem__(0, max(now[0], busy_until[0])))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-
-    def run(launch_us):
-        now[0] += launch_us / 1e6
-        busy_until[0] = now[0] + 1800e-6
-
-    return run
-
-
-def test_beside_a_pass_stands_how_long_the_host_took_to_launch_it(on_a_card):
-    """The median of the block: here of 60, 50 and 150 us behind a warm-up. From an idle card on a pass is as much
-    longer, by either clock."""
-    card = torch.device("cuda")
-    for clock in (blocks.host_time, blocks.device_time):
-        took_us = iter([500, 60, 50, 150])
-        runs = {1: lambda took_us=took_us: on_a_card(next(took_us))}
-        (row,) = in_blocks(runs, card, Blocks(1, 3, 1, 0), random.Random(0), clock).itertuples()
-        assert row.launch_us == pytest.approx(60)
-        assert row.time_ms == pytest.approx(1.86)
-
-
-def test_a_launch_alone_has_its_share_of_what_the_host_takes(on_a_card, monkeypatch):
-    monkeypatch.setattr(blocks, "repeated", lambda launch, turns, _: (lambda: launch(0), 10 * turns))
-    launches = {8: (lambda _: on_a_card(50), 4)}
-    (row,) = launches_in_blocks(launches, torch.device("cuda"), Blocks(1, 3, 1, 0), random.Random(0)).itertuples()
-    assert row.launch_us == pytest.approx(50 / 40)
-    assert row.time_us == pytest.approx(1850 / 40)
-
-
-def test_launches_alone_rest_and_whole_passes_do_not():
+def test_launches_alone_rest_and_wait_and_whole_passes_do_not():
     for module in (kernels, peers, attention):
-        assert module.Parameters().block.rest_over_run == 2
+        assert (module.Parameters().block.rest_over_run, module.Parameters().block.delay_ms) == (2, 0.5)
         assert module.Parameters(device="cpu").same()["rest_over_run"] == 2
-    assert verify_cost.Parameters("llama-3-8b").block.rest_over_run == 0
-    assert drafting.Parameters().block.rest_over_run == 0
+        assert module.Parameters(device="cpu").same()["delay_ms"] == 0.5
+        assert module.Parameters(device="cpu").unnamed()["delay_ms"] == 0
+    for module in (verify_cost.Parameters("llama-3-8b"), drafting.Parameters()):
+        assert (module.block.rest_over_run, module.block.delay_ms) == (0, 0)
 
 
 def test_rates_of_a_card_are_taken_with_rests_as_products_are(monkeypatch):
@@ -111,6 +62,75 @@ def test_rates_of_a_card_are_taken_with_rests_as_products_are(monkeypatch):
     times = blocks.replay_times_us(lambda _: None, 4, 3, "cpu", ceilings.Parameters().rest_over_run)
     assert len(times) == len(rested) == 3
     assert ceilings.Parameters(device="cpu").same()["rest_over_run"] == kernels.Parameters().rest_over_run
+
+
+class Timeline:
+    """A GPU and its host in made-up milliseconds: the GPU does one thing after the other, behind what the host asks."""
+
+    def __init__(self, monkeypatch):
+        self.host_ms = self.free_ms = 0.0
+        timeline = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at_ms = timeline.ask(0.0)
+
+            def query(self):
+                return self.at_ms <= timeline.host_ms
+
+            def synchronize(self):
+                timeline.host_ms = max(timeline.host_ms, self.at_ms)
+
+            def elapsed_time(self, stop):
+                return stop.at_ms - self.at_ms
+
+        monkeypatch.setattr(blocks, "perf_counter", lambda: timeline.host_ms / 1e3)
+        monkeypatch.setattr(blocks, "CardState", lambda _: CardState(CPU))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: timeline.wait())
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: timeline.ask(cycles / blocks.CYCLES_OF_MS))
+
+    def ask(self, takes_ms):
+        """The time at which the GPU has done what it is now asked to do."""
+        self.free_ms = max(self.free_ms, self.host_ms) + takes_ms
+        return self.free_ms
+
+    def wait(self):
+        self.host_ms = max(self.host_ms, self.free_ms)
+
+    def run(self, launch_ms):
+        """1.5 ms on the GPU, behind a launch by the host."""
+        self.host_ms += launch_ms
+        self.ask(1.5)
+
+
+def test_what_the_host_needs_to_launch_a_run_is_no_part_of_its_time(monkeypatch):
+    timeline = Timeline(monkeypatch)
+    gpu = torch.device("cuda")
+    assert blocks.device_ms(lambda: timeline.run(0.2), gpu, 0.5) == pytest.approx(1.5)
+    assert blocks.device_ms(lambda: timeline.run(0.2), gpu) == pytest.approx(1.7)  # launched while the clock ran
+
+
+def test_a_run_that_was_launched_too_late_is_timed_again_and_at_most_a_few_times(monkeypatch):
+    timeline = Timeline(monkeypatch)
+    launches_ms = [0.9, 0.7, 0.1, 0.1]
+    assert blocks.device_ms(lambda: timeline.run(launches_ms.pop(0)), torch.device("cuda"), 0.5) == pytest.approx(1.5)
+    assert launches_ms == [0.1]
+    always_late_ms = [0.9] * 9
+    assert blocks.device_ms(lambda: timeline.run(always_late_ms.pop()), torch.device("cuda"), 0.5) > 1.5
+    assert len(always_late_ms) == 9 - blocks.TRIES
+
+
+def test_beside_a_pass_stands_how_long_the_host_took_to_launch_it(monkeypatch):
+    """The median of the block, behind a warm-up. From an idle card on a pass is as much longer."""
+    timeline, launches_ms = Timeline(monkeypatch), iter([0.5, 0.06, 0.05, 0.15])
+    runs = {1: lambda: timeline.run(next(launches_ms))}
+    (row,) = in_blocks(runs, torch.device("cuda"), Blocks(1, 3, 1, 0), random.Random(0)).itertuples()
+    assert row.launch_us == pytest.approx(60)
+    assert row.time_ms == pytest.approx(1.56)
 
 
 def test_the_order_is_drawn_anew_for_every_process():

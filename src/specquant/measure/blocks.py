@@ -2,7 +2,8 @@
 
 What runs behind something larger finds the card in another state (`measure.settling`), so nothing is timed in turns.
 Where one product is launched behind the other, the card's clock may fall, further in one process than in another. So
-the card rests behind each run of products or attention (`docs/measuring.md`).
+the card rests behind each run of products or attention, and waits before it until the host has launched it
+(`docs/measuring.md`).
 """
 
 import random
@@ -20,22 +21,27 @@ from specquant.measure.measure import Measured
 from specquant.measure.parameters import Common, OnGpu
 
 GRAPH_US = 1500  # a run of launches takes about this long on a GPU
+CYCLES_OF_MS = 2_000_000  # of a GPU at 2 GHz: at a lower clock it waits longer
+TRIES = 5  # of a run that the host launched too late
 
 
 @dataclass(frozen=True)
 class Blocks:
     """count: blocks of each thing. repeats: timed runs of a block, behind warm_ups runs and warm_up_ms, whichever is
-    longer. rest_over_run: how long the device idles behind each run, over the run's own time."""
+    longer. rest_over_run: how long the device idles behind each run, over the run's own time. delay_ms: how long a GPU
+    waits before each run (`device_ms`)."""
 
     count: int = 2
     repeats: int = 20
     warm_ups: int = 8
     warm_up_ms: float = 200.0
     rest_over_run: float = 0.0
+    delay_ms: float = 0.0
 
 
 class Time(NamedTuple):
-    """How long a run took, and how long the host took to launch it, from the call until it returned; NaN on a CPU."""
+    """How long a run took, and how long the host took to launch it, from the call until it returned: NaN on a CPU, and
+    where that is no part of the time."""
 
     ms: float
     launch_us: float = float("nan")
@@ -63,12 +69,14 @@ class InBlocks(Common):
     seed: int = 0
 
     warm_up_passes = 8  # runs before those that are timed, if that is longer; not annotated, as `Common.repeats`
-    rest_over_run = 0.0  # not annotated, likewise
+    rest_over_run = delay_ms = 0.0  # not annotated, likewise
     shared: ClassVar[tuple[str, ...]] = ("blocks", "repeats", "warm_up_ms", "seed")
 
     @property
     def block(self) -> Blocks:
-        return Blocks(self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms, self.rest_over_run)
+        return Blocks(
+            self.blocks, self.repeats, self.warm_up_passes, self.warm_up_ms, self.rest_over_run, self.delay_ms
+        )
 
     def order(self, *names: object) -> random.Random:
         """What draws an order: of a process, or of the part of one that has these names."""
@@ -76,22 +84,36 @@ class InBlocks(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchesInBlocks(OnGpu, InBlocks):
+class Launches(OnGpu):
+    """Parameters of launches on a GPU that are timed as runs of many (`repeated`).
+
+    Attributes:
+        rest_over_run: How many times as long as each run the card rests behind it. Without rests it may slow down.
+        delay_ms: For how long the card waits before each run, while the host launches it. Without it the launch is
+            timed, too.
+    """
+
+    rest_over_run: float = 2.0  # a card that runs a third of the time should stay below its limit of power
+    delay_ms: float = 0.5  # a launch takes some 0.05 ms, and four times as long on a busy host
+
+    shared: ClassVar[tuple[str, ...]] = ("rest_over_run", "delay_ms")
+
+    def unnamed(self) -> dict[str, Any]:
+        return super().unnamed() | {"rest_over_run": 0.0, "delay_ms": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchesInBlocks(Launches, InBlocks):
     """Parameters of launches on a GPU that are timed in blocks (`launches_in_blocks`).
 
     Attributes:
         warm_up_ms: For how long a thing runs, and rests, before it is timed.
-        rest_over_run: How many times as long as each run the card rests behind it. Without rests it may slow down.
     """
 
     warm_up_ms: float = 100.0
-    rest_over_run: float = 2.0  # a card that runs a third of the time should stay below its limit of power
 
     warm_up_passes = 1  # of many launches
-    shared: ClassVar[tuple[str, ...]] = ("rest_over_run", *InBlocks.shared)
-
-    def unnamed(self) -> dict[str, Any]:
-        return super().unnamed() | {"rest_over_run": 0.0}
+    shared: ClassVar[tuple[str, ...]] = (*Launches.shared, *InBlocks.shared)
 
     def each(self, units: Sequence[dict], rows: Callable[[dict, random.Random], pd.DataFrame]) -> Measured:
         """The rows of each unit of a process. Units come in random order, which is drawn for each process."""
@@ -164,22 +186,31 @@ def of_block(times: Sequence[Time]) -> dict[str, float]:
     return spread([time.ms for time in times]) | {"launch_us": np.median([time.launch_us for time in times])}
 
 
-def device_time(run: Callable[[], object], device: torch.device) -> Time:
-    """How long one run takes on the device, on a GPU between two events. The first is there as soon as it is recorded
-    where the device was idle, so what the host then takes to launch the run counts, too.
+def device_ms(run: Callable[[], object], device: torch.device, delay_ms: float = 0.0) -> float:
+    """How long one run takes on the device.
 
-    launch_us: recording the first event counts as well, so that no clock is read between the two.
+    delay_ms: how long a GPU waits first, while the host launches the run. Where the host is not done by then the run is
+    timed again, TRIES times at most. Without a delay the launch is timed, too.
     """
     if device.type != "cuda":
-        return host_time(run, device)
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began = perf_counter()
-    start.record()
-    run()
-    launched = perf_counter()
-    stop.record()
-    stop.synchronize()
-    return Time(start.elapsed_time(stop), 1e6 * (launched - began))
+        return host_time(run, device).ms
+    for _ in range(TRIES):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if delay_ms:
+            torch.cuda._sleep(round(delay_ms * CYCLES_OF_MS))
+        start.record()
+        run()
+        launched_in_time = not start.query()
+        stop.record()
+        stop.synchronize()
+        if launched_in_time or not delay_ms:
+            break
+    return start.elapsed_time(stop)
+
+
+def device_time(delay_ms: float) -> Clock:
+    """`device_ms` behind so long a delay, in which the host launches: how long it took is no part of that."""
+    return lambda run, device: Time(device_ms(run, device, delay_ms))
 
 
 def repeated(launch: Callable[[int], object], turns: int, device: torch.device) -> tuple[Callable[[], object], int]:
@@ -196,7 +227,7 @@ def repeated(launch: Callable[[int], object], turns: int, device: torch.device) 
     launch(0)
     if device.type != "cuda":
         return in_turn, turns
-    rounds = max(1, round(GRAPH_US / max(1e3 * device_time(in_turn, device).ms, 1)))
+    rounds = max(1, round(GRAPH_US / max(1e3 * device_ms(in_turn, device), 1)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(rounds):
@@ -210,12 +241,14 @@ def replay_times_us(
     repeats: int,
     device: torch.device | str = "cuda",
     rest_over_run: float = 0.0,
+    delay_ms: float = Launches.delay_ms,
 ) -> torch.Tensor:
     """Times in microseconds [repeats] of one launch, from runs (`repeated`) behind one such run, each `rested`."""
     device = torch.device(device)
+    clock = device_time(delay_ms)
     run, count = repeated(launch, turns, device)
     run()
-    return torch.tensor([1e3 * rested(run, device, device_time, rest_over_run).ms for _ in range(repeats)]) / count
+    return torch.tensor([1e3 * rested(run, device, clock, rest_over_run).ms for _ in range(repeats)]) / count
 
 
 def launches_in_blocks(
@@ -224,12 +257,12 @@ def launches_in_blocks(
     blocks: Blocks,
     order: random.Random,
 ) -> pd.DataFrame:
-    """As `in_blocks`, of launches (`repeated`), each with its number of turns: times are of one, in microseconds, and
-    launch_us is one's share of what the host takes to launch a run."""
+    """As `in_blocks`, of launches (`repeated`), each with its number of turns: times are of one, in microseconds."""
     runs = {what: repeated(launch, turns, device) for what, (launch, turns) in launches.items()}
-    rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, device_time)
+    clock = device_time(blocks.delay_ms)
+    rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, clock)
+    del rows["launch_us"]
     counts = [runs[what][1] for what in rows["what"]]
-    rows["launch_us"] /= counts
     for name in ("time", "p10", "p90"):
         rows[f"{name}_us"] = 1e3 * rows.pop(f"{name}_ms") / counts
     return rows

@@ -2,37 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 
 from specquant.kernels.stream import read_triton
-from specquant.measure.blocks import replay_times_us
+from specquant.measure.blocks import Launches, replay_times_us
 from specquant.measure.measure import Measure, Measured
-from specquant.measure.parameters import OnGpu, require_gpu
+from specquant.measure.parameters import require_gpu
 from specquant.tables.schemas import TABLES
 
 
-@dataclass(frozen=True)
-class Parameters(OnGpu):
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Launches):
     """How often to time.
 
     Attributes:
         processes: Fresh interpreters, each of which measures everything, for intervals.
         device: cuda; only a GPU is measured.
         repeats: Of each rate in a process.
-        rest_over_run: How many times as long as each run the card rests behind it, as behind those of products.
     """
 
     processes: int = 3
     repeats: int = 20
-    rest_over_run: float = 2.0
 
-    shared = ("repeats", "rest_over_run")
-
-    def unnamed(self) -> dict[str, Any]:
-        return super().unnamed() | {"rest_over_run": 0.0}
+    shared: ClassVar[tuple[str, ...]] = (*Launches.shared, "repeats")
 
     def check(self) -> None:
         """Raises SpecquantError where there is no GPU, and for numbers out of range."""
@@ -45,18 +40,24 @@ class Parameters(OnGpu):
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     for unit in units:
-        yield unit, measure_ceilings(parameters.repeats, parameters.device, parameters.rest_over_run)
+        yield (
+            unit,
+            measure_ceilings(parameters.repeats, parameters.device, parameters.rest_over_run, parameters.delay_ms),
+        )
 
 
 def measure_ceilings(
-    repeats: int = Parameters.repeats, device: str = "cuda", rest_over_run: float = Parameters.rest_over_run
+    repeats: int = Parameters.repeats,
+    device: str = "cuda",
+    rest_over_run: float = Parameters.rest_over_run,
+    delay_ms: float = Parameters.delay_ms,
 ) -> pd.DataFrame:
     """What the GPU reaches at best: read bandwidth, copy bandwidth and matrix rates (what, value, unit)."""
     require_gpu(device)
     rows = []
 
     def record(what: str, amount: float, unit: str, launch: Callable[[int], object]) -> None:
-        times_us = replay_times_us(launch, 4, repeats, device, rest_over_run)
+        times_us = replay_times_us(launch, 4, repeats, device, rest_over_run, delay_ms)
         rows.append({"what": what, "unit": unit, "value": amount / times_us.median().item() / 1e6})
 
     numbers = torch.randint(0, 1 << 30, (1 << 30,), dtype=torch.int32, device=device)

@@ -121,7 +121,11 @@ def record_kernels(parameters: Parameters, out_dir: str | Path) -> list[Path]:
     if parameters.device == "cpu":
         return [record(MEASURE, parameters, out_dir)]
     at_best = ceilings.Parameters(
-        parameters.processes, parameters.repeats, parameters.rest_over_run, device=parameters.device
+        processes=parameters.processes,
+        repeats=parameters.repeats,
+        rest_over_run=parameters.rest_over_run,
+        delay_ms=parameters.delay_ms,
+        device=parameters.device,
     )
     return [record(MEASURE, parameters, out_dir), record(ceilings.MEASURE, at_best, out_dir)]
 

@@ -55,7 +55,8 @@ class Common:
         require_at_least(self, **{name: least for name, least in LOWEST.items() if hasattr(self, name)})
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SpecquantError(f"threads is {self.threads}: give 1 to {MOST_THREADS}")
-        require_short("warm_up_ms", getattr(self, "warm_up_ms", 0))
+        for name in ("warm_up_ms", "delay_ms"):
+            require_short(name, getattr(self, name, 0))
         require_rest(getattr(self, "rest_over_run", 0))
         named_dtype(getattr(self, "dtype", None))
         for scheme in getattr(self, "schemes", ()):

@@ -19,7 +19,7 @@ _FLOOR = {"bytes": positive(required=False), "floor_ms": positive(required=False
 _PROCESS = {"process": count(0, required=False)}
 _BLOCK = {**_PROCESS, "block": count(0, required=False), "place": count(0, required=False)}
 _SPREAD_US = {"time_us": positive(), "p10_us": positive(required=False), "p90_us": positive(required=False)}
-_SPREAD_US |= {"repeats": count(required=False), **_LAUNCH}
+_SPREAD_US |= {"repeats": count(required=False)}
 _MEANS = {"inner_rounds": number(required=False), "inner_accepted_length": positive(required=False)}
 _DECODED = {"prompts": count(), "new_tokens": count(0), "differing_prompts": count(0)}
 _STEP = {"draft_ms": number(), "verify_ms": positive(), "other_ms": number()}
