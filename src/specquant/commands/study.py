@@ -192,7 +192,7 @@ def figures(*, only: list[str] | None = None) -> None:
     """Rebuild figures/ from data/recorded and data/published alone.
 
     Args:
-        only: Draw this figure, and leave all else as it is; may be repeated.
+        only: Draw this figure, and leave all others as they are; may be repeated.
     """
     from specquant.study.paper import build_figures
 
