@@ -116,13 +116,14 @@ def _attention(draft_size: int, context_length: int, device: str) -> Iterator[Ca
     query = torch.randn(draft_size, HEADS, HEAD_DIM, dtype=torch.float16, device=device)
     _, mask = _random_tree(draft_size, device)
     length = torch.tensor(context_length, device=device)
-    kernels: list[tuple[str, Callable[..., torch.Tensor], int | torch.Tensor, dict[str, bool]]] = [
+    attends: list[tuple[str, Callable[..., torch.Tensor], int | torch.Tensor, dict[str, bool]]] = [
         ("triton", tree_attention, length, {}),
         ("triton, row-invariant", tree_attention, length, {"row_invariant": True}),
         ("torch", tree_attention_reference, context_length, {}),
     ]
-    on_cpu = [(REFERENCE, tree_attention_reference, context_length, {})]
-    for implementation, attend, prefix, options in on_cpu if device == "cpu" else kernels:
+    if device == "cpu":
+        attends = [(REFERENCE, tree_attention_reference, context_length, {})]
+    for implementation, attend, prefix, options in attends:
         runs = [partial(attend, query, keys, values, prefix, mask, **options) for keys, values in caches]
         yield Case("attention", implementation, draft_size, context_length, moved, operations, runs)
 
