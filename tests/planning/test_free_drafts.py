@@ -8,7 +8,7 @@ from specquant.planning.free_drafts import (
     least_growths,
     shares_reached,
 )
-from specquant.tables.results import read_results
+from specquant.tables.results import read_medians, read_results
 
 
 def test_a_draft_is_free_up_to_the_first_slower_pass():
@@ -40,7 +40,7 @@ def test_cards_are_rows():
 
 def test_a_roofline_s_growth_is_flat_and_then_in_proportion_to_the_draft():
     passes = read_results("data/recorded/h200/verify_cost.csv")
-    ceilings = read_results("data/recorded/h200/ceilings.csv")
+    ceilings = read_medians("data/recorded/h200/ceilings.csv")
     told = least_growths(passes, ["fp16", "w4a16-g128", "nowhere"], ceilings, "H200")
     assert set(told) == {(model, scheme) for model in passes.model.unique() for scheme in ("fp16", "w4a16-g128")}
     line = told["llama-3-70b", "w4a16-g128"]

@@ -22,9 +22,9 @@ def largest_free_measured(times: pd.DataFrame, tolerance: float = 0.1) -> pd.Ser
 
 
 def shares_reached(ceilings: pd.DataFrame, card: str) -> tuple[float, dict[str, float]]:
-    """What was measured of a card (ceilings.csv) as shares of its data sheet: of the bandwidth, and of the rates.
+    """What was measured of a card as shares of its data sheet: of the bandwidth, and of the rates.
 
-    FP8 was not measured: its share is int8's.
+    ceilings: ceilings.csv, medians over processes. FP8 was not measured: its share is int8's.
     """
     best, sheet = ceilings.set_index("what").value, read_cards()[card]
     int8 = best["int8 product (cuBLASLt)"] / sheet.rates["int8"]
@@ -68,7 +68,7 @@ def least_growths(
     Args:
         passes: Rows of verify_cost.csv: their models, and sizes from the smallest to the largest.
         schemes: Of these, those that were measured.
-        ceilings: ceilings.csv of the same card.
+        ceilings: ceilings.csv of the same card, medians over processes.
         card: Its name; of one whose data sheet is not recorded nothing is known.
     """
     if card not in read_cards():

@@ -51,13 +51,14 @@ def fitted_speedups(
     """Each plan's speedup at the fitted chances: median, low and high over processes.
 
     rows: replayed.csv. shapes: that the chances were fitted with. over: "autoregressive", decoding one by one, or
-    "eagle2", which stands for the plan of 24 nodes. chances: "fitted", of the paper's plans, or "planned", of the
-    planner's. Times of a step are measured; the accepted length is the one that the chances have in the mean.
+    "eagle2": of the paper's plans that of 24 nodes, of the planner's its only one. chances: "fitted", of the paper's
+    plans, or "planned", of the planner's. Times of a step are measured; the accepted length is the one that the chances
+    have in the mean.
     """
     told = fitted_in_each_process(rows, shapes, chances)
     speeds = told.set_index([*ONE_RUN, *PLAN_FIELDS, "process"]).expected_speedup
     if over == "eagle2":
-        of_tree = told[(told.method == "eagle2") & (told.draft_size == 24)]
+        of_tree = told[(told.method == "eagle2") & ((told.draft_size == 24) | (chances == "planned"))]
         base = of_tree.set_index([*ONE_RUN, "process"]).expected_speedup
         speeds = speeds / base.reindex(speeds.index.droplevel(list(PLAN_FIELDS))).to_numpy()
     return over_processes(speeds.dropna()).droplevel(["intermediate", "intermediate_scheme"])

@@ -6,18 +6,18 @@
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
-from specquant.measure.peers import CUBLAS, OURS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.replayed import fitted_speedups
 from specquant.planning.roofline import decoder_layer
-from specquant.study import launching, low_clocks, own_copies, smollm2
+from specquant.study import launching, own_copies, rests, smollm2
 from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
-from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes, ratios
-from specquant.tables.results import read_medians, read_results
+from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes
+from specquant.tables.results import read_results
 from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
 
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
@@ -84,15 +84,14 @@ def _of_settling() -> dict[str, float]:
 
 
 def _of_products() -> dict[str, float]:
-    """ "products 60 over one w8a8": of one layer of 70B. "products 60 over one fp8, low", "high": over the processes of
-    peers.csv, which has three of the schemes."""
-    layer = decoder_layer(read_medians(f"{RECORDED}/kernels.csv"), "llama-3-70b")
-    known = {f"products {row.draft_size} over one {row.scheme}": row.relative_time for row in layer.itertuples()}
-    peers, keys = read_results(f"{RECORDED}/peers.csv"), ["scheme", "draft_size"]
-    ours = peers[(peers.model == "llama-3-70b") & peers.implementation.isin([OURS, CUBLAS])]
-    layers = in_each_process(ours, [*keys, "layer"], "time_us").groupby([*keys, PROCESS]).sum()
-    for (scheme, size), row in over_processes(ratios(layers, "draft_size", 1)).iterrows():
-        known |= {f"products {size} over one {scheme}, {end}": row[end] for end in ("low", "high")}
+    """ "products 60 over one w8a8": of one layer of 70B; ", low", ", high": over processes."""
+    rows = read_results(f"{RECORDED}/kernels.csv")
+    layers = {process: decoder_layer(of, "llama-3-70b") for process, of in rows.groupby(PROCESS)}
+    growth = pd.concat(layers, names=[PROCESS]).set_index(["scheme", "draft_size"], append=True).relative_time
+    known = {}
+    for (scheme, size), row in over_processes(growth.droplevel(1)).iterrows():
+        name = f"products {size} over one {scheme}"
+        known |= {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
     return known
 
 
@@ -130,6 +129,21 @@ def _of_fp16_heads() -> dict[str, float]:
         rows = replayed.query(replays_with(heads))
         told = fitted_speedups(rows, shapes).xs("vanilla", level="method").iloc[0]
         known[f"vanilla over autoregressive, heads in {heads}"] = told["median"]
+    return known
+
+
+def _of_planned() -> dict[str, float]:
+    """ "planned hierarchical over eagle2": of 70B in W4A16, each method by the plan that the planner finds fastest, at
+    assumed acceptance; ", low", ", high": over processes. "planned tokens/s, eagle2": as replayed, the median."""
+    shapes, known = Shapes.of(read_results("data/recorded/cpu/trees.csv")), {}
+    rows = read_results(f"{RECORDED}/replayed.csv").query(f"chances == 'planned' and head_scheme == '{HEADS}'")
+    for base in ("autoregressive", "eagle2"):
+        for method, row in fitted_speedups(rows, shapes, base, "planned").groupby("method").first().iterrows():
+            name = f"planned {method} over {base}"
+            known |= {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
+    for method, of in rows.groupby("method"):
+        known[f"planned tokens/s, {method}"] = of.tokens_per_s.median()
+        known[f"planned nodes, {method}"] = of.draft_size.iloc[0]
     return known
 
 
@@ -201,12 +215,13 @@ SOURCES: tuple[tuple[Callable[[], dict[str, float]], tuple[str, ...]], ...] = (
     (_of_attention, ("h200/attention",)),
     (_of_adaptive, ("h200/adaptive",)),
     (_of_traces, ("h200/traced/replayed",)),
-    (_of_products, ("h200/kernels", "h200/peers")),
+    (_of_products, ("h200/kernels",)),
     (_of_heads, ("cpu/heads",)),
     (_of_fp16_heads, ("h200/replayed", "cpu/trees")),
+    (_of_planned, ("h200/replayed", "cpu/trees")),
     (_of_half_precision, ("h200/tiny/losslessness",)),
     (_of_codes, ("h200/planted",)),
-    (low_clocks.numbers, ("h200/peers",)),
+    (rests.numbers, ("h200/peers", "h200/without-rests/peers")),
     *own_copies.SOURCES,
     *smollm2.SOURCES,
 )
