@@ -42,7 +42,7 @@ def _of_card() -> dict[str, float]:
 def _of_processes() -> dict[str, float]:
     """ "growths of 60 tokens within 2%": how many there are, of a model in a scheme, in which processes agree so well.
     "third process of 8b, 1 tokens, less ms": than the first takes, the median over schemes. "schemes of 8b, third
-    process hardly less": how many, for one token."""
+    process hardly less": how many, for one token. And `launching.numbers`."""
     rows = read_results(f"{RECORDED}/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
     apart = apart_percent(pass_growth(rows)).xs(60, level="draft_size")
     known = {"growths of 60 tokens": len(apart), "growths of 60 tokens within 2%": (apart <= 2).sum()}
