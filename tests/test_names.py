@@ -96,8 +96,14 @@ def test_a_wrong_name_is_refused_before_torch_is_imported(tmp_path):
         (["bench", "tasks", "--model", "llama-3-8b", "--benchmark", "gsm8k"], "llama-3-8b is not a model directory"),
         (
             ["plan", "--target", "llama-3-7b"],
-            "no pass of llama-3-7b in w4a16-g128 behind 512 tokens was measured, only of",
+            "no pass of 'llama-3-7b' in w4a16-g128 behind 512 tokens was measured, only of",
         ),
+        (["plan", "--head-scheme", ""], "unknown scheme '': choose one of fp16, w8a8,"),
+        (["plan", "--target", ""], "no pass of '' in w4a16-g128 behind 512 tokens was measured, only of llama-3-70b,"),
+        (["generate", "--model", "smollm2", "--prompt", "x", "--method="], "unknown method '': choose one of"),
+        (["bench", "settling", "--models="], "unknown model '': choose one of"),
+        (["plan", "--trees", "README.md"], "README.md is no table of trees, for its first line has none of its"),
+        (["plan", "--traces", "nowhere.csv"], "nowhere.csv: measure them first (specquant bench acceptance"),
         (
             ["plan", "--head-scheme", "w8a8"],
             "drafting.csv has no drafts of heads in w8a8, only in fp16, w4a16-g128: choose one of these (--head",

@@ -68,10 +68,16 @@ def test_the_changelog_has_the_form_of_keep_a_changelog():
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
-def test_lines_have_at_most_120_columns(name):
-    lines = (ROOT / name).read_text().splitlines()
-    assert not [f"{name}:{number}" for number, line in enumerate(lines, 1) if len(line) > 120]
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *ROOT.glob("docs/*.md")]
+PAGES += [path for path in ROOT.glob("data/**/README.md") if "recorded" not in path.parts]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_have_at_most_120_columns(path):
+    """But rows of tables, which cannot be broken. A marked number may have become a little longer since."""
+    lines = enumerate(path.read_text().splitlines(), 1)
+    long = {number: line for number, line in lines if len(line) > (124 if "<!--" in line else 120)}
+    assert [number for number, line in long.items() if not line.startswith("| ")] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -25,9 +25,9 @@ def test_every_case_is_timed_in_blocks(tmp_path, monkeypatch, in_process):
     parameters = Parameters((1, 3), (8, 16), blocks=2, device="cpu", **(FEW | {"processes": 2}))
     rows = read_results(record(MEASURE, parameters, tmp_path))
     of_attention = rows[rows.operation == "attention"]
-    assert len(of_attention) == 2 * 2 * 2 * 3 * 2  # processes, contexts, draft sizes, implementations, blocks
+    assert len(of_attention) == 2 * 2 * 2 * 2  # processes, contexts, draft sizes, blocks
     assert set(of_attention.context_length) == {8, 16}
-    assert set(of_attention.implementation) == {"triton", "triton, row-invariant", "torch"}
+    assert set(rows.implementation) == {"reference"}  # on a CPU no kernel runs
     others = rows[rows.context_length == 0]
     assert (others.groupby(["operation", "process"]).draft_size.nunique() <= 2).all()
     assert set(others[others.operation == "rerank"].draft_size) == {3}

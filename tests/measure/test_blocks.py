@@ -7,6 +7,7 @@ import torch
 
 from specquant.measure import attention, blocks, ceilings, drafting, kernels, peers, verify_cost
 from specquant.measure.blocks import Blocks, in_blocks
+from specquant.measure.card import CardState
 
 CPU = torch.device("cpu")
 
@@ -86,6 +87,9 @@ class Timeline:
             def elapsed_time(self, stop):
                 return stop.at_ms - self.at_ms
 
+        monkeypatch.setattr(blocks, "perf_counter", lambda: timeline.host_ms / 1e3)
+        monkeypatch.setattr(blocks, "CardState", lambda _: CardState(CPU))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: timeline.wait())
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: timeline.ask(cycles / blocks.CYCLES_OF_MS))
 
@@ -93,6 +97,9 @@ class Timeline:
         """The time at which the GPU has done what it is now asked to do."""
         self.free_ms = max(self.free_ms, self.host_ms) + takes_ms
         return self.free_ms
+
+    def wait(self):
+        self.host_ms = max(self.host_ms, self.free_ms)
 
     def run(self, launch_ms):
         """1.5 ms on the GPU, behind a launch by the host."""
@@ -117,6 +124,15 @@ def test_a_run_that_was_launched_too_late_is_timed_again_and_at_most_a_few_times
     assert len(always_late_ms) == 9 - blocks.TRIES
 
 
+def test_beside_a_pass_stands_how_long_the_host_took_to_launch_it(monkeypatch):
+    """The median of the block, behind a warm-up. From an idle card on a pass is as much longer."""
+    timeline, launches_ms = Timeline(monkeypatch), iter([0.5, 0.06, 0.05, 0.15])
+    runs = {1: lambda: timeline.run(next(launches_ms))}
+    (row,) = in_blocks(runs, torch.device("cuda"), Blocks(1, 3, 1, 0), random.Random(0)).itertuples()
+    assert row.launch_us == pytest.approx(60)
+    assert row.time_ms == pytest.approx(1.56)
+
+
 def test_the_order_is_drawn_anew_for_every_process():
     runs = dict.fromkeys(range(12), lambda: None)
     orders = [in_blocks(runs, CPU, Blocks(1, 1, 1, 0), random.Random(f"0 {process}")).what for process in (0, 1)]
@@ -126,7 +142,7 @@ def test_the_order_is_drawn_anew_for_every_process():
     assert again.tolist() == orders[0].tolist()
 
 
-def test_on_a_cpu_there_is_no_clock_or_power_to_tell():
+def test_on_a_cpu_there_is_no_clock_power_or_launching_to_tell():
     rows = in_blocks({"a": lambda: None}, CPU, Blocks(1, 1, 1, 0), random.Random(0))
-    assert rows[["clock_mhz", "power_w"]].isna().all(axis=None)
-    assert blocks.time_ms(lambda: None, CPU) >= 0
+    assert rows[["clock_mhz", "power_w", "launch_us"]].isna().all(axis=None)
+    assert blocks.host_time(lambda: None, CPU).ms >= 0

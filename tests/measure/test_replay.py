@@ -139,7 +139,7 @@ def test_the_planner_s_picks_are_those_of_specquant_plan():
 
 
 @pytest.mark.parametrize(
-    ("folder", "says"), [("nowhere", "there are no results at"), ("data/recorded/h200", "no pass of target in fp16")]
+    ("folder", "says"), [("nowhere", "there are no results at"), ("data/recorded/h200", "no pass of 'target' in fp16")]
 )
 def test_without_costs_nothing_can_be_planned(replayed, folder, says):
     with pytest.raises(SpecquantError, match=says):

@@ -82,6 +82,7 @@ def test_there_is_a_row_for_each_scheme_context_process_and_draft_size(verify, w
     assert set(table.model) == {"target"}
     assert set(table.weights) == {weights}
     assert set(table.protocol) == {"blocks"}
+    assert table.launch_us.isna().all()  # on a CPU the call is the pass
 
 
 def test_a_second_call_measures_only_what_is_missing(verify):
@@ -210,6 +211,8 @@ def test_on_a_gpu_rows_say_what_must_be_read_and_in_which_state(verify):
     assert of["fp16"] > of["w4a16-g128"]
     assert (table.clock_mhz > 100).all()
     assert (table.power_w > 10).all()
+    assert (table.launch_us > 0).all()
+    assert (table.launch_us < 1e3 * table.time_ms).all()
 
 
 def test_models_in_half_precision_on_a_gpu_and_single_on_a_cpu(monkeypatch):

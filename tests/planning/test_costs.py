@@ -14,9 +14,11 @@ def test_costs_come_from_the_tables():
     assert (costs.verify(1), costs.verify(4.5), costs.other_ms) == (2.0, 2.5, 0.3)
     assert (costs.draft(3), costs.draft(6)) == (pytest.approx(1.1), pytest.approx(2.2))
     assert measured_costs(*tables, "m", "fp16", head_vocabulary=10).draft(6) == pytest.approx(1.0)
-    with pytest.raises(SpecquantError, match="no pass of m in w8a8 behind 512 tokens was measured, only in fp16: ch"):
+    with pytest.raises(SpecquantError, match="no pass of 'm' in w8a8 behind 512 tokens was measured, only in fp16: ch"):
         measured_costs(*tables, "m", "w8a8")
-    with pytest.raises(SpecquantError, match="no pass of n in fp16 behind 512 tokens was measured, only of m: choose"):
+    with pytest.raises(
+        SpecquantError, match="no pass of 'n' in fp16 behind 512 tokens was measured, only of m: choose"
+    ):
         measured_costs(*tables, "n", "fp16")
     with pytest.raises(SpecquantError, match=r"no draft of such a head was measured: .* \(specquant bench drafting\)"):
         measured_costs(*tables, "m", "fp16", "w8a8").draft(3)

@@ -152,7 +152,7 @@ def test_chances_of_an_intermediate_model_are_refused_where_there_is_none(capsys
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"scheme": "w4a16-g128-asym"}, "no pass of llama-3-70b in w4a16-g128-asym"),
+        ({"scheme": "w4a16-g128-asym"}, "no pass of 'llama-3-70b' in w4a16-g128-asym"),
         (
             {"head_scheme": "w8a8"},
             r"drafting\.csv has no drafts of heads in w8a8, only in fp16, w4a16-g128: choose one of these \(--head",

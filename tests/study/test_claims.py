@@ -248,7 +248,7 @@ def test_a_damaged_claim_is_refused_with_its_line(tmp_path, change, told):
 def test_rows_that_an_answer_lacks_are_told_with_the_tables(evidence, table, column, value):
     rows = getattr(evidence, table)
     damaged = replace(evidence, **{table: rows[rows[column] != (value or "hierarchical")]})
-    with pytest.raises(SpecquantError, match=rf"h200/{table}\.csv.* lacks rows that are needed \('.*' is looked up in"):
+    with pytest.raises(SpecquantError, match=rf"h200/{table}\.csv.* lacks rows of .* that are needed: measure them \("):
         claims.answer(claims.read_claims(), damaged)
 
 

@@ -23,7 +23,7 @@ def with_others(rows: pd.DataFrame, **values: object) -> pd.DataFrame:
     return together
 
 
-SMOLLM2 = [(smollm2, smollm2.numbers, table, {"model": "another"}) for table in smollm2.TABLES]
+SMOLLM2 = [(smollm2, source, table, {"model": "another"}) for source, tables in smollm2.SOURCES for table in tables]
 COPIES = [
     (own_copies, own_copies.numbers, table, values)
     for table, values in (

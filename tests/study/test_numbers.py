@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from specquant.errors import SpecquantError
 from specquant.files import project_root, write_file
-from specquant.study import claims, numbers, recorded_numbers
+from specquant.study import claims, numbers, recorded_numbers, smollm2
 from specquant.study.numbers import GIVEN, known_numbers, numbers_in, pages, prose, traced, with_traced
 from specquant.tables import results
 
@@ -170,19 +170,33 @@ def test_no_number_depends_on_the_order_of_recorded_blocks(known, monkeypatch):
     assert now == pytest.approx(known, rel=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize(("table", "query"), [("peers", "scheme == 'fp16'"), ("replayed", "head_scheme != 'fp16'")])
-def test_a_table_without_some_rows_is_refused_in_a_sentence(table, query, monkeypatch):
-    """Without torch's products, which stand beside ours; without heads in FP16: neither is a traceback of pandas."""
+@pytest.mark.parametrize(
+    ("table", "query", "says"),
+    [
+        (
+            "peers",
+            "scheme == 'fp16'",
+            r"peers\.csv or .*csv lacks rows that are needed: measure them \(specquant bench peers or",
+        ),
+        ("replayed", "head_scheme != 'fp16'", "was replayed at fitted chances: measure"),
+        ("settling", "what == 'draft'", r"^\S*settling\.csv lacks rows of .*: measure them \(specquant bench settling"),
+        ("smollm2/quality", "scheme == 'w8a8'", r"^\S*quality\.csv lacks rows of fp16 that are needed"),
+    ],
+)
+def test_a_table_without_some_rows_is_refused_in_a_sentence(table, query, says, monkeypatch):
+    """Without torch's products, which stand beside ours; without heads in FP16: neither is a traceback of pandas. At
+    most the tables of one number are named."""
     read = results.read_results
 
     def damaged(path, *about):
         rows = read(path, *about)
         return rows.query(query) if str(path).endswith(f"h200/{table}.csv") else rows
 
-    for module in (numbers, recorded_numbers):
+    for module in (numbers, recorded_numbers, smollm2):
         monkeypatch.setattr(module, "read_results", damaged)
-    with pytest.raises(SpecquantError, match=r"lacks rows that are needed|was replayed at fitted chances: measure"):
+    with pytest.raises(SpecquantError, match=says) as refused:
         known_numbers()
+    assert str(refused.value).count(".csv") <= 2
 
 
 def test_a_number_of_no_row_is_refused_and_a_damaged_notebook_named(tmp_path):

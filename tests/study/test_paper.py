@@ -137,6 +137,22 @@ def test_one_figure_is_drawn_again_alone(recorded, tmp_path, no_pictures):
         build_figures(recorded, tmp_path / "figures", ["phases"])
 
 
+def test_the_caption_of_a_figure_that_is_drawn_again_is_the_listed_one(recorded, tmp_path, no_pictures):
+    page = tmp_path / "figures/README.md"
+    build_figures(recorded, tmp_path / "figures")
+    before = page.read_text()
+    build_figures(recorded, tmp_path / "figures", ["quality"])
+    assert page.read_text() == before
+    provenance = recorded / "recorded/H200/quality.json"
+    device = json.loads(provenance.read_text())["device"]
+    provenance.write_text(provenance.read_text().replace(device, "Another"))
+    (path,) = build_figures(recorded, tmp_path / "figures", ["quality"])
+    old = before.partition("(H200/quality.png)\n\n")[2].partition("\n")[0]
+    new = path.with_suffix(".txt").read_text().strip()
+    assert "Device: Another" in new
+    assert page.read_text() == before.replace(old, new)
+
+
 def test_a_figure_that_is_none_is_refused_with_those_that_are(tmp_path, capsys):
     assert main(["figures", "--only", "quality", "--only", "kernel"]) == 2
     assert capsys.readouterr().err.startswith("specquant: unknown figure 'kernel': choose one of published_speedups, ")

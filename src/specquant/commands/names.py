@@ -56,7 +56,7 @@ def _check_models(values: Mapping[str, Any], shapes: bool) -> None:
 
 def _words(value: Any) -> list[str]:
     """The names in a value; none where nothing was chosen."""
-    return [word for word in (value if isinstance(value, tuple) else (value,)) if isinstance(word, str) and word]
+    return [word for word in (value if isinstance(value, tuple) else (value,)) if isinstance(word, str)]
 
 
 def benchmarks() -> list[str]:

@@ -82,6 +82,8 @@ def plan(
         rows: Plans to show, the fastest; the fastest of each other method is shown, too.
     """
     from specquant.planning.costs import recorded_tables, too_slow, without_heads
+    from specquant.planning.trees import RECORDED_TREES
+    from specquant.tables.results import read_results
 
     chances = {"head": head, "inner_head": inner_head, "agreement": agreement}
     given = {name: chance for name, chance in chances.items() if chance is not None}
@@ -98,7 +100,8 @@ def plan(
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
     named = [target, intermediate] if intermediate else [target]
-    costs = recorded_tables(recorded, named, scheme, head_scheme)  # without torch
+    costs = recorded_tables(recorded, named, scheme, head_scheme)  # without torch, and so are the files looked at
+    read_results(traces or trees or RECORDED_TREES, table="traces" if traces else "trees")
     if why := without_heads(costs[1], named, head_scheme):
         tell(why)
     if intermediate and (why := too_slow(costs, target, intermediate, scheme)):
@@ -189,7 +192,7 @@ def figures(*, only: list[str] | None = None) -> None:
     """Rebuild figures/ from data/recorded and data/published alone.
 
     Args:
-        only: Draw this figure, and leave all else as it is; may be repeated.
+        only: Draw this figure, and leave all others as they are; may be repeated.
     """
     from specquant.study.paper import build_figures
 

@@ -22,7 +22,7 @@ from specquant.kernels.top_k import log_softmax_top_k
 from specquant.kernels.tree import Frontier, Proposals, ancestors_of, expand, rerank
 from specquant.measure.blocks import LaunchesInBlocks, launches_in_blocks
 from specquant.measure.checks import require_draft_sizes
-from specquant.measure.kernels import ROTATED_BYTES
+from specquant.measure.kernels import REFERENCE, ROTATED_BYTES
 from specquant.measure.measure import Measure, Measured
 from specquant.tables.schemas import TABLES
 
@@ -49,9 +49,9 @@ class Case(NamedTuple):
 class Parameters(LaunchesInBlocks):
     """What to time.
 
-    Attention over drafts of these sizes behind each context: the kernel, its row-invariant form, and torch's; its keys
-    and values are rotated through more than the GPU's cache holds. The other operations have no context; their inputs
-    come from the GPU's cache, as they do in a model.
+    Attention over drafts of these sizes behind each context: the kernel, its row-invariant form, and torch's (on a CPU
+    the reference alone); its keys and values are rotated through more than the GPU's cache holds. The other operations
+    have no context; their inputs come from the GPU's cache, as they do in a model.
 
     Attributes:
         draft_sizes: Tokens in a pass, with commas.
@@ -116,11 +116,14 @@ def _attention(draft_size: int, context_length: int, device: str) -> Iterator[Ca
     query = torch.randn(draft_size, HEADS, HEAD_DIM, dtype=torch.float16, device=device)
     _, mask = _random_tree(draft_size, device)
     length = torch.tensor(context_length, device=device)
-    for implementation, attend, prefix, options in (
+    attends: list[tuple[str, Callable[..., torch.Tensor], int | torch.Tensor, dict[str, bool]]] = [
         ("triton", tree_attention, length, {}),
         ("triton, row-invariant", tree_attention, length, {"row_invariant": True}),
         ("torch", tree_attention_reference, context_length, {}),
-    ):
+    ]
+    if device == "cpu":
+        attends = [(REFERENCE, tree_attention_reference, context_length, {})]
+    for implementation, attend, prefix, options in attends:
         runs = [partial(attend, query, keys, values, prefix, mask, **options) for keys, values in caches]
         yield Case("attention", implementation, draft_size, context_length, moved, operations, runs)
 
@@ -131,8 +134,8 @@ def _neighbours(draft_size: int, device: str) -> Iterator[Case]:
     def numbers(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float16, device=device)
 
-    def case(operation: str, moved: int, run: Callable[[], object], implementation: str = "triton") -> Case:
-        return Case(operation, implementation, n, 0, moved, 0, [run])
+    def case(operation: str, moved: int, run: Callable[[], object]) -> Case:
+        return Case(operation, REFERENCE if device == "cpu" else "triton", n, 0, moved, 0, [run])
 
     x, delta, weight = numbers(n, HIDDEN), numbers(n, HIDDEN), numbers(HIDDEN)
     yield case("add and norm", 8 * n * HIDDEN, lambda: add_rms_norm(x, delta, weight, 1e-5))

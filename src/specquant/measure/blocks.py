@@ -9,9 +9,8 @@ the card rests behind each run of products or attention, and waits before it unt
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter, sleep
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,6 +37,17 @@ class Blocks:
     warm_up_ms: float = 200.0
     rest_over_run: float = 0.0
     delay_ms: float = 0.0
+
+
+class Time(NamedTuple):
+    """How long a run took, and how long the host took to launch it, from the call until it returned: NaN on a CPU, and
+    where that is no part of the time."""
+
+    ms: float
+    launch_us: float = float("nan")
+
+
+Clock = Callable[[Callable[[], object], torch.device], Time]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +127,15 @@ def in_blocks(
     device: torch.device,
     blocks: Blocks,
     order: random.Random,
-    clock: Callable[[Callable[[], object], torch.device], float] | None = None,
+    clock: Clock | None = None,
 ) -> pd.DataFrame:
     """Time each of `runs` in blocks of its own, which come in random order.
 
     Returns a row for each block: `what`, the key of the run; block; place, its position in the order; median, p10 and
-    p90 in milliseconds; on a GPU its mean clock and power. clock: gives the milliseconds of one run; `time_ms` by
-    default.
+    p90 in milliseconds; on a GPU the median `launch_us`, and the card's mean clock and power. clock: times one run;
+    `host_time` by default.
     """
-    clock = clock or time_ms
+    clock = clock or host_time
     all_blocks, rows = [(what, block) for what in runs for block in range(blocks.count)], []
     for place, (what, block) in enumerate(order.sample(all_blocks, len(all_blocks))):
         began, warmed_up = now(device), 0
@@ -133,30 +143,30 @@ def in_blocks(
             rested(runs[what], device, clock, blocks.rest_over_run)
             warmed_up += 1
         with CardState(device) as card:
-            times_ms = [rested(runs[what], device, clock, blocks.rest_over_run) for _ in range(blocks.repeats)]
+            times = [rested(runs[what], device, clock, blocks.rest_over_run) for _ in range(blocks.repeats)]
         row = {"what": what, "block": block, "place": place, "repeats": blocks.repeats}
-        rows.append(row | spread(times_ms) | card.mean())
+        rows.append(row | of_block(times) | card.mean())
     return pd.DataFrame(rows)
 
 
-def rested(
-    run: Callable[[], object],
-    device: torch.device,
-    clock: Callable[[Callable[[], object], torch.device], float],
-    rest_over_run: float,
-) -> float:
-    """How long one run takes by `clock`, in milliseconds. Behind it the device idles `rest_over_run` times as long."""
-    run_ms = clock(run, device)
+def rested(run: Callable[[], object], device: torch.device, clock: Clock, rest_over_run: float) -> Time:
+    """How long one run takes by `clock`. Behind it the device idles `rest_over_run` times as long."""
+    time = clock(run, device)
     if rest_over_run:
-        sleep(rest_over_run * run_ms / 1e3)
-    return run_ms
+        sleep(rest_over_run * time.ms / 1e3)
+    return time
 
 
-def time_ms(run: Callable[[], object], device: torch.device) -> float:
-    """How long one run takes, from an idle device to an idle device."""
+def host_time(run: Callable[[], object], device: torch.device) -> Time:
+    """How long one run takes, from an idle device to an idle device. On a GPU that begins with launching it.
+
+    The clock is read once more behind the launch, while the device works, which makes nothing longer.
+    """
     began = now(device)
     run()
-    return 1e3 * (now(device) - began)
+    launched = perf_counter()
+    ms = 1e3 * (now(device) - began)
+    return Time(ms, 1e6 * (launched - began)) if device.type == "cuda" else Time(ms)
 
 
 def now(device: torch.device) -> float:
@@ -171,6 +181,11 @@ def spread(times_ms: Sequence[float]) -> dict[str, float]:
     return {"time_ms": np.median(times_ms), "p10_ms": np.quantile(times_ms, 0.1), "p90_ms": np.quantile(times_ms, 0.9)}
 
 
+def of_block(times: Sequence[Time]) -> dict[str, float]:
+    """The columns of `spread`, and launch_us, the median."""
+    return spread([time.ms for time in times]) | {"launch_us": np.median([time.launch_us for time in times])}
+
+
 def device_ms(run: Callable[[], object], device: torch.device, delay_ms: float = 0.0) -> float:
     """How long one run takes on the device.
 
@@ -178,7 +193,7 @@ def device_ms(run: Callable[[], object], device: torch.device, delay_ms: float =
     timed again, TRIES times at most. Without a delay the launch is timed, too.
     """
     if device.type != "cuda":
-        return time_ms(run, device)
+        return host_time(run, device).ms
     for _ in range(TRIES):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         if delay_ms:
@@ -191,6 +206,11 @@ def device_ms(run: Callable[[], object], device: torch.device, delay_ms: float =
         if launched_in_time or not delay_ms:
             break
     return start.elapsed_time(stop)
+
+
+def device_time(delay_ms: float) -> Clock:
+    """`device_ms` behind so long a delay, in which the host launches: how long it took is no part of that."""
+    return lambda run, device: Time(device_ms(run, device, delay_ms))
 
 
 def repeated(launch: Callable[[int], object], turns: int, device: torch.device) -> tuple[Callable[[], object], int]:
@@ -225,10 +245,10 @@ def replay_times_us(
 ) -> torch.Tensor:
     """Times in microseconds [repeats] of one launch, from runs (`repeated`) behind one such run, each `rested`."""
     device = torch.device(device)
-    clock = partial(device_ms, delay_ms=delay_ms)
+    clock = device_time(delay_ms)
     run, count = repeated(launch, turns, device)
     run()
-    return torch.tensor([1e3 * rested(run, device, clock, rest_over_run) for _ in range(repeats)]) / count
+    return torch.tensor([1e3 * rested(run, device, clock, rest_over_run).ms for _ in range(repeats)]) / count
 
 
 def launches_in_blocks(
@@ -239,8 +259,9 @@ def launches_in_blocks(
 ) -> pd.DataFrame:
     """As `in_blocks`, of launches (`repeated`), each with its number of turns: times are of one, in microseconds."""
     runs = {what: repeated(launch, turns, device) for what, (launch, turns) in launches.items()}
-    clock = partial(device_ms, delay_ms=blocks.delay_ms)
+    clock = device_time(blocks.delay_ms)
     rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, clock)
+    del rows["launch_us"]
     counts = [runs[what][1] for what in rows["what"]]
     for name in ("time", "p10", "p90"):
         rows[f"{name}_us"] = 1e3 * rows.pop(f"{name}_ms") / counts

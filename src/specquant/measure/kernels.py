@@ -43,6 +43,7 @@ LAYERS = {
 }
 BENCH_SCHEMES = tuple(name for name in scheme_names("all") if not name.endswith("-rot"))  # rotation changes no product
 FP8_SCHEMES = ("fp8", "w4a8-fp8-g128")  # not the paper's
+REFERENCE = "reference"  # what runs on a CPU in place of a kernel
 ROTATED_BYTES = 300e6  # weights are rotated through more than this, several times an L2 cache
 
 
@@ -82,7 +83,7 @@ class Parameters(LaunchesInBlocks):
 
     def implementation(self, scheme: str) -> str:
         if self.device == "cpu":
-            return "reference"
+            return REFERENCE
         if self.row_invariant:
             return "specquant, row-invariant"
         return "cuBLAS" if scheme == "fp16" else "specquant"

@@ -17,7 +17,7 @@ from specquant.kernels.fp8 import quantize_per_token_e4m3
 from specquant.kernels.int4 import unpair_outputs
 from specquant.measure.blocks import LaunchesInBlocks, launches_in_blocks
 from specquant.measure.checks import require_draft_sizes
-from specquant.measure.kernels import LAYERS, layers, product, synthetic_matrices
+from specquant.measure.kernels import LAYERS, REFERENCE, layers, product, synthetic_matrices
 from specquant.measure.measure import Measure, Measured
 from specquant.quant import PackedLinear
 from specquant.quant.linear import Float8Linear, Int4GroupLinear
@@ -55,7 +55,8 @@ class Parameters(LaunchesInBlocks):
         self.units()
 
     def units(self) -> list[dict[str, Any]]:
-        products = [("w4a16-g128", INT4), ("w4a16-g128", OURS), ("fp8", FP8), ("fp8", OURS), ("fp16", CUBLAS)]
+        ours, cublas = (REFERENCE, REFERENCE) if self.device == "cpu" else (OURS, CUBLAS)
+        products = [("w4a16-g128", INT4), ("w4a16-g128", ours), ("fp8", FP8), ("fp8", ours), ("fp16", cublas)]
         return [
             {"model": model, "layer": layer, "scheme": scheme, "implementation": implementation}
             | {"weights": "synthetic", "process": process}

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError
 from specquant.measure import ceilings
-from specquant.measure.blocks import InBlocks, in_blocks, spread, time_ms
+from specquant.measure.blocks import InBlocks, Time, host_time, in_blocks, of_block
 from specquant.measure.checks import require_weights
 from specquant.measure.measure import Measure, Measured, free, left_out
 from specquant.measure.parameters import require_type
@@ -170,13 +170,13 @@ def time_passes(
 
 def in_turns(passes: Mapping[int, Callable[[], object]], device: torch.device, repeats: int) -> pd.DataFrame:
     """Time all passes in turn, the way that misleads: a row for each draft size."""
-    times_ms: dict[int, list[float]] = {size: [] for size in passes}
+    times: dict[int, list[Time]] = {size: [] for size in passes}
     for _ in range(3 + repeats):
         for size, each in passes.items():
-            times_ms[size].append(time_ms(each, device))
+            times[size].append(host_time(each, device))
     return pd.DataFrame(
-        {"block": 0, "place": place, "draft_size": size} | spread(times[3:]) | {"repeats": repeats}
-        for place, (size, times) in enumerate(times_ms.items())
+        {"block": 0, "place": place, "draft_size": size} | of_block(of_size[3:]) | {"repeats": repeats}
+        for place, (size, of_size) in enumerate(times.items())
     )
 
 

@@ -142,8 +142,8 @@ def measured_costs(
         its = ", ".join(there[there.model == model].scheme.unique())
         told = f"only in {its}" if its else f"only of {', '.join(there.model.unique()) or 'no model'}"
         raise SpecquantError(
-            f"no pass of {model} in {scheme} behind {context_length} tokens was measured, {told}: choose of these, or "
-            "measure it (specquant bench verify-cost)"
+            f"no pass of {model!r} in {scheme} behind {context_length} tokens was measured, {told}: choose of these, "
+            "or measure it (specquant bench verify-cost)"
         )
     drafts = drafting[(drafting.model == model) & (drafting.head_scheme == head_scheme)]
     known = head_vocabulary or drafts.head_vocabulary.max()

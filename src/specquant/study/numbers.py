@@ -36,10 +36,8 @@ from specquant.planning.recorded import RecordedCosts, planners_by_card, specmqu
 from specquant.planning.replayed import step_factors
 from specquant.planning.traced_speedups import ALL, beside_hierarchy, best_plans, traced_speedups
 from specquant.planning.traces import of_one_target, over_tasks
-from specquant.study import smollm2
 from specquant.study.claims import MODELS, RECORDED, SMOLLM2, Evidence, eagle2_speedups, read_claims, short_name
-from specquant.study.recorded_numbers import TABLES as OF_RECORDED
-from specquant.study.recorded_numbers import of_recorded
+from specquant.study.recorded_numbers import SOURCES
 from specquant.study.recorded_tables import ALONE, BEHIND, LOST, settled_drafts
 from specquant.tables.intervals import ends, interval, over_processes, rule_of_three
 from specquant.tables.results import read_medians, read_results, rows_there
@@ -167,8 +165,10 @@ def known_numbers(claims: pd.DataFrame | None = None) -> dict[str, float]:
     evidence, cpu = Evidence.read(), "data/recorded/cpu"
     costs = [f"{RECORDED}/{name}.csv" for name in RecordedCosts.TABLES]
     sources: list[tuple[Callable[[Evidence], dict[str, float]], list[str]]] = [
-        (lambda _: of_recorded(), [f"data/recorded/{table}.csv" for table in OF_RECORDED]),
-        (lambda _: smollm2.numbers(), [f"data/recorded/{table}.csv" for table in smollm2.TABLES]),
+        *(
+            (lambda _, source=source: source(), [f"data/recorded/{table}.csv" for table in tables])
+            for source, tables in SOURCES
+        ),
         (_of_passes, costs[:1]),
         (_of_assumptions, ["data/published/assumptions.csv", costs[3]]),
         (_of_published, ["data/published/accepted_lengths.csv"]),

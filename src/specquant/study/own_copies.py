@@ -134,9 +134,13 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
 
 
 def numbers() -> dict[str, float]:
+    """All of them."""
+    return {name: number for source, _ in SOURCES for name, number in source().items()}
+
+
+def _of_speedups() -> dict[str, float]:
     """ "own copy 8B fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
-    "all accepted": if each draft of 6 tokens were. "own copy accepts fp16, vanilla": SmolLM2's accepted length;
-    "agrees %": how often its copy has its token. "own copy over its target, least %": `share_of_target`."""
+    "all accepted": if each draft of 6 tokens were. "own copy over its target, least %": `share_of_target`."""
     known = ends("own copy over its target", 100 * share_of_target(), " %")
     for (model, scheme, method), row in speedups().iterrows():
         name = f"own copy {size_label(model)} {scheme}, {method}"
@@ -144,8 +148,27 @@ def numbers() -> dict[str, float]:
     for (model, scheme, shared), row in shorter_drafts().iterrows():
         name = f"own copy {size_label(model)} {scheme}, vanilla{shared}"
         known |= {f"{name}, best": row[list(LENGTHS)].max(), f"{name}, all accepted": row[ALL_ACCEPTED]}
+    return known
+
+
+def _of_acceptance() -> dict[str, float]:
+    """ "own copy accepts fp16, vanilla": SmolLM2's accepted length; "agrees %": how often its copy has its token."""
+    known: dict[str, float] = {}
     for (scheme, method), row in acceptance().iterrows():
         name = f"own copy accepts {scheme}, {method}"
         known |= {name: row.accepted_length, f"{name}, low": row.accepted_length_low}
         known |= {f"{name}, high": row.accepted_length_high, f"{name}, agrees %": 100 * row.acceptance_rate}
     return known
+
+
+# What computes them, and the recorded tables that they follow from.
+SOURCES = (
+    (
+        _of_speedups,
+        (
+            *(f"h200/{name}/replayed" for name in ("traced", *REPLAYED.values())),
+            *(f"h200/{name}/traces" for name in SMOLLM2.values()),
+        ),
+    ),
+    (_of_acceptance, tuple(f"h200/{name}/acceptance" for name in SMOLLM2.values())),
+)

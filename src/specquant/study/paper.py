@@ -1,9 +1,10 @@
 """For a paper: every figure and table that rests on recorded data, rebuilt from `data/` alone."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.errors import SpecquantError, unknown
-from specquant.files import resolve, write_file
+from specquant.files import read_text, resolve, write_file
 from specquant.measure import kernels, quality, throughput
 from specquant.measure.kernels import BENCH_SCHEMES, FP8_SCHEMES
 from specquant.measure.verify_cost import draw as draw_verify_cost
@@ -387,7 +388,8 @@ def build_figures(
     data_dir: str | os.PathLike = "data", figures_dir: str | os.PathLike = "figures", only: Sequence[str] = ()
 ) -> list[Path]:
     """Rebuild every figure and LaTeX table whose data are there, and the README.md that shows the figures; returns the
-    PNGs' paths. only: the names of figures; then these are drawn, and nothing else is written.
+    PNGs' paths. only: the names of figures; then these are drawn, their captions in the README.md that has them are
+    written anew, and nothing else is.
 
     Reads `data/published/` and `data/recorded/GPU/` alone; figures of a GPU go to a folder of its name. The same tables
     and library versions give the same bytes. Says which figures are there that no data gave anew. Raises
@@ -423,20 +425,28 @@ def build_figures(
     if not drawings:
         which = f"draw {' and '.join(only)}" if only else "draw"
         raise SpecquantError(f"there is no table to {which} from in {data_dir}/published or {data_dir}/recorded")
-    paths, sections = [], []
+    paths, sections, page = [], [], figures_dir / "README.md"
     for folder, name, drawing, text in drawings:
         paths.append(save_figure(drawing, name, figures_dir / folder, text))
         location = paths[-1].relative_to(figures_dir).as_posix()
         sections.append(f"## {location.removesuffix('.png')}\n\n![{name}]({location})\n\n{text}\n")
     if only:
+        if page.is_file():
+            write_file(page, reduce(_renewed, sections, read_text(page, "the page of figures")))
         return paths
     for path, text in tables.items():
         write_file(figures_dir / path.parent.name / path.name, text)
     heading = "# Figures\n\nRebuilt from `data/` alone by `make figures`; each also as PDF; tables as .tex.\n"
-    write_file(figures_dir / "README.md", "\n".join([heading, *sections]))
+    write_file(page, "\n".join([heading, *sections]))
     for path in sorted({*figures_dir.glob("*.png"), *figures_dir.glob("*/*.png")} - set(paths)):
         tell(f"specquant: {path} is left as it was, for a table or rows that it is drawn of are missing")
     return paths
+
+
+def _renewed(page: str, section: str) -> str:
+    """The page with this section in place of the one of its heading and picture, where it has that."""
+    heading, _, _ = section.rpartition("\n\n")
+    return re.sub(f"^{re.escape(heading)}\n\n.*\n", lambda _: section, page, flags=re.MULTILINE)
 
 
 def _tables(data_dir: Path, only: Sequence[str]) -> Iterator[tuple[str, RecordedFigure, list[Path]]]:

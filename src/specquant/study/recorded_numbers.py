@@ -1,4 +1,9 @@
-"""The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks."""
+"""The numbers in the sentences of data/recorded/h200/README.md and of 05_kernels, by the names of their marks.
+
+"least" and "most": over what the sentence is about; "%" at a name's end: in hundredths.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -8,44 +13,18 @@ from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
 from specquant.planning.replayed import fitted_speedups
 from specquant.planning.roofline import decoder_layer
-from specquant.study import own_copies, rests
+from specquant.study import launching, own_copies, rests, smollm2
 from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
 from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
 
-TABLES = (
-    "h200/verify_cost",
-    "h200/settling",
-    "h200/kernels",
-    "h200/peers",
-    "h200/attention",
-    "h200/replayed",
-    "cpu/heads",
-    "cpu/trees",
-    "h200/tiny/losslessness",
-    "h200/adaptive",
-    "h200/traced/replayed",
-    *(f"h200/{name}/replayed" for name in own_copies.REPLAYED.values()),
-    *(f"h200/{name}/{table}" for name in own_copies.SMOLLM2.values() for table in ("acceptance", "traces")),
-    "h200/planted",
-    "h200/peer_decoding",
-)
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
 SAME = 0.02  # accepted lengths of one plan differ by no more; now and then an adaptive draft is deeper
 ENOUGH = 20  # steps of a text, for a time that is told; one that differs early has fewer
 HARDLY_MS = 0.02  # by which one process's pass is shorter than another's
 RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
-
-
-def of_recorded() -> dict[str, float]:
-    """All of them. "least" and "most": over what the sentence is about; "%" at a name's end: in hundredths."""
-    on_gpu = (
-        _of_card() | _of_processes() | _of_contexts() | _of_settling() | _of_attention() | _of_adaptive() | _of_traces()
-    )
-    of_tables = _of_products() | _of_heads() | _of_fp16_heads() | _of_planned() | _of_half_precision()
-    return on_gpu | of_tables | _of_codes() | own_copies.numbers() | rests.numbers()
 
 
 def _of_card() -> dict[str, float]:
@@ -63,7 +42,7 @@ def _of_card() -> dict[str, float]:
 def _of_processes() -> dict[str, float]:
     """ "growths of 60 tokens within 2%": how many there are, of a model in a scheme, in which processes agree so well.
     "third process of 8b, 1 tokens, less ms": than the first takes, the median over schemes. "schemes of 8b, third
-    process hardly less": how many, for one token."""
+    process hardly less": how many, for one token. And `launching.numbers`."""
     rows = read_results(f"{RECORDED}/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
     apart = apart_percent(pass_growth(rows)).xs(60, level="draft_size")
     known = {"growths of 60 tokens": len(apart), "growths of 60 tokens within 2%": (apart <= 2).sum()}
@@ -72,7 +51,8 @@ def _of_processes() -> dict[str, float]:
     known |= {f"third process of 8b, {size} tokens, less ms": less_ms[size] for size in (1, 60)}
     of_one = in_each_process(rows[(rows.model == "llama-3-8b") & (rows.draft_size == 1)], KEYS).unstack(PROCESS)
     hardly = of_one[0] - of_one[2] < HARDLY_MS
-    return known | {"schemes of 8b": len(hardly), "schemes of 8b, third process hardly less": hardly.sum()}
+    known |= {"schemes of 8b": len(hardly), "schemes of 8b, third process hardly less": hardly.sum()}
+    return known | launching.numbers(rows)
 
 
 def _of_contexts() -> dict[str, float]:
@@ -224,3 +204,24 @@ def _of_codes() -> dict[str, float]:
     drafts = rows[(rows.method != "autoregressive") & (rows.steps >= ENOUGH)]
     times = drafts.pivot_table("verify_ms", ["method", "draft_size"], "codes", "median").dropna()
     return known | ends("trained codes, drafts", 100 * (times.trained / times.uniform - 1), " more %")
+
+
+# What computes numbers, and the recorded tables that these follow from.
+SOURCES: tuple[tuple[Callable[[], dict[str, float]], tuple[str, ...]], ...] = (
+    (_of_card, ("h200/verify_cost",)),
+    (_of_processes, ("h200/verify_cost",)),
+    (_of_contexts, ("h200/verify_cost",)),
+    (_of_settling, ("h200/settling",)),
+    (_of_attention, ("h200/attention",)),
+    (_of_adaptive, ("h200/adaptive",)),
+    (_of_traces, ("h200/traced/replayed",)),
+    (_of_products, ("h200/kernels",)),
+    (_of_heads, ("cpu/heads",)),
+    (_of_fp16_heads, ("h200/replayed", "cpu/trees")),
+    (_of_planned, ("h200/replayed", "cpu/trees")),
+    (_of_half_precision, ("h200/tiny/losslessness",)),
+    (_of_codes, ("h200/planted",)),
+    (rests.numbers, ("h200/peers", "h200/without-rests/peers")),
+    *own_copies.SOURCES,
+    *smollm2.SOURCES,
+)

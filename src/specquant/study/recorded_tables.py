@@ -8,7 +8,6 @@ import pandas as pd
 
 from specquant.decoding.drafters import by_plan, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Plan
-from specquant.errors import SpecquantError
 from specquant.files import project_root, write_parts
 from specquant.measure.adaptive import STATIC
 from specquant.measure.planted import losslessness
@@ -20,9 +19,8 @@ from specquant.study import own_copies
 from specquant.study.claims import HEADS
 from specquant.tables.intervals import PROCESS, in_each_process, in_few_words, over_processes, sample
 from specquant.tables.markdown import markdown_table
-from specquant.tables.results import read_results, rows_there
+from specquant.tables.results import lacking, read_results, rows_there
 from specquant.tables.style import size_label
-from specquant.tables.table import REMEDY
 from specquant.tables.verify_cost import KEYS, pass_growth, pass_times
 
 PAGE = "data/recorded/h200/README.md"
@@ -78,10 +76,8 @@ def _whole(name: str, make: Callable[[], str], recorded: Path, of: tuple[str, ..
     places = [str(recorded / f"h200/{each}.csv") for each in of]
     with rows_there(*places):
         told = make()
-    if lacking := [line for line in told.splitlines() if re.search(r"\bnan\b", line)]:
-        raise SpecquantError(
-            f"{' or '.join(places)} lacks rows that table {name} needs ({lacking[0].strip('| ')}): {REMEDY}"
-        )
+    if torn := [line for line in told.splitlines() if re.search(r"\bnan\b", line)]:
+        raise lacking(places, f'the line "{torn[0].strip("| ")}" of table {name}')
     return told
 
 

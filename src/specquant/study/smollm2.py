@@ -7,15 +7,11 @@ from specquant.tables.intervals import ends, interval
 from specquant.tables.results import read_results
 
 IN_STUDY = "SmolLM2-135M-Instruct (fp16 of Q4_1)"  # the model, as 04_quality calls it
-TABLES = (
-    *(f"h200/smollm2/{name}" for name in ("humaneval", "gsm8k", "quality", "head_features", "acceptance")),
-    *(f"cpu/smollm2/04_quality/{name}" for name in ("quality", "rounded/quality")),
-)
 
 
 def numbers() -> dict[str, float]:
     """All of them. "least" and "most", and "%", as in `recorded_numbers`."""
-    return _of_answers() | _of_quality() | _of_rounding() | _of_head_features() | _of_lengths()
+    return {name: number for source, _ in SOURCES for name, number in source().items()}
 
 
 def _read(table: str, model: str = "smollm2") -> pd.DataFrame:
@@ -88,3 +84,13 @@ def _of_lengths() -> dict[str, float]:
         for method, of_method in (others / greedy).dropna().groupby("method"):
             known |= ends(f"smollm2 {method} {name}", of_method)
     return known
+
+
+# What computes them, and the recorded tables that they follow from.
+SOURCES = (
+    (_of_answers, ("h200/smollm2/humaneval", "h200/smollm2/gsm8k")),
+    (_of_quality, ("h200/smollm2/quality",)),
+    (_of_rounding, ("cpu/smollm2/04_quality/quality", "cpu/smollm2/04_quality/rounded/quality")),
+    (_of_head_features, ("h200/smollm2/head_features",)),
+    (_of_lengths, ("h200/smollm2/acceptance",)),
+)

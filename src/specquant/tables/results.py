@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,29 @@ def _first(kind: Table | None) -> str:
 
 @contextmanager
 def rows_there(*tables: str) -> Iterator[None]:
-    """Raises SpecquantError that names these tables where a row, or a column of its values, is looked up in vain."""
+    """Raises SpecquantError as `lacking` where a row, or a column of its values, is looked up in vain."""
     try:
         yield
     except (KeyError, IndexError) as error:
-        where = " or ".join(tables)
-        raise SpecquantError(f"{where} lacks rows that are needed ({error} is looked up in vain): {REMEDY}") from None
+        sought = error.args[0] if isinstance(error, KeyError) and error.args else ""
+        raise lacking(tables, "" if isinstance(sought, bool) else sought) from None
+
+
+def lacking(tables: Sequence[str], what: object = "") -> SpecquantError:
+    """For rows that one of these tables lacks, by their paths. what: the rows are of, "" if that is not known; several
+    words of one row may be a tuple."""
+    words = ", ".join(map(str, what)) if isinstance(what, tuple) else str(what).removesuffix(" not in index")
+    commands = dict.fromkeys(kind.written_by for table in tables if (kind := TABLES.get(Path(table).stem)))
+    made = one_of([command for command in commands if command])
+    do = f"measure them ({made}), or take" if made else "take"
+    of = f" of {words}" if words else ""
+    return SpecquantError(f"{one_of(tables)} lacks rows{of} that are needed: {do} the table from the repository")
+
+
+def one_of(names: Sequence[str]) -> str:
+    """As in a sentence: "a, b or c"."""
+    *others, last = names or [""]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def read_medians(path: str | os.PathLike) -> pd.DataFrame:

@@ -13,6 +13,7 @@ _PLAN = {"method": text(), "draft_size": count(0), "iterations": count(0), "min_
 _HEAD = {"head_scheme": text(), "head_vocabulary": count(0)}  # 0 was "all tokens" before 0.2
 _SPREAD = {"time_ms": positive(), "p10_ms": positive(), "p90_ms": positive(), "repeats": count()}
 _CARD = {"clock_mhz": positive(required=False), "power_w": positive(required=False)}
+_LAUNCH = {"launch_us": positive(required=False)}  # the host's; older tables lack it
 _FLOOR = {"bytes": positive(required=False), "floor_ms": positive(required=False)}
 # In tables of before there were processes and blocks they are missing: each row is then the only one of its quantity.
 _PROCESS = {"process": count(0, required=False)}
@@ -35,6 +36,7 @@ VERIFY_COST = Table(
             "place": count(0),
             "draft_size": count(),
             **_SPREAD,
+            **_LAUNCH,
             **_CARD,
             **_FLOOR,
         }
@@ -175,6 +177,7 @@ DRAFTING = Table(
             "block": count(0),
             "place": count(0),
             **_SPREAD,
+            **_LAUNCH,
             **_CARD,
             **_FLOOR,
         }

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from specquant.files import write_file
 from specquant.tables.markdown import markdown_table as table
 
 MODELS = ("target", "intermediate")
+WIDTH = 120  # columns of a line
 LICENCES = {
     "mathematics": ("GSM8K, training questions", "MIT"),
     "code": ("the standard library of Python {python}", "PSF-2.0"),
@@ -166,11 +168,14 @@ def eagle3_text(log: dict) -> str:
         [f"`{name}`", f"{head['bytes'] / 1e6:.1f} MB", *(f"{share:.3f}" for share in head["accuracy"])]
         for name, head in heads.items()
     ]
-    commands = "\n".join(f"    {head['command']}" for head in heads.values())
+    commands = "\n".join(_wrapped_command(head["command"]) for head in heads.values())
     accepted = "; ".join(
         f"`{method}` accepts {length['stored']:.2f} tokens a pass, with heads in fp16 {length['fp16']:.2f}"
         for method, length in log["accepted_length"].items()
     )
+    stored = f"""Matrices are stored as integers with an fp16 scale for every 64 of a row: MLP and LM head in 4 bits,
+the others in 8 (`--bits 8` stores all in 8). On {log["prompts"]} of the prompts in `data/prompts`, continued by
+{log["new_tokens"]} tokens: {accepted}."""
     return f"""
 ## EAGLE-3 heads
 
@@ -181,15 +186,19 @@ hand. `--minutes` is for all of it: each model first wrote the text that its hea
 show that EAGLE-3 works here, and not how good it can be. EAGLE-2's heads, above, had other text and another recipe. A
 head drafts the tokens that its text has most often, as many as `--draft-vocabulary` says.
 
-Matrices are stored as integers with an fp16 scale for every 64 of a row: MLP and LM head in 4 bits, the others in 8
-(`--bits 8` stores all in 8). On {log["prompts"]} of the prompts in `data/prompts`, continued by {log["new_tokens"]}
-tokens: {accepted}.
+{textwrap.fill(stored, WIDTH, break_on_hyphens=False)}
 
 The table has how often a head's drafted token is its model's most likely one, on held-out text that the model wrote,
 before rounding to integers. At depth 2 and beyond, the tokens drafted before are the text's own:
 
 {table(heading, rows)}
 """
+
+
+def _wrapped_command(command: str) -> str:
+    """As code in Markdown; a line that is too long goes on in the next with its last option."""
+    code = f"    {command}"
+    return code if len(code) <= WIDTH else " \\\n      --".join(code.rsplit(" --", 1))
 
 
 def parameters(shape: dict, vocabulary_size: int, head_dim: int = 64) -> int:
