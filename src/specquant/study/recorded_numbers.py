@@ -136,7 +136,8 @@ def _of_planned() -> dict[str, float]:
     """ "planned hierarchical over eagle2": of 70B in W4A16, each method by the plan that the planner finds fastest, at
     assumed acceptance; ", low", ", high": over processes. "planned tokens/s, eagle2": as replayed, the median."""
     shapes, known = Shapes.of(read_results("data/recorded/cpu/trees.csv")), {}
-    rows = read_results(f"{RECORDED}/replayed.csv").query(f"chances == 'planned' and head_scheme == '{HEADS}'")
+    replayed = read_results(f"{RECORDED}/replayed.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    rows = replayed.query(replays_with(HEADS, "planned"))
     for base in ("autoregressive", "eagle2"):
         for method, row in fitted_speedups(rows, shapes, base, "planned").groupby("method").first().iterrows():
             name = f"planned {method} over {base}"
