@@ -10,7 +10,7 @@ from specquant.decoding.drafters import by_plan, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.files import project_root, write_parts
 from specquant.measure.adaptive import STATIC
-from specquant.measure.planted import losslessness
+from specquant.measure.planted import longest_runs, losslessness
 from specquant.measure.settling import first_passes, steady
 from specquant.planning.acceptance import Shapes
 from specquant.planning.replayed import fitted_speedups
@@ -186,7 +186,7 @@ def replayed(rows: pd.DataFrame, shapes: Shapes) -> str:
 
 def planted(rows: pd.DataFrame) -> str:
     """What planted drafts reach, and which texts differ: with ordinary kernels / with row invariance."""
-    rows = rows[rows.codes == "uniform"]
+    rows = longest_runs(rows[rows.codes == "uniform"])
     keys = ["model", "scheme", *PLAN_FIELDS, "row_invariant"]
     names = ("accepted_length", "tokens_per_s")
     lengths, speeds = (over_processes(in_each_process(rows, keys, name))["median"] for name in names)
