@@ -159,13 +159,25 @@ def test_the_margin_and_the_bound_are_told_of_all_processes():
     rows = pd.DataFrame(
         about | plan | {"row_invariant": said, "texts": 3, "compared_tokens": 100, "margins": margins}
         | {"differing_texts": count, "first_differences": places}
-        for said, several in (("no", found), ("yes", found[1:] * 2)) for places, margins, count in several
+        | {"process": process, "tokens": 768}
+        for said, several in (("no", found), ("yes", found[1:] * 2))
+        for process, (places, margins, count) in enumerate(several)
     )  # fmt: skip
     differs, same = planted.losslessness(rows).itertuples()
     assert (differs.texts, differs.compared_tokens, differs.differing_texts, differs.largest_margin) == (6, 200, 2, 0.5)
     assert pd.isna(differs.at_most)
     assert (same.differing_texts, same.at_most) == (0, 3 / 200)
     assert pd.isna(same.largest_margin)
+
+
+def test_a_shorter_run_has_the_first_prompts_of_a_longer_one_and_its_texts_do_not_count_again(settings):
+    longer, shorter = (settings("fp16", tokens=tokens, new_tokens=12) for tokens in (48, 12))
+    assert longer.prompts(0)[:1] == shorter.prompts(0)
+    rows = read_results("data/recorded/h200/planted.csv").query("codes == 'uniform' and row_invariant == 'no'")
+    of_tree = rows.query("model == 'llama-3-70b' and method == 'eagle2' and draft_size == 24")
+    assert of_tree.tokens.tolist() == [2048, 256]
+    (told,) = planted.losslessness(of_tree.iloc[::-1]).itertuples()
+    assert (told.texts, told.compared_tokens) == (8, of_tree.compared_tokens.iloc[0])
 
 
 def test_the_rule_of_three_is_the_end_of_the_95_percent_interval():

@@ -38,6 +38,16 @@ def test_the_pick_is_compared_with_the_papers_choices():
     }
 
 
+def test_a_plan_of_the_papers_that_the_planner_found_too_counts_once():
+    """It was replayed twice."""
+    plans = [Plan("autoregressive"), Plan("eagle2", 24, 3), Plan("eagle2", 24, 3)]
+    table = pd.DataFrame([asdict(plan) for plan in plans]).assign(tokens_per_s=[90.0, 200.0, 220.0])
+    told = against_fixed(table.assign(predicted_tokens_per_s=[100.0, 205.0, 205.0]))
+    assert told["picked"] == told["fixed"] == "eagle2 (24 nodes, 3 iterations)"
+    assert told["tokens_per_s"] == told["fixed_tokens_per_s"] == 210
+    assert told["ratio"] == 1
+
+
 def test_picks_are_compared_under_every_acceptance_that_was_replayed():
     """Two chances of the target's head, two agreements: each plan counts where its own are those."""
     passes = {"scheme": "fp16", "context_length": 512, "draft_size": [1, 2, 24]}

@@ -45,7 +45,22 @@ OTHERS = [
         for table in ("head_features", "throughput", "quality")
     ),
     (recorded_numbers, recorded_numbers._of_traces, "traced/replayed", {"head_scheme": "fp16"}),
-    (recorded_numbers, recorded_numbers._of_codes, "planted", {"scheme": "w8a8"}),
+    *(
+        (recorded_numbers, recorded_numbers._of_codes, "planted", values)
+        for values in ({"scheme": "w8a8"}, {"codes": "uniform", "tokens": 512}, {"codes": "uniform", "process": 7})
+    ),
+    *(
+        (recorded_numbers, source, "h200/replayed", values)
+        for source in (recorded_numbers._of_planned, recorded_numbers._of_fp16_heads)
+        for values in (
+            {"model": "llama-3-8b"},
+            {"scheme": "w8a8"},
+            {"chances": "swept"},
+            {"head_vocabulary": 1024},
+            {"intermediate": "another"},
+            {"intermediate_scheme": "w8a8"},
+        )
+    ),
 ]
 
 

@@ -124,6 +124,23 @@ def test_a_figure_that_no_table_gives_any_more_is_told(recorded, tmp_path, no_pi
     assert f"{left} is left as it was" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "values", [{"chances": "planned"}, {"intermediate": "llama-3-70b"}, {"intermediate_scheme": "w8a8"}]
+)
+def test_times_per_token_are_of_the_paper_s_plans_beside_8b(values):
+    """So a table that has others alone refuses no figure."""
+    (figure,) = (figure for figure in RECORDED_FIGURES if figure.name == "time_per_token")
+    rows = read_results("data/recorded/h200/replayed.csv").query("chances == 'fitted'")
+    assert len(figure.rows(rows)) == len(figure.rows(pd.concat([rows, rows.assign(**values)]))) > 0
+    assert figure.rows(rows.assign(**values)).empty
+
+
+def test_plans_of_a_latex_table_are_the_paper_s():
+    (table,) = (table for table in RECORDED_TABLES if table.name == "replayed_plans")
+    rows = read_results("data/recorded/h200/replayed.csv")
+    assert table.rows(rows).chances.unique().tolist() == ["fitted"]
+
+
 def test_one_figure_is_drawn_again_alone(recorded, tmp_path, no_pictures):
     """With its supplement, if it has one, on every card; a new one is drawn before it is listed."""
     drawn = build_figures(recorded, tmp_path / "figures", ["quality", "published_speedups"])

@@ -139,6 +139,25 @@ def test_plans_with_other_heads_and_the_planner_s_plans_have_rows_of_their_own()
     assert [line.replace(HEADS, "fp16") for line in papers] == both[len(alone) - 2 : -2]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"chances": "swept", "head_chance": 0.9},
+        {"chances": "traced"},
+        {"model": "llama-3-8b"},
+        {"intermediate_scheme": "w8a8"},
+        {"head_vocabulary": 1024},
+    ],
+)
+def test_replays_of_something_else_change_no_row_of_plans(values):
+    """`specquant record` sweeps chances into the same table."""
+    rows, shapes = read_results(RECORDED / "h200/replayed.csv"), Shapes.of(read_results(RECORDED / "cpu/trees.csv"))
+    others = rows.assign(verify_ms=2 * rows.verify_ms, **values)
+    assert replayed(pd.concat([rows, others]), shapes) == replayed(rows, shapes)
+    with pytest.raises(KeyError, match="llama-3-70b, w4a16-g128, llama-3-8b"):
+        replayed(others[:0], shapes)
+
+
 def test_plans_are_set_against_eagle2_of_their_own_kind():
     """The paper's against its tree of 24 nodes, the planner's against its only one."""
     rows = read_results(RECORDED / "h200/replayed.csv").query(f"head_scheme == '{HEADS}'")

@@ -49,7 +49,7 @@ from specquant.models.synthetic import (
 from specquant.models.targets import quantized_target
 from specquant.planning.trees import RECORDED_TREES, tree_shapes, trees_of
 from specquant.quant import get_scheme
-from specquant.tables.intervals import rule_of_three
+from specquant.tables.intervals import PROCESS, rule_of_three
 from specquant.tables.results import read_results
 from specquant.tables.schemas import PLANTED
 
@@ -57,6 +57,7 @@ from specquant.tables.schemas import PLANTED
 SEQUENCE = Plan("sequence", min_draft_length=9)
 MOST_TOKENS = 10**7  # of a process, which keeps all of its texts
 NONE = "none"  # where there is no first difference
+TOLD_OF = ["model", "scheme", "weights", "codes", "row_invariant", *PLAN_FIELDS]  # what `losslessness` has a row for
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Parameters(Common):
         return self.prompt_length + self.new_tokens + 2 * self.reach
 
     def prompts(self, process: int) -> list[list[int]]:
-        """Random ones, of a process the same in every scheme, and others where other `tokens` are asked for."""
+        """Random ones, of a process the same in every scheme. Where fewer `tokens` are asked for, the first of them."""
         count = -(-self.tokens // self.new_tokens)
         vocab_size = synthetic_config(self.source).vocab_size
         return (
@@ -448,8 +449,17 @@ def _trained(parameters: Parameters, scheme: str) -> tuple[Path | None, torch.Te
     return (copy, None) if parameters.weights == "trained" else (None, code_shares(load_model(copy)))
 
 
+def longest_runs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of what a process decoded in several runs the one of most tokens: the shorter begin with the same prompts, so
+    their texts would count twice.
+
+    rows: planted.csv.
+    """
+    return rows.sort_values("tokens", ascending=False, kind="stable").drop_duplicates([*TOLD_OF, PROCESS]).sort_index()
+
+
 def losslessness(rows: pd.DataFrame) -> pd.DataFrame:
-    """What all processes together say of how often a method's text differs from decoding one by one.
+    """What all processes together say of how often a method's text differs from decoding one by one (`longest_runs`).
 
     Args:
         rows: planted.csv.
@@ -459,10 +469,12 @@ def losslessness(rows: pd.DataFrame) -> pd.DataFrame:
         largest_margin of a first difference, NaN where there is none; and at_most, the rate at which tokens may still
         differ where none does (`rule_of_three`), NaN where one does. Decoding one by one is compared with itself.
     """
-    keys = ["model", "scheme", "weights", "codes", "row_invariant", *PLAN_FIELDS]
+    rows = longest_runs(rows)
     rows = rows.assign(largest_margin=[max(_numbers(margins), default=np.nan) for margins in rows.margins])
     counts = ["texts", "compared_tokens", "differing_texts"]
-    told = rows.groupby(keys, sort=False).agg({**dict.fromkeys(counts, "sum"), "largest_margin": "max"}).reset_index()
+    told = (
+        rows.groupby(TOLD_OF, sort=False).agg({**dict.fromkeys(counts, "sum"), "largest_margin": "max"}).reset_index()
+    )
     bounds = [
         np.nan if differing else rule_of_three(tokens)
         for differing, tokens in zip(told.differing_texts, told.compared_tokens, strict=True)

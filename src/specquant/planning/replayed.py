@@ -38,10 +38,12 @@ def at_fitted_chances(replayed: pd.DataFrame, shapes: Shapes) -> pd.DataFrame:
 
 
 def fitted_in_each_process(replayed: pd.DataFrame, shapes: Shapes, chances: str = "fitted") -> pd.DataFrame:
-    """`at_fitted_chances` of each process. Raises SpecquantError where nothing was replayed at fitted chances."""
+    """`at_fitted_chances` of each process. Raises SpecquantError where nothing was replayed so. chances: as in
+    `fitted_speedups`."""
     of_processes = replayed[replayed.chances == chances].groupby("process")
     if not len(of_processes):
-        raise SpecquantError("no such plan was replayed at fitted chances: measure some (specquant bench replay)")
+        which, how = ("plan of the planner's", " --planned FOLDER") if chances == "planned" else ("such plan", "")
+        raise SpecquantError(f"no {which} was replayed at fitted chances: measure some (specquant bench replay{how})")
     return pd.concat(at_fitted_chances(of_process, shapes) for _, of_process in of_processes)
 
 

@@ -61,10 +61,12 @@ BOUNDS = {"about": "", "below": "under ", "above": "over ", "unchanged": "hardly
 HIERARCHY, TREE = Plan("hierarchical", 30, 3, 6), Plan("eagle2", 24, 3)
 
 
-def replays_with(head_scheme: str) -> str:
-    """Which rows of replayed.csv count, as a query: at assumed acceptance, with 8B in W4A16 and such heads."""
+def replays_with(head_scheme: str, chances: str = "fitted") -> str:
+    """Which rows of replayed.csv count, as a query: at assumed acceptance, with 8B in W4A16 and such heads that know
+    all tokens. chances: "fitted", of the paper's plans, or "planned", of the planner's."""
     same = f"intermediate == 'llama-3-8b' and intermediate_scheme == '{HEADS}'"
-    return f"head_scheme == '{head_scheme}' and chances == 'fitted' and {same}"
+    whole = "head_vocabulary == head_vocabulary.max()"
+    return f"head_scheme == '{head_scheme}' and chances == '{chances}' and {same} and {whole}"
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ RECORDED_TABLES = (
         "times in milliseconds; speedup over decoding one by one, at the mean accepted length. Heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
-        only={"head_scheme": ("w4a16-g128",)},
+        only={"head_scheme": ("w4a16-g128",), "chances": ("fitted",)},
     ),
 )
 

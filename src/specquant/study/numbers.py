@@ -25,7 +25,7 @@ from specquant.decoding.method import PLAN_FIELDS
 from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text
 from specquant.measure.peers import CUBLAS, OURS
-from specquant.measure.planted import losslessness
+from specquant.measure.planted import longest_runs, losslessness
 from specquant.measure.throughput import kept_lengths
 from specquant.models.checkpoint import Checkpoint
 from specquant.planning.acceptance import Shapes
@@ -285,7 +285,7 @@ def _of_planted(_: Evidence) -> dict[str, float]:
     "planted texts, 70b w4a16-g128 ordinary" and "..., row-invariant": of all methods that draft, and what of them
     differs. "planted pass, eagle2 60, row-invariant more %": on 70B, over the ordinary kernels in the same process.
     """
-    table = read_results(f"{RECORDED}/planted.csv").query("codes == 'uniform'")
+    table = longest_runs(read_results(f"{RECORDED}/planted.csv").query("codes == 'uniform'"))
     known = {}
     names = {"no": "ordinary", "yes": "row-invariant"}
     told = losslessness(table[table.method != "autoregressive"])

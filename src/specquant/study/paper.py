@@ -225,7 +225,8 @@ RECORDED_FIGURES = (
         f"{INTERMEDIATE}. Both and their heads in W4A16.",
         other_tables=("recorded/cpu/trees.csv",),
         every_process=True,
-        only={"model": (LARGEST,), "scheme": (PAPER_SCHEME,), "head_scheme": (PAPER_SCHEME,)},
+        only={"model": (LARGEST,), "intermediate": (SMALL,), "chances": ("fitted",)}
+        | dict.fromkeys(("scheme", "intermediate_scheme", "head_scheme"), (PAPER_SCHEME,)),
     ),
     RecordedFigure(
         "verify_cost",

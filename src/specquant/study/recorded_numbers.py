@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from specquant.decoding.method import PLAN_FIELDS
 from specquant.measure.settling import first_passes
 from specquant.models.synthetic import synthetic_config
 from specquant.planning.acceptance import Shapes
@@ -136,7 +137,8 @@ def _of_planned() -> dict[str, float]:
     """ "planned hierarchical over eagle2": of 70B in W4A16, each method by the plan that the planner finds fastest, at
     assumed acceptance; ", low", ", high": over processes. "planned tokens/s, eagle2": as replayed, the median."""
     shapes, known = Shapes.of(read_results("data/recorded/cpu/trees.csv")), {}
-    rows = read_results(f"{RECORDED}/replayed.csv").query(f"chances == 'planned' and head_scheme == '{HEADS}'")
+    replayed = read_results(f"{RECORDED}/replayed.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
+    rows = replayed.query(replays_with(HEADS, "planned"))
     for base in ("autoregressive", "eagle2"):
         for method, row in fitted_speedups(rows, shapes, base, "planned").groupby("method").first().iterrows():
             name = f"planned {method} over {base}"
@@ -195,14 +197,17 @@ def _of_traces() -> dict[str, float]:
 def _of_codes() -> dict[str, float]:
     """ "trained codes, ms": a pass of one token of 70B in W4A16 whose weights hold the codes that a trained model's do;
     "uniform codes, ms": where all codes are as frequent; "W" likewise. "trained codes, drafts, most more %": of passes
-    over drafts, of `ENOUGH` steps and more."""
+    over drafts, of `ENOUGH` steps and more. Runs that differ in more than codes are not compared."""
     rows = read_results(f"{RECORDED}/planted.csv").query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
-    rows = rows[rows.row_invariant == "no"]
-    medians = rows[rows.method == "autoregressive"].groupby("codes")[["verify_ms", "power_w"]].median()
-    known = {f"{codes} codes, ms": row.verify_ms for codes, row in medians.iterrows()}
-    known |= {f"{codes} codes, W": row.power_w for codes, row in medians.iterrows()}
-    drafts = rows[(rows.method != "autoregressive") & (rows.steps >= ENOUGH)]
-    times = drafts.pivot_table("verify_ms", ["method", "draft_size"], "codes", "median").dropna()
+    rows = rows[(rows.row_invariant == "no") & (rows.steps >= ENOUGH)]
+    run = ["tokens", "head_scheme", "head_vocabulary", "intermediate", "intermediate_scheme", PROCESS, *PLAN_FIELDS]
+    of_codes = rows.pivot_table(["verify_ms", "power_w"], run, "codes").dropna()
+    one_by_one = of_codes.index.get_level_values("method") == "autoregressive"
+    known = {}
+    for codes in ("trained", "uniform"):
+        medians = of_codes[one_by_one].xs(codes, axis=1, level="codes").median()
+        known |= {f"{codes} codes, ms": medians.verify_ms, f"{codes} codes, W": medians.power_w}
+    times = of_codes.verify_ms[~one_by_one]
     return known | ends("trained codes, drafts", 100 * (times.trained / times.uniform - 1), " more %")
 
 

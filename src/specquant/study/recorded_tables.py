@@ -10,13 +10,13 @@ from specquant.decoding.drafters import by_plan, plan_label
 from specquant.decoding.method import PLAN_FIELDS, Plan
 from specquant.files import project_root, write_parts
 from specquant.measure.adaptive import STATIC
-from specquant.measure.planted import losslessness
+from specquant.measure.planted import longest_runs, losslessness
 from specquant.measure.settling import first_passes, steady
 from specquant.planning.acceptance import Shapes
 from specquant.planning.replayed import fitted_speedups
 from specquant.quant import SCHEMES
 from specquant.study import own_copies
-from specquant.study.claims import HEADS
+from specquant.study.claims import HEADS, replays_with
 from specquant.tables.intervals import PROCESS, in_each_process, in_few_words, over_processes, sample
 from specquant.tables.markdown import markdown_table
 from specquant.tables.results import lacking, read_results, rows_there
@@ -168,22 +168,25 @@ def replayed(rows: pd.DataFrame, shapes: Shapes) -> str:
 
     Over EAGLE-2 with 24 nodes among the paper's plans, and with the planner's tree among the planner's.
     """
-    rows = rows.query("model == 'llama-3-70b' and scheme == 'w4a16-g128' and intermediate == 'llama-3-8b'")
+    rows = rows.query("model == 'llama-3-70b' and scheme == 'w4a16-g128'")
     bases = {"over one by one": "autoregressive", "over EAGLE-2": "eagle2"}
+    whose = {"fitted": "the paper's plans", "planned": "the planner's plans"}
+    heads = sorted(rows.head_scheme.unique(), key=lambda scheme: scheme != HEADS)
+    runs = {(scheme, chances): rows.query(replays_with(scheme, chances)) for scheme in heads for chances in whose}
+    runs = {kind: of_run for kind, of_run in runs.items() if len(of_run)}
+    if not runs:
+        raise KeyError("llama-3-70b, w4a16-g128, llama-3-8b")
     cells: dict[str, dict[str, str]] = {}
-    of_runs = rows.groupby(["chances", "head_scheme"], sort=False)
-    for (chances, scheme), of_run in of_runs:
-        what = "the planner's plans" if chances == "planned" else "the paper's plans"
+    for (scheme, chances), of_run in runs.items():
         for name, base in bases.items():
             for plan, row in by_plan(fitted_speedups(of_run, shapes, base, chances).sort_index()).iterrows():
-                cells.setdefault(f"{what}, heads in {scheme}: {plan}", {})[name] = in_few_words(row)
-    told = sorted(cells.items(), key=lambda cell: (f"heads in {HEADS}" not in cell[0], "planner" in cell[0]))
-    return markdown("plan", dict(told), *(of_run for _, of_run in of_runs))
+                cells.setdefault(f"{whose[chances]}, heads in {scheme}: {plan}", {})[name] = in_few_words(row)
+    return markdown("plan", cells, *runs.values())
 
 
 def planted(rows: pd.DataFrame) -> str:
     """What planted drafts reach, and which texts differ: with ordinary kernels / with row invariance."""
-    rows = rows[rows.codes == "uniform"]
+    rows = longest_runs(rows[rows.codes == "uniform"])
     keys = ["model", "scheme", *PLAN_FIELDS, "row_invariant"]
     names = ("accepted_length", "tokens_per_s")
     lengths, speeds = (over_processes(in_each_process(rows, keys, name))["median"] for name in names)
