@@ -5,6 +5,9 @@ Tests marked bits compare bits of sums: `make test-bits` runs them with the prod
 """
 
 import os
+import subprocess
+import sys
+import tempfile
 from importlib.util import find_spec
 
 import hypothesis
@@ -60,6 +63,23 @@ def tokenizer(small_models):
     from specquant.models.loading import load_tokenizer  # loads transformers
 
     return load_tokenizer(small_models / "target")
+
+
+@pytest.fixture(scope="session")
+def warm_python():
+    """See tests/warm.py."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        command = [sys.executable, "-m", "tests.warm", folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout.readline() == "ready\n"
+            yield f"{folder}/python"
+            server.stdin.close()
+
+
+@pytest.fixture
+def warm(warm_python, monkeypatch):
+    """Processes that the test or what it tests starts by `sys.executable` have loaded torch and transformers."""
+    monkeypatch.setattr(sys, "executable", warm_python)
 
 
 @pytest.fixture
