@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from specquant.files import project_root
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton loads
     if find_spec("triton"):
@@ -65,11 +67,19 @@ def tokenizer(small_models):
     return load_tokenizer(small_models / "target")
 
 
+@pytest.fixture
+def few_prompts(tmp_path):
+    """A file of the first two shipped prompts."""
+    first = (project_root() / "data/prompts/prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
+    (tmp_path / "few.jsonl").write_text("".join(first), encoding="utf-8")
+    return tmp_path / "few.jsonl"
+
+
 @pytest.fixture(scope="session")
-def warm_python():
-    """See tests/warm.py."""
+def preloaded_python():
+    """See tests/preloaded.py."""
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
-        command = [sys.executable, "-m", "tests.warm", folder]
+        command = [sys.executable, "-m", "tests.preloaded", folder]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout.readline() == "ready\n"
             yield f"{folder}/python"
@@ -77,9 +87,9 @@ def warm_python():
 
 
 @pytest.fixture
-def warm(warm_python, monkeypatch):
+def preloaded(preloaded_python, monkeypatch):
     """Processes that the test or what it tests starts by `sys.executable` have loaded torch and transformers."""
-    monkeypatch.setattr(sys, "executable", warm_python)
+    monkeypatch.setattr(sys, "executable", preloaded_python)
 
 
 @pytest.fixture

@@ -578,7 +578,7 @@ def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run,
         run()
 
 
-def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch, warm):
+def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch, preloaded):
     """What they measure are jobs as well, which the report shows while they run, where they failed, and at the end."""
     pytest.importorskip("submitit")
     from specquant.measure import executors
@@ -622,7 +622,7 @@ def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run,
     assert not list((clone.results / "tiny").rglob(".*running*"))
 
 
-def test_two_batches_at_once_do_not_disturb_each_other(clone, run, warm):
+def test_two_batches_at_once_do_not_disturb_each_other(clone, run, preloaded):
     """Both run the notebook, and each ends well: what one has not finished is not the other's."""
     both = clone.root / "both"
     clone.notebook(

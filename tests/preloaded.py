@@ -1,9 +1,9 @@
-"""Processes that have loaded all before they begin: a fresh interpreter takes four seconds to load torch and transformers.
+"""Processes that have loaded all before they begin: torch and transformers take a fresh interpreter four seconds.
 
-One process loads them, and forks for whoever asks: `python -m tests.warm FOLDER`. It leaves in FOLDER a `python` for
-tests to take as `sys.executable`. What begins with that is still a process of its own, with its own environment, folder,
-files, signals and status; but its process id is that of the small program which asked for it and waits for its end. What
-is none of `WARM` runs in the real interpreter.
+One process loads them, and forks for whoever asks: `python -m tests.preloaded FOLDER`. It leaves in FOLDER a `python`
+for tests to take as `sys.executable`. What begins with that is still a process of its own, with its own environment,
+folder, files, signals and status; but its process id is that of the small program which asked for it and waits for its
+end. A program or module that is none of `TAKEN` runs in the real interpreter.
 """
 
 import gc
@@ -25,7 +25,7 @@ LOADED = (
     "submitit.core.submission",
     "tests.measure.sleeping",
 )
-WARM = ("specquant.measure", "specquant.study", "specquant.cli", "submitit.core._submit")
+TAKEN = ("specquant.measure", "specquant.study", "specquant.cli", "submitit.core._submit")
 
 # Without site-packages: it starts in some 30 ms.
 ASKING = f"""
@@ -33,7 +33,7 @@ import json, os, signal, socket, sys
 
 _, folder, real, *words = sys.argv
 asked = [word for word in words if word != "-u"]
-if asked[0] != "-c" and asked[:2] not in [["-m", name] for name in {WARM}]:
+if asked[0] != "-c" and asked[:2] not in [["-m", name] for name in {TAKEN}]:
     os.execv(real, [real, *words])
 server = socket.socket(socket.AF_UNIX)
 server.connect(folder + "/asked")
@@ -50,10 +50,11 @@ sys.exit(status)
 
 
 def serve(folder: Path) -> list[str]:
-    """Fork for whoever asks, until standard input ends; in each process that was asked for, return what it is to run."""
+    """Fork for whoever asks, until standard input ends. In each process that was asked for, return what it runs."""
     (folder / "asking.py").write_text(ASKING)
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{folder}/asking.py" "{folder}" "{sys.executable}" "$@"\n')
+    real = sys.executable
+    python.write_text(f'#!/bin/sh\nexec "{real}" -IS "{folder}/asking.py" "{folder}" "{real}" "$@"\n')
     python.chmod(0o755)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that attend
     with socket.socket(socket.AF_UNIX) as listening:
