@@ -5,8 +5,8 @@ CASES ?= 2000
 SEED ?= 0
 CARD ?= h200
 # One closing line for tests and notebooks together: nbval compares the cells tagged nbval-check-output. Two processes, each
-# of which takes whole files: a notebook's cells belong together.
-PYTEST := $(BIN)/python -m pytest --nbval-lax --nbval-current-env -n 2 --dist loadfile
+# of which takes whole files, in the order given: a notebook's cells belong together, and none is to be begun last.
+PYTEST := $(BIN)/python -m pytest --nbval-lax --nbval-current-env -n 2 --dist loadfile --no-loadscope-reorder
 # These decode by every scheme and method, which takes minutes; the other notebooks read recorded tables.
 DECODING := $(patsubst %,notebooks/%.ipynb,01_acceptance 03_hierarchical 04_quality)
 
@@ -21,7 +21,7 @@ study: .venv/.ready  ## run the study and link it from results/PROFILE/index.htm
 	$(BIN)/specquant study --profile $(PROFILE)
 
 test: .venv/.ready  ## run the tests and the checks of the notebooks that decode little
-	$(PYTEST) tests $(filter-out $(DECODING),$(wildcard notebooks/*.ipynb)) -m "not gpu and not full and not browser"
+	$(PYTEST) $(filter-out $(DECODING),$(wildcard notebooks/*.ipynb)) tests -m "not gpu and not full and not browser"
 
 test-notebooks: .venv/.ready  ## run the checks of the other notebooks, which decode for minutes
 	$(PYTEST) $(DECODING)
@@ -35,7 +35,7 @@ test-bits: .venv/.ready  ## run the tests that compare bits as a processor witho
 	$(BIN)/python -m pytest tests -m "bits and not gpu and not full and not browser" -n 2
 
 test-full: .venv/.ready  ## run the long tests as well
-	$(PYTEST) tests notebooks -m "not gpu and not browser"
+	$(PYTEST) notebooks tests -m "not gpu and not browser"
 
 fuzz: .venv/.ready  ## run 2,000 cases of damaged input over all commands (CASES=2000, SEED=0)
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)

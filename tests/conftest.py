@@ -5,6 +5,9 @@ Tests marked bits compare bits of sums: `make test-bits` runs them with the prod
 """
 
 import os
+import subprocess
+import sys
+import tempfile
 from importlib.util import find_spec
 
 import hypothesis
@@ -15,6 +18,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
+from specquant.files import project_root
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton loads
@@ -60,6 +65,31 @@ def tokenizer(small_models):
     from specquant.models.loading import load_tokenizer  # loads transformers
 
     return load_tokenizer(small_models / "target")
+
+
+@pytest.fixture
+def few_prompts(tmp_path):
+    """A file of the first two shipped prompts."""
+    first = (project_root() / "data/prompts/prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
+    (tmp_path / "few.jsonl").write_text("".join(first), encoding="utf-8")
+    return tmp_path / "few.jsonl"
+
+
+@pytest.fixture(scope="session")
+def preloaded_python():
+    """See tests/preloaded.py."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        command = [sys.executable, "-m", "tests.preloaded", folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout.readline() == "ready\n"
+            yield f"{folder}/python"
+            server.stdin.close()
+
+
+@pytest.fixture
+def preloaded(preloaded_python, monkeypatch):
+    """Processes that the test or what it tests starts by `sys.executable` have loaded torch and transformers."""
+    monkeypatch.setattr(sys, "executable", preloaded_python)
 
 
 @pytest.fixture

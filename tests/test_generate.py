@@ -44,8 +44,9 @@ def test_without_json_the_text_is_streamed(capsys, expected):
     assert generate(capsys) == expected["text"] + "\n"
 
 
-def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, tmp_path, monkeypatch):
+def test_auto_decodes_by_the_plan_that_it_tells(capsys, expected, few_prompts, tmp_path, monkeypatch):
     """By a calibration on the spot, and by a file that `calibrate` wrote."""
+    monkeypatch.setattr("specquant.planning.calibration.PROMPTS", str(few_prompts))
     monkeypatch.setattr("specquant.planning.calibration.PROBES", PROBES)
     told, speculator = [], Models.speculator
     monkeypatch.setattr(Models, "speculator", lambda *given: (told.append(given[1:]), speculator(*given))[1])

@@ -96,7 +96,7 @@ def test_two_targets_of_one_name_are_not_mixed(small_models, data_dir, tmp_path,
         record(MEASURE, replace(other, methods=("autoregressive",)), tmp_path / "out")
 
 
-def test_two_processes_at_a_time_write_what_one_writes(small_models, data_dir, tmp_path):
+def test_two_processes_at_a_time_write_what_one_writes(small_models, data_dir, tmp_path, preloaded):
     rows = []
     for jobs in (1, 2):
         with chosen("here", jobs, None):

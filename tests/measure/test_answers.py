@@ -346,7 +346,7 @@ sys.exit(main(command))
 """
 
 
-def test_two_processes_that_answer_into_one_folder_count_nothing_twice(small_models, data_dir, tmp_path):
+def test_two_processes_that_answer_into_one_folder_count_nothing_twice(small_models, data_dir, tmp_path, preloaded):
     ready = tmp_path / "ready"
     ready.mkdir()
     command = ["bench", "tasks", "--model", str(small_models / "target"), "--benchmark", "mt-bench"]

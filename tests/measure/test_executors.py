@@ -24,6 +24,7 @@ from specquant.tables.results import read_provenance, read_results
 from tests.measure.sleeping import MEASURE, TABLE, TIMED, Parameters
 
 pytest.importorskip("submitit")
+pytestmark = pytest.mark.usefixtures("preloaded")
 
 
 @pytest.fixture

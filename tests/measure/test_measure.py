@@ -49,7 +49,7 @@ def test_a_gpu_s_table_is_not_gone_on_with_by_other_kernels(small_models, tmp_pa
     assert read_provenance(path)["kernels_sha256"] == "second"
 
 
-def test_a_process_may_use_another_number_of_threads_than_the_one_that_started_it(small_models, tmp_path):
+def test_a_process_may_use_another_number_of_threads_than_the_one_that_started_it(small_models, tmp_path, preloaded):
     """As a notebook that has set its own: rows go by the parameters that the command had."""
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
@@ -61,7 +61,7 @@ def test_a_process_may_use_another_number_of_threads_than_the_one_that_started_i
     assert len(read_results(path)) == 2
 
 
-def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models, tmp_path, monkeypatch):
+def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models, tmp_path, monkeypatch, preloaded):
     record(MEASURE, parameters(small_models, processes=1, blocks=1), tmp_path)
     monkeypatch.setattr(sys, "executable", "/bin/false" if sys.platform != "darwin" else "/usr/bin/false")
     with pytest.raises(SpecquantError, match="the process that measured verify_cost ended with status 1: what had fin"):
@@ -69,7 +69,7 @@ def test_a_process_that_dies_is_named_and_what_had_finished_is_kept(small_models
     assert read_results(tmp_path / "verify_cost.csv").process.unique().tolist() == [0]
 
 
-def test_an_error_in_a_process_is_that_of_the_command(small_models, tmp_path):
+def test_an_error_in_a_process_is_that_of_the_command(small_models, tmp_path, preloaded):
     with pytest.raises(SpecquantError, match="do not fit: all must be at least 1 and context plus draft at most"):
         record(MEASURE, parameters(small_models, draft_sizes=(0, 2), processes=1), tmp_path)
 

@@ -22,8 +22,8 @@ def test_transformers_has_our_weights():
     assert (found - expected).abs().max() < 1e-5  # transformers rotates in float32
 
 
-def test_each_way_of_decoding_is_recorded_for_each_process(in_process, tmp_path):
-    parameters = peer_decoding.Parameters(TINY, new_tokens=12, processes=2, device="cpu")
+def test_each_way_of_decoding_is_recorded_for_each_process(in_process, few_prompts, tmp_path):
+    parameters = peer_decoding.Parameters(TINY, prompts=few_prompts, new_tokens=12, processes=2, device="cpu")
     rows = read_results(record(peer_decoding.MEASURE, parameters, tmp_path))
     assert len(rows) == 5 * 2
     assert set(rows[rows.method != peer_decoding.LOOKUP].new_tokens) == {11 * rows.prompts.iloc[0]}

@@ -45,7 +45,7 @@ def lines(path):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-def test_jobs_answer_what_is_missing_as_it_is_answered_here(call, tmp_path):
+def test_jobs_answer_what_is_missing_as_it_is_answered_here(call, tmp_path, preloaded):
     jobs = Slurm(SlurmOptions(time=5), "local", poll_s=0.1, grace_s=2.0)
     path = call(jobs, "jobs", limit=1)
     assert path == tmp_path / "jobs/gsm8k.csv"

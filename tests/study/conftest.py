@@ -1,9 +1,12 @@
 """A small clone with notebooks of its own, for the batch to run."""
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import nbformat
+import papermill.engines
 import pytest
 
 from specquant.study import batch
@@ -46,9 +49,34 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     return made
 
 
+class Here(papermill.engines.Engine):
+    """Executes the cells in this process, without the second that a kernel takes to start."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, tell, **options):
+        names = {}
+        for index, cell in enumerate(nb_man.nb.cells):
+            tell(index + 1, len(nb_man.nb.cells))
+            nb_man.cell_start(cell, index)
+            with redirect_stdout(StringIO()) as printed:
+                exec(cell.source, names)
+            if text := printed.getvalue():
+                cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+            nb_man.cell_complete(cell, index)
+
+
 @pytest.fixture
-def run(clone: Clone) -> Callable[..., list[str]]:
+def run_in_kernel(clone: Clone) -> Callable[..., list[str]]:
+    """Runs the clone's notebooks as the study does."""
+
     def run(**options) -> list[str]:
         return batch.run_study(results=clone.results, **options)
 
     return run
+
+
+@pytest.fixture
+def run(run_in_kernel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The same without kernels, for what does not depend on one."""
+    monkeypatch.setitem(papermill.engines.papermill_engines._engines, "specquant", Here)
+    return run_in_kernel

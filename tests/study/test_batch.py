@@ -21,26 +21,26 @@ from tests.study.conftest import Clone
 WRITE_TABLE = "open(results_dir + '/table.csv', 'w').write(f'weights,draft_size\\ntrained,{draft_size}\\n');"
 
 
-def test_runs_all_in_order_and_skips_what_did_not_change(clone, run):
+def test_runs_all_in_order_and_skips_what_did_not_change(clone, run_in_kernel):
     clone.notebook("01_second", "print('drafts:', draft_size)")
     clone.notebook("00_first", WRITE_TABLE)
-    assert run() == []
+    assert run_in_kernel() == []
     assert clone.runs() == ["00_first", "01_second"]
     assert clone.executed("01_second").cells[-1].outputs[0].text == "drafts: 4\n"
     assert (clone.results / "tiny/table.csv").read_text() == "weights,draft_size\ntrained,4\n"
 
-    assert run() == []
+    assert run_in_kernel() == []
     assert len(clone.runs()) == 2  # nothing changed
 
     (clone.results / "tiny/table.csv").unlink()
-    run()
+    run_in_kernel()
     assert clone.runs()[2:] == ["00_first"]  # its table was gone
 
     clone.notebook("01_second", "print('other drafts:', draft_size)")
-    run()
+    run_in_kernel()
     assert clone.runs()[3:] == ["01_second"]
 
-    run(only=["second"], force=True)
+    run_in_kernel(only=["second"], force=True)
     assert clone.runs()[4:] == ["01_second"]
 
     report = (clone.results / "tiny/index.html").read_text()
@@ -51,23 +51,23 @@ def test_runs_all_in_order_and_skips_what_did_not_change(clone, run):
     assert leftovers == []
 
 
-def test_the_report_says_in_which_cell_a_notebook_is(clone, run):
+def test_the_report_says_in_which_cell_a_notebook_is(clone, run_in_kernel):
     """The notebook itself reads it: cell 4 of 4, for the batch adds one with the parameters."""
     index = clone.results / "tiny/index.html"
     clone.notebook(
         "00_first", f"import re; print(re.findall('>((?:running|waiting).*?)<', open({str(index)!r}).read()))"
     )
     clone.notebook("01_second", "pass")
-    assert run() == []
+    assert run_in_kernel() == []
     assert clone.executed("00_first").cells[-1].outputs[0].text == "['running, cell 4 of 4', 'waiting']\n"
     assert "running" not in index.read_text()
 
 
-def test_what_notebooks_find_and_where_they_ran_is_in_their_records_and_the_report(clone, run):
+def test_what_notebooks_find_and_where_they_ran_is_in_their_records_and_the_report(clone, run_in_kernel):
     code = "from specquant.study import check_findings\n"
     clone.notebook("00_first", code + "check_findings({'it is fast': True}, True)")
     clone.notebook("01_second", code + "check_findings({'it is small': True, 'it is good': False}, True)")
-    assert run() == ["01_second"]
+    assert run_in_kernel() == ["01_second"]
     kept = {
         name: json.loads((clone.results / f"tiny/notebooks/{name}.json").read_text())
         for name in ("00_first", "01_second")
@@ -82,10 +82,10 @@ def test_what_notebooks_find_and_where_they_ran_is_in_their_records_and_the_repo
     assert "SPECQUANT_FINDINGS" not in os.environ
 
 
-def test_tables_of_notebooks_say_which_command_made_them(clone, run, monkeypatch):
+def test_tables_of_notebooks_say_which_command_made_them(clone, run_in_kernel, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/opt/bin/specquant", "study", "--profile", "tiny"])
     clone.notebook("00_first", "from specquant.tables.provenance import provenance; print(provenance({})['command'])")
-    assert run() == []
+    assert run_in_kernel() == []
     assert clone.executed("00_first").cells[-1].outputs[0].text == "specquant study --profile tiny\n"
     assert "SPECQUANT_COMMAND" not in os.environ
 
@@ -168,10 +168,10 @@ def test_an_error_of_the_system_midway_is_one_sentence(clone, run, monkeypatch):
         run()
 
 
-def test_a_failing_notebook_is_kept_and_the_others_run(clone, run, capsys):
+def test_a_failing_notebook_is_kept_and_the_others_run(clone, run_in_kernel, capsys):
     clone.notebook("00_broken", "def verify():\n    raise ArithmeticError('tokens differ')\nverify()")
     clone.notebook("01_good", "print('fine')")
-    assert run() == ["00_broken"]
+    assert run_in_kernel() == ["00_broken"]
     assert "00_broken: FAILED" in capsys.readouterr().err
     kept = clone.results / "tiny/notebooks/00_broken.html"
     outputs = [output for cell in clone.executed("00_broken").cells for output in cell.get("outputs", [])]
@@ -181,13 +181,13 @@ def test_a_failing_notebook_is_kept_and_the_others_run(clone, run, capsys):
     assert "tokens differ" in kept.read_text()
     assert "tokens differ" in (clone.results / "tiny/index.html").read_text()
 
-    assert run() == ["00_broken"]  # a failure is no good run: it runs again, the good one does not
+    assert run_in_kernel() == ["00_broken"]  # a failure is no good run: it runs again, the good one does not
     assert clone.runs() == ["00_broken", "01_good", "00_broken"]
 
 
-def test_a_dead_kernel_is_a_failure(clone, run):
+def test_a_dead_kernel_is_a_failure(clone, run_in_kernel):
     clone.notebook("00_dies", "import os; os.kill(os.getpid(), 9)")
-    assert run() == ["00_dies"]
+    assert run_in_kernel() == ["00_dies"]
     assert "DeadKernel" in json.loads((clone.results / "tiny/notebooks/00_dies.json").read_text())["error"]
 
 
@@ -332,11 +332,11 @@ def test_damaged_records_and_checkpoints_of_jupyterlab_do_no_harm(clone, run):
     assert json.loads(record.read_text())["files"] == []
 
 
-def test_executed_notebooks_hold_no_progress_bars(clone, run, monkeypatch):
+def test_executed_notebooks_hold_no_progress_bars(clone, run_in_kernel, monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     code = "import os; from tqdm import tqdm; list(tqdm(range(3))); print(os.environ['TQDM_DISABLE'])"
     clone.notebook("00_a", code)
-    assert run() == []
+    assert run_in_kernel() == []
     (*_, cell) = clone.executed("00_a").cells
     assert [(output.name, output.text) for output in cell.outputs] == [("stdout", "1\n")]
     assert "TQDM_DISABLE" not in os.environ
@@ -578,7 +578,7 @@ def test_a_damaged_caption_and_an_unreadable_input_are_no_tracebacks(clone, run,
         run()
 
 
-def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch):
+def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run, monkeypatch, preloaded):
     """What they measure are jobs as well, which the report shows while they run, where they failed, and at the end."""
     pytest.importorskip("submitit")
     from specquant.measure import executors
@@ -622,7 +622,7 @@ def test_notebooks_run_as_jobs_in_their_order_and_the_report_follows(clone, run,
     assert not list((clone.results / "tiny").rglob(".*running*"))
 
 
-def test_two_batches_at_once_do_not_disturb_each_other(clone, run):
+def test_two_batches_at_once_do_not_disturb_each_other(clone, run, preloaded):
     """Both run the notebook, and each ends well: what one has not finished is not the other's."""
     both = clone.root / "both"
     clone.notebook(

@@ -119,7 +119,7 @@ def told(monkeypatch, tmp_path):
     return tmp_path / "cpu", run, lines
 
 
-def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_measured_again(told):
+def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_measured_again(told, preloaded):
     folder, run, lines = told
     assert run("nonsense", QUICK) == ["nonsense"]
     assert "  it failed with status 2; the next goes on" in lines
