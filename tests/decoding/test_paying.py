@@ -80,7 +80,7 @@ def test_a_plan_that_paid_on_one_question_loses_at_most_3_percent_on_others(reco
     assert static.min() < 0.9  # without stopping more would be lost
     assert guarded.min() > 0.97
     wins = static > 1.05
-    assert (guarded / static)[wins].mean() > (0.97 if factor <= 5 else 0.95)
+    assert (guarded / static)[wins].mean() > (0.97 if factor <= 3 else 0.95)
 
 
 def constant(tokens, draft_ms=1.0):
