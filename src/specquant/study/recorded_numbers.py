@@ -84,6 +84,11 @@ def _of_settling() -> dict[str, float]:
     return known
 
 
+def _with_interval(name: str, row: pd.Series) -> dict[str, float]:
+    """A median, and the lowest and highest process: the number, ", low" and ", high". row: of `over_processes`."""
+    return {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
+
+
 def _of_products() -> dict[str, float]:
     """ "products 60 over one w8a8": of one layer of 70B; ", low", ", high": over processes."""
     rows = read_results(f"{RECORDED}/kernels.csv")
@@ -91,8 +96,7 @@ def _of_products() -> dict[str, float]:
     growth = pd.concat(layers, names=[PROCESS]).set_index(["scheme", "draft_size"], append=True).relative_time
     known = {}
     for (scheme, size), row in over_processes(growth.droplevel(1)).iterrows():
-        name = f"products {size} over one {scheme}"
-        known |= {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
+        known |= _with_interval(f"products {size} over one {scheme}", row)
     return known
 
 
@@ -124,8 +128,7 @@ def _of_fp16_heads() -> dict[str, float]:
     rows = replayed.query(replays_with("fp16"))
     for base in ("autoregressive", "eagle2"):
         told = fitted_speedups(rows, shapes, base).xs("hierarchical", level="method").iloc[0]
-        name = f"hierarchy over {base}, heads in fp16"
-        known |= {name: told["median"], f"{name}, low": told["low"], f"{name}, high": told["high"]}
+        known |= _with_interval(f"hierarchy over {base}, heads in fp16", told)
     for heads in ("fp16", HEADS):
         rows = replayed.query(replays_with(heads))
         told = fitted_speedups(rows, shapes).xs("vanilla", level="method").iloc[0]
@@ -141,8 +144,7 @@ def _of_planned() -> dict[str, float]:
     rows = replayed.query(replays_with(HEADS, "planned"))
     for base in ("autoregressive", "eagle2"):
         for method, row in fitted_speedups(rows, shapes, base, "planned").groupby("method").first().iterrows():
-            name = f"planned {method} over {base}"
-            known |= {name: row["median"], f"{name}, low": row["low"], f"{name}, high": row["high"]}
+            known |= _with_interval(f"planned {method} over {base}", row)
     for method, of in rows.groupby("method"):
         known[f"planned tokens/s, {method}"] = of.tokens_per_s.median()
         known[f"planned nodes, {method}"] = of.draft_size.iloc[0]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from specquant.measure.peers import CUBLAS, OURS
 from specquant.study.claims import RECORDED
-from specquant.tables.intervals import PROCESS
+from specquant.tables.intervals import PROCESS, apart_percent, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.style import legend_above, new_figure
 
@@ -40,8 +40,7 @@ def compared(table: str = TABLE, without: str = WITHOUT) -> pd.DataFrame:
     times_us, without_us = (products["time_us"][both].dropna() for products in (rested, unrested))
     columns = {"longer_percent": 100 * (without_us.median(axis=1) / times_us.median(axis=1) - 1)}
     for name, of, products in (("", times_us, rested), ("_without", without_us, unrested)):
-        apart = 100 * (of.max(axis=1) / of.min(axis=1) - 1)
-        columns[f"apart{name}_percent"] = apart if len(both) > 1 else apart * float("nan")
+        columns[f"apart{name}_percent"] = apart_percent(over_processes(of.stack()))
         columns[f"lowest{name}_mhz"] = products["clock_mhz"][both].min(axis=1, skipna=False)
     return pd.DataFrame(columns).dropna(subset="longer_percent")
 
@@ -62,12 +61,9 @@ def numbers() -> dict[str, float]:
         "products longer without rests, most %": products.longer_percent.max(),
     }
     for name, column in (("with", "apart_percent"), ("without", "apart_without_percent")):
-        known |= {f"products apart {name} rests, {what} %": of for what, of in _typical(products[column]).items()}
+        apart, told = products[column], f"products apart {name} rests"
+        known |= {f"{told}, median %": apart.median(), f"{told}, most %": apart.max()}
     return known
-
-
-def _typical(of: pd.Series) -> dict[str, float]:
-    return {"median": of.median(), "most": of.max()}
 
 
 def draw_longer(products: pd.DataFrame) -> Figure:
