@@ -35,6 +35,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("specquant")
 
 
+def _keep_checkout(event: str, args: tuple) -> None:
+    """Tests run side by side, and some read all files of a folder: one that writes there makes others fail."""
+    if event != "open" or not isinstance(args[0], str) or not args[2] & (os.O_WRONLY | os.O_RDWR):
+        return
+    path = os.path.abspath(args[0])
+    if path.startswith(ROOT) and not any(part in path for part in ("/__pycache__/", "/.")):
+        raise PermissionError(f"a test writes to {path}: give it a folder of its own")
+
+
+ROOT = f"{project_root()}/"
+sys.addaudithook(_keep_checkout)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needing_gpu:

@@ -122,13 +122,19 @@ def test_a_target_that_others_quantized_is_studied_as_it_is(execute, exported, t
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    """Run the batch under a profile like notebooks/profiles/checkpoint.yaml, which names some models: copies of the
-    tiny ones at other paths. Returns the text of each executed notebook's outputs."""
+def profiles(tmp_path, monkeypatch):
+    """The folder of profiles in a copy of the notebooks, which the batch runs."""
     root = tmp_path / "clone"
     shutil.copytree(NOTEBOOKS, root / "notebooks")
     (root / "src").mkdir()
     monkeypatch.setattr(batch, "project_root", lambda: root)
+    return root / "notebooks/profiles"
+
+
+@pytest.fixture
+def study(tmp_path, profiles):
+    """Run the batch under a profile like notebooks/profiles/checkpoint.yaml, which names some models: copies of the
+    tiny ones at other paths. Returns the text of each executed notebook's outputs."""
 
     def study(*named, only=(), **parameters):
         values = {key: value for key, value in SMALL.items() if key != "schemes"} | {"schemes": "fp16"} | parameters
@@ -136,7 +142,7 @@ def study(tmp_path, monkeypatch):
             copy = shutil.copytree(project_root() / "data/tiny" / name.replace("_", "-"), tmp_path / f"my {name}")
             values[name] = str(copy)
         lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
-        (root / "notebooks/profiles/mine.yaml").write_text(lines)
+        (profiles / "mine.yaml").write_text(lines)
         assert batch.run_study("mine", only, results=tmp_path / "results") == []
         executed = sorted((tmp_path / "results/mine/notebooks").glob("*.ipynb"))
         return {path.stem: json.dumps(nbformat.read(path, 4)) for path in executed}
@@ -169,14 +175,10 @@ def test_every_notebook_runs_under_a_checkpoint_profile(study, named):
     assert ("eagle2 is left out: no eagle_target" in shown["01_acceptance"]) == ("eagle2" in LEFT_OUT[named])
 
 
-def test_a_missing_model_is_refused_before_a_notebook_runs(models, tmp_path, capfd):
-    profile = NOTEBOOKS / "profiles/missing-model-of-a-test.yaml"
+def test_a_missing_model_is_refused_before_a_notebook_runs(models, profiles, tmp_path, capfd):
     lines = models | {"eagle_intermediate": str(tmp_path / "nowhere")}
-    try:
-        profile.write_text("".join(f"{name}: {json.dumps(path)}\n" for name, path in lines.items()))
-        assert main(["study", "--profile", profile.stem, "--results", str(tmp_path / "results")]) == 2
-    finally:
-        profile.unlink()
+    (profiles / "mine.yaml").write_text("".join(f"{name}: {json.dumps(path)}\n" for name, path in lines.items()))
+    assert main(["study", "--profile", "mine", "--results", str(tmp_path / "results")]) == 2
     error = capfd.readouterr().err
     assert error.startswith(f"specquant: {tmp_path / 'nowhere'} is not a model directory: it has no config.json")
     assert error.count("\n") == 1
