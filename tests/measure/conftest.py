@@ -1,10 +1,12 @@
 """Measuring in this process: a fresh interpreter for each would take seconds. `test_measure` starts real ones."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from specquant.measure import executors, measure
+from specquant.tables.schemas import TABLES
 from tests.questions import write_questions
 
 
@@ -16,7 +18,11 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Gives the list of units that were ordered, as fresh processes would be asked for them."""
+    """Gives the list of units that were ordered, as fresh processes would be asked for them.
+
+    A table then has every column of its schema, empty where there is nothing to tell: by that `specquant record` knows
+    which tables are from before a column.
+    """
     ordered = []
 
     def run(executor, tasks, folder):
@@ -25,7 +31,14 @@ def in_process(monkeypatch):
             ordered.extend(order["units"])
             measure.serve(order, told.append)
             yield from ((task, each) for each in told)
+            for path in map(Path, order["paths"]):
+                assert path.stem not in TABLES or columns_of_parts(path) >= set(TABLES[path.stem].schema.columns)
             yield task, {"ended": 0, "log": None}
 
     monkeypatch.setattr(executors.Here, "run", run)
     return ordered
+
+
+def columns_of_parts(path):
+    parts = [json.loads(part.read_text()) for part in path.with_suffix(".parts").glob("*.json")]
+    return {name for part in parts for row in part["rows"] for name in row}

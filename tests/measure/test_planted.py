@@ -36,6 +36,7 @@ ROW = pd.DataFrame(
         | dict.fromkeys(("context_length", "new_tokens", "steps", "texts", "compared_tokens", "distinct_tokens"), 1)
         | dict.fromkeys(("mean_draft_size", "accepted_length", "prefill_ms", "verify_ms", "decode_ms"), 1.0)
         | {"tokens_per_s": 1.0, "first_differences": "none", "margins": "none"}
+        | dict.fromkeys(("accepted_share", "inner_accepted_share", "inner_accepted_length", "clock_mhz", "power_w"))
     ]
 )
 METHODS = {"autoregressive", "vanilla", "eagle2", "hierarchical", "sequence"}

@@ -129,6 +129,7 @@ def test_a_command_that_fails_does_not_stop_the_next_and_what_is_there_is_not_me
     with chosen(jobs=2, for_several=True):  # what is timed then runs alone, and is not refused
         assert run(QUICK) == []
     assert table.read_bytes() == first
+    assert not [line for line in lines if "lacks" in line]
 
 
 @pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["heeded", "ignored"])
@@ -165,6 +166,23 @@ def test_tables_of_other_kernels_are_told_first(tmp_path, monkeypatch):
     ]
     recordings.record_card("cpu", tmp_path, tell=lines.append)
     assert len(lines) == 4
+
+
+def test_tables_from_before_a_parameter_or_a_column_are_told_first(told, preloaded):
+    folder, run, lines = told
+    table = folder / "verify_cost.csv"
+    assert run(QUICK) == []
+    read_results(table).drop(columns="launch_us").to_csv(table, index=False)
+    record = read_provenance(table)
+    assert record["parameters"].pop("seed") == record["parameters"].pop("blocks") - 1 == 0
+    table.with_suffix(".json").write_text(json.dumps(record))
+    lines.clear()
+    run(QUICK)
+    first = f"1 of 1: specquant bench {QUICK}"
+    assert lines[: lines.index(first)] == [
+        "verify_cost.csv lacks the parameters blocks, seed, so its commands may be refused",
+        "verify_cost.csv lacks the column launch_us, which only new rows will have",
+    ]
 
 
 def test_a_machine_without_a_gpu_names_stale_tables_too(tmp_path, monkeypatch):

@@ -72,9 +72,9 @@ def measure_ceilings(
     return pd.DataFrame(rows)
 
 
-def read_bandwidth_tb_s() -> float:
-    """How fast this GPU reads at best."""
-    return measure_ceilings().set_index("what").value["read-only stream"]
+def read_bandwidth_tb_s(device: str) -> float:
+    """How fast this GPU reads at best; NaN on a CPU, where nothing is measured."""
+    return measure_ceilings().set_index("what").value["read-only stream"] if device == "cuda" else float("nan")
 
 
 MEASURE = Measure((TABLES["ceilings"],), Parameters, run, "replays of a CUDA graph, median")

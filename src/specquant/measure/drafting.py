@@ -68,9 +68,7 @@ class Parameters(InBlocks):
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time the drafts for each model: heads one after another, trees in blocks in random order."""
-    bandwidth_tb_s = None
-    if parameters.device == "cuda":
-        bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
+    bandwidth_tb_s = ceilings.read_bandwidth_tb_s(parameters.device)
     for unit in units:
         order = parameters.order(unit["process"], unit["model"])
         try:
@@ -78,8 +76,7 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
         except NotEnoughMemory as error:
             yield unit, left_out(unit, error)
             continue
-        if bandwidth_tb_s is not None:
-            rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
+        rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
         yield unit, rows
 
 

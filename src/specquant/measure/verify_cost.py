@@ -127,9 +127,7 @@ class Parameters(InBlocks):
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     """Time the passes of some units, scheme by scheme, in an order drawn for this process."""
-    bandwidth_tb_s = None
-    if parameters.device == "cuda":
-        bandwidth_tb_s = ceilings.read_bandwidth_tb_s()
+    bandwidth_tb_s = ceilings.read_bandwidth_tb_s(parameters.device)
     order = parameters.order(units[0]["process"])
     by_scheme = [list(group) for _, group in groupby(units, key=lambda unit: unit["scheme"])]
     for of_scheme in order.sample(by_scheme, len(by_scheme)):
@@ -141,9 +139,8 @@ def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
             continue
         for unit in of_scheme:
             rows = time_passes(model, parameters, unit["context_length"], unit["protocol"], order)
-            if bandwidth_tb_s is not None:
-                rows["bytes"] = bytes_read(model, unit["context_length"])
-                rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
+            rows["bytes"] = bytes_read(model, unit["context_length"])
+            rows["floor_ms"] = rows.bytes / bandwidth_tb_s / 1e9
             yield unit, rows
         del model
         free(parameters.device)

@@ -6,19 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import torch
 
+from specquant import measure as package
 from specquant.errors import SpecquantError
 from specquant.files import project_root, read_text, resolve
 from specquant.measure import executors, measure
 from specquant.measure.executors import Slurm
+from specquant.measure.measure import Measure
 from specquant.tables.plain_yaml import plain_yaml
 from specquant.tables.provenance import device_name
-from specquant.tables.results import read_provenance
+from specquant.tables.results import read_provenance, read_results
 from specquant.tables.sources import kernels_sha256, measured_with_others, needs_kernels
 
 COMMANDS = "data/recorded/commands.yaml"
@@ -77,20 +82,42 @@ def require_card(card: str) -> None:
     measure.require_card(card, device_name("cuda") if torch.cuda.is_available() else None)
 
 
-def stale(folder: Path, every: Sequence[str]) -> list[str]:
-    """The tables of a GPU, where commands put them, that were measured with other kernels than are here: a line for
-    each."""
+def known_before(folder: Path, every: Sequence[str], card: str) -> list[str]:
+    """What is known of the tables where commands put them, before any runs: a line for each that other kernels than
+    those here measured, if it is a GPU's, and for each that lacks what its commands write now."""
     lines = []
     places = {folder, *(placed(command, folder)[1] for command in every)}
     for table in sorted(table for place in places for table in place.glob("*.csv")):
-        with suppress(SpecquantError):  # of a JSON that is missing or broken the table's command tells
+        name = table.relative_to(folder)
+        with suppress(SpecquantError):  # of a table or a JSON that is missing or broken the table's command tells
             record = read_provenance(table)
-            needs = needs_kernels("cuda", record.get("clock"))
+            needs = card != CPU and needs_kernels("cuda", record.get("clock"))
             if told := measured_with_others(record, kernels_sha256() if needs else None):
-                lines.append(
-                    f"{table.relative_to(folder)} is stale, so its commands will be refused: its rows were {told}"
-                )
+                lines.append(f"{name} is stale, so its commands will be refused: its rows were {told}")
+            if table.stem not in written_now():
+                continue
+            (parameters, columns), rows = written_now()[table.stem], read_results(table)
+            if lacks := _told("parameter", parameters, record["parameters"]):
+                lines.append(f"{name} lacks {lacks}, so its commands may be refused")
+            if lacks := _told("column", columns, rows.columns):
+                lines.append(f"{name} lacks {lacks}, which only new rows will have")
     return lines
+
+
+def _told(what: str, names: Iterable[str], recorded: Collection[str]) -> str:
+    """Those of the names that are not recorded, in words; "" for none."""
+    lacking = [name for name in names if name not in recorded]
+    return f"the {what}{'s' * (len(lacking) > 1)} {', '.join(lacking)}" if lacking else ""
+
+
+@cache
+def written_now() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Of each table that a question of `measure/` fills: which parameters its rows share, and its columns."""
+    modules = [import_module(f"{package.__name__}.{module.name}") for module in iter_modules(package.__path__)]
+    every = [each for module in modules for each in vars(module).values() if isinstance(each, Measure)]
+    return {
+        table.name: (each.parameters.shared, tuple(table.schema.columns)) for each in every for table in each.tables
+    }
 
 
 def record_card(
@@ -98,7 +125,8 @@ def record_card(
 ) -> list[str]:
     """Run every command of a card in turn. Each goes on with what its table lacks, so that all may be run again.
 
-    Tables that other kernels wrote are told first, also on a machine that cannot record them.
+    Tables that other kernels wrote, or that lack what is written now, are told first, also on a machine that cannot
+    record them.
 
     Args:
         card: "cpu", or a word of the GPU's name, such as h200. Their tables are in data/recorded/CARD.
@@ -118,7 +146,7 @@ def record_card(
         raise SpecquantError(f"--card is {card!r}: give cpu, or a word of the GPU's name, such as h200")
     card = CPU if card.lower() == CPU else card
     out, every = resolve(out_dir or f"data/recorded/{card.lower()}"), commands(card)
-    for line in stale(out, every) if card != CPU else ():
+    for line in known_before(out, every, card):
         tell(line)
     require_card(card)
     ends = None if minutes is None else time.monotonic() + 60 * minutes

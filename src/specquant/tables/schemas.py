@@ -265,6 +265,7 @@ QUALITY |= {f"agreement_percent_{end}": number(required=False) for end in ("low"
 QUALITY |= {name: anything() for name in interval("divergence")}
 KERNELS = {"model": text(required=False), "layer": text(), "scheme": text(), "implementation": text(), **_WEIGHTS}
 KERNELS |= {**_BLOCK, "draft_size": count(), "in_features": count(), "out_features": count(), **_SPREAD_US, **_CARD}
+PEERS = dict(KERNELS)
 KERNELS |= {"bytes": positive(required=False), "operations": positive(required=False)}
 PEER_DECODING = {**_TARGET, "implementation": text(), "method": text(), **_PROCESS, "prompts": count()}
 PEER_DECODING |= {"context_length": count(), "new_tokens": count(), "passes": count(), "accepted_length": positive()}
@@ -329,7 +330,7 @@ TABLES = {
         ),
         Table(
             "peers",
-            pa.DataFrameSchema(KERNELS),
+            pa.DataFrameSchema(PEERS),
             unit=("model", "layer", "scheme", "implementation", "weights", "process"),
             row=("in_features", "out_features", "draft_size", "block"),
         ),
