@@ -1,5 +1,6 @@
 """What does a card do at best? Read and copy bandwidth, and the rates of square products."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,24 +41,16 @@ class Parameters(Launches):
 
 def run(parameters: Parameters, units: Sequence[dict]) -> Measured:
     for unit in units:
-        yield (
-            unit,
-            measure_ceilings(parameters.repeats, parameters.device, parameters.rest_over_run, parameters.delay_ms),
-        )
+        yield unit, measure_ceilings(parameters)
 
 
-def measure_ceilings(
-    repeats: int = Parameters.repeats,
-    device: str = "cuda",
-    rest_over_run: float = Parameters.rest_over_run,
-    delay_ms: float = Parameters.delay_ms,
-) -> pd.DataFrame:
+def measure_ceilings(parameters: Parameters) -> pd.DataFrame:
     """What the GPU reaches at best: read bandwidth, copy bandwidth and matrix rates (what, value, unit)."""
-    require_gpu(device)
-    rows = []
+    rows, device = [], parameters.device
 
     def record(what: str, amount: float, unit: str, launch: Callable[[int], object]) -> None:
-        times_us = replay_times_us(launch, 4, repeats, device, rest_over_run, delay_ms)
+        rests = parameters.rest_over_run, parameters.delay_ms
+        times_us = replay_times_us(launch, 4, parameters.repeats, device, *rests)
         rows.append({"what": what, "unit": unit, "value": amount / times_us.median().item() / 1e6})
 
     numbers = torch.randint(0, 1 << 30, (1 << 30,), dtype=torch.int32, device=device)
@@ -74,7 +67,7 @@ def measure_ceilings(
 
 def read_bandwidth_tb_s(device: str) -> float:
     """How fast this GPU reads at best; NaN on a CPU, where nothing is measured."""
-    return measure_ceilings().set_index("what").value["read-only stream"] if device == "cuda" else float("nan")
+    return measure_ceilings(Parameters()).set_index("what").value["read-only stream"] if device == "cuda" else math.nan
 
 
 MEASURE = Measure((TABLES["ceilings"],), Parameters, run, "replays of a CUDA graph, median")
