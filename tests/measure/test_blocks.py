@@ -146,3 +146,9 @@ def test_on_a_cpu_there_is_no_clock_power_or_launching_to_tell():
     rows = in_blocks({"a": lambda: None}, CPU, Blocks(1, 1, 1, 0), random.Random(0))
     assert rows[["clock_mhz", "power_w", "launch_us"]].isna().all(axis=None)
     assert blocks.host_time(lambda: None, CPU).ms >= 0
+
+
+def test_of_many_launches_in_a_run_the_host_s_time_is_not_told():
+    launches = {"a": (lambda turn: None, 2)}
+    (row,) = blocks.launches_in_blocks(launches, CPU, Blocks(1, 1, 1, 0), random.Random(0)).to_dict("records")
+    assert set(row) == {"what", "block", "place", "repeats", "time_us", "p10_us", "p90_us", "clock_mhz", "power_w"}

@@ -6,6 +6,7 @@ the card rests behind each run of products or attention, and waits before it unt
 (`docs/measuring.md`).
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,11 +41,11 @@ class Blocks:
 
 
 class Time(NamedTuple):
-    """How long a run took, and how long the host took to launch it, from the call until it returned: NaN on a CPU, and
+    """How long a run took, and how long the host took to launch it, from the call until it returned: NaN on a CPU, None
     where that is no part of the time."""
 
     ms: float
-    launch_us: float = float("nan")
+    launch_us: float | None = None
 
 
 Clock = Callable[[Callable[[], object], torch.device], Time]
@@ -132,8 +133,8 @@ def in_blocks(
     """Time each of `runs` in blocks of its own, which come in random order.
 
     Returns a row for each block: `what`, the key of the run; block; place, its position in the order; median, p10 and
-    p90 in milliseconds; on a GPU the median `launch_us`, and the card's mean clock and power. clock: times one run;
-    `host_time` by default.
+    p90 in milliseconds; the median `launch_us`, if `clock` tells it; the card's mean clock and power. What a CPU does
+    not have is NaN. clock: times one run; `host_time` by default.
     """
     clock = clock or host_time
     all_blocks, rows = [(what, block) for what in runs for block in range(blocks.count)], []
@@ -166,7 +167,7 @@ def host_time(run: Callable[[], object], device: torch.device) -> Time:
     run()
     launched = perf_counter()
     ms = 1e3 * (now(device) - began)
-    return Time(ms, 1e6 * (launched - began)) if device.type == "cuda" else Time(ms)
+    return Time(ms, 1e6 * (launched - began) if device.type == "cuda" else math.nan)
 
 
 def now(device: torch.device) -> float:
@@ -182,8 +183,9 @@ def spread(times_ms: Sequence[float]) -> dict[str, float]:
 
 
 def of_block(times: Sequence[Time]) -> dict[str, float]:
-    """The columns of `spread`, and launch_us, the median."""
-    return spread([time.ms for time in times]) | {"launch_us": np.median([time.launch_us for time in times])}
+    """The columns of `spread`, and launch_us, the median, where times tell it."""
+    launches_us = [time.launch_us for time in times if time.launch_us is not None]
+    return spread([time.ms for time in times]) | ({"launch_us": np.median(launches_us)} if launches_us else {})
 
 
 def device_ms(run: Callable[[], object], device: torch.device, delay_ms: float = 0.0) -> float:
@@ -261,7 +263,6 @@ def launches_in_blocks(
     runs = {what: repeated(launch, turns, device) for what, (launch, turns) in launches.items()}
     clock = device_time(blocks.delay_ms)
     rows = in_blocks({what: run for what, (run, _) in runs.items()}, device, blocks, order, clock)
-    del rows["launch_us"]
     counts = [runs[what][1] for what in rows["what"]]
     for name in ("time", "p10", "p90"):
         rows[f"{name}_us"] = 1e3 * rows.pop(f"{name}_ms") / counts
