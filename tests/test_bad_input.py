@@ -726,6 +726,10 @@ def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, s
         (["bench", "replay", "--model", "llama-3-8b", "--hierarchical-length", "nan"], "hierarchical length is nan"),
         (["bench", "verify-cost", "--model", "llama-3-8b", "--threads", "9999"], "threads is 9999: give 1 to 1024"),
         (["bench", "tasks", "--model", "x", "--benchmark", "gsm8k", "--top-k", "0"], "--top-k is 0; it must be at"),
+        (["plan", "--intermediate", ""], "no pass of '' in w4a16-g128 behind 512 tokens was measured"),
+        (["plan", "--traces", ""], "--traces is '': give a path, such as . for this folder"),
+        (["bench", "replay", "--model", "llama-3-8b", "--planned", ""], "--planned is '': give a path"),
+        (["record", "--card", "h200", "--out", ""], "--out is '': give a path"),
     ],
 )
 def test_a_wrong_command_line(refused, command, says):

@@ -54,11 +54,14 @@ def shown(default: Any) -> str:
 def read_values(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Bring what was written into the form in which cyclopts reads it: find places, and part lists at their commas.
 
-    Raises SpecquantError for another value than a whole number where one belongs, of which cyclopts makes one.
+    Raises SpecquantError for another value than a whole number where one belongs, of which cyclopts makes one, and for
+    a path that is empty, which would be the folder in which the user is.
     """
     for argument in arguments:
         kinds = _kinds(argument.hint)
         if kinds == [Path]:
+            if any(not token.value for token in argument.tokens):
+                raise SpecquantError(f"{argument.name} is '': give a path, such as . for this folder")
             argument.tokens = [token.evolve(value=str(Path(token.value).absolute())) for token in argument.tokens]
         elif int in kinds and any(_whole(token.value) is None for token in argument.tokens):
             words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]

@@ -99,7 +99,7 @@ def plan(
     where: dict[str, Any] = {"trees": trees} if trees else {}
     if traces:
         where = {"traces": traces, "traced_scheme": traced_scheme}
-    named = [target, intermediate] if intermediate else [target]
+    named = [target] if intermediate is None else [target, intermediate]
     costs = recorded_tables(recorded, named, scheme, head_scheme)  # without torch, and so are the files looked at
     read_results(traces or trees or RECORDED_TREES, table="traces" if traces else "trees")
     if why := without_heads(costs[1], named, head_scheme):
