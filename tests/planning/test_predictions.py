@@ -67,7 +67,7 @@ def test_picks_are_compared_under_every_acceptance_that_was_replayed():
         ("vanilla", 0, 0, 6, 0.0, 0.0, 61.0),
     ]
     about = {"model": "m", "scheme": "fp16", "intermediate": "s", "intermediate_scheme": "fp16", "other_ms": 0.1}
-    about |= {"draft_ms": 0.0, "verify_ms": 0.9}
+    about |= {"draft_ms": 0.0, "verify_ms": 0.9, "chances": "fitted"}
     replayed = pd.DataFrame(rows, columns=columns).assign(**about, head_scheme="fp16", head_vocabulary=0)
     table = replayed_against_fixed(passes, pd.DataFrame(drafting), rounds, shapes, replayed)
     picked = {(row.head, row.agreement): row.picked.split()[0] for row in table.itertuples()}

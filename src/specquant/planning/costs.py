@@ -150,8 +150,8 @@ def measured_costs(
     return LevelCosts(passes, drafts[drafts.head_vocabulary == known].groupby("iterations").time_ms.mean(), other_ms)
 
 
-def bookkeeping_ms(table: pd.DataFrame, **values: str) -> pd.Series:
-    """How long a step's bookkeeping took in the rows with these values, by their columns, in milliseconds.
+def bookkeeping_ms(table: pd.DataFrame, **values: str) -> float:
+    """How long a step's bookkeeping took, in milliseconds: the median of the rows with these values, by their columns.
 
     Raises SpecquantError where there are none.
     """
@@ -161,4 +161,4 @@ def bookkeeping_ms(table: pd.DataFrame, **values: str) -> pd.Series:
             recorded = ", ".join(table[column].unique())
             raise SpecquantError(f"nothing was recorded with {column} {value}, only with {recorded}: choose of these")
         table = rows
-    return table.other_ms
+    return table.other_ms.median()

@@ -77,16 +77,16 @@ def replayed_against_fixed(
     """The planner's picks among the rows of replayed.csv (`against_fixed`), under each acceptance that was replayed.
 
     passes, drafting, rounds: verify_cost.csv, drafting.csv and rounds.csv of the same GPU; bookkeeping is taken from
-    rounds.csv and replayed.csv. expected_ratio: as ratio, from measured times of a step and expected accepted lengths;
-    those of a replay are of a few hundred chance events.
+    rounds.csv, and from the paper's plans in replayed.csv. expected_ratio: as ratio, from measured times of a step and
+    expected accepted lengths; those of a replay are of a few hundred chance events.
     """
     kind, rows = ["model", "scheme", "intermediate", "intermediate_scheme", "head_scheme", "head_vocabulary"], []
     for (model, scheme, small, small_scheme, head_scheme, vocabulary), grid in replayed.groupby(kind, sort=False):
         head = {"head_scheme": head_scheme, "head_vocabulary": vocabulary}
-        outer = measured_costs(passes, drafting, model, scheme, **head, other_ms=grid.other_ms.median())
+        outer = measured_costs(passes, drafting, model, scheme, **head, other_ms=bookkeeping_ms(grid, chances="fitted"))
         inner = None
         if small != "none":
-            inner_ms = bookkeeping_ms(rounds, head_scheme=head_scheme).median()
+            inner_ms = bookkeeping_ms(rounds, head_scheme=head_scheme)
             inner = measured_costs(passes, drafting, small, small_scheme, **head, other_ms=inner_ms)
         for chances, measured in _by_acceptance(grid):
             about = {"model": model, "scheme": scheme, "head_scheme": head_scheme, "head_vocabulary": vocabulary}
