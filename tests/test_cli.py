@@ -279,15 +279,24 @@ def test_a_character_that_the_output_cannot_hold_is_replaced():
     assert piped("say", PYTHONIOENCODING="ascii") == (0, b"caf? ? \n", "")
 
 
+@pytest.fixture
+def started(request, command):
+    """A command that loads torch begins with it loaded; the others begin as fast, and by themselves."""
+    if command == GENERATE:
+        request.getfixturevalue("preloaded")
+
+
 @pytest.mark.parametrize(("command", "unbuffered"), [(GENERATE, ""), ("say", "1")])
-def test_a_reader_that_ends_early_ends_the_command_quietly(command, unbuffered):
+def test_a_reader_that_ends_early_ends_the_command_quietly(command, unbuffered, started):
     status, output, errors = piped(command, "{command} | head -c 0", PYTHONUNBUFFERED=unbuffered)
     assert (status, output, errors) == (141, b"", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
-@pytest.mark.parametrize(("command", "unbuffered"), [("say", ""), ("say", "1"), ("say --json", ""), ("--version", "")])
-def test_a_full_disk_is_one_line(command, unbuffered):
+@pytest.mark.parametrize(
+    ("command", "unbuffered"), [(GENERATE, ""), ("say", ""), ("say", "1"), ("say --json", ""), ("--version", "")]
+)
+def test_a_full_disk_is_one_line(command, unbuffered, started):
     status, _, errors = piped(command, "{command} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert (status, errors) == (
         2,
