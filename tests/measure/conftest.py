@@ -32,7 +32,8 @@ def in_process(monkeypatch):
             measure.serve(order, told.append)
             yield from ((task, each) for each in told)
             for path in map(Path, order["paths"]):
-                assert path.stem not in TABLES or columns_of_parts(path) >= set(TABLES[path.stem].schema.columns)
+                told = columns_of_parts(path)
+                assert not told or path.stem not in TABLES or told >= set(TABLES[path.stem].schema.columns)
             yield task, {"ended": 0, "log": None}
 
     monkeypatch.setattr(executors.Here, "run", run)
