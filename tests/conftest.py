@@ -35,13 +35,32 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("specquant")
 
 
+# What changes a folder: where an event's arguments have each path, and the folder that a relative one is in.
+CHANGES = {"os.mkdir": ((0, 2),), "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.rename": ((0, 2), (1, 3))}
+
+
 def _keep_checkout(event: str, args: tuple) -> None:
     """Tests run side by side, and some read all files of a folder: one that writes there makes others fail."""
-    if event != "open" or not isinstance(args[0], str) or not args[2] & (os.O_WRONLY | os.O_RDWR):
+    if event == "open":
+        if isinstance(args[0], int) or not args[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        paths = [_absolute(args[0])]
+    elif event in CHANGES:
+        paths = [_absolute(args[path], args[folder]) for path, folder in CHANGES[event]]
+        if os.path.lexists(paths[0]) == (event == "os.mkdir"):  # then it changes nothing
+            return
+    else:
         return
-    path = os.path.abspath(args[0])
-    if path.startswith(ROOT) and not any(part in path for part in ("/__pycache__/", "/.")):
-        raise PermissionError(f"a test writes to {path}: give it a folder of its own")
+    for path in paths:
+        below = path.removeprefix(ROOT).split("/")
+        if path.startswith(ROOT) and not any(part == "__pycache__" or part.startswith(".") for part in below):
+            raise PermissionError(f"a test writes to {path}: give it a folder of its own")
+
+
+def _absolute(path: str | bytes | os.PathLike, folder: int = -1) -> str:
+    """folder: an open one that a relative path is in; -1 for the working directory. Only Linux tells which it is."""
+    of = os.readlink(f"/proc/self/fd/{folder}") if folder != -1 and sys.platform == "linux" else ""
+    return os.path.abspath(os.path.join(of, os.fsdecode(path)))
 
 
 ROOT = f"{project_root()}/"
