@@ -134,8 +134,7 @@ class Speculator(Drafter):
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
-        readable, positions = self._readable(batch.tokens), self.cache.length + batch.depths
-        features, handed = self._pass(readable, positions, batch.ancestors)
+        features, handed = self._pass(self._readable(batch.tokens), batch.depths, batch.ancestors)
         logits = self._latest = self._logits(features[len(pending) :])
         verdict = self.rule.judge(tree, logits)
         rows = rows_after(len(pending), verdict.rows)
@@ -161,12 +160,12 @@ class Speculator(Drafter):
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q, tuple(rounds))
 
     def _pass(
-        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+        self, tokens: torch.Tensor, depths: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The features of new tokens, and those that the drafter reads, of one pass."""
         if self._layers:
-            return self.model.run(tokens, positions, self.cache, mask, self._layers)
-        features = self.model(tokens, positions, self.cache, mask)
+            return self.model.run(tokens, depths, self.cache, mask, self._layers)
+        features = self.model(tokens, depths, self.cache, mask)
         return features, features
 
     def _readable(self, tokens: torch.Tensor) -> torch.Tensor:
