@@ -59,7 +59,7 @@ class Speculator(Drafter):
                 f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's {vocab_size}: use a "
                 "drafter with the target's tokenizer"
             )
-        self.model = model
+        self.model, self.device = model, model.device
         self.drafter = drafter
         self._reads_features = drafter is not None and drafter.needs_features
         self._layers = drafter.feature_layers if drafter is not None and drafter.needs_features else ()
@@ -82,14 +82,14 @@ class Speculator(Drafter):
         """The outermost level's beginning: run the prompt, choose the first token, start all drafters."""
         began = perf_counter()
         features, handed = self._run_prompt(prompt, rule)
-        root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
+        root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.device))
         self._latest, self._chose = self._logits(features[-1:]), [0]
         self.require_numbers()
         (token,) = rule.judge(root, self._latest).read().tokens
         verified = perf_counter()
         self._start_drafter(token, handed)
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
 
     def require_numbers(self) -> None:
@@ -113,7 +113,7 @@ class Speculator(Drafter):
         """The prompt's features, and those that the drafter reads."""
         self.tokens, self.rule = list(prompt), rule
         self.cache.truncate(0)
-        tokens = self._readable(torch.tensor(prompt, device=self.model.device))
+        tokens = self._readable(torch.tensor(prompt, device=self.device))
         return self.model.run_prompt(tokens, self.cache, self._layers)
 
     def _start_drafter(self, first_token: int, handed: torch.Tensor) -> None:
@@ -128,9 +128,9 @@ class Speculator(Drafter):
 
         On a GPU the host runs ahead of the device and waits for it once: to read what was accepted.
         """
-        began, start = perf_counter(), moment(self.model.device)
+        began, start = perf_counter(), moment(self.device)
         tree = self._propose(limit - 1)
-        drafted = moment(self.model.device)
+        drafted = moment(self.device)
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
@@ -140,7 +140,7 @@ class Speculator(Drafter):
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)
         if self._reads_features:
-            handed = handed[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
+            handed = handed[rows]  # of -1 it is the last one, which is cut off once the host knows
         accepted = verdict.read()
         self._chose = [0, *accepted.path]
         if self.hand_up is not None:
@@ -181,7 +181,7 @@ class Speculator(Drafter):
 
     def _propose(self, limit: int) -> DraftTree:
         if self.drafter is None or limit < 1:
-            return DraftTree.sequence(on_device(self.tokens[-1:], self.model.device))
+            return DraftTree.sequence(on_device(self.tokens[-1:], self.device))
         return self.drafter.propose(limit)
 
     def propose(self, limit: int) -> DraftTree:
@@ -193,7 +193,7 @@ class Speculator(Drafter):
             drafted += self.rounds[-1].tokens
         q = [round.q for round in self.rounds if round.q is not None]
         return DraftTree.sequence(
-            on_device([root, *drafted], self.model.device),
+            on_device([root, *drafted], self.device),
             torch.cat((torch.zeros_like(q[0][:1]), *q)) if q else None,
         )
 
@@ -224,7 +224,7 @@ class Speculator(Drafter):
     @property
     def _no_features(self) -> torch.Tensor:
         width = self.model.config.hidden_size * max(1, len(self._layers))
-        return torch.empty(0, width, dtype=self.model.dtype, device=self.model.device)
+        return torch.empty(0, width, dtype=self.model.dtype, device=self.device)
 
 
 def _probabilities(logits: torch.Tensor, accepted: Acceptance) -> list[float]:
