@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from specquant.decoding.acceptance import Acceptance, AcceptanceRule, require_numbers
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.hand_up import HandUp
-from specquant.decoding.step import Step, milliseconds, moment
+from specquant.decoding.step import Moment, Step, milliseconds, moment
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
@@ -76,6 +76,7 @@ class Speculator(Drafter):
         if drafter is not None:
             drafter.read_cache(self.cache)
         self.tokens: list[int] = []
+        self._root: torch.Tensor | None = None  # the last of them, where the device is known to have it
         self.rounds: list[Step] = []  # the steps of the latest `propose`
 
     def prefill(self, prompt: list[int], rule: AcceptanceRule) -> Step:
@@ -118,6 +119,7 @@ class Speculator(Drafter):
 
     def _start_drafter(self, first_token: int, handed: torch.Tensor) -> None:
         self.tokens.append(first_token)
+        self._root = None
         self._drafted_with, self._since = [], perf_counter()
         if self.drafter:
             self.drafter.start(self.tokens, handed if self._reads_features else None, self.rule)
@@ -128,9 +130,8 @@ class Speculator(Drafter):
 
         On a GPU the host runs ahead of the device and waits for it once: to read what was accepted.
         """
-        began, start = perf_counter(), moment(self.device)
-        tree = self._propose(limit - 1)
-        drafted = moment(self.device)
+        began = perf_counter()
+        tree, moments = self._propose(limit - 1)
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
@@ -151,11 +152,12 @@ class Speculator(Drafter):
         self.cache.confirm(kept)
         tokens, length = accepted.tokens, len(self.tokens)
         self.tokens += tokens
+        self._root = verdict.token
         if self.drafter:
             self.drafter.commit(length, tokens, handed[:kept] if self._reads_features else None)
         rounds = self.drafter.rounds if self.drafter and len(tree) > 1 else ()
         inner = [step.accepted_length for step in rounds]
-        draft_ms = milliseconds(start, drafted)
+        draft_ms = milliseconds(*moments) if moments else 0.0
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q, tuple(rounds))
 
@@ -179,10 +181,13 @@ class Speculator(Drafter):
         missing = self.vocab_size - logits.shape[1]
         return logits if missing == 0 else F.pad(logits, (0, missing), value=-torch.inf)
 
-    def _propose(self, limit: int) -> DraftTree:
+    def _propose(self, limit: int) -> tuple[DraftTree, tuple[Moment, ...]]:
+        """A draft, and the moments when it began and was there; none where nothing drafts."""
         if self.drafter is None or limit < 1:
-            return DraftTree.sequence(on_device(self.tokens[-1:], self.device))
-        return self.drafter.propose(limit)
+            root = on_device(self.tokens[-1:], self.device) if self._root is None else self._root
+            return DraftTree.sequence(root), ()
+        began = moment(self.device)
+        return self.drafter.propose(limit), (began, moment(self.device))
 
     def propose(self, limit: int) -> DraftTree:
         self.rounds = []
@@ -219,7 +224,7 @@ class Speculator(Drafter):
             self.cache.length = len(confirmed) - 1  # the model above has run all but the last
         if self.drafter:
             self.drafter.commit(shared, confirmed[shared:], self._no_features if self._reads_features else None)
-        self.tokens = confirmed
+        self.tokens, self._root = confirmed, None
 
     @property
     def _no_features(self) -> torch.Tensor:
