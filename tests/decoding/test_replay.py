@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specquant.decoding import DraftTree, EagleDrafter, Speculator
+from specquant.decoding import DraftTree, EagleDrafter, Greedy, Speculator
 from specquant.decoding.drafters.prompt_lookup import PromptLookupDrafter
 from specquant.decoding.drafters.replay import TEXT_TOKENS, ReplayedLookup, ReplayedTrees
 from specquant.decoding.replay import Replay, ShapedTree
@@ -49,11 +49,13 @@ def test_sequences_follow_the_agreement():
     assert np.mean(lengths) == pytest.approx(sum(0.7**i for i in range(1, 5)), abs=0.08)
 
 
-def test_a_root_alone_gets_the_likeliest_token():
+@pytest.mark.parametrize("rule", [Greedy(), Replay([1.0], 1.0)])
+def test_a_root_alone_gets_the_likeliest_token(rule):
     tree = DraftTree.sequence(torch.tensor([3]))
     logits = logits_for(tree)
-    accepted = Replay([1.0], 1.0).judge(tree, logits).read()
-    assert accepted[:2] == ([], [int(logits[0].argmax())])
+    verdict = rule.judge(tree, logits)
+    assert verdict.read()[:2] == ([], verdict.token.tolist()) == ([], [int(logits[0].argmax())])
+    assert verdict.token.storage_offset() == 0  # where kernels expect a tensor to begin
 
 
 @pytest.mark.parametrize(("head", "agreement"), [([], 0.5), ([1.1], 0.5), ([0.5], -0.1), ([float("nan")], 0.5)])

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specquant.decoding import Acceptance, DraftTree, EagleDrafter, Greedy, Sampling, Speculator, Verdict
 from specquant.decoding.acceptance import padded_rows
 from specquant.errors import SpecquantError
+from specquant.models import graphs
 from specquant.models.eagle import EagleHead
+from specquant.models.graphs import GraphedLlama
 from specquant.models.llama import set_compute_dtype
 from tests.decoding.conftest import decode, perturbed, random_head, random_model
 
@@ -43,9 +46,12 @@ def speculator(request, target, intermediate, smallest, head):
     return methods(target, intermediate, smallest, head)[request.param]
 
 
-@pytest.mark.parametrize("speculator", METHODS, indirect=True)
-def test_greedy_decoding_is_lossless(speculator, target):
-    accepted = []
+@pytest.mark.parametrize("by_graphs", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_greedy_decoding_is_lossless(method, by_graphs, target, intermediate, smallest, head, captured, monkeypatch):
+    monkeypatch.setattr(graphs, "capturable", lambda model: by_graphs)
+    models = [GraphedLlama(model) if by_graphs else model for model in (target, intermediate, smallest)]
+    speculator, accepted = methods(*models, head)[method], []
     for prompt in PROMPTS:
         expected = decode(Speculator(target), prompt, 50)
         tokens = list(speculator.prefill(prompt, Greedy()).tokens)
@@ -56,6 +62,7 @@ def test_greedy_decoding_is_lossless(speculator, target):
         assert tokens == expected
     assert min(accepted) == 1  # drafts were rejected,
     assert max(accepted) > 1  # and drafts were accepted
+    assert bool(captured) == by_graphs
 
 
 @pytest.mark.parametrize("speculator", METHODS, indirect=True)
@@ -76,6 +83,30 @@ def test_every_step_is_one_pass_of_the_target(speculator, target, monkeypatch):
 def test_a_step_never_adds_more_than_its_limit(speculator, limit):
     speculator.prefill(PROMPTS[2], Greedy())
     assert all(1 <= speculator.step(limit).accepted_length <= limit for _ in range(8))
+
+
+class Issued(TorchDispatchMode):
+    """Notes the names of the operations that torch issues."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(operation.overloadpacket.__name__)
+        return operation(*args, **kwargs or {})
+
+
+def test_one_by_one_the_device_has_the_token_already(target, captured):
+    """In front of a pass, the token is copied from the last verdict, and the length is written. Nothing else."""
+    speculator = Speculator(GraphedLlama(target))
+    for prompt in PROMPTS[1:3]:  # the second also follows a verdict, which was on another text
+        tokens = [*speculator.prefill(prompt, Greedy()).tokens]
+        for _ in range(2):
+            with Issued() as issued:
+                tokens += speculator.step(9).tokens
+        assert issued.names[: issued.names.index("embedding")] == ["copy_", "fill_"]
+        assert tokens == decode(Speculator(target), prompt, 3)
 
 
 class AcceptsUpTo:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from specquant.decoding import DraftTree
@@ -25,6 +25,8 @@ def test_depths_and_ancestors_follow_from_the_parents(parents):
 
 
 @given(parent_lists(), st.lists(st.integers(0, 9), max_size=3))
+@example([-1], [4, 2])
+@example([-1, 0, 0], [4])
 def test_a_tree_behind_a_chain_is_the_tree_grown_from_that_chain(parents, chain):
     tree = DraftTree.from_parents(torch.arange(len(parents)), torch.tensor(parents))
     n = len(chain)

@@ -40,9 +40,9 @@ def test_passes_of_a_size_stand_together_behind_the_same_context(model, monkeypa
     passes, logits = [], []
     forward, head = model.forward, model.logits
 
-    def run(tokens, positions, cache, mask):
-        passes.append((len(tokens), cache.length, positions.tolist()))
-        return forward(tokens, positions, cache, mask)
+    def run(tokens, depths, cache, mask):
+        passes.append((len(tokens), cache.length, depths.tolist()))
+        return forward(tokens, depths, cache, mask)
 
     monkeypatch.setattr(model, "forward", run)
     monkeypatch.setattr(model, "logits", lambda features: logits.append(len(features)) or head(features))
@@ -53,7 +53,7 @@ def test_passes_of_a_size_stand_together_behind_the_same_context(model, monkeypa
     first, second = table.draft_size
     assert {first, second} == {2, 4}
     expected = [4, 2] + [first] * 3 + [second] * 3  # each once to see that its results are finite
-    assert timed == [(size, 7, list(range(7, 7 + size))) for size in expected]
+    assert timed == [(size, 7, list(range(size))) for size in expected]
     assert logits == expected
     turns = time_passes(model, parameters, 7, "turns", random.Random(0))
     assert turns.draft_size.tolist() == [4, 2]

@@ -58,7 +58,7 @@ def verify(model, rows=5, context=CONTEXT, before_verifying=lambda: None):
     before_verifying()
     depths = DEPTHS if rows == 5 else torch.arange(rows)
     mask = TREE if rows == 5 else causal_mask(rows, "cpu")
-    features = model(tokens[context:], context + depths.to(model.device), cache, mask.to(model.device))
+    features = model(tokens[context:], depths.to(model.device), cache, mask.to(model.device))
     return features.clone(), model.logits(features).clone()
 
 
@@ -109,13 +109,12 @@ def test_rows_of_a_tree_have_the_bits_of_decoding_one_by_one(scheme, small_confi
     tokens, cache = torch.arange(CONTEXT + 5), model.new_cache(128)
     model.prefill(tokens[:CONTEXT], cache)
     with_kernels()
-    together = model.logits(model(tokens[CONTEXT:], CONTEXT + DEPTHS, cache, TREE))
+    together = model.logits(model(tokens[CONTEXT:], DEPTHS, cache, TREE))
     for path in ([0, 1, 3], [0, 2, 4]):
         cache.truncate(CONTEXT)
-        for depth, row in enumerate(path):
-            token, position = tokens[CONTEXT + row], torch.tensor([CONTEXT + depth])
-            alone = model.logits(model(token[None], position, cache, causal_mask(1, "cpu")))
-            assert torch.equal(alone[0], together[row]), (path, depth)
+        for row in path:
+            alone = model.logits(model(tokens[CONTEXT + row, None], DEPTHS[:1], cache, causal_mask(1, "cpu")))
+            assert torch.equal(alone[0], together[row]), (path, row)
             cache.confirm(1)
 
 
@@ -165,7 +164,7 @@ def test_kernels_read_the_length_from_the_device(scheme, small_config, captured,
     tokens, cache = torch.arange(CONTEXT + 5), model.new_cache(128)
     model.prefill(tokens[:CONTEXT], cache)
     with_kernels()
-    ours, theirs = (run(tokens[CONTEXT:], CONTEXT + DEPTHS, cache, TREE) for run in (GraphedLlama(model), model))
+    ours, theirs = (run(tokens[CONTEXT:], DEPTHS, cache, TREE) for run in (GraphedLlama(model), model))
     assert torch.equal(ours, theirs)
 
 
@@ -175,14 +174,13 @@ def test_one_graph_serves_all_positions_of_a_cache(small_config, captured):
     wrapped = GraphedLlama(model)
     caches = [model.new_cache(64) for _ in range(2)]
     for position in range(6):
-        token, at = torch.tensor([position * 11]), torch.tensor([position])
-        mask = causal_mask(1, "cpu")
-        ours, theirs = wrapped(token, at, caches[0], mask), model(token, at, caches[1], mask)
+        token, depth, mask = torch.tensor([position * 11]), torch.tensor([0]), causal_mask(1, "cpu")
+        ours, theirs = wrapped(token, depth, caches[0], mask), model(token, depth, caches[1], mask)
         assert torch.equal(ours, theirs)
         for cache in caches:
             cache.confirm(1)
     assert len(captured) == 1
-    wrapped(token, at, model.new_cache(8), causal_mask(1, "cpu"))
+    wrapped(token, depth, model.new_cache(8), mask)
     assert len(captured) == 2
 
 
@@ -190,8 +188,8 @@ def test_one_graph_serves_all_positions_of_a_cache(small_config, captured):
 def test_logits_come_from_the_graph(small_config, captured, monkeypatch):
     model = model_in("fp16", small_config)
     wrapped = GraphedLlama(model)
-    tokens, positions, cache = torch.arange(4), torch.arange(4), model.new_cache(16)
-    features = wrapped(tokens, positions, cache, causal_mask(4, "cpu"))
+    tokens, depths, cache = torch.arange(4), torch.arange(4), model.new_cache(16)
+    features = wrapped(tokens, depths, cache, causal_mask(4, "cpu"))
     expected = model.logits(features)
     monkeypatch.setattr(model, "logits", lambda _: pytest.fail("these were computed already"))
     assert torch.equal(wrapped.logits(features), expected)
@@ -268,7 +266,7 @@ def test_products_that_start_early_read_what_the_kernels_in_front_of_them_wrote(
     cache = CapturedCache(cache, torch.zeros(1, dtype=torch.int64, device="cuda"))
 
     def run():
-        return model(tokens, 128 + tokens, cache, causal_mask(rows, "cuda"))
+        return model(tokens, tokens, cache, causal_mask(rows, "cuda"))
 
     with torch.inference_mode():
         with monkeypatch.context() as without:

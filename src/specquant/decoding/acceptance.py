@@ -33,11 +33,13 @@ class Verdict(NamedTuple):
     """What is accepted, as the device knows it before the host does, so that a step goes on without waiting.
 
     rows: int64 [n], those of the tree's n rows that are kept, from the root on, filled up with -1. read: what the host
-    must know of it; here it waits for the device, and nowhere else in a step.
+    must know of it; here it waits for the device, and nowhere else in a step. token: int64 [1], what the model adds
+    to a root alone; None for other trees, and where the device does not have it.
     """
 
     rows: torch.Tensor
     read: Callable[[], Acceptance]
+    token: torch.Tensor | None = None
 
 
 class AcceptanceRule(Protocol):
@@ -57,7 +59,13 @@ class Greedy:
             count = sum(row >= 0 for row in rows)
             return Acceptance(rows[1:count], tokens[:count])
 
-        return Verdict(accepted[0], read)
+        return Verdict(accepted[0], read, added_to_root(accepted))
+
+
+def added_to_root(accepted: torch.Tensor) -> torch.Tensor | None:
+    """The `token` of a `Verdict`, by what `accept_greedily` returns. It is a copy, which begins at a multiple of 16
+    bytes: for another address kernels would be compiled once more, in the middle of decoding."""
+    return accepted[1].clone() if accepted.shape[1] == 1 else None
 
 
 class NoNumbers(SpecquantError):

@@ -13,7 +13,7 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from specquant.decoding.acceptance import Acceptance, Verdict, padded_rows
+from specquant.decoding.acceptance import Acceptance, Verdict, added_to_root, padded_rows
 from specquant.decoding.tree import DraftTree
 from specquant.errors import SpecquantError
 from specquant.kernels.acceptance import accept_greedily
@@ -130,7 +130,7 @@ class Replay:
             rows, likeliest, drafted = judged.tolist()
             return Acceptance(path, [*(drafted[row] for row in path), likeliest[sum(row >= 0 for row in rows) - 1]])
 
-        return Verdict(padded_rows(path, len(tree), logits.device), read)
+        return Verdict(padded_rows(path, len(tree), logits.device), read, added_to_root(greedy))
 
     def path(self, tree: DraftTree) -> list[int]:
         """The rows that are accepted by chance, or that were, without the root."""

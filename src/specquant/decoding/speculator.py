@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from specquant.decoding.acceptance import Acceptance, AcceptanceRule, require_numbers
 from specquant.decoding.drafter import Drafter
 from specquant.decoding.hand_up import HandUp
-from specquant.decoding.step import Step, milliseconds, moment
+from specquant.decoding.step import Moment, Step, milliseconds, moment
 from specquant.decoding.tree import DraftTree, on_device
 from specquant.errors import SpecquantError
 from specquant.models.cache import KVCache
@@ -59,7 +59,7 @@ class Speculator(Drafter):
                 f"the drafter's vocabulary has {drafter.vocab_size} entries and its target's {vocab_size}: use a "
                 "drafter with the target's tokenizer"
             )
-        self.model = model
+        self.model, self.device = model, model.device
         self.drafter = drafter
         self._reads_features = drafter is not None and drafter.needs_features
         self._layers = drafter.feature_layers if drafter is not None and drafter.needs_features else ()
@@ -76,20 +76,21 @@ class Speculator(Drafter):
         if drafter is not None:
             drafter.read_cache(self.cache)
         self.tokens: list[int] = []
+        self._root: torch.Tensor | None = None  # the last of them, where the device is known to have it
         self.rounds: list[Step] = []  # the steps of the latest `propose`
 
     def prefill(self, prompt: list[int], rule: AcceptanceRule) -> Step:
         """The outermost level's beginning: run the prompt, choose the first token, start all drafters."""
         began = perf_counter()
         features, handed = self._run_prompt(prompt, rule)
-        root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.model.device))
+        root = DraftTree.sequence(torch.tensor(prompt[-1:], device=self.device))
         self._latest, self._chose = self._logits(features[-1:]), [0]
         self.require_numbers()
         (token,) = rule.judge(root, self._latest).read().tokens
         verified = perf_counter()
         self._start_drafter(token, handed)
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return Step([token], root, [], [], 1e3 * (perf_counter() - verified), 1e3 * (verified - began), 0.0)
 
     def require_numbers(self) -> None:
@@ -113,11 +114,12 @@ class Speculator(Drafter):
         """The prompt's features, and those that the drafter reads."""
         self.tokens, self.rule = list(prompt), rule
         self.cache.truncate(0)
-        tokens = self._readable(torch.tensor(prompt, device=self.model.device))
+        tokens = self._readable(torch.tensor(prompt, device=self.device))
         return self.model.run_prompt(tokens, self.cache, self._layers)
 
     def _start_drafter(self, first_token: int, handed: torch.Tensor) -> None:
         self.tokens.append(first_token)
+        self._root = None
         self._drafted_with, self._since = [], perf_counter()
         if self.drafter:
             self.drafter.start(self.tokens, handed if self._reads_features else None, self.rule)
@@ -128,20 +130,18 @@ class Speculator(Drafter):
 
         On a GPU the host runs ahead of the device and waits for it once: to read what was accepted.
         """
-        began, start = perf_counter(), moment(self.model.device)
-        tree = self._propose(limit - 1)
-        drafted = moment(self.model.device)
+        began = perf_counter()
+        tree, moments = self._propose(limit - 1)
 
         pending = self.tokens[self.cache.length : -1]
         batch = tree.after(pending)
-        readable, positions = self._readable(batch.tokens), self.cache.length + batch.depths
-        features, handed = self._pass(readable, positions, batch.ancestors)
+        features, handed = self._pass(self._readable(batch.tokens), batch.depths, batch.ancestors)
         logits = self._latest = self._logits(features[len(pending) :])
         verdict = self.rule.judge(tree, logits)
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)
         if self._reads_features:
-            handed = handed[rows.clamp(min=0)]  # what is filled up is cut off once the host knows
+            handed = handed[rows]  # of -1 it is the last one, which is cut off once the host knows
         accepted = verdict.read()
         self._chose = [0, *accepted.path]
         if self.hand_up is not None:
@@ -152,21 +152,22 @@ class Speculator(Drafter):
         self.cache.confirm(kept)
         tokens, length = accepted.tokens, len(self.tokens)
         self.tokens += tokens
+        self._root = verdict.token
         if self.drafter:
             self.drafter.commit(length, tokens, handed[:kept] if self._reads_features else None)
         rounds = self.drafter.rounds if self.drafter and len(tree) > 1 else ()
         inner = [step.accepted_length for step in rounds]
-        draft_ms = milliseconds(start, drafted)
+        draft_ms = milliseconds(*moments) if moments else 0.0
         times_ms = (draft_ms, 1e3 * (verified - began) - draft_ms, 1e3 * (perf_counter() - verified))
         return Step(tokens, tree, accepted.path, inner, *times_ms, accepted.q, tuple(rounds))
 
     def _pass(
-        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+        self, tokens: torch.Tensor, depths: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The features of new tokens, and those that the drafter reads, of one pass."""
         if self._layers:
-            return self.model.run(tokens, positions, self.cache, mask, self._layers)
-        features = self.model(tokens, positions, self.cache, mask)
+            return self.model.run(tokens, depths, self.cache, mask, self._layers)
+        features = self.model(tokens, depths, self.cache, mask)
         return features, features
 
     def _readable(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -180,10 +181,13 @@ class Speculator(Drafter):
         missing = self.vocab_size - logits.shape[1]
         return logits if missing == 0 else F.pad(logits, (0, missing), value=-torch.inf)
 
-    def _propose(self, limit: int) -> DraftTree:
+    def _propose(self, limit: int) -> tuple[DraftTree, tuple[Moment, ...]]:
+        """A draft, and the moments when it began and was there; none where nothing drafts."""
         if self.drafter is None or limit < 1:
-            return DraftTree.sequence(on_device(self.tokens[-1:], self.model.device))
-        return self.drafter.propose(limit)
+            root = on_device(self.tokens[-1:], self.device) if self._root is None else self._root
+            return DraftTree.sequence(root), ()
+        began = moment(self.device)
+        return self.drafter.propose(limit), (began, moment(self.device))
 
     def propose(self, limit: int) -> DraftTree:
         self.rounds = []
@@ -194,7 +198,7 @@ class Speculator(Drafter):
             drafted += self.rounds[-1].tokens
         q = [round.q for round in self.rounds if round.q is not None]
         return DraftTree.sequence(
-            on_device([root, *drafted], self.model.device),
+            on_device([root, *drafted], self.device),
             torch.cat((torch.zeros_like(q[0][:1]), *q)) if q else None,
         )
 
@@ -220,12 +224,12 @@ class Speculator(Drafter):
             self.cache.length = len(confirmed) - 1  # the model above has run all but the last
         if self.drafter:
             self.drafter.commit(shared, confirmed[shared:], self._no_features if self._reads_features else None)
-        self.tokens = confirmed
+        self.tokens, self._root = confirmed, None
 
     @property
     def _no_features(self) -> torch.Tensor:
         width = self.model.config.hidden_size * max(1, len(self._layers))
-        return torch.empty(0, width, dtype=self.model.dtype, device=self.model.device)
+        return torch.empty(0, width, dtype=self.model.dtype, device=self.device)
 
 
 def _probabilities(logits: torch.Tensor, accepted: Acceptance) -> list[float]:

@@ -14,9 +14,9 @@ class Step:
 
     tokens: the accepted drafts and the token that the model added: their number is the accepted length. tree: what was
     verified, and path: its accepted rows. inner_accepted_lengths: one for each step (round) of the level below.
-    draft_ms: until the draft is there; verify_ms: until the host knows what is accepted; other_ms: the rest.
-    q: None under greedy decoding, else [len(tokens), vocab_size], the distribution that each token follows.
-    rounds: the steps of the level below.
+    draft_ms: until the draft is there, 0 where nothing drafts; verify_ms: until the host knows what is accepted;
+    other_ms: the rest. q: None under greedy decoding, else [len(tokens), vocab_size], the distribution that each token
+    follows. rounds: the steps of the level below.
     """
 
     tokens: list[int]
@@ -39,7 +39,10 @@ class Step:
         return replace(self, q=None, tree=replace(self.tree, q=None), rounds=rounds)
 
 
-def moment(device: torch.device) -> torch.cuda.Event | float:
+Moment = torch.cuda.Event | float
+
+
+def moment(device: torch.device) -> Moment:
     """This moment, of the device: a GPU notes it when it gets there."""
     if device.type != "cuda":
         return perf_counter()
@@ -48,7 +51,7 @@ def moment(device: torch.device) -> torch.cuda.Event | float:
     return event
 
 
-def milliseconds(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+def milliseconds(start: Moment, end: Moment) -> float:
     """Between two moments that the device has passed."""
     if isinstance(start, float) and isinstance(end, float):
         return 1e3 * (end - start)

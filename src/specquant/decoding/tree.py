@@ -61,11 +61,14 @@ class DraftTree:
             return self
         n = len(chain)
         device = self.tokens.device
+        tokens = torch.cat((on_device(chain, device), self.tokens))
+        if len(self) == 1:
+            return DraftTree.sequence(tokens)
         nodes = torch.arange(n, device=device)
         ancestors = F.pad(self.ancestors, (n, 0, n, 0), value=True)
         ancestors[:n] = nodes[:, None] >= torch.arange(n + len(self), device=device)
         return DraftTree(
-            torch.cat((on_device(chain, device), self.tokens)),
+            tokens,
             torch.cat((nodes - 1, torch.where(self.parents < 0, n - 1, self.parents + n))),
             torch.cat((nodes, self.depths + n)),
             ancestors,

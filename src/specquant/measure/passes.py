@@ -32,8 +32,8 @@ def prepare_passes(
     runs = graphed(model)
 
     def prepared(size: int) -> Callable[[], torch.Tensor]:
-        rows = torch.arange(context_length, context_length + size, device=model.device)
-        drafted, mask = tokens[rows], causal_mask(size, model.device)
-        return lambda: runs.logits(runs(drafted, rows, cache, mask))
+        depths, mask = torch.arange(size, device=model.device), causal_mask(size, model.device)
+        drafted = tokens[context_length : context_length + size]
+        return lambda: runs.logits(runs(drafted, depths, cache, mask))
 
     return {size: prepared(size) for size in draft_sizes}

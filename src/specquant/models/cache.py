@@ -53,9 +53,10 @@ class KVCache:
             )
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Of the pass that was written behind the confirmed slots, move these rows right behind them: int64 [n],
-        ascending, filled up with -1. They count when they are confirmed."""
-        keep_path(self.keys, self.values, self.length, rows)
+        """Of the pass of n rows that was written behind the confirmed slots, move these rows right behind them: int64
+        [n], ascending, filled up with -1. They count when they are confirmed."""
+        if len(rows) > 1:  # the row of a pass that has no other is there already
+            keep_path(self.keys, self.values, self.length, rows)
 
     def confirm(self, rows: int) -> None:
         """Confirm the first slots behind those that are."""

@@ -1,6 +1,6 @@
 """Passes of a few rows as CUDA graphs: a pass is hundreds of launches, and one by one they take longer than they run.
 
-What a graph reads stays at its place in device memory: tokens, positions, mask, and the length of the cache. So nothing
+What a graph reads stays at its place in device memory: tokens, depths, mask, and the length of the cache. So nothing
 waits for the host, and a graph serves every position. An EAGLE-2 draft is such a graph, too (`drafters.eagle2`).
 """
 
@@ -47,18 +47,15 @@ class GraphedLlama:
     def __getattr__(self, name: str):
         return getattr(self.model, name)
 
-    @torch.inference_mode()
-    def __call__(
-        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, depths: torch.Tensor, cache: KVCache, mask: torch.Tensor) -> torch.Tensor:
         """As `Llama.forward`."""
-        return self.run(tokens, positions, cache, mask, ())[0]
+        return self.run(tokens, depths, cache, mask, ())[0]
 
     @torch.inference_mode()
     def run(
         self,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
+        depths: torch.Tensor,
         cache: KVCache,
         mask: torch.Tensor,
         layers: tuple[int, ...],
@@ -66,13 +63,13 @@ class GraphedLlama:
         """As `Llama.run`; a graph hands out the streams of the layers that it was captured for."""
         rows = len(tokens)
         if rows > MOST_ROWS or mask.shape[1] > rows:
-            return self.model.run(tokens, positions, cache, mask, layers)
+            return self.model.run(tokens, depths, cache, mask, layers)
         cache.require(rows)
         passes, kind = self._passes.setdefault(cache, {}), (rows, layers)
         if kind not in passes:
             passes[kind] = CapturedPass(self.model, cache, rows, self._pool, layers)
         self._latest = passes[kind]
-        return self._latest.run(tokens, positions, cache.length, mask), self._latest.streams
+        return self._latest.run(tokens, depths, cache.length, mask), self._latest.streams
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -87,22 +84,23 @@ class CapturedPass:
     def __init__(self, model: Llama, cache: KVCache, rows: int, pool: tuple[int, int], layers: tuple[int, ...] = ()):
         device = model.device
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.depths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.mask = torch.eye(rows, dtype=torch.bool, device=device)
         self.cache = CapturedCache(cache, torch.zeros(1, dtype=torch.int64, device=device))
 
         def run() -> tuple[torch.Tensor, ...]:
-            features, streams = model.run(self.tokens, self.positions, self.cache, self.mask, layers)
+            features, streams = model.run(self.tokens, self.depths, self.cache, self.mask, layers)
             return features, model.logits(features), *([streams] if layers else [])
 
         self.replay, (self.features, self.logits, *streams) = capture(run, pool)
         self.streams = streams[0] if streams else self.features
 
-    def run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, mask: torch.Tensor) -> torch.Tensor:
+    def run(self, tokens: torch.Tensor, depths: torch.Tensor, length: int, mask: torch.Tensor) -> torch.Tensor:
         """The features [rows, hidden] of these rows behind `length` confirmed slots."""
         self.tokens.copy_(tokens)
-        self.positions.copy_(positions)
-        self.mask.copy_(mask)
+        if len(tokens) > 1:  # a row alone has depth 0 and sees itself, as it was captured
+            self.depths.copy_(depths)
+            self.mask.copy_(mask)
         self.cache.length.fill_(length)
         self.replay()
         return self.features

@@ -196,22 +196,20 @@ class Llama(nn.Module):
         return KVCache(self.config, capacity, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, depths: torch.Tensor, cache: KVCache, mask: torch.Tensor) -> torch.Tensor:
         """Run new tokens behind the cache's confirmed slots.
 
-        tokens, positions: int64 [rows]. mask: bool [rows, n], n >= rows: which of the n slots behind the confirmed ones
-        each row sees; the last `rows` of them are the rows of this pass. Returns features [rows, hidden]: the hidden
-        states after the final norm.
+        tokens: int64 [rows]. depths: int64 [rows], how many positions each stands behind the first unconfirmed one.
+        mask: bool [rows, n], n >= rows: which of the n slots behind the confirmed ones each row sees; the last `rows`
+        of them are the rows of this pass. Returns features [rows, hidden]: the hidden states after the final norm.
         """
-        return self.run(tokens, positions, cache, mask, ())[0]
+        return self.run(tokens, depths, cache, mask, ())[0]
 
     @torch.inference_mode()
     def run(
         self,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
+        depths: torch.Tensor,
         cache: KVCache,
         mask: torch.Tensor,
         layers: tuple[int, ...],
@@ -219,14 +217,14 @@ class Llama(nn.Module):
         """The same pass, which also hands out the residual stream where some layers begin.
 
         Args:
-            tokens: As for `forward`; so are positions, cache and mask.
+            tokens: As for `forward`; so are depths, cache and mask.
             layers: 0 for the embedding, n for what n layers made of it.
 
         Returns:
             The features, and [rows, len(layers) * hidden]: the streams, side by side as they were asked for. Where no
             layer is named, the features again.
         """
-        x = self.embed_tokens(tokens)
+        x, positions = self.embed_tokens(tokens), cache.length + depths
         streams = {0: x} if 0 in layers else {}
         first, *others = self.layers
         x, normed = first.input_norm.add(x, None, first.qkv_proj)
@@ -260,9 +258,9 @@ class Llama(nn.Module):
             rows = torch.arange(len(chunk), device=self.device)
             mask = causal_mask(len(chunk), self.device)
             if layers:
-                parts.append(self.run(chunk, cache.length + rows, cache, mask, layers))
+                parts.append(self.run(chunk, rows, cache, mask, layers))
             else:
-                parts.append((self(chunk, cache.length + rows, cache, mask),) * 2)
+                parts.append((self(chunk, rows, cache, mask),) * 2)
             cache.length += len(chunk)
         if not parts:
             sizes = (self.config.hidden_size, self.config.hidden_size * max(1, len(layers)))
