@@ -47,8 +47,10 @@ def test_without_correlation_gptq_is_round_to_nearest(weight):
     assert torch.equal(codes, (weight * 100).round())
 
 
-def test_the_steps_are_those_of_the_inverse_hessian_recomputed_each_time(weight, inputs):
+@pytest.mark.parametrize("block", [128, 7])
+def test_the_steps_are_those_of_the_inverse_hessian_recomputed_each_time(weight, inputs, block, monkeypatch):
     """Against optimal brain quantization done slowly: after each input, solve for the best change of the rest."""
+    monkeypatch.setitem(gptq.__globals__, "BLOCK", block)
     weight, inputs = weight[:3, :24] * 60, inputs[:, :24]
     hessian = (inputs.t() @ inputs).double()
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(24, dtype=torch.float64)
