@@ -136,6 +136,42 @@ def test_no_temperature_is_too_small():
     assert p.tolist() == [[0, 0.5, 0.5, 0]]
 
 
+def test_the_largest_and_the_smallest_seed_are_taken():
+    for seed in (2**64 - 1, -(2**63)):
+        assert Sampling(seed=seed).uniform() == Sampling(seed=seed).uniform()
+
+
+def test_all_that_is_drawn_follows_from_the_seed():
+    root = DraftTree.sequence(torch.tensor([0]))
+    rules = Sampling(seed=4), Sampling(seed=4)
+    drawn = [[rule.accept(root, LOGITS[:1]).tokens for _ in range(20)] for rule in rules]
+    assert drawn[0] == drawn[1]
+
+
+def test_what_is_handed_up_are_the_distributions_before_any_child_was_rejected():
+    rule = Sampling(0.8, seed=2)
+    for _ in range(30):
+        accepted = rule.accept(TOP_K_TREE, logits_of(TOP_K_TREE, LOGITS))
+        reached = logits_of(TOP_K_TREE, LOGITS)[[0, *accepted.path]]
+        assert torch.equal(accepted.q, rule.distributions(reached))
+
+
+def test_what_the_model_never_says_is_accepted_by_no_draw(monkeypatch):
+    rule = Sampling(seed=1)
+    monkeypatch.setattr(rule, "uniform", lambda: 0.0)
+    logits = LOGITS.clone()
+    logits[0, 3] = -torch.inf
+    sequence = DraftTree.sequence(torch.tensor([0, 3]))
+    assert rule.accept(sequence, logits).path == []
+    logits[0, 3] = -9.0
+    assert rule.accept(sequence, logits).path == [1]
+
+
+def test_logits_that_are_no_numbers_are_not_sampled_from():
+    with pytest.raises(SpecquantError, match="the model's logits are no numbers"):
+        Sampling().distributions(torch.tensor([[0.0, torch.nan]]))
+
+
 @pytest.mark.parametrize("rule", [Greedy(), Sampling(seed=3)])
 def test_the_device_knows_the_rows_that_the_host_reads(rule):
     verdict = rule.judge(TREE, logits_choosing(3, 5, 0, 0, 0, 2))

@@ -46,6 +46,25 @@ def test_a_whole_tree_says_what_each_way_accepts():
     assert budget.begin(3) == Way(4, 3)
 
 
+def test_chances_lie_on_lines_between_points_and_change_with_depth():
+    """The root's is 1, as that of any other is at most. The last factor serves all deeper nodes."""
+    confidence, depths = np.array([0.9, 1.0, 0.75, 0.25, 1.0]), np.array([0, 1, 2, 2, 70])
+    flat_then_steep = ConfidenceMap((0.0, 0.5, 1.0), (0.1, 0.1, 0.9), by_depth=(2.0, 0.5))
+    assert flat_then_steep.chances(confidence, depths) == pytest.approx([1.0, 1.0, 0.25, 0.05, 0.45])
+    assert ConfidenceMap().chances(confidence, depths) == pytest.approx([1.0, 1.0, 0.75, 0.25, 1.0])
+
+
+def test_ways_are_worth_trying_where_they_win_if_all_is_accepted():
+    """A token an iteration, and the model's own; never more than a tree has nodes."""
+    budget = Budget(Prices({1: 10.0, 2: 22.0, 8: 25.0}, [0.1, 0.2, 0.3]), 7)
+    assert budget.ways == [PLAIN, Way(8, 2), Way(8, 3)]
+
+
+def test_trees_of_one_iteration_are_looked_at_too():
+    budget = Budget(Prices({1: 10.0, 8: 10.0}, [0.1]), 7)
+    assert (budget.begin(1), budget.looks) == (Way(8, 1), True)
+
+
 def test_what_is_learnt_counts_from_the_next_choice_on(monkeypatch):
     """So the host has nothing to do between a pass and the draft behind it. Where nothing is new, nothing is chosen."""
     known = ConfidenceMap(trees=(Drafted(np.ones(8), np.arange(8), np.ones(8)),))

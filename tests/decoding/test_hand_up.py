@@ -43,9 +43,9 @@ def test_it_is_about_as_fast_as_the_best_length_and_faster_where_probabilities_t
 
 def test_chances_are_what_came_of_such_probabilities():
     hand_up = HandUp()
-    assert hand_up.chances([0.1, 0.85]) == pytest.approx([0.15, 0.85])
+    assert hand_up.chances([0.1, 0.85, 1.0]) == pytest.approx([0.15, 0.85, 0.995])
     for _ in range(1000):
-        hand_up.learn([0.85, 0.97, 0.97], 1, [1.0], 10.0)  # the second is refused, the third is not judged
+        hand_up.learn([0.85, 0.97, 0.1], 1, [1.0], 10.0)  # the second is refused, the third is not judged
     assert hand_up.chances([0.85, 0.97, 0.1]) == pytest.approx([1.0, 0.0, 0.15], abs=0.01)
 
 

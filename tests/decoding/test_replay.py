@@ -5,9 +5,18 @@ import pytest
 import torch
 
 from specquant.decoding import DraftTree, EagleDrafter, Greedy, Speculator
+from specquant.decoding.budget import Prices
 from specquant.decoding.drafters.prompt_lookup import PromptLookupDrafter
-from specquant.decoding.drafters.replay import TEXT_TOKENS, ReplayedLookup, ReplayedTrees
-from specquant.decoding.replay import Replay, ShapedTree
+from specquant.decoding.drafters.replay import (
+    TEXT_TOKENS,
+    ReplayedLookup,
+    ReplayedTrees,
+    TracedBudget,
+    TracedTrees,
+    with_replayed_lookups,
+)
+from specquant.decoding.lookup import FirstDraft
+from specquant.decoding.replay import ConfidenceTrace, Replay, ShapedTree
 from specquant.decoding.traces import Trace, read_traces
 from specquant.errors import SpecquantError
 from tests.decoding.conftest import random_head, random_model
@@ -124,3 +133,59 @@ def test_a_lookup_searches_a_text_that_repeats_itself_and_drafts_what_was_record
     assert [draft.accepted for draft in drafts] == [(1,), (), (1,), (1,)]
     drafter.commit(3, [6, 2 * TEXT_TOKENS + 8], None)
     assert lookup.tokens == [5, 6, 5, 6, 8]
+
+
+def test_a_lookup_is_replayed_wherever_it_stands():
+    model, recorded = random_model(), read_traces("11/0")
+    vocab_size, length = model.config.vocab_size, model.context_length
+
+    def lookup():
+        return PromptLookupDrafter(vocab_size, length)
+
+    assert isinstance(with_replayed_lookups(lookup(), recorded), ReplayedLookup)
+    joined = with_replayed_lookups(FirstDraft(lookup(), EagleDrafter(random_head(model), 7, 3, 3)), recorded)
+    assert [type(each) for each in joined.drafters] == [ReplayedLookup, EagleDrafter]
+    inner = with_replayed_lookups(Speculator(model, lookup(), min_draft_length=4), recorded)
+    assert isinstance(inner.drafter, ReplayedLookup)
+    alone = Speculator(model, None, min_draft_length=4)
+    assert with_replayed_lookups(alone, recorded) is alone
+    assert alone.drafter is None
+
+
+TRACES = (
+    ConfidenceTrace(np.array([1.0, 0.9, 0.8, 0.7, 0.1, 0.1, 0.1]), (-1, 0, 1, 2, 0, 0, 0), (0, 1, 2)),
+    ConfidenceTrace(np.array([1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1]), (-1, 0, 0, 0, 1, 1, 2), (0, 2)),
+)
+
+
+def test_traced_trees_are_drafted_in_turn_with_the_drafter_s_tokens():
+    """One a step; and anew for each text."""
+    model = random_model()
+    drafter = TracedTrees(EagleDrafter(random_head(model), 7, 3, 3), TRACES)
+    decoder = Speculator(model, drafter)
+    for _ in range(2):
+        decoder.prefill([1, 2, 3], Replay([0.0], 0.0))
+        taken = [decoder.step(30) for _ in range(3)]
+        assert [tuple(step.tree.parents.tolist()) for step in taken] == [TRACES[n].parents for n in (0, 1, 0)]
+        assert [step.path for step in taken] == [[1, 2], [2], [1, 2]]
+        assert all(step.tree.tokens.unique().numel() > 2 for step in taken)
+
+
+def test_fewer_iterations_draft_less_of_a_trace():
+    """Where there is room for one alone, its deeper nodes are not there to be accepted."""
+    model = random_model()
+    decoder = Speculator(model, TracedTrees(EagleDrafter(random_head(model), 3, 3, 3), TRACES[:1]))
+    decoder.prefill([1, 2, 3], Replay([0.0], 0.0))
+    assert [decoder.step(limit).path for limit in (2, 30, 2)] == [[1], [1, 2], [1]]
+
+
+def test_a_budget_learns_what_was_recorded_of_whole_trees_alone():
+    budget = TracedBudget(Prices({1: 10.0, 7: 10.0}, [0.1] * 3), 3)
+    learned = []
+    budget._weigh = lambda depths, chances: (learned.append((depths.tolist(), chances.tolist())), budget._tokens)[1]
+    budget.trace = TRACES[0]
+    for said in ((np.ones(7), np.zeros(7)), ()):
+        budget.begin(3)
+        budget.learn(2, *said)
+        budget.choose()
+    assert learned == [(TRACES[0].depths.tolist(), TRACES[0].confidence.tolist())]

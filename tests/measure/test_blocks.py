@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specquant.measure import attention, blocks, ceilings, drafting, kernels, peers, verify_cost
-from specquant.measure.blocks import Blocks, in_blocks
+from specquant.measure.blocks import Blocks, in_blocks, launches_in_blocks
 from specquant.measure.card import CardState
 
 CPU = torch.device("cpu")
@@ -62,6 +62,21 @@ def test_rates_of_a_card_are_taken_with_rests_as_products_are(monkeypatch):
     times = blocks.replay_times_us(lambda _: None, 4, 3, "cpu", ceilings.Parameters().rest_over_run)
     assert len(times) == len(rested) == 3
     assert ceilings.Parameters(device="cpu").same()["rest_over_run"] == kernels.Parameters().rest_over_run
+
+
+def test_times_of_launches_are_of_one_in_microseconds(monkeypatch):
+    """A run launches once for each turn; here a launch takes a second, and one of "b" twice as long."""
+    now = [0.0]
+    monkeypatch.setattr(blocks, "perf_counter", lambda: now[0])
+
+    def launch(takes_s):
+        return lambda turn: now.__setitem__(0, now[0] + takes_s)
+
+    launches = {"a": (launch(1.0), 4), "b": (launch(2.0), 3)}
+    rows = launches_in_blocks(launches, CPU, Blocks(1, 3, 1, 0), random.Random(0)).set_index("what")
+    assert rows.time_us.to_dict() == {"a": 1e6, "b": 2e6}
+    assert rows[["time_us", "p10_us", "p90_us"]].nunique(axis=1).eq(1).all()
+    assert not {"time_ms", "p10_ms", "p90_ms"} & set(rows.columns)
 
 
 class Timeline:

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -16,9 +19,10 @@ from specquant.planning.phases import (
     phases,
     speeds_over_chances,
 )
+from specquant.planning.planner import Planner
 from specquant.planning.recorded import RecordedCosts
 from specquant.tables.results import read_results
-from tests.planning.conftest import BOTH
+from tests.planning.conftest import BOTH, SMALL, TARGET
 
 
 def test_phases_name_the_fastest_method(planner):
@@ -110,6 +114,15 @@ def test_from_the_least_agreement_on_the_hierarchy_is_faster():
         statistics = shapes.statistics(Chances([0.82], [0.82], agreement))
         assert bool(advantages({"one": planners["eagle"]}, statistics)["one"] > 1) is wins
     assert least_agreement(planners["eagle"], shapes, 0.9) > least  # the better the heads, the more it takes
+
+
+def test_where_the_hierarchy_always_or_never_wins_no_agreement_is_sought(monkeypatch):
+    """Trees of a dear head lose even where nothing is agreed on, and a model as slow as its target never wins."""
+    paper = (Plan("eagle2", 7, 3), Plan("hierarchical", 7, 3, 3))
+    monkeypatch.setattr("specquant.planning.phases.PAPER_PLANS", paper)
+    dear, slow = replace(TARGET, draft_ms=pd.Series({3: 500.0})), replace(SMALL, verify_ms=TARGET.verify_ms)
+    assert least_agreement(Planner(dear, SMALL), BOTH, 0.5) == 0
+    assert math.isnan(least_agreement(Planner(TARGET, slow), BOTH, 0.5))
 
 
 def test_points_are_drawn_in_every_panel():

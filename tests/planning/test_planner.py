@@ -12,7 +12,7 @@ from specquant.decoding.method import Plan
 from specquant.decoding.replay import Replay
 from specquant.errors import SpecquantError
 from specquant.planning.acceptance import Chances
-from specquant.planning.planner import Planner, faster_heads
+from specquant.planning.planner import Planner, faster_heads, fastest
 from tests.decoding.conftest import random_head, random_model
 from tests.planning.conftest import BOTH, SHAPES, TARGET
 
@@ -72,6 +72,17 @@ def test_the_best_plan_is_the_fastest_of_the_table(planner):
     assert planner.best(nothing) == Plan("autoregressive")
 
 
+def test_of_given_plans_alone_is_the_best(planner):
+    given = [Plan("autoregressive"), Plan("vanilla", min_draft_length=2)]
+    assert set(planner.table(STATISTICS, given)["method"]) == {"autoregressive", "vanilla"}
+    assert planner.best(STATISTICS, given[:1]) == given[0] != planner.best(STATISTICS)
+
+
+def test_of_a_table_the_first_rows_and_each_method_s_fastest_are_told():
+    table = pd.DataFrame({"method": ["a", "a", "a", "b", "b"], "row": range(5)})
+    assert fastest(table, 2).row.tolist() == [0, 1, 3]
+
+
 def test_plans_whose_passes_were_not_measured_are_left_out(planner):
     """The target's passes were measured up to 16 tokens; a round in the hierarchy adds up to four."""
     plans = planner.plans(STATISTICS, (12, 15, 16))
@@ -101,6 +112,7 @@ def test_other_heads_are_told_where_the_fastest_plan_gains_by_them(draft_ms, gai
     others = table(replace(TARGET, draft_ms=pd.Series({3: draft_ms})))
     told = faster_heads({"fp16": table(TARGET), "w4a16-g128": others})
     assert told == (gain and ("w4a16-g128", pytest.approx(others.tokens_per_s.max()), pytest.approx(gain)))
+    assert faster_heads({"w8a8": table(TARGET), "fp16": others}) == (told and ("fp16", *told[1:]))
 
 
 def test_plans_that_only_other_heads_have_do_not_count():

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from specquant.errors import SpecquantError
-from specquant.quant import SCHEMES, quantize_linear
-from specquant.quant.gptq import gptq, inverse_factor
-from specquant.quant.grid import Grid
+from specquant.quant import SCHEMES, empty_linear, quantize_linear
+from specquant.quant.gptq import CLIPPING, gptq, inverse_factor, search_clipping
+from specquant.quant.grid import Grid, in_groups
 
 OUTPUTS, INPUTS = 48, 256
 four_bit_schemes = pytest.mark.parametrize(
@@ -47,8 +47,10 @@ def test_without_correlation_gptq_is_round_to_nearest(weight):
     assert torch.equal(codes, (weight * 100).round())
 
 
-def test_the_steps_are_those_of_the_inverse_hessian_recomputed_each_time(weight, inputs):
+@pytest.mark.parametrize("block", [128, 7])
+def test_the_steps_are_those_of_the_inverse_hessian_recomputed_each_time(weight, inputs, block, monkeypatch):
     """Against optimal brain quantization done slowly: after each input, solve for the best change of the rest."""
+    monkeypatch.setitem(gptq.__globals__, "BLOCK", block)
     weight, inputs = weight[:3, :24] * 60, inputs[:, :24]
     hessian = (inputs.t() @ inputs).double()
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(24, dtype=torch.float64)
@@ -71,6 +73,27 @@ def test_blocks_and_groups_do_not_mix(inputs, weight):
     codes = gptq(weight * 100, inputs.t() @ inputs, grid)
     assert codes[:, 128:].max() <= 0
     assert codes[:, :128].max() > 0
+
+
+def test_the_clipping_of_least_weighted_error_is_found(weight, inputs):
+    """For each group by itself. An outlier of an input that hardly counts is cut; none of the shares is better."""
+    weight[:, 5], inputs[:, 5] = 0.4, 0.001 * inputs[:, 5]
+    hessian = inputs.t() @ inputs
+    linear, groups = empty_linear(SCHEMES["w4a16-g128"], *weight.shape), in_groups(weight, 128)
+    importance = in_groups(hessian.diagonal()[None], 128)
+    low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
+
+    def error():
+        grid = linear.grid().at(..., None)
+        return ((groups - grid.decode(grid.encode(groups))).square() * importance).sum(dim=-1)
+
+    errors = []
+    for share in CLIPPING:
+        linear.fit(share * low, share * high)
+        errors.append(error())
+    search_clipping(linear, weight, low, high, hessian)
+    torch.testing.assert_close(error(), torch.stack(errors).amin(dim=0))
+    assert (errors[0] > 1.1 * error()).any()
 
 
 def test_inputs_that_are_always_zero_are_no_problem(weight, inputs):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specquant.tables.speed import over_equal_texts, over_questions, speed, speedups
+from specquant.tables.speed import over_equal_texts, over_questions, speed, speedups, whole_step_ms
 
 # 10 tokens in 100 ms and 30 in 100 ms.
 QUESTIONS = pd.DataFrame({"tokens": [10, 30], "ms": [100.0, 100.0]})
@@ -13,6 +13,11 @@ QUESTIONS = pd.DataFrame({"tokens": [10, 30], "ms": [100.0, 100.0]})
 def test_a_speed_is_a_ratio_of_sums():
     assert speed(QUESTIONS.tokens.sum(), QUESTIONS.ms.sum()) == 200.0
     assert speed(QUESTIONS.tokens, QUESTIONS.ms).tolist() == [100.0, 300.0]
+
+
+def test_a_whole_step_is_its_draft_its_pass_and_the_rest():
+    steps = pd.DataFrame({"draft_ms": [3.0, 0.0], "verify_ms": [16.0, 10.0], "other_ms": [0.5, 0.25]})
+    assert whole_step_ms(steps).tolist() == [19.5, 10.25]
 
 
 def test_the_papers_form_is_the_mean_of_the_questions_speeds():
