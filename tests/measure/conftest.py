@@ -20,8 +20,8 @@ def data_dir(tmp_path_factory):
 def in_process(monkeypatch):
     """Gives the list of units that were ordered, as fresh processes would be asked for them.
 
-    A table then has every column of its schema, empty where there is nothing to tell: by that `specquant record` knows
-    which tables are from before a column.
+    It also checks that a table has every column of its schema, empty where there is nothing to tell. A column that a
+    table lacks tells `specquant record` that the table is from before that column.
     """
     ordered = []
 

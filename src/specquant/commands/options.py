@@ -54,8 +54,8 @@ def shown(default: Any) -> str:
 def read_values(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Bring what was written into the form in which cyclopts reads it: find places, and part lists at their commas.
 
-    Raises SpecquantError for another value than a whole number where one belongs, of which cyclopts makes one, and for
-    a path that is empty, which would be the folder in which the user is.
+    Raises SpecquantError where a whole number belongs and another value was written, of which cyclopts would make one.
+    It also does for an empty path, which would mean the folder in which the user is.
     """
     for argument in arguments:
         kinds = _kinds(argument.hint)

@@ -63,8 +63,11 @@ class Greedy:
 
 
 def added_to_root(accepted: torch.Tensor) -> torch.Tensor | None:
-    """The `token` of a `Verdict`, by what `accept_greedily` returns. It is a copy, which begins at a multiple of 16
-    bytes: for another address kernels would be compiled once more, in the middle of decoding."""
+    """The `token` of a `Verdict`, from what `accept_greedily` returns.
+
+    It is copied, so that it begins at a multiple of 16 bytes. For another address kernels would be compiled once more,
+    in the middle of decoding.
+    """
     return accepted[1].clone() if accepted.shape[1] == 1 else None
 
 

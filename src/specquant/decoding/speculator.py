@@ -141,7 +141,7 @@ class Speculator(Drafter):
         rows = rows_after(len(pending), verdict.rows)
         self.cache.keep(rows)
         if self._reads_features:
-            handed = handed[rows]  # of -1 it is the last one, which is cut off once the host knows
+            handed = handed[rows]  # -1 gives the last row, which is cut off once the host knows
         accepted = verdict.read()
         self._chose = [0, *accepted.path]
         if self.hand_up is not None:

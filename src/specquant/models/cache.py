@@ -53,9 +53,11 @@ class KVCache:
             )
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Of the pass of n rows that was written behind the confirmed slots, move these rows right behind them: int64
-        [n], ascending, filled up with -1. They count when they are confirmed."""
-        if len(rows) > 1:  # the row of a pass that has no other is there already
+        """Move some rows of the latest pass, which stand behind the confirmed slots, right behind these slots.
+
+        rows: int64 [n] for a pass of n rows, ascending, filled up with -1. They count when they are confirmed.
+        """
+        if len(rows) > 1:  # a lone row is in its place already
             keep_path(self.keys, self.values, self.length, rows)
 
     def confirm(self, rows: int) -> None:

@@ -199,7 +199,7 @@ class Llama(nn.Module):
     def forward(self, tokens: torch.Tensor, depths: torch.Tensor, cache: KVCache, mask: torch.Tensor) -> torch.Tensor:
         """Run new tokens behind the cache's confirmed slots.
 
-        tokens: int64 [rows]. depths: int64 [rows], how many positions each stands behind the first unconfirmed one.
+        tokens: int64 [rows]. depths: int64 [rows], how far behind the first unconfirmed position each stands.
         mask: bool [rows, n], n >= rows: which of the n slots behind the confirmed ones each row sees; the last `rows`
         of them are the rows of this pass. Returns features [rows, hidden]: the hidden states after the final norm.
         """

@@ -29,8 +29,8 @@ EAGLE3_TOKENS = 32768  # that were timed, beside the 32,000 that published EAGLE
 class RecordedCosts:
     """What one GPU's tables say about costs: verify_cost.csv, drafting.csv, rounds.csv and replayed.csv.
 
-    The last two say how long bookkeeping takes. Of replayed.csv the paper's plans do: the planner's own were chosen by
-    these costs, and would move them.
+    The last two say how long bookkeeping takes. Of replayed.csv only the paper's plans count: the planner's own were
+    chosen by these costs, and would move them.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = ("verify_cost", "drafting", "rounds", "replayed")

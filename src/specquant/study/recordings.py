@@ -83,8 +83,11 @@ def require_card(card: str) -> None:
 
 
 def known_before(folder: Path, every: Sequence[str], card: str) -> list[str]:
-    """What is known of the tables where commands put them, before any runs: a line for each that other kernels than
-    those here measured, if it is a GPU's, and for each that lacks what its commands write now."""
+    """What is to be told of the tables that are there before any command runs.
+
+    It is a line for each table of a GPU that was measured with other kernels than are here, and for each table that
+    lacks what its commands write now.
+    """
     lines = []
     places = {folder, *(placed(command, folder)[1] for command in every)}
     for table in sorted(table for place in places for table in place.glob("*.csv")):
@@ -125,8 +128,8 @@ def record_card(
 ) -> list[str]:
     """Run every command of a card in turn. Each goes on with what its table lacks, so that all may be run again.
 
-    Tables that other kernels wrote, or that lack what is written now, are told first, also on a machine that cannot
-    record them.
+    It first tells which tables were measured with other kernels, and which lack what is written now, also on a machine
+    that cannot record them.
 
     Args:
         card: "cpu", or a word of the GPU's name, such as h200. Their tables are in data/recorded/CARD.
