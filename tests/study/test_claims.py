@@ -269,7 +269,7 @@ def test_the_command_rewrites_answers(tmp_path, monkeypatch, capsys):
     assert main(["claims"]) == 0
     assert capsys.readouterr().out.split() == [str(table), str(readme), str(page)]
     same(claims.read_claims(table), claims.read_claims())
-    assert "* **60 tokens over one: Llama-3-8B, W8A8**: " in page.read_text()
+    assert "| 60 tokens over one: Llama-3-8B, W8A8 | under 1.2, A100 | " in page.read_text()
     number = r"1\.\d\d"
     ours = rf"{number} \({number} to {number}\)"
     row = rf"\| 60 tokens over one: Llama-3-8B, W8A8 \| under 1\.2 \| {ours} \| not reproduced \|\n"

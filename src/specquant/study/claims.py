@@ -364,14 +364,14 @@ def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short:
         text: The page's.
         table: As `shown` tells it.
         where: The page, to name it.
-        short: A row for each claim, in place of an item with all that is known.
+        short: Without how many processes there were, and without the paper's code.
 
     Raises:
         SpecquantError: The markers are not there.
     """
-    lines = table.to_dict("records")
-    told = _rows(lines) if short else f"{''.join(map(_item, lines))}\n{_kernels()}\n"
-    return with_part(text, MARKERS, told, where)
+    head, rows = _short(table) if short else (list(table), table.to_numpy().tolist())
+    told = f"\n{markdown_table(head, rows)}\n\n"
+    return with_part(text, MARKERS, told if short else f"{told}{_kernels()}\n", where)
 
 
 def _kernels() -> str:
@@ -384,27 +384,16 @@ def _kernels() -> str:
     return textwrap.fill(f"{said}.", WIDTH) + "\n"
 
 
-def _item(line: dict[str, str]) -> str:
-    """One claim in lines of at most WIDTH columns."""
-    told = [
-        f"{name[0].upper()}{name[1:]}: {line[name]}."
-        for name in line
-        if name not in ("claim", "verdict") and line[name]
-    ]
-    said = " ".join([f"**{line['claim']}**: {line['verdict']}.", *told])
-    return textwrap.fill(said, WIDTH, initial_indent="* ", subsequent_indent="  ") + "\n"
-
-
-def _rows(lines: list[dict[str, str]]) -> str:
-    """A table of claims: the paper's value, ours with its widest interval, and the verdict."""
+def _short(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: of each claim the paper's value, ours with its widest interval, and the verdict."""
     rows = []
-    for line in lines:
+    for line in table.to_dict("records"):
         (ours,) = (value for name, value in line.items() if name.startswith("ours"))
         value = re.sub(r", \d+ (processes|tasks)\b", "", ours)
         value = re.sub(r"^not measured; (.*), [^,]*$", r"\1", value).removesuffix("-135M")
         value = re.sub(r" \(.*\); (.*) over assumed acceptance", r" (\1 assumed)", value)
         rows.append([line["claim"], line["the paper"].rpartition(", ")[0], value, line["verdict"]])
-    return f"\n{markdown_table(['claim', 'the paper', 'ours', 'verdict'], rows)}\n\n"
+    return ["claim", "the paper", "ours", "verdict"], rows
 
 
 def shown(claims: pd.DataFrame, where: str) -> pd.DataFrame:
