@@ -730,6 +730,9 @@ def test_numbers_and_names_that_no_command_can_use(refused, tmp_path, command, s
         (["plan", "--traces", ""], "--traces is '': give a path, such as . for this folder"),
         (["bench", "replay", "--model", "llama-3-8b", "--planned", ""], "--planned is '': give a path"),
         (["record", "--card", "h200", "--out", ""], "--out is '': give a path"),
+        (["quantize", "", "--scheme", "w8a8", "--out", "x"], "MODEL is '': give a path"),
+        (["generate", "--model", "x", "--prompt", "x", "--intermediate", ""], "--intermediate is '': give a path"),
+        (["train-tiny", "--corpora", "", "--out", "x"], "--corpora is '': give a path"),
     ],
 )
 def test_a_wrong_command_line(refused, command, says):

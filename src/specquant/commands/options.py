@@ -55,13 +55,13 @@ def read_values(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
     """Bring what was written into the form in which cyclopts reads it: find places, and part lists at their commas.
 
     Raises SpecquantError where a whole number belongs and another value was written, of which cyclopts would make one.
-    It also does for an empty path, which would mean the folder in which the user is.
+    It also does for an empty path or model, which would mean the folder in which the user is.
     """
     for argument in arguments:
         kinds = _kinds(argument.hint)
+        if Path in kinds and any(not token.value for token in argument.tokens):
+            raise SpecquantError(f"{argument.name} is '': give a path, such as . for this folder")
         if kinds == [Path]:
-            if any(not token.value for token in argument.tokens):
-                raise SpecquantError(f"{argument.name} is '': give a path, such as . for this folder")
             argument.tokens = [token.evolve(value=str(Path(token.value).absolute())) for token in argument.tokens]
         elif int in kinds and any(_whole(token.value) is None for token in argument.tokens):
             words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
