@@ -208,7 +208,8 @@ def test_a_command_that_is_terminated_ends_what_it_started(tmp_path):
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert errors.splitlines()[-1] == "specquant: interrupted; what had finished is kept"
+    told = "specquant: interrupted; a command that goes on after a stop does so when it is repeated"
+    assert errors.splitlines()[-1] == told
     for child in started:
         while Path(f"/proc/{child}").exists():
             assert time.monotonic() < ends

@@ -61,7 +61,7 @@ def _run(words: list[str]) -> int:
         return _complain(str(error), 2)
     except (KeyboardInterrupt, Terminated) as error:
         status = TERMINATED if isinstance(error, Terminated) else 130
-        return _complain("interrupted; what had finished is kept", status)
+        return _complain("interrupted; a command that goes on after a stop does so when it is repeated", status)
 
 
 def parsed(app: App, words: list[str]) -> tuple[Callable[..., int | None], BoundArguments]:

@@ -108,6 +108,11 @@ def test_a_damaged_table_is_named_with_the_place(tmp_path, damage, sentence):
     assert str(path) in str(raised.value)
 
 
+def test_what_is_no_file_is_told_with_the_reason(tmp_path):
+    with pytest.raises(SpecquantError, match=rf"cannot read {tmp_path} \(Is a directory\): name a table"):
+        read_results(tmp_path, table="traces")
+
+
 def test_a_file_that_is_no_such_table_is_told_from_a_damaged_one(tmp_path):
     """It cannot be measured again: another file was meant."""
     (tmp_path / "README.md").write_text("# A heading\n\nand a text\n")

@@ -68,7 +68,9 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpecquantError(f"there are no results at {path}: {_first(kind)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SpecquantError(f"cannot read {path} ({error.strerror}): name a table") from None
+    except UnicodeDecodeError as error:
         raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
     _require_whole_rows(text, path, kind)
     names = kind.schema.columns if kind else {}
