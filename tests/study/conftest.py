@@ -1,15 +1,21 @@
-"""A small clone with notebooks of its own, for the batch to run."""
+"""A small clone with notebooks of its own, for the batch to run, and what a module computes for pages."""
 
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import papermill.engines
 import pytest
 
 from specquant.study import batch
+
+
+def numbers_of(module: ModuleType) -> dict[str, float]:
+    """All numbers that a module's SOURCES compute, by name."""
+    return {name: number for source, _ in module.SOURCES for name, number in source().items()}
 
 
 class Clone:

@@ -1,5 +1,7 @@
 """Rows of something else in a recorded table, as a later recording may bring them, change no number that is told."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 
@@ -7,6 +9,7 @@ from specquant.decoding.method import PLAN_FIELDS
 from specquant.study import numbers, own_copies, recorded_numbers, smollm2
 from specquant.study.claims import Evidence
 from specquant.tables.results import read_results
+from tests.study.conftest import numbers_of
 
 TIMES = ("tokens_per_s", "draft_ms", "verify_ms", "power_w", "accepted_length", "ratio", "correct_percent")
 QUALITIES = ("perplexity", "increase_percent", "agreement_percent", "acceptance_rate", "tokens", "questions")
@@ -25,7 +28,7 @@ def with_others(rows: pd.DataFrame, **values: object) -> pd.DataFrame:
 
 SMOLLM2 = [(smollm2, source, table, {"model": "another"}) for source, tables in smollm2.SOURCES for table in tables]
 COPIES = [
-    (own_copies, own_copies.numbers, table, values)
+    (own_copies, partial(numbers_of, own_copies), table, values)
     for table, values in (
         ("traced-self/replayed", {"intermediate": "another"}),
         ("traced-self/replayed", {"intermediate_scheme": "w8a8"}),
@@ -37,9 +40,9 @@ COPIES = [
     )
 ]
 OTHERS = [
-    (smollm2, smollm2.numbers, "smollm2/humaneval", {"scheme": "w8a8"}),
-    (smollm2, smollm2.numbers, "smollm2/head_features", {"scheme": "w8a8"}),
-    (smollm2, smollm2.numbers, "smollm2/acceptance", {"temperature": 0.5}),
+    (smollm2, partial(numbers_of, smollm2), "smollm2/humaneval", {"scheme": "w8a8"}),
+    (smollm2, partial(numbers_of, smollm2), "smollm2/head_features", {"scheme": "w8a8"}),
+    (smollm2, partial(numbers_of, smollm2), "smollm2/acceptance", {"temperature": 0.5}),
     *(
         (numbers, lambda: numbers._of_tiny(None), f"cpu/{table}", {"model": "another"})
         for table in ("head_features", "throughput", "quality")

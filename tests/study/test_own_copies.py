@@ -7,6 +7,7 @@ import pytest
 from specquant.files import resolve
 from specquant.planning.traces import Traces
 from specquant.study import own_copies, read_results
+from tests.study.conftest import numbers_of
 
 RECORDED = resolve(own_copies.RECORDED)
 TARGETS = [("llama-3-70b", "w8a8"), ("llama-3-8b", "fp16"), ("llama-3-8b", "w8a8")]
@@ -62,7 +63,7 @@ def test_a_copy_takes_about_half_of_its_target_s_time_for_a_token_and_more():
     expected = rows.draft_ms["vanilla"] / 6 / rows.verify_ms["autoregressive"]
     shares = own_copies.share_of_target()
     assert shares["llama-3-70b", "w8a8", ""] == pytest.approx(expected)
-    known = own_copies.numbers()
+    known = numbers_of(own_copies)
     assert 45 < known["own copy over its target, least %"] == 100 * shares.min()
     assert 100 > known["own copy over its target, most %"] == 100 * shares.max()
 
@@ -71,7 +72,7 @@ def test_each_target_has_its_row_and_every_number_its_name():
     cells = own_copies.cells()
     assert list(cells) == ["70B w8a8", "8B fp16", "8B w8a8"]
     assert list(cells["8B fp16"])[-2:] == [own_copies.PREDICTED, own_copies.COLUMNS["eagle2"]]
-    known = own_copies.numbers()
+    known = numbers_of(own_copies)
     for name in (
         "own copy 8B fp16, vanilla, shared cache, best",
         "own copy accepts w8a8, vanilla, agrees %",

@@ -5,15 +5,16 @@ import pytest
 
 from specquant.files import project_root
 from specquant.planning.traces import over_tasks
+from specquant.study import smollm2
 from specquant.study.recorded_numbers import SOURCES
-from specquant.study.smollm2 import numbers
+from tests.study.conftest import numbers_of
 
 RECORDED = project_root() / "data/recorded"
 
 
 @pytest.fixture(scope="module")
 def known():
-    return numbers()
+    return numbers_of(smollm2)
 
 
 def row(table: str, **values: object) -> pd.Series:

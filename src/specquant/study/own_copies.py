@@ -133,11 +133,6 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
     return {name: {column: row[column] for column in columns if column in row} for name, row in told.items()}
 
 
-def numbers() -> dict[str, float]:
-    """All of them."""
-    return {name: number for source, _ in SOURCES for name, number in source().items()}
-
-
 def _of_speedups() -> dict[str, float]:
     """ "own copy 8B fp16, vanilla": its speedup; "low" and "high" over processes. "best": of drafts of the best length,
     "all accepted": if each draft of 6 tokens were. "own copy over its target, least %": `share_of_target`."""

@@ -1,4 +1,7 @@
-"""The numbers that sentences say of SmolLM2: its quality, its answers, and what is accepted of its drafters."""
+"""The numbers that sentences say of SmolLM2: its quality, its answers, and what is accepted of its drafters.
+
+"least" and "most", and "%", as in `recorded_numbers`.
+"""
 
 import pandas as pd
 
@@ -7,11 +10,6 @@ from specquant.tables.intervals import ends, interval
 from specquant.tables.results import read_results
 
 IN_STUDY = "SmolLM2-135M-Instruct (fp16 of Q4_1)"  # the model, as 04_quality calls it
-
-
-def numbers() -> dict[str, float]:
-    """All of them. "least" and "most", and "%", as in `recorded_numbers`."""
-    return {name: number for source, _ in SOURCES for name, number in source().items()}
 
 
 def _read(table: str, model: str = "smollm2") -> pd.DataFrame:
