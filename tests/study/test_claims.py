@@ -176,13 +176,13 @@ def test_the_pages_show_the_table(page, short):
     if not short:
         assert all(f"`{name}.csv` `" in text for name in ("verify_cost", "drafting", "replayed"))
     table = claims.shown(claims.read_claims(), "README")
-    assert claims.with_list(text, table, page, short) == text
+    assert claims.with_table(text, table, page, short) == text
     assert all(claim.partition(":")[0] in text for claim in table.claim)
 
 
 def test_a_readme_without_markers_is_refused():
     with pytest.raises(SpecquantError, match="lacks the lines"):
-        claims.with_list("# specquant\n", pd.DataFrame())
+        claims.with_table("# specquant\n", pd.DataFrame())
 
 
 def test_an_unknown_quantity_is_refused(evidence):

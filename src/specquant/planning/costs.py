@@ -159,6 +159,8 @@ def bookkeeping_ms(table: pd.DataFrame, **values: str) -> float:
         rows = table[table[column] == value]
         if rows.empty:
             recorded = ", ".join(table[column].unique())
-            raise SpecquantError(f"nothing was recorded with {column} {value}, only with {recorded}: choose of these")
+            raise SpecquantError(
+                f"nothing was recorded with {column} {value}, only with {recorded}: choose of these, or measure it"
+            )
         table = rows
     return table.other_ms.median()

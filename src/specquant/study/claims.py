@@ -332,11 +332,11 @@ def read_claims(path: str | Path = CLAIMS) -> pd.DataFrame:
 
 
 def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: str | Path = PAGE) -> list[Path]:
-    """Compute the answers anew, write them into claims.csv and the lists of them, and every marked number into prose.
+    """Compute the answers anew, write them into claims.csv and the tables of them, and every marked number into prose.
 
     Args:
         path: claims.csv.
-        readme: Has the short list between its markers.
+        readme: Has the short table between its markers.
         page: Has the long one.
 
     Returns:
@@ -353,11 +353,11 @@ def write_claims(path: str | Path = CLAIMS, readme: str | Path = README, page: s
     texts = {resolve(path): told}
     for where, short in ((readme, True), (page, False)):
         file = resolve(where)
-        texts[file] = with_list(pages.pop(file, None) or read_text(file, "the page"), table, where, short)
+        texts[file] = with_table(pages.pop(file, None) or read_text(file, "the page"), table, where, short)
     return [write_file(file, text) for file, text in (texts | pages).items()]  # now that nothing is missing
 
 
-def with_list(text: str, table: pd.DataFrame, where: str | Path = README, short: bool = False) -> str:
+def with_table(text: str, table: pd.DataFrame, where: str | Path = README, short: bool = False) -> str:
     """A page's text with what this table says between its markers.
 
     Args:

@@ -69,7 +69,7 @@ def read_results(path: str | os.PathLike, columns: Iterable[str] = (), table: st
     except FileNotFoundError:
         raise SpecquantError(f"there are no results at {path}: {_first(kind)}") from None
     except OSError as error:
-        raise SpecquantError(f"cannot read {path} ({error.strerror}): name a table") from None
+        raise SpecquantError(f"cannot read {path} ({error.strerror}): name a table that can be read") from None
     except UnicodeDecodeError as error:
         raise SpecquantError(f"cannot read {path} as text ({error}): {remedy}") from None
     _require_whole_rows(text, path, kind)
