@@ -101,7 +101,7 @@ def test_the_undamaged_family_works(family, capfd):
         (["--method", "auto", "--calibration", "none.csv"], "there is no calibration at"),
         (
             ["--model", "nowhere"],
-            "nowhere is not a model directory: it has no config.json; name a directory that has one",
+            "nowhere is not a model directory: nothing is there; name a directory that has a config.json",
         ),
         *((["--method", method, f"--{name}", "nowhere"], "nowhere is not a mo") for name, method in NEEDS.items()),
         (["--prompt", ""], "the prompt is empty: give at least one character"),
@@ -198,6 +198,16 @@ def test_missing_files(family, refused, name):
     assert f"{family / name} has no weights: no *.safetensors file is in it" in refused(*command)
     (family / name / "config.json").unlink()
     assert f"{family / name} is not a model directory: it has no config.json" in refused(*command)
+
+
+def test_what_is_where_a_model_should_be_is_told(tmp_path, refused):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("gone")
+    found = {"folder": "it has no config.json", "file": "it is a file", "link": "nothing is there"}
+    for name, told in {**found, "gone": "nothing is there"}.items():
+        says = f"{tmp_path / name} is not a model directory: {told}; name a directory that has a config.json"
+        assert says in refused(*generate(tmp_path / name))
 
 
 @pytest.mark.parametrize(

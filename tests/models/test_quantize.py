@@ -239,7 +239,7 @@ def test_bad_arguments_are_refused(refused, source, tmp_path):
     refused("unknown scheme 'w3'", scheme="w3")
     refused("choose another scheme", scheme="fp16")
     refused("unknown quantization method 'magic'", method="magic")
-    refused("no config.json", model_dir=tmp_path / "missing")
+    refused("missing is not a model directory: nothing is there", model_dir=tmp_path / "missing")
     refused("cannot read calibration text", calibration_text=tmp_path / "missing.txt")
     (tmp_path / "short.txt").write_text("1 plus 1")
     refused(r"only \d+ tokens: give one of 32 or more", calibration_text=tmp_path / "short.txt")

@@ -180,7 +180,7 @@ def test_a_missing_model_is_refused_before_a_notebook_runs(models, profiles, tmp
     (profiles / "mine.yaml").write_text("".join(f"{name}: {json.dumps(path)}\n" for name, path in lines.items()))
     assert main(["study", "--profile", "mine", "--results", str(tmp_path / "results")]) == 2
     error = capfd.readouterr().err
-    assert error.startswith(f"specquant: {tmp_path / 'nowhere'} is not a model directory: it has no config.json")
+    assert error.startswith(f"specquant: {tmp_path / 'nowhere'} is not a model directory: nothing is there")
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
 

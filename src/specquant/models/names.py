@@ -69,8 +69,11 @@ def _is_there(path: str | Path) -> bool:
 
 
 def no_model(path: str | Path) -> SpecquantError:
-    """For what is no directory of a model."""
-    return SpecquantError(f"{path} is not a model directory: it has no config.json; name a directory that has one")
+    """For what is no directory of a model: says what is there instead."""
+    found = "it is a file" if os.path.exists(path) else "nothing is there"
+    if os.path.isdir(path):
+        found = "it has no config.json"
+    return SpecquantError(f"{path} is not a model directory: {found}; name a directory that has a config.json")
 
 
 def no_gguf(file: str | Path, reason: object) -> SpecquantError:
