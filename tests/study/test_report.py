@@ -7,6 +7,8 @@ from urllib.parse import unquote
 import pytest
 
 from specquant.errors import SpecquantError
+from specquant.files import project_root
+from specquant.study import report
 from specquant.study.claims import read_claims, shown
 from specquant.study.report import Live, write_report
 
@@ -101,6 +103,20 @@ def test_the_claims_stand_in_it_with_their_verdicts(tmp_path):
     assert len(table) > 5
     for line in table.to_dict("records"):
         assert {line["claim"], line["verdict"]} <= set(texts)
+
+
+def test_the_rule_of_the_verdicts_is_linked_from_a_folder_in_the_clone(tmp_path, monkeypatch):
+    """A folder elsewhere could not be moved with such a link: there the rule's page is named."""
+    (tmp_path / "clone/data").mkdir(parents=True)
+    (tmp_path / "clone/data/published").symlink_to(project_root() / "data/published")
+    monkeypatch.setattr(report, "project_root", lambda: tmp_path / "clone")
+    for folder, links in {"clone/results/a #1": 1, "clone 2/results": 0}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        shown = page(tmp_path / folder)
+        assert [text for text in shown.texts if "The rule of the verdict: data/published/README.md" in text]
+        assert len(shown.links) == links
+        for link in shown.links:
+            assert "**The verdict** on a claim" in (tmp_path / folder / link).read_text()
 
 
 def test_findings_say_whether_they_hold(tmp_path):

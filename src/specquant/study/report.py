@@ -1,6 +1,7 @@
 """The HTML report of a batch: the claims, what each notebook found or is just doing, and links to all that it wrote."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +12,12 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 
 from specquant.errors import SpecquantError
-from specquant.files import write_file
+from specquant.files import project_root, write_file
 from specquant.measure.states import DONE, FAILED, LEFT_OUT, QUEUED, RUNNING
 from specquant.tables.style import device_label
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+RULE = "data/published/README.md"  # of the clone, which explains the verdicts
 # How the state of a job looks: classes of the template.
 JOB_LOOK = {FAILED: "bad", LEFT_OUT: "open", RUNNING: "open", "unknown": "open", QUEUED: "", DONE: "good"}
 MOST_JOBS = 30  # of a command that have a line of their own
@@ -54,7 +56,8 @@ class Live:
 def write_report(folder: Path, profile: str, notebooks: Iterable[str], live: Live | None = None) -> Path:
     """Write `folder`/index.html from the notebooks' records; returns its path.
 
-    Links are relative: the folder can move. While a batch runs (`live`), a browser loads the page again and again.
+    Links are relative: the folder can move. Only that to the rule of the verdicts leaves it, in a clone. While a batch
+    runs (`live`), a browser loads the page again and again.
 
     Raises:
         SpecquantError: The folder cannot be written.
@@ -65,7 +68,7 @@ def write_report(folder: Path, profile: str, notebooks: Iterable[str], live: Liv
         profile=profile,
         live=live,
         facts=_facts(records.values(), live),
-        **_claims(),
+        **_claims(folder),
         notebooks=[_notebook(folder, name, record, live) for name, record in records.items()],
     )
     return write_file(folder / "index.html", page, by_several=True)
@@ -108,13 +111,16 @@ def _facts(records: Iterable[dict[str, Any]], live: Live | None) -> dict[str, st
     return facts
 
 
-def _claims() -> dict[str, Any]:
-    """The claims that README.md shows, or why they are not to be had, and how each verdict looks."""
+def _claims(folder: Path) -> dict[str, Any]:
+    """The claims that README.md shows, or why they are not to be had, how each verdict looks, and where their rule is:
+    its page in the clone, and a link to it from `folder`, None where that is not in the clone."""
     from specquant.study.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, read_claims, shown  # loads torch
 
     look = {REPRODUCED: "good", NOT_REPRODUCED: "bad", NOT_TESTED: "open"}
     try:
-        return {"claims": shown(read_claims(), "README"), "look": look}
+        root, inside = project_root(), Path(os.path.abspath(folder))
+        link = os.path.relpath(root / RULE, inside) if inside.is_relative_to(root) else None
+        return {"claims": shown(read_claims(), "README"), "look": look, "rule": RULE, "rule_link": link}
     except SpecquantError as error:
         return {"claims": str(error), "look": look}
 
