@@ -94,6 +94,17 @@ def test_the_fastest_plan_of_every_method_is_told(capsys):
     assert speeds == sorted(speeds, reverse=True)
 
 
+def test_nodes_of_a_hierarchys_tree_are_not_called_its_draft_size(capsys):
+    """The target verifies the sequence that the intermediate model made of that tree."""
+    assert main(["plan", "--intermediate", "llama-3-8b", "--rows", "1"]) == 0
+    head, fastest, *_ = capsys.readouterr().out.splitlines()
+    shown = dict(zip(head.split(), fastest.split(), strict=True))
+    best = plan_table(RECORDED, "llama-3-70b", "llama-3-8b").iloc[0]
+    assert (shown["method"], shown["nodes"]) == ("hierarchical", f"{best.draft_size}")
+    assert shown["mean_draft_size"] == f"{best.mean_draft_size:.2f}"
+    assert "draft_size" not in shown
+
+
 @pytest.mark.parametrize(
     ("target", "intermediate", "slow"),
     [("llama-3-8b", "llama-3-70b", True), ("llama-3-8b", "llama-3-8b", True), ("llama-3-70b", "llama-3-8b", False)],

@@ -64,8 +64,9 @@ def plan(
 ) -> None:
     """Which method and which tree would be fastest, from recorded costs.
 
-    A row is a plan, its times are those of a step. Speedups are over decoding one by one. The bookkeeping of a step
-    (other_ms) counts as no time.
+    A row is a plan, its times are those of a step. Nodes and iterations are of an EAGLE tree, in a hierarchy of that
+    which the intermediate model verifies. mean_draft_size is of the target's pass. Speedups are over decoding one by
+    one. The bookkeeping of a step (other_ms) counts as no time.
 
     Args:
         recorded: The folder of verify_cost.csv and drafting.csv of one GPU.
@@ -113,7 +114,8 @@ def plan(
     source = f"of {traces}" if traces else "assumed"
     told = f"{' and '.join(named)} in {scheme}, heads in {head_scheme}, by the costs in {recorded}"
     tell(f"{told}: predicted; acceptance is {source}")
-    print(fastest(tables[head_scheme], rows).round(2).to_string(index=False))
+    shown = fastest(tables[head_scheme], rows).rename(columns={"draft_size": "nodes"})
+    print(shown.round(2).to_string(index=False))
     if faster := faster_heads(tables):
         heads, speed, gain = faster
         tell(
