@@ -10,7 +10,7 @@ from specquant.tables.intervals import (
     apart_percent,
     ends,
     in_each_process,
-    in_few_words,
+    in_words,
     over_processes,
     over_questions_with,
     told_with_interval,
@@ -61,5 +61,5 @@ def test_a_block_that_was_slow_once_moves_neither_its_process_nor_the_median():
 
 def test_one_process_alone_has_no_interval_to_tell():
     row = pd.Series({"median": 1.314, "low": 1.3, "high": 1.32, "processes": 2})
-    assert in_few_words(row) == "1.31 (1.30 to 1.32)"
-    assert in_few_words(row.replace(2, 1)) == "1.31"
+    assert in_words(row) == "1.31 (1.30 to 1.32)"
+    assert in_words(row.replace(2, 1)) == "1.31"

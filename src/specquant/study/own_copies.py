@@ -12,7 +12,7 @@ from specquant.decoding.method import Plan, plans_in
 from specquant.files import project_root
 from specquant.planning.traces import Traces, over_tasks
 from specquant.study.claims import HEADS, HIERARCHY, RECORDED
-from specquant.tables.intervals import PROCESS, ends, in_few_words, interval, over_processes
+from specquant.tables.intervals import PROCESS, ends, in_words, interval, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.speed import speed
 from specquant.tables.style import size_label
@@ -123,7 +123,7 @@ def cells(recorded: str | Path = RECORDED) -> dict[str, dict[str, str]]:
     """The speedups as texts: the columns' by their names, of each target; and the best length that is predicted."""
     told: dict[str, dict[str, str]] = {}
     for (model, scheme, method), row in speedups(recorded).iterrows():
-        told.setdefault(f"{size_label(model)} {scheme}", {})[COLUMNS[method]] = in_few_words(row)
+        told.setdefault(f"{size_label(model)} {scheme}", {})[COLUMNS[method]] = in_words(row)
     for (model, scheme, shared), row in shorter_drafts(recorded)[list(LENGTHS)].iterrows():
         if shared:
             best = row.idxmax()

@@ -17,7 +17,7 @@ from specquant.planning.replayed import fitted_speedups
 from specquant.quant import SCHEMES
 from specquant.study import own_copies
 from specquant.study.claims import HEADS, replays_with
-from specquant.tables.intervals import PROCESS, in_each_process, in_few_words, over_processes, sample
+from specquant.tables.intervals import PROCESS, in_each_process, in_words, over_processes, sample
 from specquant.tables.markdown import markdown_table
 from specquant.tables.results import lacking, read_results, rows_there
 from specquant.tables.style import size_label
@@ -102,7 +102,7 @@ def passes(rows: pd.DataFrame, columns: Mapping[str, tuple[str, int]]) -> str:
             times, growth, share = parts
             if one in times.index:
                 both = f"{times['median'][one]:.2f} / {times['median'][wide]:.2f}"
-                row[name] = f"{both}, {in_few_words(growth.loc[wide])}, {share['median'][one]:.0%}"
+                row[name] = f"{both}, {in_words(growth.loc[wide])}, {share['median'][one]:.0%}"
     return markdown("scheme", cells, rows)
 
 
@@ -154,12 +154,10 @@ def drafting(rows: pd.DataFrame, rounds: pd.DataFrame) -> str:
     cells: dict[str, dict[str, str]] = {}
     for scheme, vocabulary in sorted(of_rounds.index, key=lambda key: (key[0], -key[1])):
         cells[f"{scheme}, {vocabulary:,} tokens"] = {
-            f"{size_label(model)}, {iterations} iterations": in_few_words(
-                drafts.loc[scheme, vocabulary, model, iterations]
-            )
+            f"{size_label(model)}, {iterations} iterations": in_words(drafts.loc[scheme, vocabulary, model, iterations])
             for model in reversed(TARGETS)
             for iterations in (3, 6)
-        } | {"a round of 8B": in_few_words(of_rounds.loc[(scheme, vocabulary)])}
+        } | {"a round of 8B": in_words(of_rounds.loc[(scheme, vocabulary)])}
     return markdown("head", cells, rows, rounds)
 
 
@@ -180,7 +178,7 @@ def replayed(rows: pd.DataFrame, shapes: Shapes) -> str:
     for (scheme, chances), of_run in runs.items():
         for name, base in bases.items():
             for plan, row in by_plan(fitted_speedups(of_run, shapes, base, chances).sort_index()).iterrows():
-                cells.setdefault(f"{whose[chances]}, heads in {scheme}: {plan}", {})[name] = in_few_words(row)
+                cells.setdefault(f"{whose[chances]}, heads in {scheme}: {plan}", {})[name] = in_words(row)
     return markdown("plan", cells, *runs.values())
 
 
@@ -227,5 +225,5 @@ def adaptive(rows: pd.DataFrame) -> str:
     cells: dict[str, dict[str, str]] = {}
     for name, decimals in {OF_SIX: 2, OF_60: 2, OF_ALL: 2, "mean_draft_size": 1}.items():
         for (model, scheme), row in over_processes(runs[name]).iterrows():
-            cells.setdefault(f"{size_label(model)} {scheme}", {})[name.replace("_", " ")] = in_few_words(row, decimals)
+            cells.setdefault(f"{size_label(model)} {scheme}", {})[name.replace("_", " ")] = in_words(row, decimals)
     return markdown("target", cells, rows)

@@ -61,13 +61,10 @@ def apart_percent(told: pd.DataFrame) -> pd.Series:
 
 
 def in_words(row: pd.Series, decimals: int = 2) -> str:
-    """A median with its interval: "1.31 (1.30 to 1.32)". row: of `over_processes`."""
+    """A median with its interval, "1.31 (1.30 to 1.32)". One process has none. row: of `over_processes`."""
+    if row["processes"] == 1:
+        return f"{row['median']:.{decimals}f}"
     return f"{row['median']:.{decimals}f} ({row['low']:.{decimals}f} to {row['high']:.{decimals}f})"
-
-
-def in_few_words(row: pd.Series, decimals: int = 2) -> str:
-    """A median, with its interval where there are several processes. row: of `over_processes`."""
-    return in_words(row, decimals) if row["processes"] > 1 else f"{row['median']:.{decimals}f}"
 
 
 def interval(name: str) -> tuple[str, str, str]:
