@@ -1,13 +1,24 @@
 """How much of what processes differ by in a pass is the host's, which takes longer in one to launch it than in another?
 
 A pass is timed from an idle card on, as decoding meets it, so most of what the host takes to launch it is in its time.
-`launch_us` of verify_cost.csv says how long that was; older tables lack it.
+`launch_us` of verify_cost.csv says how long that was; older tables lack it. `launching/verify_cost.csv` is a second
+recording of 8B, in which all rows have it.
 """
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from specquant.tables.intervals import in_each_process, over_processes
-from specquant.tables.verify_cost import KEYS
+from specquant.study.claims import RECORDED
+from specquant.tables.intervals import apart_percent, in_each_process, over_processes
+from specquant.tables.results import read_results
+from specquant.tables.style import legend_above, new_figure
+from specquant.tables.verify_cost import KEYS, pass_growth
+
+TABLE = f"{RECORDED}/launching/verify_cost.csv"
+FIRST = f"{RECORDED}/verify_cost.csv"  # of the same passes, recorded on another day
+BLOCK = ["model", "scheme", "draft_size"]
+AIM_PERCENT = 2.0  # within which processes are to agree in a ratio
+SHOWN = ((1, "1 token", "#0173b2", "o"), (60, "60 tokens", "#de8f05", "s"))
 
 
 def without_launching(rows: pd.DataFrame) -> pd.DataFrame:
@@ -43,16 +54,73 @@ def _apart(rows: pd.DataFrame) -> pd.Series:
     return several["high"] - several["low"]
 
 
-def numbers(rows: pd.DataFrame) -> dict[str, float]:
-    """ "processes of 8b apart, 1 tokens, ms", "launching": of launching; "without launching": of what is left.
+def from_the_mean(rows: pd.DataFrame) -> pd.DataFrame:
+    """By how much each pass took longer than the mean over processes (`longer_us`), and the host longer to launch it
+    (`launched_longer_us`), with `BLOCK` and `process`. rows: of verify_cost.csv, of one context."""
+    told = rows.dropna(subset="launch_us")
+    times_us, launches_us = 1e3 * told.time_ms, told.launch_us
+    of = told.groupby(BLOCK)
+    return told[[*BLOCK, "process"]].assign(
+        longer_us=times_us - 1e3 * of.time_ms.transform("mean"),
+        launched_longer_us=launches_us - of.launch_us.transform("mean"),
+    )
 
-    rows: as for `processes_apart`. Of a table that does not say how long the host took there are none.
-    """
-    apart, known = processes_apart(rows), {}
-    for model, name in (("llama-3-8b", "8b"), ("llama-3-70b", "70b")):
-        for size in (1, 60):
-            if (model, size) in apart.index:
-                of, told = apart.loc[model, size], f"processes of {name} apart, {size} tokens"
-                known |= {f"{told}, ms": of.apart_ms, f"{told}, launching, ms": of.launch_apart_ms}
-                known[f"{told}, without launching, ms"] = of.left_ms
+
+def growths_apart(rows: pd.DataFrame, draft_size: int = 60) -> pd.DataFrame:
+    """By how many percent the highest process is above the lowest in the time of so many tokens over one, by scheme:
+    of passes as they are, and without launching. rows: of verify_cost.csv, of one model and context."""
+    both = {"as it is": rows, "without launching": without_launching(rows)}
+    apart = {
+        name: apart_percent(pass_growth(of)).xs(draft_size, level="draft_size").groupby("scheme").max()
+        for name, of in both.items()
+    }
+    return pd.DataFrame(apart)
+
+
+def numbers() -> dict[str, float]:
+    """ "processes of 8b apart, 1 tokens, ms", "launching": of launching; "without launching": of what is left.
+    "launching of 8b us, least": in a block. "a us of launching, us": by which a pass is longer; "correlation": of both.
+    "growths of 8b launched": how many are told; "within 2%", with and without launching. "recordings of 8b": the
+    growths that two recordings tell, of at least three processes each; "apart, most %": of their medians."""
+    rows = read_results(TABLE)
+    apart, known = processes_apart(rows).loc["llama-3-8b"], dict[str, float]()
+    for size in (1, 60):
+        of, told = apart.loc[size], f"processes of 8b apart, {size} tokens"
+        known |= {f"{told}, ms": of.apart_ms, f"{told}, launching, ms": of.launch_apart_ms}
+        known[f"{told}, without launching, ms"] = of.left_ms
+    known |= {"launching of 8b us, least": rows.launch_us.min(), "launching of 8b us, most": rows.launch_us.max()}
+    longer = from_the_mean(rows)
+    products = longer.longer_us * longer.launched_longer_us
+    known["a us of launching, us"] = products.sum() / (longer.launched_longer_us**2).sum()  # by least squares
+    known["a us of launching, correlation"] = longer.longer_us.corr(longer.launched_longer_us)
+    within = growths_apart(rows)
+    known |= {"growths of 8b launched": len(within)}
+    for name in within:
+        known[f"growths of 8b launched, {name}, within 2%"] = (within[name] <= AIM_PERCENT).sum()
+        known[f"growths of 8b launched, {name}, most %"] = within[name].max()
+    recordings = recordings_apart(rows)
+    known |= {"recordings of 8b": len(recordings), "recordings of 8b apart, most %": recordings.max()}
+    known["recordings of 8b within 2%"] = (recordings <= AIM_PERCENT).sum()
     return known
+
+
+def recordings_apart(rows: pd.DataFrame, draft_size: int = 60) -> pd.Series:
+    """By how many percent the median over processes of one recording is above that of another, by scheme, in the time
+    of so many tokens over one. Only what both tell of as many processes. rows: of `TABLE`."""
+    first = read_results(FIRST).query("model == 'llama-3-8b' and context_length == 512 and protocol == 'blocks'")
+    told = [pass_growth(of).xs(draft_size, level="draft_size").groupby("scheme").first() for of in (first, rows)]
+    same = told[0]["processes"] == told[1]["processes"]
+    medians = pd.DataFrame({number: of["median"] for number, of in enumerate(told)})[same]
+    return 100 * (medians.max(axis=1) / medians.min(axis=1) - 1)
+
+
+def draw_launching(longer: pd.DataFrame) -> Figure:
+    """By how much a pass took longer, over by how much its launching did. longer: of `from_the_mean`."""
+    figure, (axis,) = new_figure(1, 1, height_in=2.6)
+    axis.axline((0, 0), slope=1, color="0.5", linewidth=0.8, label="as much as launching")
+    for size, label, color, marker in SHOWN:
+        of = longer[longer.draft_size == size]
+        axis.plot(of.launched_longer_us, of.longer_us, color=color, marker=marker, linestyle="", label=label)
+    axis.set(xlabel="launching took longer than the mean (µs)", ylabel="the pass took longer\nthan the mean (µs)")
+    legend_above(figure, axis, columns=3)
+    return figure

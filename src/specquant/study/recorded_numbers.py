@@ -19,12 +19,11 @@ from specquant.study.claims import HEADS, RECORDED, replays_with, short_name
 from specquant.study.recorded_tables import OF_ALL, OF_SIX, RUN, adaptive_runs, attention_times
 from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes
 from specquant.tables.results import read_results
-from specquant.tables.verify_cost import KEYS, pass_growth, process_offsets
+from specquant.tables.verify_cost import KEYS, pass_growth
 
 AIM = 0.99  # of the fastest of six static sizes, which adaptive ones were to reach
 SAME = 0.02  # accepted lengths of one plan differ by no more; now and then an adaptive draft is deeper
 ENOUGH = 20  # steps of a text, for a time that is told; one that differs early has fewer
-HARDLY_MS = 0.02  # by which one process's pass is shorter than another's
 RETURNED_MHZ = 1900  # of a card whose clock is back behind wide passes
 
 
@@ -41,19 +40,12 @@ def _of_card() -> dict[str, float]:
 
 
 def _of_processes() -> dict[str, float]:
-    """ "growths of 60 tokens within 2%": how many there are, of a model in a scheme, in which processes agree so well.
-    "third process of 8b, 1 tokens, less ms": than the first takes, the median over schemes. "schemes of 8b, third
-    process hardly less": how many, for one token. And `launching.numbers`."""
+    """ "growths of 60 tokens": how many there are, one of each model in each scheme. "within 2%": in how many
+    processes agree so well. "apart, most %": the furthest."""
     rows = read_results(f"{RECORDED}/verify_cost.csv").query("context_length == 512 and protocol == 'blocks'")
     apart = apart_percent(pass_growth(rows)).xs(60, level="draft_size")
     known = {"growths of 60 tokens": len(apart), "growths of 60 tokens within 2%": (apart <= 2).sum()}
-    known["growths of 60 tokens apart, most %"] = apart.max()
-    less_ms = -process_offsets(rows).loc["llama-3-8b", 2]
-    known |= {f"third process of 8b, {size} tokens, less ms": less_ms[size] for size in (1, 60)}
-    of_one = in_each_process(rows[(rows.model == "llama-3-8b") & (rows.draft_size == 1)], KEYS).unstack(PROCESS)
-    hardly = of_one[0] - of_one[2] < HARDLY_MS
-    known |= {"schemes of 8b": len(hardly), "schemes of 8b, third process hardly less": hardly.sum()}
-    return known | launching.numbers(rows)
+    return known | {"growths of 60 tokens apart, most %": apart.max()}
 
 
 def _of_contexts() -> dict[str, float]:
@@ -229,6 +221,7 @@ SOURCES: tuple[tuple[Callable[[], dict[str, float]], tuple[str, ...]], ...] = (
     (_of_half_precision, ("h200/tiny/losslessness",)),
     (_of_codes, ("h200/planted",)),
     (rests.numbers, ("h200/peers", "h200/without-rests/peers")),
+    (launching.numbers, ("h200/launching/verify_cost", "h200/verify_cost")),
     *own_copies.SOURCES,
     *smollm2.SOURCES,
 )

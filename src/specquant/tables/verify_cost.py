@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from specquant.tables.intervals import PROCESS, in_each_process, over_processes, ratios
+from specquant.tables.intervals import in_each_process, over_processes, ratios
 
 KEYS = ["model", "scheme", "weights", "context_length", "draft_size"]
 
@@ -18,14 +18,6 @@ def pass_growth(rows: pd.DataFrame, protocol: str = "blocks") -> pd.DataFrame:
     What has no pass of one token to compare with is left out.
     """
     return over_processes(ratios(in_each_process(rows[rows.protocol == protocol], KEYS), "draft_size", 1))
-
-
-def process_offsets(rows: pd.DataFrame) -> pd.DataFrame:
-    """By how many milliseconds a process's passes take longer than the first process's: the median over schemes, by
-    model and process, with a column for each draft size."""
-    times_ms = in_each_process(rows, KEYS).unstack(PROCESS).sort_index(axis=1)
-    longer_ms = times_ms.sub(times_ms.iloc[:, 0], axis=0).iloc[:, 1:].stack()
-    return longer_ms.groupby(["model", PROCESS, "draft_size"]).median().unstack("draft_size")
 
 
 def behind_first_context(rows: pd.DataFrame) -> pd.DataFrame:
