@@ -106,7 +106,7 @@ def test_two_recordings_are_compared_where_both_have_as_many_processes(tables):
 
 def test_numbers_have_the_names_of_their_marks(tables):
     rows = recorded({0: 150.0, 1: 60.0, 2: 55.0})
-    tables(rows, rows)
+    tables(pd.concat([rows, recorded({0: 300.0}).assign(model="llama-3-70b")]), rows)
     known = numbers()
     assert known["processes of 8b apart, 1 tokens, ms"] == pytest.approx(0.095)
     assert known["processes of 8b apart, 60 tokens, launching, ms"] == pytest.approx(0.095)
@@ -118,6 +118,8 @@ def test_numbers_have_the_names_of_their_marks(tables):
     assert known["growths of 8b launched, as it is, within 2%"] == 0
     assert known["recordings of 8b"] == known["recordings of 8b within 2%"] == 3
     assert known["recordings of 8b apart, most %"] == 0
+    assert known["launching of 8b, most %"] == pytest.approx(100 * 0.15 / (2 * (1 + 1 / 60) + 0.15))
+    assert known["launching of 70b, most %"] == pytest.approx(100 * 0.3 / (2 * (1 + 1 / 60) + 0.3))
 
 
 def test_marks_of_a_size_stand_where_its_passes_are():

@@ -9,14 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specquant.study.claims import RECORDED
-from specquant.tables.intervals import apart_percent, in_each_process, over_processes
+from specquant.tables.intervals import PROCESS, apart_percent, ends, in_each_process, over_processes
 from specquant.tables.results import read_results
 from specquant.tables.style import legend_above, new_figure
 from specquant.tables.verify_cost import KEYS, pass_growth
 
 TABLE = f"{RECORDED}/launching/verify_cost.csv"
 FIRST = f"{RECORDED}/verify_cost.csv"  # of the same passes, recorded on another day
-BLOCK = ["model", "scheme", "draft_size"]
 AIM_PERCENT = 2.0  # within which processes are to agree in a ratio
 SHOWN = ((1, "1 token", "#0173b2", "o"), (60, "60 tokens", "#de8f05", "s"))
 
@@ -56,11 +55,11 @@ def _apart(rows: pd.DataFrame) -> pd.Series:
 
 def from_the_mean(rows: pd.DataFrame) -> pd.DataFrame:
     """By how much each pass took longer than the mean over processes (`longer_us`), and the host longer to launch it
-    (`launched_longer_us`), with `BLOCK` and `process`. rows: of verify_cost.csv, of one context."""
+    (`launched_longer_us`), with `KEYS` and `process`. rows: of verify_cost.csv."""
     told = rows.dropna(subset="launch_us")
     times_us, launches_us = 1e3 * told.time_ms, told.launch_us
-    of = told.groupby(BLOCK)
-    return told[[*BLOCK, "process"]].assign(
+    of = told.groupby(KEYS)
+    return told[[*KEYS, PROCESS]].assign(
         longer_us=times_us - 1e3 * of.time_ms.transform("mean"),
         launched_longer_us=launches_us - of.launch_us.transform("mean"),
     )
@@ -81,14 +80,15 @@ def numbers() -> dict[str, float]:
     """ "processes of 8b apart, 1 tokens, ms", "launching": of launching; "without launching": of what is left.
     "launching of 8b us, least": in a block. "a us of launching, us": by which a pass is longer; "correlation": of both.
     "growths of 8b launched": how many are told; "within 2%", with and without launching. "recordings of 8b": the
-    growths that two recordings tell, of at least three processes each; "apart, most %": of their medians."""
+    growths that two recordings tell, of as many processes; "apart, most %": of their medians. "launching of 70b, most
+    %": of a pass."""
     rows = read_results(TABLE)
     apart, known = processes_apart(rows).loc["llama-3-8b"], dict[str, float]()
     for size in (1, 60):
         of, told = apart.loc[size], f"processes of 8b apart, {size} tokens"
         known |= {f"{told}, ms": of.apart_ms, f"{told}, launching, ms": of.launch_apart_ms}
         known[f"{told}, without launching, ms"] = of.left_ms
-    known |= {"launching of 8b us, least": rows.launch_us.min(), "launching of 8b us, most": rows.launch_us.max()}
+    known |= ends("launching of 8b us", rows.launch_us)
     longer = from_the_mean(rows)
     products = longer.longer_us * longer.launched_longer_us
     known["a us of launching, us"] = products.sum() / (longer.launched_longer_us**2).sum()  # by least squares
@@ -101,6 +101,8 @@ def numbers() -> dict[str, float]:
     recordings = recordings_apart(rows)
     known |= {"recordings of 8b": len(recordings), "recordings of 8b apart, most %": recordings.max()}
     known["recordings of 8b within 2%"] = (recordings <= AIM_PERCENT).sum()
+    for name, of in {"8b": rows, "70b": read_results(FIRST).query("model == 'llama-3-70b'")}.items():
+        known[f"launching of {name}, most %"] = (of.launch_us / of.time_ms).max() / 10  # µs over ms
     return known
 
 
